@@ -1,0 +1,55 @@
+# Every target sets up what it needs; the virtual environment is made once and reused.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test test-fast check format dependencies lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## make the virtual environment in .venv
+
+repro: $(READY)  ## run the pipeline: prepare, train, evaluate
+	@$(BIN)/bigstep repro
+
+test: $(READY)  ## run every test
+	@$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## run the tests that take under a minute
+	@$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## format, lint, types and documentation, as CI does
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_docs.py
+
+format: $(READY)  ## format the code and mend what lint can
+	@$(BIN)/ruff check --fix-only -q .
+	@$(BIN)/ruff format .
+
+dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
+	@$(BIN)/python tests/closures.py
+
+lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --output-file requirements.txt
+
+clean:  ## remove results, data stores and caches; MLflow's history and .venv stay
+	rm -rf data/prepared results/train results/evaluate .bigstep/workspaces build dist
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests pipelines -name __pycache__ -type d -prune -exec rm -rf {} +
+	git checkout -q -- results 2>/dev/null || true
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer must run make, but $(PYTHON) is " + sys.version.split()[0] + "; call make PYTHON=python3.11")'
+	@echo "installing into $(VENV) (torch is large: some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)

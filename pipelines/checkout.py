@@ -1,0 +1,37 @@
+"""Run the code of this checkout: the `src` beside this folder, whatever else the environment holds.
+
+MLflow keeps environments and reuses them, so one made for another checkout may have that one's `bigstep` installed.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["own_source"]
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+
+@contextmanager
+def own_source() -> Iterator[None]:
+    """Import `bigstep` from this checkout within the block; exit with code 2 and one line where that cannot be."""
+    sys.path.insert(0, str(SOURCE))
+    try:
+        import bigstep
+
+        yield
+    except ModuleNotFoundError as error:
+        _refuse(
+            f"every requirement must be installed, but {sys.executable} has no module {error.name!r}; "
+            "run `make install` and `. .venv/bin/activate`, or pip install -r requirements.txt"
+        )
+    if Path(bigstep.__file__).resolve().parents[1] != SOURCE:
+        _refuse(
+            f"the code that runs must be {SOURCE}, but bigstep is imported from {bigstep.__file__}; use another environment"
+        )
+
+
+def _refuse(line: str) -> None:
+    print(f"bigstep: {line}", file=sys.stderr)
+    raise SystemExit(2)

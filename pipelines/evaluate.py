@@ -1,0 +1,9 @@
+"""Stage evaluate of dvc.yaml."""
+
+from checkout import own_source
+
+with own_source():
+    from bigstep.stages.evaluate import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,9 @@
+"""Stage prepare of dvc.yaml."""
+
+from checkout import own_source
+
+with own_source():
+    from bigstep.stages.prepare import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

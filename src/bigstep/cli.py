@@ -1,0 +1,139 @@
+"""The command `bigstep`: parse, validate, call a stage; one line for each user's error."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bigstep import __version__
+from bigstep.config.reading import Override, parse_overrides
+from bigstep.errors import ConfigError, UserError
+
+__all__ = ["main"]
+
+STAGES = {
+    "prepare": "read the source's images into data/prepared",
+    "train": "train up to results/train, after prepare where that is out of date",
+    "evaluate": "judge the model in results/evaluate, after the stages before it",
+    "repro": "run whatever is out of date of prepare, train and evaluate",
+}
+SHORT = {
+    "learning_rate": "train.learning_rate",
+    "effective_batch_size": "train.effective_batch_size",
+    "epochs": "train.epochs",
+    "accumulation_steps": "hardware.accumulation_steps",
+    "micro_batch_size": "hardware.micro_batch_size",
+}
+EXAMPLES = """examples:
+  bigstep repro                                       the whole pipeline, as params.yaml says
+  bigstep repro --set train.learning_rate=0.01        the same with another value, in a private copy
+  bigstep repro --preset fashion-mnist                parameters of presets/fashion-mnist.yaml
+  bigstep predict photo.jpg                           ask the champion of MLflow's registry
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0, 2 after a user's error, 1 where a stage failed otherwise, 130 after Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _predict(options) if options.command == "predict" else _repro(options)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"bigstep: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bigstep",
+        description="Train image models with exact gradient accumulation; DVC runs the stages, MLflow keeps the history.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bigstep {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in STAGES.items():
+        _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
+    text = "name the class of images"
+    predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file of any size")
+    predict.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a model of MLflow's registry (its champion), a models:/ address, or a folder with model.safetensors; "
+        "default: the champion for data.source",
+    )
+    return parser
+
+
+def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="use another value than params.yaml's; may be repeated. The run then happens in a private copy",
+    )
+    parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set goes over them")
+    parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
+    if name == "repro":
+        short = parser.add_argument_group("short forms of --set (also as `mlflow run . -P name=value`)")
+        for key, target in SHORT.items():
+            flags = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
+            short.add_argument(*flags, dest=key, metavar="VALUE", help=f"{target}")
+        short.add_argument(
+            "--overrides", default="", metavar="TEXT", help='several, as "train.momentum=0.8 data.source=cifar10"'
+        )
+        short.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
+
+
+def _repro(options: argparse.Namespace) -> int:
+    from bigstep.stages.pipeline import Request, find_project_root, run_pipeline
+    from bigstep.stages.summary import finish_pipeline
+
+    root = find_project_root(Path.cwd())
+    groups = (_preset(root, options.preset), _overrides(options))
+    stage = options.command if options.command != "repro" else options.stage
+    request = Request(None if stage == "evaluate" else stage, tuple(group for group in groups if group), options.force)
+    code, paths, params = run_pipeline(root, request)
+    return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
+
+
+def _overrides(options: argparse.Namespace) -> tuple[Override, ...]:
+    texts = [f"{target}={getattr(options, key)}" for key, target in SHORT.items() if getattr(options, key, None) is not None]
+    try:
+        texts += shlex.split(getattr(options, "overrides", ""))
+    except ValueError as error:
+        raise ConfigError(f"--overrides must be words as in a shell, but {error}; balance the quotes") from None
+    return parse_overrides([*texts, *options.set])
+
+
+def _preset(root: Path, name: str | None) -> tuple[Override, ...]:
+    from bigstep.config.reading import nearest, read_yaml
+
+    if name is None:
+        return ()
+    known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"--preset must name a file in presets/, but {name!r} is none; {nearest(name, known)}")
+    content = read_yaml(root / "presets" / f"{name}.yaml")
+    return tuple((section, key, value) for section, values in content.items() for key, value in values.items())
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from bigstep.stages.pipeline import find_project_root
+    from bigstep.stages.predict import predict
+
+    return predict(find_project_root(Path.cwd()), [Path(name) for name in options.images], options.model)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

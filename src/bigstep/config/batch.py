@@ -1,0 +1,67 @@
+"""Effective batch B, micro-batch m, accumulation steps A: any two are given, ``A = ceil(B / m)`` holds."""
+
+from dataclasses import dataclass
+
+from bigstep.config.hardware import Hardware
+from bigstep.config.model import Model
+from bigstep.config.train import Train
+from bigstep.errors import ConfigError
+
+__all__ = ["Batch", "resolve_batch"]
+
+B, M, A = "train.effective_batch_size", "hardware.micro_batch_size", "hardware.accumulation_steps"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sizes of one optimizer step, in samples and micro-batches."""
+
+    effective_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+
+    def __str__(self) -> str:
+        """Print the arithmetic of a step."""
+        return (
+            f"effective batch {self.effective_batch_size} = {self.accumulation_steps} "
+            f"micro-batches of at most {self.micro_batch_size}"
+        )
+
+
+def resolve_batch(train: Train, hardware: Hardware, model: Model) -> Batch:
+    """Complete B, m and A from the two that are given.
+
+    With BatchNorm the micro-batch is the ghost batch, and ``hardware.micro_batch_size`` must be null or equal to it.
+
+    Raises:
+        ConfigError: fewer than two are given, or they contradict one another.
+    """
+    whole, part, count = train.effective_batch_size, hardware.micro_batch_size, hardware.accumulation_steps
+    if model.ghost_batch_size is not None:
+        part = _ghost(model.ghost_batch_size, part)
+    if [whole, part, count].count(None) > 1:
+        raise ConfigError(
+            f"two of {B}, {M} and {A} must be given, but they are {_null(whole)}, {_null(part)} and {_null(count)}; "
+            "give a second one"
+        )
+    whole = whole if whole is not None else (part or 0) * (count or 0)
+    part = part if part is not None else -(-whole // (count or 1))
+    steps = -(-whole // part)
+    if count is not None and count != steps:
+        raise ConfigError(
+            f"{A} must be {B} / {M} rounded up, which is {steps} for {whole} / {part}, but is {count}; "
+            f"write {steps}, or change one of the three"
+        )
+    return Batch(whole, part, steps)
+
+
+def _ghost(ghost: int, part: int | None) -> int:
+    if part not in (None, ghost):
+        raise ConfigError(
+            f"{M} must be null or equal to model.ghost_batch_size ({ghost}) with model.norm batch, but is {part}; write {ghost}"
+        )
+    return ghost
+
+
+def _null(value: int | None) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,19 @@
+"""The section ``evaluate``: how the trained model is judged."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from bigstep.config.section import Section
+
+__all__ = ["Evaluate"]
+
+
+class Evaluate(Section):
+    """How the trained model is judged (read by the stage ``evaluate``)."""
+
+    title: ClassVar[str] = "evaluate"
+    learning: ClassVar[bool] = True
+
+    calibration_bins: int = Field(15, ge=2, le=1000, description="bins of the expected calibration error")
+    num_mistakes: int = Field(25, ge=1, le=400, description="worst mistakes shown in mistakes.png")

@@ -1,0 +1,29 @@
+"""The section ``hardware``: what decides speed and memory, never the result."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from bigstep.config.section import Section
+
+__all__ = ["Hardware"]
+
+
+class Hardware(Section):
+    """What decides speed and memory, never the result (DVC does not follow these keys)."""
+
+    title: ClassVar[str] = "hardware"
+    learning: ClassVar[bool] = False
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the first CUDA device, else the CPU")
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        32, description="m, the most samples of one forward and backward pass; null = B / accumulation_steps"
+    )
+    accumulation_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="A, micro-batches per optimizer step; null = B / m, rounded up"
+    )
+    num_workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="processes that decode images in prepare; 0 = none beside the main one; null = one a core"
+    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="of torch on the CPU; null = torch's choice")
+    memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="layout of image tensors in memory")

@@ -1,0 +1,49 @@
+"""The section ``model``: the architecture, its normalisation and its starting weights."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from bigstep.config.section import Section
+
+__all__ = ["Model"]
+
+
+class Model(Section):
+    """The architecture, its normalisation and its starting weights (read by the stage ``train``)."""
+
+    title: ClassVar[str] = "model"
+    learning: ClassVar[bool] = True
+
+    name: str = Field("small_cnn", min_length=1, description="`small_cnn` (8 to 64 pixels) or any torchvision classifier")
+    width: int = Field(32, ge=4, le=1024, description="channels of the first layer of small_cnn")
+    norm: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="normalisation where the architecture has BatchNorm: GroupNorm in its place, itself, or none",
+    )
+    ghost_batch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="samples BatchNorm normalises together (norm: batch only); the micro-batch then equals it"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout probability, where the architecture has dropout; null = its own"
+    )
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="weights to start from: a .safetensors or .pth file in the folder weights/"
+    )
+    freeze_backbone: bool = Field(default=False, description="train the head only (needs weights)")
+
+    @model_validator(mode="after")
+    def check(self) -> "Model":
+        """Refuse combinations that cannot work."""
+        if self.norm == "batch" and self.ghost_batch_size is None:
+            raise ValueError(
+                "model.ghost_batch_size must be given with model.norm batch, but is null; write for example 32, or norm: group"
+            )
+        if self.norm != "batch" and self.ghost_batch_size is not None:
+            raise ValueError(
+                f"model.ghost_batch_size must be null unless model.norm is batch, but is {self.ghost_batch_size} "
+                f"with norm {self.norm}; write null"
+            )
+        if self.freeze_backbone and self.weights is None:
+            raise ValueError("model.freeze_backbone must be false without model.weights, but is true; name a weights file")
+        return self

@@ -1,0 +1,80 @@
+"""params.yaml as a whole: every section, and the rules between them.
+
+A stage reads its own sections only; this module is loaded to refuse a bad file before anything is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from bigstep.config.batch import Batch, resolve_batch
+from bigstep.config.data import Data
+from bigstep.config.evaluate import Evaluate
+from bigstep.config.hardware import Hardware
+from bigstep.config.model import Model
+from bigstep.config.reading import nearest, parse_section
+from bigstep.config.section import Section
+from bigstep.config.tracking import Tracking
+from bigstep.config.train import Train
+from bigstep.errors import ConfigError
+
+__all__ = ["SECTIONS", "Params", "flatten", "parse_params"]
+
+SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Tracking)
+
+
+@dataclass(frozen=True)
+class Params:
+    """All of params.yaml, validated."""
+
+    data: Data
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    hardware: Hardware
+    tracking: Tracking
+
+    @property
+    def batch(self) -> Batch:
+        """The sizes of one optimizer step."""
+        return resolve_batch(self.train, self.hardware, self.model)
+
+
+def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Params:
+    """Validate all sections and the rules between them.
+
+    Raises:
+        ConfigError: one line for each value that breaks a rule.
+    """
+    problems = [
+        f"{origin}: {name} must be a known section, but is not; {nearest(str(name), [s.title for s in SECTIONS])}"
+        for name in content
+        if name not in {section.title for section in SECTIONS}
+    ]
+    sections: dict[str, Any] = {}
+    for section in SECTIONS:
+        try:
+            sections[section.title] = parse_section(section, content, origin)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    params = Params(**sections)
+    try:
+        _ = params.batch
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return params
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Give every key as ``section.key``, with B, m and A completed."""
+    flat = {
+        f"{part.name}.{key}": value
+        for part in fields(params)
+        for key, value in getattr(params, part.name).model_dump(mode="json").items()
+    }
+    flat["train.effective_batch_size"] = params.batch.effective_batch_size
+    flat["hardware.micro_batch_size"] = params.batch.micro_batch_size
+    flat["hardware.accumulation_steps"] = params.batch.accumulation_steps
+    return flat

@@ -1,0 +1,163 @@
+"""params.yaml, ``--set`` and presets, read by one parser: ``1e-3`` is a float wherever it is written."""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from bigstep.config.section import Section, rule_of
+from bigstep.errors import ConfigError
+
+__all__ = ["Override", "apply_overrides", "nearest", "parse_overrides", "parse_section", "read_yaml", "write_yaml"]
+
+S = TypeVar("S", bound=Section)
+Override = tuple[str, str, Any]  # section, key, value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping, comments kept.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or is no mapping of sections.
+    """
+    try:
+        content = YAML().load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path.name} must be a readable file, but: {error.strerror}; create it or name another") from None
+    except (YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path.name} must be YAML, but {_first_problem(error)}; correct it there") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name} must be a mapping of sections, but is {_shown(content)}; begin with `data:`")
+    return content
+
+
+def write_yaml(content: Mapping[str, Any], path: Path) -> None:
+    """Write a mapping as :func:`read_yaml` gave it, comments kept."""
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(content, file)
+
+
+def parse_overrides(texts: Iterable[str], origin: str = "--set") -> tuple[Override, ...]:
+    """Split ``section.key=value`` texts; each value is a YAML scalar or flow collection.
+
+    Raises:
+        ConfigError: a text is not of that form.
+    """
+    return tuple(_parse_override(text, origin) for text in texts)
+
+
+def _parse_override(text: str, origin: str) -> Override:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key) or "." in key:
+        raise ConfigError(f"{origin} takes section.key=value, but got {text!r}; write for example train.learning_rate=0.01")
+    try:
+        return section, key, YAML(typ="safe", pure=True).load(value)
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin} {name} must have a YAML value, but {_first_problem(error)}; quote it") from None
+
+
+def apply_overrides(content: dict[str, Any], overrides: Collection[Override]) -> dict[str, Any]:
+    """Set each override in ``content`` (in place, so that comments stay) and return it; values are checked later.
+
+    Of effective batch, micro-batch and accumulation steps, what was not overridden gives way: B stays, unless
+    both others are overridden.
+    """
+    chosen = {f"{section}.{key}": value for section, key, value in overrides}
+    for section, key, value in [*overrides, *_giving_way(content, chosen)]:
+        target = content.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(
+                f"params.yaml: {section} must be a mapping of keys, but is {_shown(target)}; indent its keys below it"
+            )
+        target[key] = value
+    return content
+
+
+def _giving_way(content: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Override]:
+    slicing = ["hardware.micro_batch_size", "hardware.accumulation_steps"]
+    given = [name for name in slicing if chosen.get(name) is not None]
+    whole = chosen.get("train.effective_batch_size", (content.get("train") or {}).get("effective_batch_size"))
+    if len(given) == 2 and "train.effective_batch_size" not in chosen:
+        return [("train", "effective_batch_size", None)]
+    if len(given) == 1 and whole is not None:
+        return [("hardware", name.partition(".")[2], None) for name in slicing if name not in chosen]
+    return []
+
+
+def parse_section(section: type[S], content: Mapping[str, Any], origin: str = "params.yaml") -> S:
+    """Validate one section of ``content``.
+
+    Raises:
+        ConfigError: one line for each value that breaks a rule.
+    """
+    values = content.get(section.title, {})
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{origin}: {section.title} must be a mapping of keys, but is {_shown(values)}; indent its keys below it"
+        )
+    try:
+        return section.model_validate(_plain(values))
+    except ValidationError as error:
+        lines = {
+            problem["loc"][:1]: _line(section, values, dict(problem), origin) for problem in error.errors(include_url=False)
+        }
+        raise ConfigError("\n".join(lines.values())) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known name is meant: ``did you mean 'x'?``, or list them all."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+
+
+def _plain(value: Any) -> Any:
+    """Strip ruamel's subclasses, which strict validation refuses."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _line(section: type[Section], values: dict[str, Any], problem: dict[str, Any], origin: str) -> str:
+    if problem["type"] == "value_error":
+        return f"{origin}: {problem['ctx']['error']}"
+    key = str(problem["loc"][0])
+    name = f"{section.title}.{key}"
+    if problem["type"] == "extra_forbidden":
+        return f"{origin}: {name} must be a known key, but is not; {nearest(key, section.model_fields)}"
+    field = section.model_fields[key]
+    return (
+        f"{origin}: {name} must be {rule_of(field)}, but is {_shown(values[key])}; write for example {_example(field.default)}"
+    )
+
+
+def _example(value: object) -> str:
+    plain = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return plain[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(_plain(value)) if value is not None else "null"
+    text = {"True": "true", "False": "false"}.get(text, text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _first_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}" if mark is not None else ""
+    problem = str(getattr(error, "problem", None) or str(error).splitlines()[0])
+    return f"{problem.strip()}{where}"

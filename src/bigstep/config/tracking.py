@@ -1,0 +1,21 @@
+"""The section ``tracking``: names under which MLflow keeps what happened."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from bigstep.config.section import Section
+
+__all__ = ["Tracking"]
+
+
+class Tracking(Section):
+    """Names under which MLflow keeps what happened (DVC does not follow these keys)."""
+
+    title: ClassVar[str] = "tracking"
+    learning: ClassVar[bool] = False
+
+    experiment: str = Field("bigstep", min_length=1, description="MLflow experiment, unless `mlflow run` names one")
+    registered_model: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="name in MLflow's registry; null = bigstep-<data.source>"
+    )

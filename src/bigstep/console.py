@@ -1,0 +1,75 @@
+"""What a person sees while a stage runs: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+__all__ = ["LiveLine", "console", "follow", "format_bytes", "format_seconds", "live_line"]
+
+T = TypeVar("T")
+console = Console(highlight=False, markup=False, soft_wrap=True)  # names from the data are no markup
+
+
+@dataclass
+class LiveLine:
+    """A bar with a text, or nothing where there is no terminal."""
+
+    progress: Progress | None
+    task: TaskID
+
+    def advance(self, amount: int = 1, text: str = "") -> None:
+        """Move the bar, and change its text."""
+        if self.progress is not None:
+            self.progress.update(self.task, advance=amount, text=text)
+
+
+@contextmanager
+def live_line(title: str, total: int) -> Iterator[LiveLine]:
+    """Show a bar of ``total`` parts while the block runs."""
+    if not console.is_terminal:
+        yield LiveLine(None, TaskID(0))
+        return
+    columns = (
+        TextColumn(title),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield LiveLine(progress, progress.add_task(title, total=total, text=""))
+
+
+def follow(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Show progress over ``items``: a bar on a terminal, a line every ten seconds elsewhere."""
+    last = time.monotonic()
+    with live_line(title, total) as line:
+        for count, item in enumerate(items, 1):
+            yield item
+            line.advance()
+            if line.progress is None and time.monotonic() - last > 10:
+                last = time.monotonic()
+                console.print(f"{title} {count:,} of {total:,}")
+                sys.stdout.flush()
+
+
+def format_bytes(count: float) -> str:
+    """Write bytes with a binary unit: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

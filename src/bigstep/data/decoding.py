@@ -1,0 +1,123 @@
+"""One image file into pixels, or a reason why not. Files are hostile until decoded."""
+
+import errno
+import hashlib
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bigstep.data.resize import centre_resize
+
+__all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_FILE_BYTES = 1 << 28  # a compressed image above 256 MiB is no photograph
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How decoded pixels are laid out: ``size`` pixels a side (None: as they are), 1 or 3 channels; more pixels are refused."""
+
+    size: int | None
+    channels: int
+    max_pixels: float
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels of one file: uint8 of shape ``(size, size, channels)``, and the file's SHA-256."""
+
+    pixels: NDArray[np.uint8]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a file was not taken, and its SHA-256 where it could be read."""
+
+    reason: str
+    sha256: str = ""
+
+
+def decode_file(path: Path, layout: Layout) -> Decoded | Refusal:
+    """Read, hash and decode one file; never raises for what the file holds."""
+    content = _read(path)
+    if isinstance(content, Refusal):
+        return content
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is whether the pixels decode
+            pixels = _decode(content, layout)
+    except UnidentifiedImageError:
+        return Refusal("not a JPEG, PNG or WebP image", sha256)
+    except Exception as error:  # noqa: BLE001 # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        return Refusal(f"damaged: {_reason(error)}", sha256)
+    return Refusal(pixels, sha256) if isinstance(pixels, str) else Decoded(pixels, sha256)
+
+
+def resize_array(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Centre-crop and resize ``(height, width, channels)`` to ``(size, size, channels)``."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
+    return np.ascontiguousarray(centre_resize(images, size)[0].permute(1, 2, 0).numpy())
+
+
+def _read(path: Path) -> bytes | Refusal:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Refusal(f"not a regular file: {_kind(status.st_mode)}")
+        if status.st_size == 0:
+            return Refusal("empty: zero bytes")
+        if status.st_size > MAX_FILE_BYTES:
+            return Refusal(f"{status.st_size} bytes, more than {MAX_FILE_BYTES}")
+        with open(path, "rb", opener=_open_unblocked) as file:
+            return file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        loop = error.errno == errno.ELOOP
+        return Refusal("a loop of links" if loop else f"unreadable: {error.strerror}")
+
+
+def _open_unblocked(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # should the file have become a pipe since
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "a folder or something else")
+
+
+def _decode(content: bytes, layout: Layout) -> NDArray[np.uint8] | str:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > layout.max_pixels:
+            return f"{width} x {height} pixels, more than {layout.max_pixels / 1e6:g} megapixels"
+        image.load()
+        pixels = _to_array(image, layout.channels)
+        return pixels if layout.size is None else resize_array(pixels, layout.size)
+
+
+def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits a pixel: keep the upper eight
+        upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    array = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+    return array[:, :, None] if channels == 1 else array
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return type(error).__name__ if "0x" in text else text  # an address in memory would differ from run to run

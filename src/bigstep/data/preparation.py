@@ -1,0 +1,157 @@
+"""A source into a store: one pass, sample by sample, so that memory does not grow with the source."""
+
+import contextlib
+import csv
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.config.data import Data
+from bigstep.data.decoding import Refusal
+from bigstep.data.sources import Sample, Source
+from bigstep.data.split import SPLITS, split_samples
+from bigstep.data.store import Manifest, SourceFile, StorePaths
+from bigstep.errors import DataError
+
+__all__ = ["prepare_store"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY = (0.299, 0.587, 0.114)
+HEADER_SAMPLES = ("index", "part", "class", "name", "sha256")
+HEADER_REFUSED = ("name", "class", "reason", "sha256")
+
+
+def prepare_store(source: Source, data: Data, folder: Path) -> Iterator[Sample]:
+    """Write ``source`` into ``folder``, yielding each sample once it is written; the store is whole at the end.
+
+    Raises:
+        DataError: a file was refused and ``data.on_bad_image`` is fail, or the classes cannot be split.
+    """
+    paths = StorePaths(folder)
+    labels, given = array("q"), array("b")
+    reasons: Counter[str] = Counter()
+    taken_path = folder / "taken.tmp"  # names and hashes wait on disk until the split is known
+    with (
+        paths.images.open("wb") as pixels,
+        _table(taken_path) as taken,
+        _table(paths.refused, HEADER_REFUSED) as refused,
+    ):
+        for sample in source:
+            if isinstance(sample.result, Refusal):
+                if data.on_bad_image == "fail":
+                    raise DataError(
+                        f"every image must decode with data.on_bad_image fail, but {sample.name!r} does not: "
+                        f"{sample.result.reason}; "
+                        "remove it, or write refuse"
+                    )
+                refused.writerow([sample.name, source.classes[sample.label], sample.result.reason, sample.result.sha256])
+                reasons[sample.result.reason] += 1
+            else:
+                pixels.write(sample.result.pixels.tobytes())
+                taken.writerow([sample.name, sample.result.sha256])
+                labels.append(sample.label)
+                given.append(sample.given)
+            yield sample
+    all_labels, all_given = np.asarray(labels, np.int64), np.asarray(given, np.int8)
+    parts = split_samples(
+        all_labels,
+        all_given,
+        source.classes,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+    )
+    np.save(paths.labels, all_labels)
+    np.save(paths.parts, parts)
+    with taken_path.open(newline="", encoding="utf-8") as file, _table(paths.samples, HEADER_SAMPLES) as samples:
+        for index, (name, sha256) in enumerate(csv.reader(file)):
+            samples.writerow([index, SPLITS[parts[index]], source.classes[labels[index]], name, sha256])
+    taken_path.unlink()
+    paths.manifest.write_text(_manifest(paths, source, data, all_labels, parts, reasons).to_json(), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _table(path: Path, header: tuple[str, ...] = ()) -> Iterator[Any]:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if header:
+            writer.writerow(header)
+        yield writer
+
+
+def _manifest(
+    paths: StorePaths,
+    source: Source,
+    data: Data,
+    labels: NDArray[np.int64],
+    parts: NDArray[np.uint8],
+    reasons: Counter[str],
+) -> Manifest:
+    size, channels = source.layout.size, source.layout.channels
+    assert size is not None
+    images: NDArray[np.uint8] = np.memmap(paths.images, np.uint8, "r", shape=(len(labels), size, size, channels))
+    mean, std = _measure(images, np.flatnonzero(parts == 0)) if data.normalization == "measured" else _imagenet(channels)
+    files = source.files or (SourceFile.hashed(paths.samples, paths.root),)
+    return Manifest(
+        source=data.source,
+        classes=source.classes,
+        size=size,
+        channels=channels,
+        num_samples=len(labels),
+        counts={
+            name: dict(
+                zip(
+                    source.classes,
+                    np.bincount(labels[parts == part], minlength=len(source.classes)).tolist(),
+                    strict=True,
+                )
+            )
+            for part, name in enumerate(SPLITS)
+        },
+        mean=mean,
+        std=std,
+        normalization=data.normalization,
+        files=files,
+        refused=dict(sorted(reasons.items())),
+        num_refused=reasons.total(),
+        num_ignored=source.num_ignored,
+        digests=_digests(images, labels, parts),
+    )
+
+
+def _measure(images: NDArray[np.uint8], indices: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, from a histogram of whole numbers, so that no rounding depends on the order."""
+    channels = images.shape[3]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(indices), 1024):
+        block = images[indices[start : start + 1024]]
+        for channel in range(channels):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    std = np.sqrt(np.maximum(counts @ values**2 / total - mean**2, 0))
+    return tuple(mean.round(9).tolist()), tuple(np.where(std > 0, std, 1.0).round(9).tolist())
+
+
+def _imagenet(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean, std = (round(float(np.dot(GREY, values)), 9) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (mean,), (std,)
+
+
+def _digests(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:
+    digests = {name: hashlib.sha256() for name in SPLITS}
+    for index in range(len(labels)):
+        digest = digests[SPLITS[parts[index]]]
+        digest.update(images[index].tobytes())
+        digest.update(labels[index].tobytes())
+    found = {name: digest.hexdigest() for name, digest in digests.items()}
+    return {**found, "all": hashlib.sha256("".join(found.values()).encode()).hexdigest()}

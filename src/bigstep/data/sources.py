@@ -1,0 +1,251 @@
+"""Where images come from: each source gives its samples one at a time, in an order that never changes."""
+
+import gzip
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.config.data import Data
+from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array
+from bigstep.data.folder import Listing, list_folder
+from bigstep.data.pool import decode_files
+from bigstep.data.split import SPLITS
+from bigstep.data.store import SourceFile
+from bigstep.errors import DataError
+
+__all__ = ["Sample", "Source", "open_source"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, or the refusal of one: its pixels, class index and name, and the part its source puts it in (or -1)."""
+
+    name: str
+    label: int
+    given: int
+    result: Decoded | Refusal
+
+
+class Source(Protocol):
+    """What ``prepare`` needs of a source of images."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is an index into them."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """How the pixels of every sample are laid out."""
+        ...
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """Files that hold many samples each; empty where each sample is a file."""
+        ...
+
+    @property
+    def num_ignored(self) -> int:
+        """Files that belong to no class."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the samples, refused ones included."""
+        ...
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Give every sample once."""
+        ...
+
+
+def open_source(data: Data, root: Path, num_workers: int) -> Source:
+    """Open the source that ``data`` names.
+
+    Args:
+        data: the section ``data``.
+        root: ``data.root``, resolved.
+        num_workers: processes that decode files.
+
+    Raises:
+        DataError: the source is not there, or is not what it should be.
+    """
+    if data.source == "image-folder":
+        assert data.image_size is not None  # the section checks it
+        layout = Layout(data.image_size, data.channels or 3, data.max_megapixels * 1e6)
+        return FolderSource(root, list_folder(root), layout, num_workers)
+    loaders = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}
+    return loaders[data.source](data, root)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder of class folders."""
+
+    root: Path
+    listing: Listing
+    layout: Layout
+    num_workers: int
+    files: tuple[SourceFile, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders."""
+        return self.listing.classes
+
+    @property
+    def num_ignored(self) -> int:
+        """Files beside the class folders."""
+        return self.listing.num_ignored
+
+    def __len__(self) -> int:
+        """Count the files."""
+        return len(self.listing.entries)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Decode file after file."""
+        paths = (self.root / entry.name for entry in self.listing.entries if entry.refusal is None)
+        decoded = decode_files(paths, self.layout, self.num_workers)
+        for entry in self.listing.entries:
+            result = next(decoded) if entry.refusal is None else Refusal(entry.refusal)
+            yield Sample(entry.name, entry.label, -1 if entry.split is None else SPLITS.index(entry.split), result)
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Arrays that fit in memory: images ``(n, height, width, channels)`` uint8, labels ``(n,)``, given parts ``(n,)``."""
+
+    classes: tuple[str, ...]
+    layout: Layout
+    files: tuple[SourceFile, ...]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    given: NDArray[np.int8]
+    num_ignored: int = 0
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Resize image after image."""
+        for index, image in enumerate(self.images):
+            pixels = resize_array(_with_channels(image, self.layout.channels), self.layout.size or image.shape[0])
+            yield Sample(f"{index}", int(self.labels[index]), int(self.given[index]), Decoded(pixels, ""))
+
+
+def _array_source(
+    data: Data,
+    classes: tuple[str, ...],
+    files: tuple[SourceFile, ...],
+    *parts: tuple[NDArray[np.uint8], NDArray[np.int64], int],
+) -> ArraySource:
+    images = np.concatenate([images for images, _, _ in parts])
+    labels = np.concatenate([labels for _, labels, _ in parts])
+    given = np.concatenate([np.full(len(labels), part, np.int8) for _, labels, part in parts])
+    layout = Layout(data.image_size or images.shape[1], data.channels or images.shape[3], data.max_megapixels * 1e6)
+    return ArraySource(classes, layout, files, images, labels, given)
+
+
+def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    luma = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L
+    grey: NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[:, :, None]
+    return grey
+
+
+def _digits(data: Data, root: Path) -> Source:
+    """scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, values 0 to 16, embedded in the package."""
+    del root
+    import sklearn.datasets
+
+    bunch = sklearn.datasets.load_digits()
+    folder = Path(sklearn.datasets.__file__).parent / "data"
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    classes = tuple(str(name) for name in bunch.target_names)
+    files = (SourceFile.hashed(folder / "digits.csv.gz", folder),)
+    return _array_source(data, classes, files, (images, bunch.target.astype(np.int64), -1))
+
+
+IDX = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+
+
+def _fashion_mnist(data: Data, root: Path) -> Source:
+    """Fashion-MNIST as IDX files, compressed or not: in the root itself, or where torchvision puts them below it."""
+    from torchvision.datasets import FashionMNIST
+
+    paths = _find_idx(root)
+    if paths is None and data.download:
+        _loaded(lambda: FashionMNIST(str(root), download=True), root)
+        paths = _find_idx(root)
+    if paths is None:
+        raise DataError(
+            f"data.root must hold the Fashion-MNIST files {IDX[0]}[.gz] and the like, but {root} does not; "
+            "set data.download=true to fetch them, or data.root=/usr/share/datasets/fashion-mnist after `apt install dataset-fashion-mnist`"
+        )
+    train_images, train_labels, test_images, test_labels = (_read_idx(path) for path in paths)
+    files = tuple(SourceFile.hashed(path, path.parent) for path in paths)
+    return _array_source(
+        data,
+        tuple(FashionMNIST.classes),
+        files,
+        (train_images[..., None], train_labels.astype(np.int64), -1),
+        (test_images[..., None], test_labels.astype(np.int64), SPLITS.index("test")),
+    )
+
+
+def _find_idx(root: Path) -> list[Path] | None:
+    for folder in (root, root / "FashionMNIST" / "raw", root / "raw"):
+        paths = [path for name in IDX for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        if len({path.name.removesuffix(".gz") for path in paths}) == len(IDX):
+            return list({path.name.removesuffix(".gz"): path for path in reversed(paths)}.values())[::-1]
+    return None
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
+    try:
+        with tempfile.NamedTemporaryFile() as plain:
+            content = path.read_bytes()
+            plain.write(gzip.decompress(content) if path.suffix == ".gz" else content)
+            plain.flush()
+            array: NDArray[np.uint8] = read_sn3_pascalvincent_tensor(plain.name).numpy()
+            return array
+    except (OSError, EOFError, AssertionError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise DataError(f"{path} must be an IDX file, but does not read ({type(error).__name__}); fetch it again") from None
+
+
+def _cifar10(data: Data, root: Path) -> Source:
+    """CIFAR-10 as torchvision lays it out; its files are pickles, which torchvision opens after comparing their MD5."""
+    from torchvision.datasets import CIFAR10
+
+    train = _loaded(lambda: CIFAR10(str(root), train=True, download=data.download), root)
+    test = _loaded(lambda: CIFAR10(str(root), train=False), root)
+    folder = root / CIFAR10.base_folder
+    names = [name for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]]
+    return _array_source(
+        data,
+        tuple(train.classes),
+        tuple(SourceFile.hashed(folder / name, folder) for name in names),
+        (train.data, np.asarray(train.targets, np.int64), -1),
+        (test.data, np.asarray(test.targets, np.int64), SPLITS.index("test")),
+    )
+
+
+def _loaded(load: Callable[[], Any], root: Path) -> Any:
+    try:
+        return load()
+    except (RuntimeError, OSError) as error:  # URLError is an OSError
+        problem = str(error).splitlines()[0]
+        raise DataError(
+            f"data.root must hold the data set, whole, but for {root} torchvision says: {problem} "
+            "Set data.download=true to fetch it, or correct data.root"
+        ) from None

@@ -1,0 +1,158 @@
+"""Prepared images on disk, read by memory mapping: whatever their number, opening them costs no memory.
+
+=================  ===========================================================================
+``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source
+``labels.npy``     int64 of shape ``(n,)``
+``parts.npy``      uint8 of shape ``(n,)``: 0 train, 1 validation, 2 test
+``samples.csv``    index, part, class and file of each sample, with the file's SHA-256
+``refused.csv``    every file that was not taken, and why
+``manifest.json``  all the rest, as :class:`Manifest`
+=================  ===========================================================================
+"""
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.errors import DataError
+from bigstep.files import read_record
+
+__all__ = ["FORMAT", "Manifest", "SourceFile", "Store", "StorePaths"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the source, by its name and SHA-256."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def hashed(cls, path: Path, folder: Path) -> "SourceFile":
+        """Hash ``path``, and name it from ``folder``."""
+        with path.open("rb") as file:
+            return cls(path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").hexdigest())
+
+
+@dataclass(frozen=True)
+class StorePaths:
+    """The files of a store."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        """Pixels."""
+        return self.root / "images.u8"
+
+    @property
+    def labels(self) -> Path:
+        """Class indices."""
+        return self.root / "labels.npy"
+
+    @property
+    def parts(self) -> Path:
+        """Which part each sample belongs to."""
+        return self.root / "parts.npy"
+
+    @property
+    def samples(self) -> Path:
+        """Where each sample came from."""
+        return self.root / "samples.csv"
+
+    @property
+    def refused(self) -> Path:
+        """Files that were not taken."""
+        return self.root / "refused.csv"
+
+    @property
+    def manifest(self) -> Path:
+        """Everything else."""
+        return self.root / "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds; ``digests`` are SHA-256 over the pixels and labels of each part."""
+
+    source: str
+    classes: tuple[str, ...]
+    size: int
+    channels: int
+    num_samples: int
+    counts: dict[str, dict[str, int]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    normalization: str
+    files: tuple[SourceFile, ...]
+    refused: dict[str, int]
+    num_refused: int
+    num_ignored: int
+    digests: dict[str, str]
+    format: int = field(default=FORMAT)
+
+    @property
+    def digest(self) -> str:
+        """One digest for the data: 64 hexadecimal digits."""
+        return self.digests["all"]
+
+    def to_json(self) -> str:
+        """Write as JSON, keys in order."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DataError: the file is missing or is no manifest of this format.
+        """
+        try:
+            manifest = read_record(cls, path)
+            if manifest.format != FORMAT:
+                raise ValueError(f"format {manifest.format}")
+            return manifest
+        except OSError as error:
+            raise DataError(f"{path} must be readable, but: {error.strerror}; run the stage prepare") from None
+        except ValueError as error:
+            raise DataError(
+                f"{path} must be a manifest of format {FORMAT}, but is not ({error}); run the stage prepare again"
+            ) from None
+
+
+class Store:
+    """Read access to a prepared folder."""
+
+    def __init__(self, root: Path) -> None:
+        """Open without reading the pixels.
+
+        Raises:
+            DataError: the folder is missing, torn or of another format.
+        """
+        self.paths = StorePaths(root)
+        self.manifest = Manifest.read(self.paths.manifest)
+        shape = (self.manifest.num_samples, self.manifest.size, self.manifest.size, self.manifest.channels)
+        try:
+            if self.paths.images.stat().st_size != int(np.prod(shape)):
+                raise ValueError("images.u8 has another size than the manifest says")
+            self.images: NDArray[np.uint8] = np.memmap(self.paths.images, np.uint8, "r", shape=shape)
+            self.labels: NDArray[np.int64] = np.load(self.paths.labels, allow_pickle=False)
+            self.parts: NDArray[np.uint8] = np.load(self.paths.parts, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{root} must be a whole prepared folder, but: {error}; run the stage prepare again") from None
+
+    def indices(self, part: int) -> NDArray[np.int64]:
+        """Give the samples of a part (an index into :data:`bigstep.data.split.SPLITS`), in order."""
+        return np.flatnonzero(self.parts == part)
+
+    def names(self) -> list[str]:
+        """Give the source's name of each sample."""
+        with self.paths.samples.open(newline="", encoding="utf-8") as file:
+            return [row["name"] for row in csv.DictReader(file)]

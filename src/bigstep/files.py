@@ -1,0 +1,74 @@
+"""Files that are whole or absent: written beside, flushed, then moved into place."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+__all__ = ["read_json", "read_record", "whole_file", "whole_folder", "write_json"]
+
+T = TypeVar("T")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside ``path`` to fill; it takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.mkdir()
+    try:
+        yield beside
+        if path.exists():
+            shutil.rmtree(path)
+        beside.replace(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON, keys in the order given, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(kind: type[T], path: Path) -> T:
+    """Read a dataclass that :func:`write_json` wrote, every field checked against its type.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON, or not of that shape.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        OSError, ValueError: the file is missing, or is no JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))

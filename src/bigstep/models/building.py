@@ -1,0 +1,146 @@
+"""The section ``model`` into a network, with its starting weights."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bigstep.config.model import Model
+from bigstep.config.reading import nearest
+from bigstep.errors import ConfigError, ModelError
+from bigstep.models.limits import check_small_cnn
+from bigstep.models.norms import replace_norms
+from bigstep.models.small_cnn import SmallCNN
+
+__all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "check_model", "head_parameters"]
+
+# share of the auxiliary heads' losses in training: Szegedy et al. 2014 and torchvision's reference training
+AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """What a network is built for: images of ``channels`` x ``size`` x ``size``, ``num_classes`` answers."""
+
+    channels: int
+    size: int
+    num_classes: int
+
+    def network_channels(self, model: Model) -> int:
+        """Channels of the network's input: torchvision's take three."""
+        return self.channels if model.name == "small_cnn" else 3
+
+
+def check_model(model: Model) -> None:
+    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's.
+
+    Raises:
+        ConfigError: one line.
+    """
+    if model.name == "small_cnn":
+        return
+    import torchvision
+
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)  # type: ignore[attr-defined] # re-exported by `*`
+    if model.name not in names:
+        raise ConfigError(
+            f"model.name must be small_cnn or a torchvision classifier, but is {model.name!r}; {nearest(model.name, names)}"
+        )
+
+
+def build_network(model: Model, shape: InputShape, weights: Path | None = None) -> nn.Module:
+    """Build the network with fresh weights, or those of ``weights``; torch's generator decides the fresh ones.
+
+    Raises:
+        ConfigError: the architecture does not take what the section asks.
+        ModelError: the weights do not fit, or images of this size do not.
+    """
+    network = _architecture(model, shape)
+    if model.dropout is not None:
+        _set_dropout(network, model)
+    num_norms = replace_norms(network, model.norm)
+    if model.norm == "batch" and num_norms == 0:
+        raise ConfigError(
+            f"model.norm must be group with model.name {model.name}, which has no BatchNorm, but is batch; write group"
+        )
+    _check_size(network, model, shape)
+    if weights is not None:
+        from bigstep.models.weights import load_weights
+
+        load_weights(network, weights, shape.num_classes)
+    if model.freeze_backbone:
+        heads = head_parameters(network, shape.num_classes)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in heads)
+    return network
+
+
+def head_parameters(network: nn.Module, num_classes: int) -> set[str]:
+    """Name the parameters of the layers that give one value a class: the last such layer, and auxiliary heads."""
+    layers = [name for name, module in network.named_modules() if _num_outputs(module) == num_classes]
+    main = layers[-1:] + [name for name in layers if "aux" in name.lower()]
+    return {f"{name}.{kind}" for name in main for kind in ("weight", "bias")}
+
+
+def _num_outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return module.out_channels if isinstance(module, nn.Conv2d) else None
+
+
+def _architecture(model: Model, shape: InputShape) -> nn.Module:
+    if model.name == "small_cnn":
+        return SmallCNN(
+            channels=shape.channels,
+            num_classes=shape.num_classes,
+            width=model.width,
+            dropout=model.dropout or 0.0,
+        )
+    import torchvision
+
+    extra: dict[str, object] = {"init_weights": True} if model.name in AUXILIARY_WEIGHTS else {}
+    if model.name.startswith("vit_"):
+        extra["image_size"] = shape.size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            build = torchvision.models.get_model  # type: ignore[attr-defined] # re-exported by `*`
+            network: nn.Module = build(model.name, weights=None, num_classes=shape.num_classes, **extra)
+            return network
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise _wrong_size(model, shape, error) from None
+
+
+def _set_dropout(network: nn.Module, model: Model) -> None:
+    layers = [module for module in network.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))]
+    if not layers:
+        raise ConfigError(
+            f"model.dropout must be null with model.name {model.name}, which has no dropout, but is {model.dropout}; write null"
+        )
+    for layer in layers:
+        layer.p = float(model.dropout or 0.0)
+
+
+def _check_size(network: nn.Module, model: Model, shape: InputShape) -> None:
+    if model.name == "small_cnn":
+        check_small_cnn(shape.size)
+    images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
+    try:
+        state = torch.random.get_rng_state()
+        with torch.no_grad():
+            outputs: Tensor = network.eval()(images)
+        torch.random.set_rng_state(state)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise _wrong_size(model, shape, error) from None
+    assert outputs.shape == (2, shape.num_classes)
+    network.train()
+
+
+def _wrong_size(model: Model, shape: InputShape, error: Exception) -> ModelError:
+    problem = str(error).splitlines()[0]
+    return ModelError(
+        f"model.name {model.name} must take the images, but refuses {shape.size} x {shape.size} pixels ({problem}); "
+        "set data.image_size, for example to 224"
+    )

@@ -1,0 +1,66 @@
+"""A network with its preprocessing inside: stored or raw uint8 images go in."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from bigstep.data.resize import centre_resize
+
+__all__ = ["Classifier", "ServedClassifier"]
+
+
+@final
+class Classifier(nn.Module):
+    """Normalises stored images, fits their channels to the network, and runs it.
+
+    Grey images reach a three-channel network repeated three times; colour images a one-channel network as their luma.
+    """
+
+    mean: Tensor
+    std: Tensor
+    luma: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        network_channels: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Wrap ``network``; ``mean`` and ``std`` are those of the stored channels, on the scale 0 to 1."""
+        super().__init__()
+        self.network = network
+        self.network_channels = network_channels
+        self.memory_format = memory_format
+        # not in the state_dict: they are data, kept in model.json
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64).float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Any:
+        """Map uint8 images ``(n, channels, size, size)`` to what the network gives: logits ``(n, num_classes)``."""
+        pixels = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        if pixels.shape[1] > self.network_channels:
+            pixels = (pixels * self.luma).sum(dim=1, keepdim=True)
+        elif pixels.shape[1] < self.network_channels:
+            pixels = pixels.expand(-1, self.network_channels, -1, -1)
+        return self.network(pixels.contiguous(memory_format=self.memory_format))
+
+
+@final
+class ServedClassifier(nn.Module):
+    """What is exported: raw images of any size in, class probabilities out."""
+
+    def __init__(self, classifier: Classifier, size: int) -> None:
+        """Wrap ``classifier``, trained on images of ``size`` pixels a side."""
+        super().__init__()
+        self.classifier = classifier
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 images ``(n, height, width, channels)`` to probabilities ``(n, num_classes)`` in float32."""
+        logits: Tensor = self.classifier(centre_resize(images, self.size))
+        return logits.float().softmax(dim=1)

@@ -1,0 +1,1 @@
+"""The pictures and the page a person looks at."""

@@ -1,0 +1,24 @@
+"""Loss and accuracy over the epochs of a training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from bigstep.report.figures import ACCENT, LINE, save_figure
+
+__all__ = ["draw_curves"]
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw loss and accuracy over epochs; ``history`` has one row an epoch, as history.csv."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["train_loss"] for row in history], color=ACCENT, label="training (as optimised)")
+    left.plot(epochs, [row["val_loss"] for row in history], color=LINE, label="validation")
+    left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    left.legend(frameon=False)
+    right.plot(epochs, [row["val_accuracy"] for row in history], color=LINE)
+    right.set(xlabel="epoch", ylabel="validation accuracy")
+    save_figure(figure, path)

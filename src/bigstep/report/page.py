@@ -1,0 +1,118 @@
+"""The pictures and the page a person looks at. Names from the data are escaped; no time or path is written."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from bigstep.evaluation import Scores
+from bigstep.report.figures import INK, LINE, save_figure
+
+__all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", "write_page"]
+
+
+def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
+    """Draw which class was taken for which, as shares of the true class."""
+    count = len(classes)
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (labels, predicted), 1)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(16.0, 2.5 + 0.45 * count)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if count <= 30:
+        for row, column in np.argwhere(matrix > 0):
+            colour = "white" if shares[row, column] > 0.5 else INK
+            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        names = [short_name(name) for name in classes]
+        axes.set_xticks(range(count), names, rotation=90, fontsize=8, parse_math=False)
+        axes.set_yticks(range(count), names, fontsize=8, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="actual")
+    save_figure(figure, path)
+
+
+def draw_calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int, path: Path) -> None:
+    """Draw how often the model is right against how sure it says it is."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    used = [index for index in range(bins) if (which == index).any()]
+    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#9ca3af", linestyle="--", linewidth=1)
+    axes.plot(
+        [confidence[which == index].mean() for index in used],
+        [right[which == index].mean() for index in used],
+        color=LINE,
+        marker="o",
+    )
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    save_figure(figure, path)
+
+
+def draw_mistakes(
+    images: NDArray[np.uint8], captions: Sequence[str], path: Path, *, empty: str = "no mistakes on the test set"
+) -> None:
+    """Draw images of shape ``(n, size, size, channels)`` in a grid, each with its caption."""
+    columns = max(1, int(np.ceil(np.sqrt(len(images)))))
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.7 * columns + 0.6, 2.0 * rows + 0.3), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        axes.imshow(image.squeeze() if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=7, color=INK, parse_math=False)
+    if not len(images):
+        figure.text(0.5, 0.5, empty, ha="center", va="center")
+    save_figure(figure, path)
+
+
+def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: dict[str, str], path: Path) -> None:
+    """Write one HTML page: totals, facts, scores by class, and pictures that lie beside it (caption -> file)."""
+    totals = "".join(f"<tr><th>{_text(name)}</th><td>{value:.4f}</td></tr>" for name, value in scores.summary().items())
+    rows = "".join(
+        f"<tr><th>{_text(item.name)}</th><td>{item.precision:.3f}</td><td>{item.recall:.3f}</td><td>{item.f1:.3f}</td>"
+        f"<td>{item.support}</td></tr>"
+        for item in scores.classes
+    )
+    noted = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in facts.items())
+    figures = "".join(
+        f'<figure><img src="{_text(file)}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+        for caption, file in pictures.items()
+    )
+    path.write_text(
+        f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_text(title)}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse; margin: 0 2rem 1.5rem 0; display: inline-table; vertical-align: top }}
+th, td {{ padding: .2rem .8rem; border-bottom: 1px solid #e5e7eb; text-align: right; font-variant-numeric: tabular-nums }}
+th {{ text-align: left; font-weight: 500 }} img {{ max-width: 100% }} figure {{ margin: 0 0 2rem }}
+figcaption {{ color: #6b7280 }}
+</style>
+<h1>{_text(title)}</h1>
+<table><caption>Test set</caption>{totals}</table><table><caption>Model</caption>{noted}</table>
+<h2>By class</h2>
+<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>images</th></tr>{rows}</table>
+<h2>Pictures</h2>
+{figures}
+</html>
+""",
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def short_name(name: str, length: int = 18) -> str:
+    """Cut a name for a picture; what cannot be printed becomes a question mark."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return printable if len(printable) <= length else printable[: length - 1] + "…"

@@ -1,0 +1,1 @@
+"""The stages of dvc.yaml: values in, files and history out."""

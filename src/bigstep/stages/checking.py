@@ -1,0 +1,53 @@
+"""All rules of params.yaml that can be checked before anything is written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigstep.config.params import SECTIONS, Params, flatten, parse_params
+from bigstep.errors import ConfigError
+
+__all__ = ["check_followed_by_dvc", "check_params", "learning_values"]
+
+NATIVE_SIZES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "image-folder": None}
+
+
+def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Params:
+    """Validate sections, the rules between them, and the model's name and image size.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    params = parse_params(content, origin)
+    if params.model.name == "small_cnn":  # checked without loading torch, which takes seconds
+        from bigstep.models.limits import check_small_cnn
+
+        check_small_cnn(params.data.image_size or NATIVE_SIZES[params.data.source])
+    else:
+        from bigstep.models.building import check_model
+
+        check_model(params.model)
+    if params.model.weights is not None and not params.model.weights.startswith("weights/"):
+        raise ConfigError(
+            f"{origin}: model.weights must lie in the folder weights/, which DVC follows, but is {params.model.weights!r}; "
+            "copy or link the file there"
+        )
+    return params
+
+
+def check_followed_by_dvc(params: Params) -> None:
+    """Refuse, where DVC runs the stages, an effective batch that DVC cannot follow.
+
+    Raises:
+        ConfigError: one line.
+    """
+    if params.train.effective_batch_size is None:
+        raise ConfigError(
+            "train.effective_batch_size must be a number when DVC runs the stages, since it follows learning keys only, but is null; "
+            f"write {params.batch.effective_batch_size}, which is micro_batch_size * accumulation_steps"
+        )
+
+
+def learning_values(params: Params) -> dict[str, Any]:
+    """Give the keys that decide the result, with the effective batch completed."""
+    learning = {section.title for section in SECTIONS if section.learning}
+    return {key: value for key, value in flatten(params).items() if key.partition(".")[0] in learning}

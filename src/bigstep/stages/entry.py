@@ -1,0 +1,76 @@
+"""How a stage begins and ends: validate everything, run, and turn a user's error into one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bigstep.config.reading import parse_section, read_yaml
+from bigstep.config.section import Section
+from bigstep.errors import UserError
+from bigstep.stages.attempts import attempt_key, begin_stage, finish_stage
+from bigstep.stages.paths import ProjectPaths, StagePaths, find_project
+
+__all__ = ["Stage", "report_user_error", "run_stage"]
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is given."""
+
+    name: str
+    paths: StagePaths
+    project: ProjectPaths
+    content: dict[str, Any]
+    """All of params.yaml, as read."""
+    flat: dict[str, Any]
+    """The same, as ``section.key``, for the history; no stage decides anything by it."""
+    key: str
+    """Of its attempt."""
+
+    def section(self, kind: type[S]) -> S:
+        """Give one section of params.yaml."""
+        return parse_section(kind, self.content)
+
+
+def run_stage(name: str, body: Callable[[Stage], None]) -> int:
+    """Run a stage in the current folder.
+
+    Returns:
+        The exit code: 0, or 2 after a user's error.
+    """
+    try:
+        stage = _open(name)
+        begin_stage(stage.project.attempts, stage.key, name, os.environ.get("MLFLOW_RUN_ID"))
+        body(stage)
+        finish_stage(stage.project.attempts, stage.key, name)
+    except UserError as error:
+        return report_user_error(error)
+    return 0
+
+
+def report_user_error(error: UserError) -> int:
+    """Print one line for each problem, and leave the exit code for a `bigstep` above DVC, which has its own codes."""
+    for line in str(error).splitlines():
+        print(f"bigstep: {line}", file=sys.stderr)
+    if "BIGSTEP_EXIT_FILE" in os.environ:
+        Path(os.environ["BIGSTEP_EXIT_FILE"]).write_text(str(error.exit_code), encoding="utf-8")
+    return error.exit_code
+
+
+def _open(name: str) -> Stage:
+    paths = StagePaths(Path.cwd())
+    content = read_yaml(paths.params)
+    # Loaded by name: checking the other sections can refuse a file but changes nothing a stage does, so that these modules
+    # are no dependencies of the stage in dvc.yaml.
+    checking = importlib.import_module("bigstep.stages.checking")
+    params = checking.check_params(content)
+    if "DVC_STAGE" in os.environ:
+        checking.check_followed_by_dvc(params)
+    key = attempt_key(checking.learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key)

@@ -1,0 +1,141 @@
+"""Stage ``evaluate``: the trained model on the test part."""
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.config.evaluate import Evaluate
+from bigstep.config.hardware import Hardware
+from bigstep.config.tracking import Tracking
+from bigstep.console import console
+from bigstep.data.batches import ordered_batches
+from bigstep.data.store import Store
+from bigstep.evaluation import Scores, predict_probabilities, score
+from bigstep.files import read_json, whole_file, write_json
+from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.models.saving import ModelCard, load_classifier
+from bigstep.report.page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
+from bigstep.stages.entry import Stage, run_stage
+from bigstep.stages.runs import produced_by, stage_run, timed
+from bigstep.tracking.base import DatasetRecord
+from bigstep.tracking.mlflow_tracker import MlflowTracker
+from bigstep.tracking.registry import promote
+
+__all__ = ["evaluate", "main"]
+
+TEST = 2
+BATCH = 256  # images of a forward pass
+
+
+def main() -> int:
+    """Run the stage in the current folder."""
+
+    def body(stage: Stage) -> None:
+        evaluate(stage, stage.section(Evaluate), stage.section(Hardware), stage.section(Tracking))
+
+    return run_stage("evaluate", body)
+
+
+def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tracking) -> None:
+    """Write ``results/evaluate``: metrics, scores by class, predictions, pictures and a page.
+
+    Raises:
+        ModelError: there is no model, or it was trained on other data.
+    """
+    set_threads(hardware)
+    store = Store(stage.paths.prepared)
+    classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[hardware.memory_format])
+    classifier.to(choose_device(hardware))
+    probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
+    labels = store.labels[store.indices(TEST)]
+    scores = score(probabilities, labels, card.classes, calibration_bins=evaluate.calibration_bins)
+    _write_results(stage.paths.evaluate, store, probabilities, scores, card, evaluate)
+    with stage_run(stage, tracking.experiment) as tracker:
+        _log_results(stage, tracker, store, scores)
+        name = tracking.registered_model or f"bigstep-{store.manifest.source}"
+        _promote(tracker, name, card)
+
+
+def _write_results(
+    folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: Evaluate
+) -> None:
+    indices = store.indices(TEST)
+    labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
+    names = store.names()
+    with _rows(folder / "predictions.csv") as writer:
+        writer.writerow(["index", "name", "actual", "predicted", *(f"p:{name}" for name in card.classes)])
+        for row, index in enumerate(indices):
+            shares = (np.format_float_positional(value, unique=True, trim="0") for value in probabilities[row])
+            writer.writerow([index, names[index], card.classes[labels[row]], card.classes[predicted[row]], *shares])
+    with _rows(folder / "classes.csv") as writer:
+        writer.writerow(["class", "precision", "recall", "f1", "support"])
+        writer.writerows([*asdict(item).values()] for item in scores.classes)
+    _draw(folder, store, probabilities, evaluate)
+    facts = {
+        "architecture": card.model["name"],
+        "effective batch": card.effective_batch_size,
+        "kept epoch": card.epoch + 1,
+        "validation loss": f"{card.val_loss:.4f}",
+        "validation accuracy": f"{card.val_accuracy:.4f}",
+    }
+    pictures = {"Which class was taken for which": "confusion.png", "Confidence and truth": "calibration.png"}
+    pictures["Worst mistakes: actual, then what was predicted and how surely"] = "mistakes.png"
+    with whole_file(folder / "report.html") as beside:
+        write_page(f"{store.manifest.source}: {scores.accuracy:.2%} right", scores, facts, pictures, beside)
+    write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
+
+
+def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: Evaluate) -> None:
+    indices, classes = store.indices(TEST), store.manifest.classes
+    labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(labels != predicted)
+    worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")][: evaluate.num_mistakes]
+    captions = [
+        f"{short_name(classes[labels[row]])}\n{short_name(classes[predicted[row]])} {probabilities[row, predicted[row]]:.0%}"
+        for row in worst
+    ]
+    with whole_file(folder / "confusion.png") as beside:
+        draw_confusion(labels, predicted, classes, beside)
+    with whole_file(folder / "calibration.png") as beside:
+        draw_calibration(probabilities, labels, evaluate.calibration_bins, beside)
+    with whole_file(folder / "mistakes.png") as beside:
+        draw_mistakes(np.asarray(store.images[indices[worst]]), captions, beside)
+
+
+def _log_results(stage: Stage, tracker: MlflowTracker, store: Store, scores: Scores) -> None:
+    manifest = store.manifest
+    tracker.log_dataset(DatasetRecord(manifest.source, manifest.digest, manifest.source, "testing", {}))
+    metrics = {f"test_{name}": value for name, value in scores.summary().items()}
+    trained = read_json(stage.paths.train / "metrics.json")
+    metrics.update({f"best_{name}": trained[name] for name in ("val_loss", "val_accuracy")})
+    tracker.log_metrics(timed(metrics, step=trained["num_updates"]))
+    for path in sorted(stage.paths.evaluate.iterdir()):
+        if not path.name.startswith("."):
+            tracker.log_file(path, "evaluate")
+    tracker.log_file(stage.paths.params)
+    tracker.log_file(stage.paths.lock)
+
+
+def _promote(tracker: MlflowTracker, name: str, card: ModelCard) -> None:
+    trained_in = produced_by(tracker, card.weights_sha256)
+    if trained_in is None:
+        return
+    if trained_in != tracker.run_id:
+        tracker.set_tags({"bigstep.trained_in": trained_in})
+    promotion = promote(tracker.client, trained_in, name, metric="val_loss", smaller_is_better=True)
+    if promotion is not None:
+        role = "champion" if promotion.is_champion else "challenger"
+        console.print(f"MLflow model {promotion.name} version {promotion.version} is {role}: {promotion.reason}")
+        tracker.set_tags({"bigstep.model_version": promotion.version, "bigstep.model_role": role})
+
+
+@contextmanager
+def _rows(path: Path) -> Iterator[Any]:
+    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        yield csv.writer(file, lineterminator="\n")

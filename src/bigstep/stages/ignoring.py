@@ -1,0 +1,57 @@
+"""Files that DVC cannot hash: it waits for ever on a pipe and gives up at a broken link, so they go into .dvcignore."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigstep.console import console
+from bigstep.errors import DataError
+from bigstep.files import whole_file
+
+__all__ = ["ignore_unhashable", "unhashable_files"]
+
+UNSAFE = re.compile(r"[^\w./-]")  # also what .gitignore patterns give a meaning to; `?` stands for any one character
+
+
+def ignore_unhashable(project: Path, root: str) -> None:
+    """Add what DVC cannot hash below ``root`` (relative to ``project``) to the project's .dvcignore.
+
+    Raises:
+        DataError: there is such a file, and ``root`` lies where .dvcignore does not reach.
+    """
+    folder = project / root
+    found = [path.relative_to(folder).as_posix() for path in unhashable_files(folder)]
+    if not found:
+        return
+    inside = os.path.normpath(root)
+    if Path(root).is_absolute() or inside.startswith(".."):
+        raise DataError(
+            f"data.root outside the project must hold regular files only, since DVC cannot hash others, but {folder} holds "
+            f"{found[0]!r} ({len(found)} such); remove it, or link the folder into the project and name the link as data.root"
+        )
+    path = project / ".dvcignore"
+    present = path.read_text(encoding="utf-8") if path.exists() else ""
+    patterns = ["/" + UNSAFE.sub("?", f"{inside}/{name}") for name in found]
+    new = [pattern for pattern in dict.fromkeys(patterns) if pattern not in present.splitlines()]
+    if new:
+        ended = present if present.endswith("\n") or not present else present + "\n"
+        with whole_file(path) as beside:
+            beside.write_text(ended + "".join(f"{pattern}\n" for pattern in new), encoding="utf-8")
+        console.print(
+            f"{len(new)} files that DVC cannot hash (pipes, broken links) added to .dvcignore; prepare lists them as refused"
+        )
+
+
+def unhashable_files(folder: Path) -> Iterator[Path]:
+    """Find pipes, sockets, devices, links that lead nowhere and files that may not be read."""
+    for where, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = Path(where, name)
+            try:
+                regular = stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
+            except OSError:
+                regular = False
+            if not regular:
+                yield path

@@ -1,0 +1,74 @@
+"""Where everything lies: the one place that knows file names."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ProjectPaths", "StagePaths", "find_project"]
+
+
+@dataclass(frozen=True)
+class StagePaths:
+    """What the stages read and write, below the folder they run in (the project, or a private copy of it)."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        """The parameters."""
+        return self.root / "params.yaml"
+
+    @property
+    def prepared(self) -> Path:
+        """The store that ``prepare`` writes."""
+        return self.root / "data" / "prepared"
+
+    @property
+    def train(self) -> Path:
+        """What ``train`` writes."""
+        return self.root / "results" / "train"
+
+    @property
+    def evaluate(self) -> Path:
+        """What ``evaluate`` writes."""
+        return self.root / "results" / "evaluate"
+
+    @property
+    def lock(self) -> Path:
+        """DVC's record of what made what."""
+        return self.root / "dvc.lock"
+
+
+@dataclass(frozen=True)
+class ProjectPaths:
+    """What belongs to the project as a whole, also for runs in a private copy and for DVC's temporary experiments."""
+
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        """State outside of git and DVC."""
+        return self.root / ".bigstep"
+
+    @property
+    def attempts(self) -> Path:
+        """Which execution writes to which run."""
+        return self.state / "attempts"
+
+    @property
+    def workspaces(self) -> Path:
+        """Private copies for runs with overrides."""
+        return self.state / "workspaces"
+
+    def resolve(self, path: str) -> Path:
+        """Give a path from params.yaml, which is relative to the project's root."""
+        return self.root / Path(path).expanduser()
+
+
+def find_project(start: Path) -> ProjectPaths:
+    """Give the project that a stage in ``start`` belongs to.
+
+    ``$BIGSTEP_ROOT`` is set for private copies; DVC sets ``$DVC_ROOT``, to the parent project in its temporary experiments.
+    """
+    named = os.environ.get("BIGSTEP_ROOT") or os.environ.get("DVC_ROOT")
+    return ProjectPaths(Path(named).resolve() if named else start.resolve())

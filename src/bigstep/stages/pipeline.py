@@ -1,0 +1,124 @@
+"""Run stages through DVC: in the project, or with overrides in a private copy of it."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigstep.config.params import Params
+from bigstep.config.reading import Override, apply_overrides, read_yaml
+from bigstep.console import console
+from bigstep.errors import ProjectError
+from bigstep.stages.checking import check_followed_by_dvc, check_params
+from bigstep.stages.ignoring import ignore_unhashable
+from bigstep.stages.paths import ProjectPaths, StagePaths
+from bigstep.stages.workspace import private_workspace
+
+__all__ = ["Request", "find_project_root", "run_pipeline"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: up to ``stage`` (None: all), with overrides in groups, later ones last; ``force`` runs all anew."""
+
+    stage: str | None = None
+    overrides: tuple[tuple[Override, ...], ...] = ()
+    force: bool = False
+
+
+def find_project_root(start: Path) -> Path:
+    """Give the nearest folder, from ``start`` upwards, that holds params.yaml and dvc.yaml.
+
+    Raises:
+        ProjectError: there is none, or it holds other code than this.
+    """
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            _check_code(folder)
+            return folder
+    raise ProjectError(
+        f"bigstep must be called in a project with params.yaml and dvc.yaml, but {start} is in none; change folder"
+    )
+
+
+def _check_code(root: Path) -> None:
+    own = Path(__file__).resolve().parents[2]
+    beside = root / "src"
+    if (beside / "bigstep").is_dir() and beside.resolve() != own:
+        raise ProjectError(
+            f"the code that runs must be {beside}, but this bigstep is {own}; "
+            "use the environment of this checkout, or `python pipelines/repro.py`"
+        )
+
+
+def run_pipeline(root: Path, request: Request) -> tuple[int, StagePaths, Params]:
+    """Run ``request`` for the project in ``root``; every rule is checked before anything is written.
+
+    Returns:
+        The exit code, where the results are, and the parameters.
+
+    Raises:
+        UserError: a rule is broken.
+    """
+    project = ProjectPaths(root)
+    content = read_yaml(root / "params.yaml")
+    for group in request.overrides:
+        content = apply_overrides(content, group)
+    params = check_params(content)
+    if not any(request.overrides):
+        check_followed_by_dvc(params)
+        _check_source(root, params)
+        return _run_dvc(root, root, request), StagePaths(root), params
+    _complete_batch(content, params)
+    _check_source(root, params)
+    with private_workspace(project, content, _cache_folder(root)) as folder:
+        console.print(f"with overrides, in {folder.relative_to(root)}; params.yaml, dvc.lock and results stay as they are")
+        return _run_dvc(folder, root, request), StagePaths(folder), params
+
+
+def _check_source(root: Path, params: Params) -> None:
+    folder = ProjectPaths(root).resolve(params.data.root)
+    if not folder.is_dir():
+        raise ProjectError(f"data.root must be a folder, but {folder} is none; create it, or correct data.root")
+    if params.data.source == "image-folder":
+        ignore_unhashable(root, params.data.root)
+
+
+def _complete_batch(content: dict[str, Any], params: Params) -> None:
+    """Write B and m where another two of the three were given, so that DVC sees the learning key."""
+    content.setdefault("train", {})["effective_batch_size"] = params.batch.effective_batch_size
+    if params.model.ghost_batch_size is None:
+        content.setdefault("hardware", {})["micro_batch_size"] = params.batch.micro_batch_size
+    content.setdefault("data", {}).setdefault("root", params.data.root)
+
+
+def _cache_folder(root: Path) -> Path:
+    output = _dvc(["cache", "dir"], root, capture_output=True, text=True)
+    if output.returncode:
+        raise ProjectError(
+            f"{root} must be a DVC project, but dvc says: {output.stderr.strip().splitlines()[-1]}; run `dvc init`"
+        )
+    return (root / output.stdout.strip()).resolve()
+
+
+def _run_dvc(folder: Path, root: Path, request: Request) -> int:
+    arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        exit_file = Path(scratch, "exit")
+        environment = {**os.environ, "BIGSTEP_EXIT_FILE": str(exit_file)}
+        if folder != root:
+            environment["BIGSTEP_ROOT"] = str(root)
+        finished = _dvc(arguments, folder, env=environment)
+        if finished.returncode == 0:
+            return 0
+        return int(exit_file.read_text(encoding="utf-8")) if exit_file.exists() else 1
+
+
+def _dvc(arguments: Sequence[str], folder: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+    environment = dict(options.pop("env", os.environ))
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, check=False, **options)

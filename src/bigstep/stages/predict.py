@@ -1,0 +1,99 @@
+"""`bigstep predict`: the class of single images, by a model of the registry or of a folder."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.console import console
+from bigstep.data.decoding import Layout, Refusal, decode_file
+from bigstep.errors import ModelError
+from bigstep.report.page import short_name
+from bigstep.stages.checking import check_params
+from bigstep.stages.paths import ProjectPaths
+
+__all__ = ["Predictor", "predict"]
+
+MAX_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities ``(1, num_classes)``."""
+
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    classes: tuple[str, ...]
+    channels: int
+
+
+def predict(root: Path, images: list[Path], model: str | None) -> int:
+    """Print the likeliest classes of each image.
+
+    Returns:
+        0, or 2 where an image could not be read.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from bigstep.config.reading import read_yaml
+
+    params = check_params(read_yaml(root / "params.yaml"))
+    name = model or params.tracking.registered_model or f"bigstep-{params.data.source}"
+    predictor = _from_folder(Path(name)) if (Path(name) / "model.json").is_file() else _from_registry(ProjectPaths(root), name)
+    layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
+    refused = 0
+    for path in images:
+        decoded = decode_file(path, layout)
+        if isinstance(decoded, Refusal):
+            print(
+                f"bigstep: {path} must be an image, but is not taken: {decoded.reason}; name another file",
+                file=sys.stderr,
+            )
+            refused += 1
+            continue
+        shares = predictor.probabilities(decoded.pixels[None])[0]
+        best = np.argsort(-shares, kind="stable")[:MAX_SHOWN]
+        answers = "   ".join(f"{short_name(predictor.classes[index], 40)} {shares[index]:.4f}" for index in best)
+        console.print(f"{path}: {answers}")
+    return 2 if refused else 0
+
+
+def _from_folder(folder: Path) -> Predictor:
+    import torch
+
+    from bigstep.models.classifier import ServedClassifier
+    from bigstep.models.saving import load_classifier
+
+    classifier, card = load_classifier(folder)
+    served = ServedClassifier(classifier, card.size).eval()
+
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            answers: NDArray[np.float32] = served(torch.from_numpy(images)).numpy()
+        return answers
+
+    return Predictor(probabilities, card.classes, card.channels)
+
+
+def _from_registry(project: ProjectPaths, name: str) -> Predictor:
+    from bigstep.tracking.database import open_client, tracking_uri
+
+    open_client(tracking_uri(project.root))
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    address = name if name.startswith("models:/") else f"models:/{name}@champion"
+    try:
+        model = mlflow.pyfunc.load_model(address)
+    except MlflowException as error:
+        problem = str(error).splitlines()[0]
+        raise ModelError(
+            f"--model must name a registered model, but {address} is none ({problem}); run `bigstep repro` first"
+        ) from None
+    classes = tuple((model.metadata.metadata or {}).get("classes", ()))
+    if not classes or model.metadata.signature is None:
+        raise ModelError(f"--model must be a model of bigstep's, but {address} names no classes; take another")
+    return Predictor(model.predict, classes, int(model.metadata.signature.inputs.inputs[0].shape[-1]))

@@ -1,0 +1,46 @@
+"""Stage ``prepare``: the source's images into a store that is read by memory mapping."""
+
+import os
+
+from bigstep.config.data import Data
+from bigstep.config.hardware import Hardware
+from bigstep.console import console, follow
+from bigstep.data.preparation import prepare_store
+from bigstep.data.sources import open_source
+from bigstep.data.store import Manifest, StorePaths
+from bigstep.files import whole_folder
+from bigstep.stages.entry import Stage, run_stage
+
+__all__ = ["main", "prepare"]
+
+
+def main() -> int:
+    """Run the stage in the current folder."""
+    return run_stage("prepare", lambda stage: prepare(stage, stage.section(Data), stage.section(Hardware)))
+
+
+def prepare(stage: Stage, data: Data, hardware: Hardware) -> None:
+    """Write ``data/prepared``, whole or not at all.
+
+    Raises:
+        DataError: the source is not there, or its images break a rule.
+    """
+    workers = hardware.num_workers if hardware.num_workers is not None else os.cpu_count() or 1
+    source = open_source(data, stage.project.resolve(data.root), workers)
+    with whole_folder(stage.paths.prepared) as folder:
+        for _ in follow(prepare_store(source, data, folder), "images", len(source)):
+            pass
+        manifest = Manifest.read(StorePaths(folder).manifest)
+    _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "refused.csv")
+
+
+def _report(manifest: Manifest, refused: os.PathLike[str]) -> None:
+    counts = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in manifest.counts.items())
+    size, channels = manifest.size, manifest.channels
+    console.print(f"{manifest.source}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes")
+    if manifest.num_refused:
+        console.print(f"{manifest.num_refused:,} files refused, listed in {refused}:")
+        for reason, count in manifest.refused.items():
+            console.print(f"  {count:,} {reason}")
+    if manifest.num_ignored:
+        console.print(f"{manifest.num_ignored:,} files beside the class folders ignored")

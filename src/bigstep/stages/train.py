@@ -1,0 +1,207 @@
+"""Stage ``train``: the store into a model, every step through the accumulator."""
+
+import csv
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from bigstep.config.batch import Batch, resolve_batch
+from bigstep.config.hardware import Hardware
+from bigstep.config.model import Model
+from bigstep.config.tracking import Tracking
+from bigstep.config.train import Train
+from bigstep.console import console, live_line
+from bigstep.data.keys import derive_key
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError, ModelError
+from bigstep.files import whole_file, write_json
+from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.models.building import InputShape
+from bigstep.models.classifier import Classifier, ServedClassifier
+from bigstep.models.saving import ModelCard, build_classifier, load_classifier, save_model
+from bigstep.report.curves import draw_curves
+from bigstep.stages.entry import Stage, run_stage
+from bigstep.stages.history import History
+from bigstep.stages.runs import stage_run
+from bigstep.tracking.base import DatasetRecord, ModelRecord, Tracker
+from bigstep.training.loop import train_epochs
+from bigstep.training.records import StepRecord
+from bigstep.training.state import Best, TrainingState, build_state
+
+__all__ = ["main", "train"]
+
+
+def main() -> int:
+    """Run the stage in the current folder."""
+
+    def body(stage: Stage) -> None:
+        sections = stage.section(Model), stage.section(Train), stage.section(Hardware)
+        train(stage, *sections, stage.section(Tracking))
+
+    return run_stage("train", body)
+
+
+def train(stage: Stage, model: Model, train: Train, hardware: Hardware, tracking: Tracking) -> None:
+    """Write ``results/train``: the best epoch's weights, how to rebuild the model, metrics, history and curves.
+
+    Raises:
+        ConfigError: the parameters do not fit the data.
+        ModelError: the model does not take the images, or never gave a finite loss.
+    """
+    store = Store(stage.paths.prepared)
+    batch = resolve_batch(train, hardware, model)
+    _check_batch_norm(model, batch, len(store.indices(0)))
+    state = _begin(stage, store, batch, model, train, hardware)
+    console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
+    with stage_run(stage, tracking.experiment) as tracker:
+        tracker.log_dataset(_dataset(store, "training"))
+        history = _run(state, train, batch, store, tracker)
+        card = _write_results(stage, store, state, model, train, batch, history.rows)
+        _log_results(stage, tracker, store, card)
+
+
+def _run(state: TrainingState, train: Train, batch: Batch, store: Store, tracker: Tracker) -> History:
+    steps_per_epoch = -(-len(store.indices(0)) // batch.effective_batch_size)
+    history = History(tracker, state.classifier.mean.device, train.epochs, steps_per_epoch)
+    started = time.perf_counter()
+    with live_line("step", train.epochs * steps_per_epoch) as line:
+        for record in train_epochs(state, train, batch, store):
+            history.add(record)
+            if isinstance(record, StepRecord) and line.progress is not None:
+                line.advance(text=history.describe(record))
+    console.print(f"trained in {time.perf_counter() - started:.1f} s, {history.images_per_second:,.0f} images/s")
+    return history
+
+
+def _begin(stage: Stage, store: Store, batch: Batch, model: Model, train: Train, hardware: Hardware) -> TrainingState:
+    set_threads(hardware)
+    device = choose_device(hardware)
+    torch.manual_seed(derive_key("weights", train.seed))
+    manifest = store.manifest
+    shape = InputShape(manifest.channels, manifest.size, len(manifest.classes))
+    classifier = build_classifier(
+        model,
+        shape,
+        mean=manifest.mean,
+        std=manifest.std,
+        memory_format=MEMORY_FORMATS[hardware.memory_format],
+        weights=None if model.weights is None else stage.project.resolve(model.weights),
+    ).to(device)
+    return build_state(
+        classifier,
+        train,
+        batch,
+        num_samples=len(store.indices(0)),
+        class_weights=_class_weights(train, store),
+        architecture=model.name,
+    )
+
+
+def _class_weights(train: Train, store: Store) -> torch.Tensor | None:
+    if train.class_weights is None:
+        return None
+    classes = store.manifest.classes
+    if train.class_weights == "balanced":
+        counts = np.bincount(store.labels[store.indices(0)], minlength=len(classes))
+        return torch.from_numpy(counts.sum() / (len(classes) * counts))  # as scikit-learn's class_weight="balanced"
+    if len(train.class_weights) != len(classes):
+        raise ConfigError(
+            f"train.class_weights must hold one weight for each of the {len(classes)} classes, but holds "
+            f"{len(train.class_weights)}; write {len(classes)} numbers, or balanced"
+        )
+    return torch.tensor(train.class_weights, dtype=torch.float64)
+
+
+def _check_batch_norm(model: Model, batch: Batch, num_samples: int) -> None:
+    left = num_samples % batch.effective_batch_size
+    if model.norm == "batch" and (left == 1 or batch.effective_batch_size == 1 or batch.micro_batch_size == 1):
+        raise ConfigError(
+            f"with model.norm batch every micro-batch must hold at least two samples, but of {num_samples} training images in "
+            f"effective batches of {batch.effective_batch_size} one is left alone; change train.effective_batch_size by one"
+        )
+
+
+def _write_results(
+    stage: Stage,
+    store: Store,
+    state: TrainingState,
+    model: Model,
+    train: Train,
+    batch: Batch,
+    rows: list[dict[str, Any]],
+) -> ModelCard:
+    best = state.best
+    if best is None:
+        raise ModelError(f"{train.select_by} must be finite in some epoch, but was in none; lower train.learning_rate")
+    folder = stage.paths.train
+    card = save_model(best.weights, _card(store, state, best, model, train, batch), folder)
+    metrics = {
+        "val_loss": best.loss,
+        "val_accuracy": best.accuracy,
+        "best_epoch": best.epoch,
+        "epochs": state.epoch,
+        "num_updates": state.num_updates,
+        "num_dropped": state.num_dropped,
+    }
+    with whole_file(folder / "history.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with whole_file(folder / "curves.png") as beside:
+        draw_curves(rows, beside)
+    write_json(metrics, folder / "metrics.json")
+    return card
+
+
+def _card(store: Store, state: TrainingState, best: Best, model: Model, train: Train, batch: Batch) -> ModelCard:
+    manifest = store.manifest
+    return ModelCard(
+        model=model.model_dump(mode="json"),
+        classes=manifest.classes,
+        size=manifest.size,
+        channels=manifest.channels,
+        mean=manifest.mean,
+        std=manifest.std,
+        precision=train.precision,
+        effective_batch_size=batch.effective_batch_size,
+        epoch=best.epoch,
+        num_updates=state.num_updates,
+        val_loss=best.loss,
+        val_accuracy=best.accuracy,
+        data_digest=manifest.digest,
+        validation_digest=manifest.digests["validation"],
+    )
+
+
+def _log_results(stage: Stage, tracker: Tracker, store: Store, card: ModelCard) -> None:
+    paths = stage.paths
+    for path in (
+        paths.train / "curves.png",
+        paths.train / "history.csv",
+        paths.train / "metrics.json",
+        paths.train / "model.json",
+    ):
+        tracker.log_file(path, "train")
+    tracker.log_file(store.paths.refused, "prepare")
+    tracker.log_file(store.paths.manifest, "prepare")
+    classifier, _ = load_classifier(paths.train)
+    example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
+    tags = {
+        "bigstep.weights_sha256": card.weights_sha256,
+        "bigstep.validation_digest": card.validation_digest,
+        "bigstep.val_loss": repr(card.val_loss),
+        "bigstep.val_accuracy": repr(card.val_accuracy),
+    }
+    tracker.log_model(ModelRecord(ServedClassifier(classifier, card.size).eval(), example, card.classes, tags))
+
+
+def _dataset(store: Store, context: str) -> DatasetRecord:
+    manifest = store.manifest
+    profile = {f"num_{part}": sum(counts.values()) for part, counts in manifest.counts.items()}
+    return DatasetRecord(manifest.source, manifest.digest, manifest.source, context, profile)
+
+
+def _num_parameters(classifier: Classifier) -> int:
+    return sum(parameter.numel() for parameter in classifier.parameters())

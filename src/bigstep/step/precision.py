@@ -1,0 +1,28 @@
+"""What each precision means for parameters, the forward pass and the scale of the loss."""
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["PRECISIONS", "Precision"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Type of the parameters, type of autocast (None: off), and whether the loss is scaled against underflow."""
+
+    parameter_dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+    scaled: bool = False
+
+    def build_scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
+        """Make the loss scaler that this precision needs, or None."""
+        return torch.amp.GradScaler(device.type) if self.scaled else None
+
+
+PRECISIONS = {
+    "float32": Precision(),
+    "bfloat16": Precision(autocast=torch.bfloat16),
+    "float16": Precision(autocast=torch.float16, scaled=True),
+    "float64": Precision(parameter_dtype=torch.float64),
+}

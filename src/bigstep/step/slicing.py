@@ -1,0 +1,36 @@
+"""Integer arithmetic only: an effective batch into balanced micro-batches.
+
+B samples in an effective batch, m the most a micro-batch holds, A = ceil(B / m) micro-batches.
+"""
+
+__all__ = ["balanced_sizes", "slices"]
+
+
+def balanced_sizes(num_samples: int, micro_batch_size: int) -> tuple[int, ...]:
+    """Cut ``num_samples`` into as few micro-batches as fit, equal to within one sample, larger ones first.
+
+    >>> balanced_sizes(100, 32)
+    (25, 25, 25, 25)
+    >>> balanced_sizes(10, 4)
+    (4, 3, 3)
+
+    Raises:
+        ValueError: ``micro_batch_size`` is below 1, or ``num_samples`` below 0.
+    """
+    if micro_batch_size < 1 or num_samples < 0:
+        raise ValueError(
+            f"micro_batch_size must be at least 1 and num_samples at least 0, but got {micro_batch_size=}, {num_samples=}"
+        )
+    count = -(-num_samples // micro_batch_size)
+    small, larger = divmod(num_samples, count or 1)
+    return (small + 1,) * larger + (small,) * (count - larger)
+
+
+def slices(sizes: tuple[int, ...]) -> tuple[slice, ...]:
+    """Turn sizes into consecutive slices.
+
+    >>> slices((2, 1))
+    (slice(0, 2, None), slice(2, 3, None))
+    """
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    return tuple(slice(end - size, end) for end, size in zip(ends, sizes, strict=True))

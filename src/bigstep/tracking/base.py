@@ -1,0 +1,155 @@
+"""What stages tell a tracker; the null and the recording tracker."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, final
+
+__all__ = ["DatasetRecord", "Metric", "ModelRecord", "NullTracker", "RecordingTracker", "Tracker"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value of a run; ``step`` counts steps of the training, ``timestamp`` is in milliseconds since 1970."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The data a run used: its name, digest, folder, how it was used, and counts."""
+
+    name: str
+    digest: str
+    source: str
+    context: str
+    profile: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A trained model to be kept: a module in evaluation mode, a raw batch it takes, and what is known about it."""
+
+    module: Any
+    example: Any
+    classes: tuple[str, ...]
+    tags: Mapping[str, str]
+
+
+class Tracker(Protocol):
+    """The history of one run."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Note the parameters; one that stands there with another value becomes a tag ``resumed.<key>``."""
+        ...
+
+    def log_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Note values, all in one message; those that are not finite are left out."""
+        ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        ...
+
+    def log_dataset(self, dataset: DatasetRecord) -> None:
+        """Note the data that was used."""
+        ...
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, where it exists."""
+        ...
+
+    def log_model(self, model: ModelRecord) -> None:
+        """Keep the model in a form that can be served."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        ...
+
+
+@final
+class NullTracker:
+    """Keeps nothing."""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Do nothing."""
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def log_dataset(self, dataset: DatasetRecord) -> None:
+        """Do nothing."""
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Do nothing."""
+
+    def log_model(self, model: ModelRecord) -> None:
+        """Do nothing."""
+
+    def finish(self, status: str) -> None:
+        """Do nothing."""
+
+
+@final
+@dataclass
+class RecordingTracker:
+    """Keeps everything in memory, for tests and for callers without a server."""
+
+    params: dict[str, object] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    datasets: list[DatasetRecord] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    models: list[ModelRecord] = field(default_factory=list)
+    status: str = "RUNNING"
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Keep new ones; tag changed ones."""
+        new, changed = split_params(params, {key: str(value) for key, value in self.params.items()})
+        self.params.update(new)
+        self.tags.update(changed)
+
+    def log_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Keep the finite ones."""
+        self.metrics += finite(metrics)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Keep them."""
+        self.tags.update(tags)
+
+    def log_dataset(self, dataset: DatasetRecord) -> None:
+        """Keep it."""
+        self.datasets.append(dataset)
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep its name."""
+        if path.is_file():
+            self.files.append(f"{folder}/{path.name}" if folder else path.name)
+
+    def log_model(self, model: ModelRecord) -> None:
+        """Keep it."""
+        self.models.append(model)
+
+    def finish(self, status: str) -> None:
+        """Keep the status."""
+        self.status = status
+
+
+def finite(metrics: Sequence[Metric]) -> list[Metric]:
+    """Leave out infinities and NaN: MLflow stores infinity as 1.8e308, which breaks its plots."""
+    return [metric for metric in metrics if abs(metric.value) < float("inf")]
+
+
+def split_params(params: Mapping[str, object], known: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Part parameters into new ones, and tags for those known with another value (MLflow allows no change)."""
+    texts = {key: str(value) for key, value in params.items()}
+    new = {key: value for key, value in texts.items() if key not in known}
+    changed = {f"resumed.{key}": value for key, value in texts.items() if key in known and known[key] != value}
+    return new, changed

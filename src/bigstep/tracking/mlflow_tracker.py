@@ -1,0 +1,161 @@
+"""A run in MLflow 3."""
+
+import getpass
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite, split_params
+from bigstep.tracking.database import open_client, open_experiment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run"]
+
+T = TypeVar("T")
+METRICS_A_MESSAGE, PARAMS_A_MESSAGE = 1000, 100  # MLflow's limits
+DIGEST_LENGTH = 36  # MLflow's limit
+MODEL_URI_TAG = "bigstep.model_uri"
+
+
+def open_run(uri: str, *, run_id: str | None, experiment: str, name: str | None = None) -> "MlflowTracker":
+    """Continue the run ``run_id``, or begin one.
+
+    Args:
+        uri: of the tracking store.
+        run_id: of the run to continue; None begins a new one.
+        experiment: that a new run belongs to.
+        name: of a new run; None lets MLflow choose.
+    """
+    client = open_client(uri)
+    if run_id is None or not _exists(client, run_id):
+        experiment_id = open_experiment(client, uri, experiment)
+        run = client.create_run(experiment_id, tags=_origin(), run_name=name)
+        return MlflowTracker(client, uri, str(run.info.run_id))
+    client.update_run(run_id, status="RUNNING")
+    return MlflowTracker(client, uri, run_id)
+
+
+@final
+class MlflowTracker:
+    """Writes to one run through MLflow's client; the run stays open until :meth:`finish`."""
+
+    def __init__(self, client: "MlflowClient", uri: str, run_id: str) -> None:
+        """Write to ``run_id`` in the store ``uri``."""
+        self.client = client
+        self.uri = uri
+        self.run_id = run_id
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Note new parameters; MLflow refuses changes, so changed ones become tags."""
+        from mlflow.entities import Param
+
+        new, changed = split_params(params, self.client.get_run(self.run_id).data.params)
+        for part in _parts(new.items(), PARAMS_A_MESSAGE):
+            self.client.log_batch(self.run_id, params=[Param(key, value) for key, value in part])
+        self.set_tags(changed)
+
+    def log_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Send the finite values, up to a thousand a message."""
+        from mlflow.entities import Metric as MlflowMetric
+
+        for part in _parts(finite(metrics), METRICS_A_MESSAGE):
+            rows = [MlflowMetric(item.key, item.value, item.timestamp, item.step) for item in part]
+            self.client.log_batch(self.run_id, metrics=rows)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        for part in _parts(tags.items(), PARAMS_A_MESSAGE):
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in part])
+
+    def log_dataset(self, dataset: DatasetRecord) -> None:
+        """Note the data as an MLflow dataset input with its digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entity = Dataset(
+            name=dataset.name,
+            digest=dataset.digest[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": dataset.source}),
+            profile=json.dumps(dict(dataset.profile)),
+        )
+        tags = [InputTag("mlflow.data.context", dataset.context)]
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, where it exists."""
+        if path.is_file():
+            self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def log_model(self, model: ModelRecord) -> None:
+        """Export the module (torch.export) with any number of images of any size, and note where it is in a tag."""
+        import mlflow
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        channels = model.example.shape[3]
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)))]),
+        )
+        with mlflow.start_run(run_id=self.run_id):
+            info = mlflow.pytorch.log_model(
+                model.module,
+                name="model",
+                signature=signature,
+                input_example=model.example,
+                serialization_format="pt2",
+                pip_requirements=[f"{name}=={_public(name)}" for name in ("mlflow", "numpy", "torch")],
+                metadata={"classes": list(model.classes), **model.tags},
+            )
+        self.client.update_run(self.run_id, status="RUNNING")
+        self.set_tags({**model.tags, MODEL_URI_TAG: str(info.model_uri)})
+
+    def finish(self, status: str) -> None:
+        """End the run."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def _exists(client: "MlflowClient", run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False  # the store was deleted or is another one: a new run begins
+        raise
+
+
+def _origin() -> dict[str, str]:
+    tags = {"mlflow.user": getpass.getuser(), "mlflow.source.type": "PROJECT", "mlflow.source.name": "bigstep"}
+    experiment = os.environ.get("DVC_EXP_NAME")
+    return {**tags, **({"DVC_EXP_NAME": experiment} if experiment else {})}
+
+
+def git_tags(root: Path) -> dict[str, str]:
+    """Give the git revision of ``root``, and whether anything differed from it."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": commit.stdout.strip(), "bigstep.git_dirty": str(bool(changes.stdout)).lower()}
+
+
+def _public(package: str) -> str:
+    return version(package).partition("+")[0]
+
+
+def _parts(items: Iterable[T], size: int) -> Iterator[list[Any]]:
+    rest = list(items)
+    for start in range(0, len(rest), size):
+        yield rest[start : start + size]

@@ -1,0 +1,87 @@
+"""The model registry: every trained model becomes the challenger, the better one the champion."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["Promotion", "promote"]
+
+WEIGHTS, DIGEST = "bigstep.weights_sha256", "bigstep.validation_digest"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a model in the registry, and why."""
+
+    name: str
+    version: str
+    is_champion: bool
+    reason: str
+
+
+def promote(client: "MlflowClient", run_id: str, name: str, *, metric: str, smaller_is_better: bool) -> Promotion | None:
+    """Register the model of a run, call it challenger, and move champion to it only if it is better on the same data.
+
+    Args:
+        client: of the store.
+        run_id: a run whose tags name its model, weights and validation digest.
+        name: in the registry.
+        metric: tag that holds the value to compare, as ``bigstep.<metric>``.
+        smaller_is_better: which way to compare.
+
+    Returns:
+        What happened, or None when the run has no model.
+    """
+    tags = client.get_run(run_id).data.tags
+    if MODEL_URI_TAG not in tags:
+        return None
+    kept = {key: tags[key] for key in (WEIGHTS, DIGEST, f"bigstep.{metric}") if key in tags}
+    version = _registered(client, run_id, name, tags[MODEL_URI_TAG], kept)
+    client.set_registered_model_alias(name, "challenger", version)
+    is_better, reason = _beats(kept, _champion(client, name), version, f"bigstep.{metric}", smaller=smaller_is_better)
+    if is_better:
+        client.set_registered_model_alias(name, "champion", version)
+    return Promotion(name, version, is_better, reason)
+
+
+def _registered(client: "MlflowClient", run_id: str, name: str, uri: str, tags: dict[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for version in client.search_model_versions(f"name='{name}'"):
+        if version.tags.get(WEIGHTS) == tags.get(WEIGHTS) and version.source == uri:
+            return str(version.version)
+    created = client.create_model_version(name, uri, run_id=run_id, tags=tags, model_id=uri.rpartition("/")[2])
+    return str(created.version)
+
+
+def _champion(client: "MlflowClient", name: str) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, "champion")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _beats(new: dict[str, str], champion: Any | None, version: str, metric: str, *, smaller: bool) -> tuple[bool, str]:
+    if champion is None:
+        return True, "the first of its name"
+    if str(champion.version) == version:
+        return True, "it is the champion already"
+    if champion.tags.get(DIGEST) != new.get(DIGEST) or metric not in champion.tags:
+        return False, f"version {champion.version} was validated on other data"
+    old_value, value = float(champion.tags[metric]), float(new[metric])
+    better = value < old_value if smaller else value > old_value
+    verb = "beats" if better else "does not beat"
+    return better, f"{metric.removeprefix('bigstep.')} {value:.4f} {verb} {old_value:.4f} of version {champion.version}"

@@ -1,0 +1,49 @@
+"""What the training loop yields."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["EpochRecord", "StepRecord", "Validation"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step: one effective batch, one attempt at an optimizer step."""
+
+    step: int
+    """Position in the data over all epochs, from 0."""
+    epoch: int
+    num_samples: int
+    loss: Tensor
+    """Weighted mean over the effective batch, on the model's device."""
+    gradient_norm: float
+    """Of the whole effective batch, before clipping."""
+    learning_rate: float
+    """That the update used."""
+    applied: bool
+    """False: dropped, since the batch had no weight or its gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over a part of the data, with plain cross-entropy: no smoothing, no class weights."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """The end of an epoch."""
+
+    epoch: int
+    num_updates: int
+    """Updates applied so far."""
+    num_dropped: int
+    """Steps dropped so far."""
+    train_loss: float
+    """Weighted mean over the epoch's samples, as trained (smoothing, class weights)."""
+    validation: Validation
+    is_best: bool
+    """Whether this epoch's weights are the best so far."""

@@ -1,0 +1,101 @@
+"""Everything that training changes, and how it begins."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from bigstep.config.batch import Batch
+from bigstep.config.train import Train
+from bigstep.models.building import AUXILIARY_WEIGHTS
+from bigstep.models.classifier import Classifier
+from bigstep.step.accumulate import Accumulator
+from bigstep.step.losses import CrossEntropy, Loss
+from bigstep.step.precision import PRECISIONS
+from bigstep.training.auxiliary import AuxiliaryLoss
+from bigstep.training.optimization import build_optimizer, build_schedule
+
+__all__ = ["Best", "TrainingState", "build_state"]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, and its weights (those of the average where there is one), on the host."""
+
+    epoch: int
+    value: float
+    loss: float
+    accuracy: float
+    weights: dict[str, Tensor]
+
+
+@dataclass
+class TrainingState:
+    """All that changes while training; the loop owns it."""
+
+    classifier: Classifier
+    accumulator: Accumulator
+    optimizer: Optimizer
+    schedule: LRScheduler | ReduceLROnPlateau
+    scaler: torch.amp.GradScaler | None
+    average: AveragedModel | None
+    epoch: int = 0
+    step: int = 0
+    num_updates: int = 0
+    num_dropped: int = 0
+    epochs_without_gain: int = 0
+    best: Best | None = field(default=None)
+
+    @property
+    def judged(self) -> Classifier:
+        """The classifier that is validated and kept: the average where there is one."""
+        if self.average is None:
+            return self.classifier
+        assert isinstance(self.average.module, Classifier)
+        return self.average.module
+
+
+def build_state(
+    classifier: Classifier,
+    train: Train,
+    batch: Batch,
+    *,
+    num_samples: int,
+    class_weights: Tensor | None,
+    architecture: str,
+) -> TrainingState:
+    """Begin a training.
+
+    Args:
+        classifier: on its device.
+        train: the section ``train``.
+        batch: sizes of a step.
+        num_samples: of the training part.
+        class_weights: shape ``(num_classes,)``, or None.
+        architecture: ``model.name``, which decides the share of auxiliary heads.
+    """
+    precision = PRECISIONS[train.precision]
+    classifier.to(precision.parameter_dtype)
+    device = next(classifier.parameters()).device
+    scaler = precision.build_scaler(device)
+    loss: Loss = CrossEntropy(weight=class_weights, label_smoothing=train.label_smoothing)
+    if architecture in AUXILIARY_WEIGHTS:
+        loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[architecture])
+    optimizer = build_optimizer(train, classifier)
+    return TrainingState(
+        classifier=classifier,
+        accumulator=Accumulator(
+            classifier, loss, micro_batch_size=batch.micro_batch_size, autocast=precision.autocast, scaler=scaler
+        ),
+        optimizer=optimizer,
+        schedule=build_schedule(train, optimizer, -(-num_samples // batch.effective_batch_size)),
+        scaler=scaler,
+        average=_average(classifier, train.ema_decay),
+    )
+
+
+def _average(classifier: nn.Module, decay: float | None) -> AveragedModel | None:
+    return None if decay is None else AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call] # torch's
