@@ -19,6 +19,7 @@ from bigstep.data.resize import centre_resize
 __all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+Image.MAX_IMAGE_PIXELS = None  # the limit is Layout.max_pixels, checked before anything is decoded
 MAX_FILE_BYTES = 1 << 28  # a compressed image above 256 MiB is no photograph
 
 

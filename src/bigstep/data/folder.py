@@ -77,7 +77,7 @@ def list_folder(root: Path) -> Listing:
 def _children(folder: Path) -> tuple[list[str], int]:
     with os.scandir(folder) as items:
         visible = [item for item in items if not item.name.startswith(".")]
-    folders = sorted((item.name for item in visible if item.is_dir()), key=os.fsencode)
+    folders = sorted((item.name for item in visible if Path(item.path).is_dir()), key=os.fsencode)
     return folders, len(visible) - len(folders)
 
 
@@ -104,7 +104,7 @@ def _entries(folder: Path, root: Path, label: int, split: str | None) -> Iterato
 def _files(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, str | None]]:
     for item in _sorted(folder):
         path = folder / item.name
-        if not item.is_dir():
+        if not path.is_dir():  # false for a loop of links, where DirEntry.is_dir raises
             yield path, None
         elif _identity(path) in ancestors:
             yield path, "a loop of links"

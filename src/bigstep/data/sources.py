@@ -188,7 +188,8 @@ def _fashion_mnist(data: Data, root: Path) -> Source:
     if paths is None:
         raise DataError(
             f"data.root must hold the Fashion-MNIST files {IDX[0]}[.gz] and the like, but {root} does not; "
-            "set data.download=true to fetch them, or data.root=/usr/share/datasets/fashion-mnist after `apt install dataset-fashion-mnist`"
+            "set data.download=true to fetch them, "
+            "or data.root=/usr/share/datasets/fashion-mnist after `apt install dataset-fashion-mnist`"
         )
     train_images, train_labels, test_images, test_labels = (_read_idx(path) for path in paths)
     files = tuple(SourceFile.hashed(path, path.parent) for path in paths)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigstep.config.model import Model
 from bigstep.config.reading import nearest
@@ -94,6 +94,7 @@ def _architecture(model: Model, shape: InputShape) -> nn.Module:
     if model.name == "small_cnn":
         return SmallCNN(
             channels=shape.channels,
+            size=shape.size,
             num_classes=shape.num_classes,
             width=model.width,
             dropout=model.dropout or 0.0,
@@ -127,14 +128,17 @@ def _check_size(network: nn.Module, model: Model, shape: InputShape) -> None:
     if model.name == "small_cnn":
         check_small_cnn(shape.size)
     images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
+    random_state, buffers = torch.random.get_rng_state(), {name: buffer.clone() for name, buffer in network.named_buffers()}
+    modes = (False, True) if model.name in AUXILIARY_WEIGHTS else (False,)  # auxiliary heads run in training only
     try:
-        state = torch.random.get_rng_state()
         with torch.no_grad():
-            outputs: Tensor = network.eval()(images)
-        torch.random.set_rng_state(state)
+            for training in modes:
+                network.train(training)(images)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise _wrong_size(model, shape, error) from None
-    assert outputs.shape == (2, shape.num_classes)
+    torch.random.set_rng_state(random_state)
+    for name, buffer in network.named_buffers():
+        buffer.copy_(buffers[name])
     network.train()
 
 

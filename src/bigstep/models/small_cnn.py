@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 __all__ = ["SmallCNN"]
 
+MAX_SIDE = 8  # places the head sees each way, which bounds its size
+
 
 @final
 class SmallCNN(nn.Module):
-    """Convolutions (3 x 3) of width w, 2w and 4w, the first two followed by halving, and a linear head on averages."""
+    """Convolutions (3 x 3) of width w, 2w and 4w, the first two followed by halving, then a linear head on all places."""
 
-    def __init__(self, *, channels: int, num_classes: int, width: int, dropout: float) -> None:
-        """Build for images of ``channels`` channels; BatchNorm, which :mod:`bigstep.models.norms` may replace."""
+    def __init__(self, *, channels: int, size: int, num_classes: int, width: int, dropout: float) -> None:
+        """Build for images of shape ``(channels, size, size)``; BatchNorm, which :mod:`bigstep.models.norms` may replace."""
         super().__init__()
         widths = (channels, width, 2 * width, 4 * width)
         blocks: list[nn.Module] = []
@@ -23,9 +25,10 @@ class SmallCNN(nn.Module):
                 blocks.append(nn.MaxPool2d(2))  # before the norm, which then has a quarter of the work
             blocks += [nn.BatchNorm2d(fan_out), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(2)
+        side = min(size // 4, MAX_SIDE)
+        self.pool = nn.AdaptiveAvgPool2d(side)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(4 * widths[-1], num_classes)
+        self.head = nn.Linear(side * side * widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(n, channels, size, size)`` to logits ``(n, num_classes)``."""

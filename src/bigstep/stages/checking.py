@@ -42,7 +42,7 @@ def check_followed_by_dvc(params: Params) -> None:
     """
     if params.train.effective_batch_size is None:
         raise ConfigError(
-            "train.effective_batch_size must be a number when DVC runs the stages, since it follows learning keys only, but is null; "
+            "train.effective_batch_size must be a number for DVC, which follows learning keys only, but is null; "
             f"write {params.batch.effective_batch_size}, which is micro_batch_size * accumulation_steps"
         )
 

@@ -50,7 +50,8 @@ class History:
         left = (self.num_epochs * self.steps_per_epoch - done) * (time.perf_counter() - self._started) / done
         return (
             f"epoch {record.epoch + 1}/{self.num_epochs}  loss {float(record.loss):.4f}  "
-            f"{self.images_per_second:,.0f} images/s  peak {format_bytes(peak_memory_bytes(self.device))}  left {format_seconds(left)}"
+            f"{self.images_per_second:,.0f} images/s  peak {format_bytes(peak_memory_bytes(self.device))}  "
+            f"left {format_seconds(left)}"
         )
 
     def _add_step(self, record: StepRecord) -> None:

@@ -1,0 +1,81 @@
+"""Fixtures, and a police: a test that leaves an environment variable, a thread setting or a default type behind fails."""
+
+import csv
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from bigstep.config.data import Data
+from bigstep.data.preparation import prepare_store
+from bigstep.data.sources import open_source
+from bigstep.data.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+settings.register_profile("bigstep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bigstep")
+torch.set_num_threads(1)
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["DVC_NO_ANALYTICS"] = "1"
+MAY_CHANGE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "MLFLOW_ALLOW_MODEL_CODE_EXECUTION"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    environment, threads = dict(os.environ), set(threading.enumerate())
+    dtype, torch_threads = torch.get_default_dtype(), torch.get_num_threads()
+    yield
+    left = {name for name in set(environment) | set(os.environ) if environment.get(name) != os.environ.get(name)}
+    assert not left - MAY_CHANGE - {name for name in left if name.startswith(("MLFLOW_TRACKING", "KMP_"))}
+    assert torch.get_default_dtype() == dtype
+    assert torch.get_num_threads() == torch_threads
+    assert not [thread for thread in set(threading.enumerate()) - threads if not thread.daemon and thread.is_alive()]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("digits")
+    data = Data()
+    source = open_source(data, folder, num_workers=0)
+    assert sum(1 for _ in prepare_store(source, data, folder)) == 1797
+    store = Store(folder)
+    assert store.images.shape == (1797, 8, 8, 1)
+    return store
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of this project, a DVC project of its own without git, with quick parameters and an empty history."""
+    return copy_project(tmp_path / "project")
+
+
+def copy_project(root: Path) -> Path:
+    root.mkdir()
+    for name in ("src", "pipelines", "presets", "weights"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("dvc.yaml", "MLproject", "python_env.yaml", "requirements.txt", ".dvcignore", ".gitignore", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, root / name)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(text.replace("epochs: 20 ", "epochs: 2 "), encoding="utf-8")
+    (root / "data" / "raw").mkdir(parents=True)
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n", encoding="utf-8")
+    return root
+
+
+def random_images(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
+    images = np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    assert images.shape == (count, size, size, channels)
+    return images
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,24 @@
+"""The naive implementations that the clever ones are compared with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def full_batch_gradients(model: nn.Module, mean_loss: Any, inputs: Any, targets: Any) -> tuple[list[Tensor], Tensor]:
+    """One backward pass over the whole batch: gradients of the parameters, and the loss."""
+    model.zero_grad()
+    outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    loss = mean_loss(outputs, targets)
+    loss.backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return gradients, loss.detach()
+
+
+def relative_error(model: nn.Module, expected: list[Tensor]) -> float:
+    """‖g − g*‖ / ‖g*‖ over all parameters together."""
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, expected, strict=True)) ** 0.5
+    return difference / sum(float((b**2).sum()) for b in expected) ** 0.5

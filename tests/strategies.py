@@ -1,0 +1,5 @@
+"""Hypothesis strategies."""
+
+from hypothesis import strategies as st
+
+sizes = st.integers(1, 97)

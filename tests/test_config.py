@@ -1,0 +1,228 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigstep.cli import main
+from bigstep.config.params import SECTIONS, flatten, parse_params
+from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.config.section import Section
+from bigstep.errors import ConfigError
+from bigstep.stages.checking import check_followed_by_dvc, check_params, learning_values
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = [(section, key) for section in SECTIONS for key in section.model_fields]
+OUT_OF_RANGE: dict[str, Any] = {
+    "data.image_size": 7,
+    "data.channels": 2,
+    "data.validation_fraction": 1.0,
+    "data.test_fraction": 0.0,
+    "data.split_seed": -1,
+    "data.max_megapixels": 0.0,
+    "data.source": "mnist",
+    "data.normalization": "no",
+    "data.on_bad_image": "ignore",
+    "model.width": 3,
+    "model.norm": "layer",
+    "model.ghost_batch_size": 1,
+    "model.dropout": 1.0,
+    "train.epochs": 0,
+    "train.effective_batch_size": 0,
+    "train.optimizer": "lamb",
+    "train.learning_rate": 0.0,
+    "train.weight_decay": -0.1,
+    "train.momentum": 1.0,
+    "train.betas": [0.9, 1.0],
+    "train.schedule": "poly",
+    "train.warmup_epochs": -1.0,
+    "train.step_epochs": 0,
+    "train.factor": 1.0,
+    "train.plateau_patience": -1,
+    "train.label_smoothing": 1.0,
+    "train.class_weights": [1.0],
+    "train.clip_norm": 0.0,
+    "train.ema_decay": 1.0,
+    "train.early_stopping_patience": 0,
+    "train.select_by": "loss",
+    "train.augmentation": "cutout",
+    "train.precision": "fp8",
+    "train.seed": -1,
+    "evaluate.calibration_bins": 1,
+    "evaluate.num_mistakes": 0,
+    "hardware.device": "tpu",
+    "hardware.micro_batch_size": 0,
+    "hardware.accumulation_steps": 0,
+    "hardware.num_workers": -1,
+    "hardware.threads": 0,
+    "hardware.memory_format": "nchw",
+}
+UNBOUNDED = {"data.root", "data.download", "model.name", "model.weights", "model.freeze_backbone", "train.nesterov"}
+UNBOUNDED |= {"tracking.experiment", "tracking.registered_model"}
+
+
+def _shipped() -> dict[str, Any]:
+    return read_yaml(ROOT / "params.yaml")
+
+
+def _with(*texts: str) -> dict[str, Any]:
+    return apply_overrides(_shipped(), parse_overrides(texts))
+
+
+def test_the_shipped_file_holds_every_key_with_its_default_and_a_comment() -> None:
+    content = _shipped()
+    assert {name: set(values) for name, values in content.items()} == {s.title: set(s.model_fields) for s in SECTIONS}
+    assert parse_params(content) == parse_params({})
+    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    for _, key in KEYS:
+        (line,) = [line for line in lines if line.startswith(f"  {key}:")]
+        assert "# " in line, f"{key} has no comment"
+
+
+def _found_line(content: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    (folder / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    write_yaml(content, folder / "params.yaml")
+    before = sorted(folder.rglob("*"))
+    assert main(["repro"]) == 2
+    assert sorted(folder.rglob("*")) == before, "something was written"
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS, ids=lambda item: item if isinstance(item, str) else item.title)
+@pytest.mark.parametrize("fault", ["type", "range", "name"])
+def test_each_bad_value_is_one_line_code_2_and_nothing_written(
+    section: type[Section],
+    key: str,
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, name = _shipped(), f"{section.title}.{key}"
+    if fault == "name":
+        content[section.title][f"{key}x"] = content[section.title].pop(key)
+        assert f"did you mean {key!r}?" in _found_line(content, tmp_path, capsys)
+        return
+    if fault == "range" and name in UNBOUNDED:
+        return
+    content[section.title][key] = {"a": ["mapping"]} if fault == "type" else OUT_OF_RANGE[name]
+    line = _found_line(content, tmp_path, capsys)
+    assert line.startswith(f"bigstep: params.yaml: {name} must be ")
+    assert ", but is " in line
+    assert "; " in line
+
+
+def test_every_key_has_a_range_to_test_or_none() -> None:
+    assert {f"{section.title}.{key}" for section, key in KEYS} == set(OUT_OF_RANGE) | UNBOUNDED
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.source=image-folder"], "data.image_size must be given"),
+        (["data.download=true"], "nothing to fetch"),
+        (["data.validation_fraction=0.6", "data.test_fraction=0.5"], "must be below 1, but is 1.1"),
+        (["data.image_size=100"], "8 to 64 with model.name small_cnn, but is 100"),
+        (["model.norm=batch"], "ghost_batch_size must be given"),
+        (["model.ghost_batch_size=8"], "must be null unless"),
+        (["model.freeze_backbone=true"], "name a weights file"),
+        (["model.weights=/tmp/x.pth"], "folder weights/"),
+        (["model.name=resnet19"], "did you mean"),
+        (["train.nesterov=true"], "but is true with adamw"),
+        (["train.schedule=plateau"], "warmup_epochs must be 0 with train.schedule plateau, but is 1"),
+        (["train.warmup_epochs=20"], r"below train.epochs \(20\), but is 20"),
+        (["hardware.micro_batch_size=null"], "two of .* must be given, but they are 64, null and null"),
+        (["model.norm=batch", "model.ghost_batch_size=8", "hardware.micro_batch_size=4"], r"\(8\) with model.norm batch, but is 4"),
+        (["train.effective_batch_size=10", "hardware.accumulation_steps=6"], "which is 5 for 10 / 2, but is 6"),
+    ],
+)
+def test_impossible_combinations_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_params(_with(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (64, 32, 2)),
+        (["hardware.micro_batch_size=30"], (64, 30, 3)),
+        (["hardware.accumulation_steps=8"], (64, 8, 8)),
+        (["train.effective_batch_size=100"], (100, 32, 4)),
+        (["hardware.micro_batch_size=16", "hardware.accumulation_steps=5"], (80, 16, 5)),
+        (["train.effective_batch_size=96", "hardware.accumulation_steps=4"], (96, 24, 4)),
+        (["train.effective_batch_size=24"], (24, 32, 1)),
+        (["train.effective_batch_size=64", "hardware.micro_batch_size=16", "hardware.accumulation_steps=4"], (64, 16, 4)),
+        (["model.norm=batch", "model.ghost_batch_size=16", "hardware.micro_batch_size=null"], (64, 16, 4)),
+    ],
+)
+def test_any_two_of_the_three_sizes_are_taken(overrides: list[str], expected: tuple[int, int, int]) -> None:
+    params = parse_params(_with(*overrides))
+    batch = params.batch
+    assert (batch.effective_batch_size, batch.micro_batch_size, batch.accumulation_steps) == expected
+    assert flatten(params)["hardware.accumulation_steps"] == expected[2]
+
+
+def test_dvc_needs_the_effective_batch_in_the_file() -> None:
+    params = parse_params(_with("hardware.micro_batch_size=16", "hardware.accumulation_steps=5"))
+    with pytest.raises(ConfigError, match="write 80"):
+        check_followed_by_dvc(params)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-03"])
+def test_a_number_is_the_same_wherever_it_is_written(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"train:\n  learning_rate: {text}\n", encoding="utf-8")
+    assert parse_params(read_yaml(path)).train.learning_rate == 0.001
+    assert parse_params(_with(f"train.learning_rate={text}")).train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("text", ["train", "train.learning_rate", "=1", "train.=1", "a.b.c=1"])
+def test_an_override_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"section.key=value, but got"):
+        parse_overrides([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [", "must be YAML, but"),
+        ("- 1\n", "must be a mapping of sections, but is"),
+        ("train: 3\n", "train must be a mapping of keys, but is 3"),
+        ("trian: {}\n", "did you mean 'train'"),
+        ("train: {epochs: 1}\ntrain: {epochs: 2}\n", "duplicate key"),
+        ("\x00", "must be YAML"),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_params(read_yaml(path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"params.yaml must be a readable file"):
+        read_yaml(tmp_path / "params.yaml")
+
+
+def test_overrides_keep_the_comments(tmp_path: Path) -> None:
+    write_yaml(_with("train.learning_rate=1e-3"), tmp_path / "params.yaml")
+    text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
+    assert "learning_rate: 0.001" in text
+    assert text.count("#") == (ROOT / "params.yaml").read_text(encoding="utf-8").count("#")
+
+
+def test_hardware_and_tracking_are_no_learning_values() -> None:
+    before, after = (learning_values(parse_params(content)) for content in (_shipped(), _with("hardware.micro_batch_size=7")))
+    assert before == after
+    assert before != learning_values(parse_params(_with("train.seed=1")))
+
+
+def test_every_preset_is_valid() -> None:
+    for path in (ROOT / "presets").glob("*.yaml"):
+        content = _shipped()
+        for section, values in read_yaml(path).items():
+            content[section].update(values)
+        check_params(content)

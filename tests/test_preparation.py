@@ -1,0 +1,226 @@
+import gzip
+import hashlib
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_images, read_rows
+from images import add_damaged, encode
+
+from bigstep.config.data import Data
+from bigstep.data.preparation import prepare_store
+from bigstep.data.sources import Source, open_source
+from bigstep.data.store import Store
+from bigstep.errors import DataError
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def _prepare(data: Data, root: Path, folder: Path, workers: int = 0) -> Store:
+    folder.mkdir()
+    source: Source = open_source(data, root, workers)
+    assert sum(1 for _ in prepare_store(source, data, folder)) == len(source)
+    return Store(folder)
+
+
+def _folder(root: Path, classes: int = 2, count: int = 10) -> Path:
+    for label in range(classes):
+        (root / f"class{label}").mkdir(parents=True)
+        for number, pixels in enumerate(random_images(count, 12, 3, seed=label)):
+            kind = "PNG" if number % 2 else "JPEG"
+            (root / f"class{label}" / f"{number}.{kind.lower()}").write_bytes(encode(pixels, kind))
+    return root
+
+
+def _image_folder(**values: object) -> Data:
+    return Data.model_validate({"source": "image-folder", "image_size": 8, **values})
+
+
+def test_digits_are_all_there_and_split(digits: Store) -> None:
+    manifest = digits.manifest
+    assert manifest.num_samples == 1797
+    assert [len(digits.indices(part)) for part in range(3)] == [1222, 216, 359]
+    assert manifest.classes == tuple("0123456789")
+    assert manifest.files[0].name == "digits.csv.gz"
+    assert len(manifest.files[0].sha256) == 64
+    training = digits.images[digits.indices(0)].astype(np.float64) / 255
+    np.testing.assert_allclose(manifest.mean, [training.mean()], atol=1e-8)
+    np.testing.assert_allclose(manifest.std, [training.std()], atol=1e-8)
+
+
+def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images")
+    add_damaged(root / "class0", random_images(1, 8, 3)[0], count=1)
+    stores = [_prepare(_image_folder(), root, tmp_path / name, workers) for name, workers in (("one", 0), ("two", 2))]
+    for path in stores[0].paths.root.iterdir():
+        assert path.read_bytes() == (stores[1].paths.root / path.name).read_bytes(), path.name
+
+
+def test_the_store_is_mapped_and_says_where_each_sample_came_from(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images")
+    store = _prepare(_image_folder(), root, tmp_path / "store")
+    assert isinstance(store.images, np.memmap)
+    assert store.images.shape == (20, 8, 8, 3)
+    rows = read_rows(store.paths.samples)
+    for index, row in enumerate(rows):
+        assert row["sha256"] == hashlib.sha256((root / row["name"]).read_bytes()).hexdigest()
+        assert row["class"] == store.manifest.classes[store.labels[index]]
+        assert row["part"] == ("train", "validation", "test")[store.parts[index]]
+    assert store.names() == [row["name"] for row in rows]
+    assert store.manifest.files[0].sha256 == hashlib.sha256(store.paths.samples.read_bytes()).hexdigest()
+
+
+def test_forty_damaged_files_are_refused_and_listed(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images")
+    bad = add_damaged(root / "class1", random_images(1, 8, 3)[0])
+    assert len(bad) == 40
+    store = _prepare(_image_folder(), root, tmp_path / "store")
+    refused = {row["name"]: row["reason"] for row in read_rows(store.paths.refused)}
+    assert set(refused) == {path.relative_to(root).as_posix() for path in bad}
+    assert all(refused.values())
+    assert store.manifest.num_refused == sum(store.manifest.refused.values()) == 40
+    assert store.manifest.num_samples == 20
+
+
+def test_a_damaged_file_is_fatal_where_that_is_asked_for(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images")
+    (root / "class0" / "zero.png").touch()
+    with pytest.raises(DataError, match=r"'class0/zero.png' does not: empty: zero bytes"):
+        _prepare(_image_folder(on_bad_image="fail"), root, tmp_path / "store")
+
+
+def test_a_class_of_damaged_files_only_is_one_line(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images")
+    (root / "class2").mkdir()
+    add_damaged(root / "class2", random_images(1, 8, 3)[0])
+    with pytest.raises(DataError, match="class 'class2' must hold at least one readable image"):
+        _prepare(_image_folder(), root, tmp_path / "store")
+
+
+def test_imagenet_normalisation_and_channels_are_taken_as_asked(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images")
+    store = _prepare(_image_folder(normalization="imagenet"), root, tmp_path / "colour")
+    assert store.manifest.mean == (0.485, 0.456, 0.406)
+    grey = _prepare(_image_folder(normalization="imagenet", channels=1), root, tmp_path / "grey")
+    assert grey.images.shape == (20, 8, 8, 1)
+    np.testing.assert_allclose(grey.manifest.mean, [0.458971], atol=1e-6)
+    repeated = _prepare(Data(channels=3), tmp_path, tmp_path / "digits")
+    assert repeated.images.shape == (1797, 8, 8, 3)
+    assert (repeated.images[..., 0] == repeated.images[..., 2]).all()
+
+
+def test_constant_images_do_not_divide_by_zero(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "images" / label / f"{number}.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "PNG"))
+    assert _prepare(_image_folder(), tmp_path / "images", tmp_path / "store").manifest.std == (1.0, 1.0, 1.0)
+
+
+def test_the_split_seed_changes_the_split_and_nothing_else(tmp_path: Path) -> None:
+    one, two = (_prepare(Data(split_seed=seed), tmp_path, tmp_path / str(seed)) for seed in (0, 1))
+    assert (one.images == two.images).all()
+    assert (one.parts != two.parts).any()
+    assert one.manifest.digests["validation"] != two.manifest.digests["validation"]
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def _write_fashion(root: Path, *, compressed: bool) -> None:
+    root.mkdir(parents=True)
+    for part, count in (("train", 60), ("t10k", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        arrays = {"images-idx3-ubyte": random_images(count, 28, 1)[..., 0], "labels-idx1-ubyte": labels}
+        for name, array in arrays.items():
+            content = _idx(array)
+            path = root / f"{part}-{name}{'.gz' if compressed else ''}"
+            path.write_bytes(gzip.compress(content) if compressed else content)
+
+
+@pytest.mark.parametrize(("place", "compressed"), [(".", True), ("FashionMNIST/raw", False), ("raw", True)])
+def test_fashion_mnist_is_found_where_debian_and_torchvision_put_it(place: str, compressed: bool, tmp_path: Path) -> None:
+    _write_fashion(tmp_path / "source" / place, compressed=compressed)
+    store = _prepare(Data(source="fashion-mnist"), tmp_path / "source", tmp_path / "store")
+    assert store.images.shape == (80, 28, 28, 1)
+    assert (store.images[:60] == random_images(60, 28, 1)).all()
+    assert (store.parts[60:] == 2).all()
+    assert (store.parts[:60] != 2).all()
+    assert store.manifest.classes[9] == "Ankle boot"
+    assert len(store.manifest.files) == 4
+
+
+def test_a_torn_idx_file_is_one_line(tmp_path: Path) -> None:
+    _write_fashion(tmp_path / "source", compressed=True)
+    path = tmp_path / "source" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="must be an IDX file"):
+        open_source(Data(source="fashion-mnist"), tmp_path / "source", 0)
+
+
+def test_missing_sources_say_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.download=true to fetch them, or data.root="):
+        open_source(Data(source="fashion-mnist"), tmp_path, 0)
+    with pytest.raises(DataError, match=r"Set data.download=true"):
+        open_source(Data(source="cifar10"), tmp_path, 0)
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist: apt install dataset-fashion-mnist")
+def test_debians_fashion_mnist_is_whole(tmp_path: Path) -> None:
+    store = _prepare(Data(source="fashion-mnist"), FASHION, tmp_path / "store")
+    assert np.bincount(store.labels).tolist() == [7000] * 10
+    assert len(store.indices(2)) == 10_000
+
+
+def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader is torchvision's own; only its list of MD5 sums is that of the small files made here."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    lists: dict[str, list[list[str]]] = {"train_list": [], "test_list": []}
+    for kind, names in (("train_list", CIFAR10.train_list), ("test_list", CIFAR10.test_list)):
+        for number, (name, _) in enumerate(names):
+            data = random_images(20, 32, 3, seed=number).transpose(0, 3, 1, 2).reshape(20, -1)
+            content = pickle.dumps({"data": data, "labels": [index % 10 for index in range(20)]})
+            (folder / name).write_bytes(content)
+            lists[kind].append([name, hashlib.md5(content).hexdigest()])
+    meta = pickle.dumps({"label_names": [f"name{index}" for index in range(10)]})
+    (folder / "batches.meta").write_bytes(meta)
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
+    for kind, files in lists.items():
+        monkeypatch.setattr(CIFAR10, kind, files)
+    store = _prepare(Data(source="cifar10"), tmp_path, tmp_path / "store")
+    assert store.images.shape == (120, 32, 32, 3)
+    assert (store.images[:20] == random_images(20, 32, 3, seed=0)).all()
+    assert (store.parts == 2).sum() == 20
+    (folder / "test_batch").write_bytes(b"cposix\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(DataError):
+        open_source(Data(source="cifar10"), tmp_path, 0)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store: store.paths.manifest.write_text("{}"),
+        lambda store: store.paths.manifest.write_text("["),
+        lambda store: store.paths.manifest.unlink(),
+        lambda store: store.paths.images.write_bytes(b"x"),
+        lambda store: store.paths.labels.write_bytes(b"x"),
+        lambda store: store.paths.parts.unlink(),
+        lambda store: store.paths.manifest.write_text(json.dumps({**json.loads(store.paths.manifest.read_text()), "size": "8"})),
+        lambda store: store.paths.manifest.write_text(json.dumps({**json.loads(store.paths.manifest.read_text()), "format": 2})),
+    ],
+)
+def test_a_damaged_store_is_one_line(damage: object, tmp_path: Path) -> None:
+    store = _prepare(_image_folder(), _folder(tmp_path / "images"), tmp_path / "store")
+    assert callable(damage)
+    damage(store)
+    with pytest.raises(DataError, match="prepare") as caught:
+        Store(store.paths.root)
+    assert len(str(caught.value).splitlines()) == 1

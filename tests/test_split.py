@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigstep.data.split import SPLITS, split_samples
+from bigstep.errors import DataError
+
+FRACTIONS = {"validation_fraction": 0.15, "test_fraction": 0.2}
+
+
+def _split(labels: list[int], given: list[int] | None = None, classes: str = "ab", seed: int = 0) -> np.ndarray:
+    fixed = np.array(given if given is not None else [-1] * len(labels), np.int8)
+    return split_samples(np.array(labels, np.int64), fixed, tuple(classes), seed=seed, **FRACTIONS)
+
+
+@given(st.lists(st.integers(3, 60), min_size=2, max_size=5), st.integers(0, 3))
+def test_every_part_holds_every_class_in_its_share(counts: list[int], seed: int) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    parts = _split(labels, classes="abcde"[: len(counts)], seed=seed)
+    for label, count in enumerate(counts):
+        found = np.bincount(parts[np.array(labels) == label], minlength=3)
+        assert found.sum() == count
+        assert found.min() >= 1
+        assert abs(found[2] - 0.2 * count) <= 1
+    assert (parts == _split(labels, classes="abcde"[: len(counts)], seed=seed)).all()
+
+
+def test_another_seed_is_another_split() -> None:
+    labels = [0] * 50 + [1] * 50
+    assert (_split(labels, seed=0) != _split(labels, seed=1)).any()
+
+
+def test_a_given_test_set_stays_the_test_set() -> None:
+    test = SPLITS.index("test")
+    parts = _split([0] * 20 + [1] * 20 + [0, 1], [-1] * 40 + [test, test])
+    assert (parts == test).sum() == 2
+    assert (parts[40:] == test).all()
+    assert (parts == 1).sum() == 6
+
+
+def test_a_given_validation_set_stays_too() -> None:
+    parts = _split([0] * 10 + [1] * 10 + [0, 1, 0, 1], [0] * 20 + [1, 1, 2, 2])
+    assert parts.tolist() == [0] * 20 + [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "classes", "message"),
+    [
+        ([0] * 9, None, "a", "at least two classes, but there is only 'a'"),
+        ([0] * 9, None, "ab", "class 'b' must hold at least one readable image, but holds none"),
+        ([0] * 9 + [1] * 2, None, "ab", "class 'b' must have at least 3 training images to be split, but has 2"),
+        ([0] * 9 + [1], [-1] * 9 + [2], "ab", "class 'b' must be among the training images, but is only in the test set"),
+    ],
+)
+def test_classes_that_cannot_be_split_are_one_line(labels: list[int], given: list[int] | None, classes: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        _split(labels, given, classes)

@@ -1,0 +1,254 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigstep.config.hardware import Hardware
+from bigstep.config.model import Model
+from bigstep.config.batch import resolve_batch
+from bigstep.config.train import Train
+from bigstep.data.batches import ordered_batches
+from bigstep.data.store import Store
+from bigstep.models.building import InputShape
+from bigstep.models.saving import build_classifier
+from bigstep.step.losses import CrossEntropy
+from bigstep.training.auxiliary import AuxiliaryLoss
+from bigstep.training.batches import training_batches
+from bigstep.training.loop import take_step, train_epochs, validate
+from bigstep.training.optimization import build_optimizer, build_schedule
+from bigstep.training.records import EpochRecord, StepRecord
+from bigstep.training.state import TrainingState, build_state
+
+
+def _train(**values: Any) -> Train:
+    return Train.model_validate({"epochs": 2, "warmup_epochs": 0.0, **values})
+
+
+def _begin(
+    store: Store, train: Train, micro: int | None = 16, weights: Tensor | None = None, **model: Any
+) -> tuple[TrainingState, Any]:
+    section = Model.model_validate({"width": 4, **model})
+    batch = resolve_batch(train, Hardware(micro_batch_size=micro), section)
+    manifest = store.manifest
+    torch.manual_seed(train.seed)
+    classifier = build_classifier(section, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
+    samples = len(store.indices(0))
+    return build_state(classifier, train, batch, num_samples=samples, class_weights=weights, architecture="small_cnn"), batch
+
+
+def _run(store: Store, train: Train, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
+    state, batch = _begin(store, train, micro, **model)
+    return state, list(train_epochs(state, train, batch, store))
+
+
+def _flat(state: TrainingState) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in state.classifier.parameters()])
+
+
+def test_the_loop_yields_every_step_and_every_epoch(digits: Store) -> None:
+    _, records = _run(digits, _train(effective_batch_size=100))
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    epochs = [record for record in records if isinstance(record, EpochRecord)]
+    assert [record.step for record in steps] == list(range(26))
+    assert [record.num_samples for record in steps] == ([100] * 12 + [22]) * 2
+    assert [record.epoch for record in epochs] == [0, 1]
+    assert epochs[-1].num_updates == 26
+    for epoch in epochs:
+        mine = [record for record in steps if record.epoch == epoch.epoch]
+        mean = sum(float(record.loss) * record.num_samples for record in mine) / sum(record.num_samples for record in mine)
+        assert math.isclose(mean, epoch.train_loss, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_micro_batch_size_does_not_change_what_is_learned(optimizer: str, digits: Store) -> None:
+    train = _train(effective_batch_size=100, optimizer=optimizer, precision="float64", learning_rate=0.01, ema_decay=0.9)
+    reference, records = _run(digits, train, micro=100)
+    for micro in (32, 7):
+        other, others = _run(digits, train, micro=micro)
+        assert float((_flat(other) - _flat(reference)).norm() / _flat(reference).norm()) <= 1e-9
+        for one, two in zip(records, others, strict=True):
+            if isinstance(one, StepRecord):
+                torch.testing.assert_close(one.loss, two.loss, rtol=1e-9, atol=0)
+
+
+def test_a_run_is_a_plain_loop_in_torch(digits: Store) -> None:
+    """Parity: ten lines of torch over whole batches give the same weights."""
+    train = _train(effective_batch_size=64, precision="float64", optimizer="sgd", schedule="constant", weight_decay=0.0, clip_norm=None)
+    state, _ = _run(digits, train, micro=16)
+    plain, _ = _begin(digits, train)
+    optimizer = torch.optim.SGD(plain.classifier.parameters(), lr=train.learning_rate, momentum=0.9)
+    for epoch in range(2):
+        for images, labels in training_batches(digits, size=64, augmentation="shift", seed=0, epoch=epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(plain.classifier(images), labels, label_smoothing=0.05).backward()
+            optimizer.step()
+    assert float((_flat(plain) - _flat(state)).norm() / _flat(state).norm()) <= 1e-12
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(digits: Store) -> None:
+    one, two, other = (_flat(_run(digits, _train(seed=seed))[0]) for seed in (0, 0, 1))
+    assert (one == two).all()
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
+def test_every_precision_learns(precision: str, digits: Store) -> None:
+    state, records = _run(digits, _train(precision=precision, epochs=3, learning_rate=0.01))
+    assert records[-1].validation.accuracy > 0.5
+    expected = torch.float64 if precision == "float64" else torch.float32
+    assert {p.dtype for p in state.classifier.parameters()} == {expected}
+
+
+SCHEDULES: dict[str, Callable[[int], float]] = {
+    "constant": lambda step: 1.0,
+    "cosine": lambda step: (1 + math.cos(math.pi * step / 40)) / 2,
+    "linear": lambda step: 1 - step / 40,
+    "step": lambda step: 0.1 ** (step // 20),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_move_once_per_update(name: str) -> None:
+    train = _train(schedule=name, epochs=4, learning_rate=0.5, step_epochs=2)
+    optimizer = build_optimizer(train, nn.Linear(2, 2))
+    schedule = build_schedule(train, optimizer, updates_per_epoch=10)
+    for step in range(40):
+        assert math.isclose(optimizer.param_groups[0]["lr"], 0.5 * SCHEDULES[name](step), abs_tol=1e-12)
+        optimizer.step()
+        schedule.step()  # type: ignore[call-arg]
+
+
+def test_warm_up_rises_to_the_peak_and_the_rest_follows() -> None:
+    train = _train(schedule="cosine", epochs=4, learning_rate=1.0, warmup_epochs=0.5)
+    optimizer = build_optimizer(train, nn.Linear(2, 2))
+    schedule = build_schedule(train, optimizer, updates_per_epoch=10)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()  # type: ignore[call-arg]
+    assert rates[:5] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert rates[5] == pytest.approx(1.0)
+    assert rates[5:] == pytest.approx([(1 + math.cos(math.pi * step / 35)) / 2 for step in range(35)])
+
+
+def test_plateau_cuts_after_validations_without_gain(digits: Store) -> None:
+    train = _train(schedule="plateau", epochs=6, learning_rate=1e-12, plateau_patience=1, effective_batch_size=600, select_by="val_accuracy")
+    _, records = _run(digits, train)
+    rates = [record.learning_rate for record in records if isinstance(record, StepRecord)][::3]
+    assert rates == pytest.approx([1e-12] * 3 + [1e-13] * 2 + [1e-14]) or rates == pytest.approx([1e-12] * 3 + [1e-13] * 3)
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    optimizer = build_optimizer(_train(weight_decay=0.3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
+    assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [(0.3, 1), (0.0, 3)]
+
+
+def test_the_gradient_of_the_whole_batch_is_clipped(digits: Store) -> None:
+    train = _train(clip_norm=1e-3, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.0, effective_batch_size=64)
+    state, _ = _begin(digits, train)
+    before = _flat(state)
+    record = take_step(state, train, *next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0)))
+    assert record.gradient_norm > 0.1
+    assert float((_flat(state) - before).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_leaves_no_trace(digits: Store) -> None:
+    train = _train(ema_decay=0.9)
+    state, _ = _begin(digits, train)
+    images, labels = next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0))
+    take_step(state, train, images, labels)
+    before, rate = _flat(state), state.optimizer.param_groups[0]["lr"]
+    moments = {name: value.clone() for name, value in next(iter(state.optimizer.state.values())).items()}
+    hook = state.classifier.network.register_forward_hook(lambda _m, _i, logits: logits * float("inf"))
+    record = take_step(state, train, images, labels)
+    hook.remove()
+    assert not record.applied
+    assert (_flat(state) == before).all()
+    assert state.optimizer.param_groups[0]["lr"] == rate
+    assert all((value == moments[name]).all() for name, value in next(iter(state.optimizer.state.values())).items())
+    assert (state.step, state.num_updates, state.num_dropped) == (2, 1, 1)
+    assert all(p.grad is None for p in state.classifier.parameters())
+
+
+def test_a_scale_that_overflows_backs_off_and_training_goes_on(digits: Store) -> None:
+    train = _train(precision="float16")
+    state, _ = _begin(digits, train)
+    assert state.scaler is not None
+    images, labels = next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0))
+    take_step(state, train, images, labels)
+    state.scaler.update(1e38)
+    assert not take_step(state, train, images, labels).applied
+    assert state.scaler.get_scale() == pytest.approx(0.5e38, rel=1e-3)
+    state.scaler.update(1024.0)
+    assert take_step(state, train, images, labels).applied
+
+
+def test_the_best_epoch_is_kept_and_early_stopping_ends(digits: Store) -> None:
+    train = _train(epochs=30, learning_rate=1e-12, early_stopping_patience=2, select_by="val_accuracy", effective_batch_size=600)
+    state, records = _run(digits, train)
+    epochs = [record for record in records if isinstance(record, EpochRecord)]
+    assert len(epochs) == 3
+    assert [record.is_best for record in epochs] == [True, False, False]
+    assert state.best is not None
+    assert state.best.epoch == 0
+
+
+def test_the_average_is_moved_once_per_update_and_is_what_is_kept(digits: Store) -> None:
+    train = _train(ema_decay=0.9, epochs=1, effective_batch_size=600, precision="float64")
+    state, batch = _begin(digits, train)
+    averages = []
+    for record in train_epochs(state, train, batch, digits):
+        if isinstance(record, StepRecord):
+            weights = _flat(state)
+            averages.append(weights if not averages else 0.9 * averages[-1] + 0.1 * weights)
+    judged = torch.cat([p.detach().flatten() for p in state.judged.parameters()])
+    torch.testing.assert_close(judged, averages[-1])
+    assert state.best is not None
+    assert (state.best.weights["head.bias"] == state.judged.network.state_dict()["head.bias"]).all()
+    assert (state.best.weights["head.bias"] != state.classifier.network.state_dict()["head.bias"]).any()
+
+
+def test_class_weights_weigh_the_loss(digits: Store) -> None:
+    train = _train(label_smoothing=0.0, precision="float64")
+    weights = torch.linspace(0.1, 2.0, 10).double()
+    state, _ = _begin(digits, train, weights=weights)
+    images, labels = next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0))
+    expected = F.cross_entropy(state.classifier(images), labels, weight=weights)
+    torch.testing.assert_close(take_step(state, train, images, labels).loss, expected.detach())
+
+
+def test_validation_is_a_mean_over_samples_however_they_are_cut(digits: Store) -> None:
+    state, _ = _begin(digits, _train(precision="float64"))
+    images, labels = next(ordered_batches(digits, 1, 10_000))
+    with torch.no_grad():
+        logits = state.classifier.eval()(images)
+    for size in (1000, 100, 7):
+        found = validate(state.classifier, ordered_batches(digits, 1, size))
+        assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
+        assert found.accuracy == float((logits.argmax(1) == labels).double().mean())
+
+
+def test_auxiliary_heads_add_their_share() -> None:
+    logits, aux, labels = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    loss = AuxiliaryLoss(CrossEntropy(), 0.3)
+    expected = F.cross_entropy(logits, labels, reduction="sum") + 0.3 * F.cross_entropy(aux, labels, reduction="sum")
+    torch.testing.assert_close(loss.sum((logits, aux), labels), expected)
+    torch.testing.assert_close(loss.sum(logits, labels), F.cross_entropy(logits, labels, reduction="sum"))
+    assert loss.weight(labels) == 5
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store, tmp_path: Any) -> None:
+    train = _train(epochs=1, effective_batch_size=600)
+    state, batch = _begin(digits, train, None, norm="batch", ghost_batch_size=16)
+    for parameter in state.classifier.network.features.parameters():  # type: ignore[union-attr]
+        parameter.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in state.classifier.network.state_dict().items() if "running" in name}
+    list(train_epochs(state, train, batch, digits))
+    after = state.classifier.network.state_dict()
+    assert before
+    assert all((after[name] == tensor).all() for name, tensor in before.items())
