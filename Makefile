@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast check format dependencies lock clean
+.PHONY: help install repro test test-fast check format dependencies documentation lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(READY)  ## format the code and mend what lint can
 
 dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 	@$(BIN)/python tests/closures.py
+
+documentation: $(READY)  ## write the table of parameters into the README
+	@$(BIN)/python tests/documentation.py
 
 lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -3,6 +3,8 @@
 import csv
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,12 @@ settings.load_profile("bigstep")
 torch.set_num_threads(1)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["DVC_NO_ANALYTICS"] = "1"
-MAY_CHANGE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "MLFLOW_ALLOW_MODEL_CODE_EXECUTION"}
+MAY_CHANGE = {
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
+    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +57,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of this project, a DVC project of its own without git, with quick parameters and an empty history."""
-    return copy_project(tmp_path / "project")
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables: making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    code = "import sys; from bigstep.tracking.database import open_client; open_client(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
+    return path
 
 
-def copy_project(root: Path) -> Path:
+def copy_project(root: Path, database: Path | None = None) -> Path:
+    """A copy of this project, a DVC project of its own with git, with quick parameters and an empty history."""
     root.mkdir()
     for name in ("src", "pipelines", "presets", "weights"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -65,8 +76,14 @@ def copy_project(root: Path) -> Path:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (root / "params.yaml").write_text(text.replace("epochs: 20 ", "epochs: 2 "), encoding="utf-8")
     (root / "data" / "raw").mkdir(parents=True)
+    (root / "data" / "raw" / "README.md").touch()
     (root / ".dvc").mkdir()
-    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    no_scm = true\n", encoding="utf-8")
+    for name in ("config", ".gitignore"):
+        shutil.copyfile(ROOT / ".dvc" / name, root / ".dvc" / name)
+    if database is not None:
+        shutil.copyfile(database, root / "mlflow.db")
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "project"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=root, check=True)
     return root
 
 

@@ -30,7 +30,10 @@ def test_accumulated_gradient_is_the_full_batch_gradient(total: int, largest: in
     model, (inputs, labels) = _model(), _batch(total)
     weight = torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64) if weighted else None
     expected, loss = full_batch_gradients(
-        model, lambda outputs, targets: F.cross_entropy(outputs, targets, weight=weight, label_smoothing=smoothing), inputs, labels
+        model,
+        lambda outputs, targets: F.cross_entropy(outputs, targets, weight=weight, label_smoothing=smoothing),
+        inputs,
+        labels,
     )
     accumulator = Accumulator(model, losses.CrossEntropy(weight, label_smoothing=smoothing), micro_batch_size=largest)
     result = accumulator.backward(inputs, labels)

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_images
-from images import add_damaged, encode
 from PIL import Image
 
 from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file, resize_array
 from bigstep.data.pool import decode_files
 from bigstep.data.resize import centre_resize
+from conftest import random_images
+from images import add_damaged, encode
 
 COLOUR, GREY = Layout(16, 3, 64e6), Layout(16, 1, 64e6)
 PIXELS = random_images(1, 16, 3)[0]

@@ -17,7 +17,11 @@ def _make(root: Path, *names: str) -> Path:
 def test_class_folders_are_classes_and_nested_files_belong_to_them(tmp_path: Path) -> None:
     listing = list_folder(_make(tmp_path, "dog/b.png", "cat/deep/er/a.png", "dog/a.png", "readme.txt", ".hidden/x", "cat/.x"))
     assert listing.classes == ("cat", "dog")
-    assert [(entry.name, entry.label) for entry in listing.entries] == [("cat/deep/er/a.png", 0), ("dog/a.png", 1), ("dog/b.png", 1)]
+    assert [(entry.name, entry.label) for entry in listing.entries] == [
+        ("cat/deep/er/a.png", 0),
+        ("dog/a.png", 1),
+        ("dog/b.png", 1),
+    ]
     assert listing.num_ignored == 1
 
 

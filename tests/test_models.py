@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import random_images
 from torch import nn
 
 from bigstep.config.model import Model
@@ -16,6 +15,7 @@ from bigstep.models.classifier import Classifier, ServedClassifier
 from bigstep.models.norms import BATCH_NORMS, replace_norms
 from bigstep.models.saving import ModelCard, build_classifier, load_classifier, save_model
 from bigstep.models.weights import read_tensors
+from conftest import random_images
 
 SMALL = InputShape(channels=1, size=8, num_classes=10)
 
@@ -62,7 +62,9 @@ def test_groups_divide_the_channels(channels: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny"]
+)
 def test_torchvision_classifiers_are_built_and_freed_of_batch_norm(name: str) -> None:
     network = build_network(_model(name=name), InputShape(1, 64, 5))
     assert _norms(network, BATCH_NORMS) == 0
@@ -70,7 +72,7 @@ def test_torchvision_classifiers_are_built_and_freed_of_batch_norm(name: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 160)])
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 224)])
 def test_auxiliary_heads_are_there_in_training(name: str, size: int) -> None:
     network = build_network(_model(name=name), InputShape(3, size, 5))
     outputs = network.train()(torch.zeros(2, 3, size, size))
@@ -101,7 +103,9 @@ def test_every_torchvision_classifier_is_known_and_no_detector() -> None:
         ({"name": "vit_b_16"}, 30, ModelError, "refuses 30 x 30 pixels"),
     ],
 )
-def test_what_an_architecture_cannot_do_is_one_line(values: dict[str, object], size: int, error: type[Exception], message: str) -> None:
+def test_what_an_architecture_cannot_do_is_one_line(
+    values: dict[str, object], size: int, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         build_network(_model(**values), InputShape(3, size, 5))
     assert len(str(caught.value).splitlines()) == 1
@@ -194,8 +198,12 @@ def test_stored_images_are_normalised_and_grey_ones_repeated() -> None:
 def test_colour_images_reach_a_one_channel_network_as_luma() -> None:
     images = torch.from_numpy(random_images(3, 4, 3)).permute(0, 3, 1, 2)
     pixels = _classifier(3, 1)(images)
-    normal = (images / 255 - torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1)) / torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1)
-    torch.testing.assert_close(pixels[:, 0], torch.einsum("nchw,c->nhw", normal, torch.tensor([0.299, 0.587, 0.114])).flatten(1))
+    normal = (images / 255 - torch.tensor([0.25, 0.5, 0.75]).view(1, 3, 1, 1)) / torch.tensor([0.5, 0.25, 0.125]).view(
+        1, 3, 1, 1
+    )
+    torch.testing.assert_close(
+        pixels[:, 0], torch.einsum("nchw,c->nhw", normal, torch.tensor([0.299, 0.587, 0.114])).flatten(1)
+    )
 
 
 CARD = ModelCard(
@@ -234,7 +242,13 @@ def test_a_damaged_model_is_one_line(tmp_path: Path) -> None:
     save_model(network.state_dict(), CARD, tmp_path)
     weights, card = (tmp_path / name for name in ("model.safetensors", "model.json"))
     content = copy.copy(weights.read_bytes())
-    for path, text in ((weights, content[:-1]), (weights, b""), (card, b"{}"), (card, b"["), (card, card.read_bytes().replace(b"10", b'"x"'))):
+    for path, text in (
+        (weights, content[:-1]),
+        (weights, b""),
+        (card, b"{}"),
+        (card, b"["),
+        (card, card.read_bytes().replace(b"10", b'"x"')),
+    ):
         before = path.read_bytes()
         path.write_bytes(text)
         with pytest.raises(ModelError, match="run the stage train again") as caught:

@@ -1,9 +1,9 @@
 import numpy as np
-from conftest import random_images
 
 from bigstep.data.augmentation import augment
 from bigstep.data.keys import derive_key, random_words
 from bigstep.data.order import effective_batches, epoch_order
+from conftest import random_images
 
 
 def test_the_order_is_a_permutation_of_seed_and_epoch_alone() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_images, read_rows
-from images import add_damaged, encode
 
 from bigstep.config.data import Data
 from bigstep.data.preparation import prepare_store
 from bigstep.data.sources import Source, open_source
 from bigstep.data.store import Store
 from bigstep.errors import DataError
+from conftest import random_images, read_rows
+from images import add_damaged, encode
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -213,8 +213,12 @@ def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch:
         lambda store: store.paths.images.write_bytes(b"x"),
         lambda store: store.paths.labels.write_bytes(b"x"),
         lambda store: store.paths.parts.unlink(),
-        lambda store: store.paths.manifest.write_text(json.dumps({**json.loads(store.paths.manifest.read_text()), "size": "8"})),
-        lambda store: store.paths.manifest.write_text(json.dumps({**json.loads(store.paths.manifest.read_text()), "format": 2})),
+        lambda store: store.paths.manifest.write_text(
+            json.dumps({**json.loads(store.paths.manifest.read_text()), "size": "8"})
+        ),
+        lambda store: store.paths.manifest.write_text(
+            json.dumps({**json.loads(store.paths.manifest.read_text()), "format": 2})
+        ),
     ],
 )
 def test_a_damaged_store_is_one_line(damage: object, tmp_path: Path) -> None:

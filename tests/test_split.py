@@ -53,6 +53,8 @@ def test_a_given_validation_set_stays_too() -> None:
         ([0] * 9 + [1], [-1] * 9 + [2], "ab", "class 'b' must be among the training images, but is only in the test set"),
     ],
 )
-def test_classes_that_cannot_be_split_are_one_line(labels: list[int], given: list[int] | None, classes: str, message: str) -> None:
+def test_classes_that_cannot_be_split_are_one_line(
+    labels: list[int], given: list[int] | None, classes: str, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         _split(labels, given, classes)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigstep.config.batch import resolve_batch
 from bigstep.config.hardware import Hardware
 from bigstep.config.model import Model
-from bigstep.config.batch import resolve_batch
 from bigstep.config.train import Train
 from bigstep.data.batches import ordered_batches
 from bigstep.data.store import Store
@@ -25,7 +25,7 @@ from bigstep.training.state import TrainingState, build_state
 
 
 def _train(**values: Any) -> Train:
-    return Train.model_validate({"epochs": 2, "warmup_epochs": 0.0, **values})
+    return Train.model_validate({"epochs": 2, "warmup_fraction": 0.0, **values})
 
 
 def _begin(
@@ -77,7 +77,9 @@ def test_the_micro_batch_size_does_not_change_what_is_learned(optimizer: str, di
 
 def test_a_run_is_a_plain_loop_in_torch(digits: Store) -> None:
     """Parity: ten lines of torch over whole batches give the same weights."""
-    train = _train(effective_batch_size=64, precision="float64", optimizer="sgd", schedule="constant", weight_decay=0.0, clip_norm=None)
+    train = _train(
+        effective_batch_size=64, precision="float64", optimizer="sgd", schedule="constant", weight_decay=0.0, clip_norm=None
+    )
     state, _ = _run(digits, train, micro=16)
     plain, _ = _begin(digits, train)
     optimizer = torch.optim.SGD(plain.classifier.parameters(), lr=train.learning_rate, momentum=0.9)
@@ -104,7 +106,7 @@ def test_every_precision_learns(precision: str, digits: Store) -> None:
 
 
 SCHEDULES: dict[str, Callable[[int], float]] = {
-    "constant": lambda step: 1.0,
+    "constant": lambda _step: 1.0,
     "cosine": lambda step: (1 + math.cos(math.pi * step / 40)) / 2,
     "linear": lambda step: 1 - step / 40,
     "step": lambda step: 0.1 ** (step // 20),
@@ -123,7 +125,7 @@ def test_schedules_move_once_per_update(name: str) -> None:
 
 
 def test_warm_up_rises_to_the_peak_and_the_rest_follows() -> None:
-    train = _train(schedule="cosine", epochs=4, learning_rate=1.0, warmup_epochs=0.5)
+    train = _train(schedule="cosine", epochs=4, learning_rate=1.0, warmup_fraction=0.125)
     optimizer = build_optimizer(train, nn.Linear(2, 2))
     schedule = build_schedule(train, optimizer, updates_per_epoch=10)
     rates = []
@@ -137,7 +139,14 @@ def test_warm_up_rises_to_the_peak_and_the_rest_follows() -> None:
 
 
 def test_plateau_cuts_after_validations_without_gain(digits: Store) -> None:
-    train = _train(schedule="plateau", epochs=6, learning_rate=1e-12, plateau_patience=1, effective_batch_size=600, select_by="val_accuracy")
+    train = _train(
+        schedule="plateau",
+        epochs=6,
+        learning_rate=1e-12,
+        plateau_patience=1,
+        effective_batch_size=600,
+        select_by="val_accuracy",
+    )
     _, records = _run(digits, train)
     rates = [record.learning_rate for record in records if isinstance(record, StepRecord)][::3]
     assert rates == pytest.approx([1e-12] * 3 + [1e-13] * 2 + [1e-14]) or rates == pytest.approx([1e-12] * 3 + [1e-13] * 3)
@@ -189,7 +198,9 @@ def test_a_scale_that_overflows_backs_off_and_training_goes_on(digits: Store) ->
 
 
 def test_the_best_epoch_is_kept_and_early_stopping_ends(digits: Store) -> None:
-    train = _train(epochs=30, learning_rate=1e-12, early_stopping_patience=2, select_by="val_accuracy", effective_batch_size=600)
+    train = _train(
+        epochs=30, learning_rate=1e-12, early_stopping_patience=2, select_by="val_accuracy", effective_batch_size=600
+    )
     state, records = _run(digits, train)
     epochs = [record for record in records if isinstance(record, EpochRecord)]
     assert len(epochs) == 3
@@ -242,7 +253,7 @@ def test_auxiliary_heads_add_their_share() -> None:
     assert loss.weight(labels) == 5
 
 
-def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store, tmp_path: Any) -> None:
+def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store) -> None:
     train = _train(epochs=1, effective_batch_size=600)
     state, batch = _begin(digits, train, None, norm="batch", ghost_batch_size=16)
     for parameter in state.classifier.network.features.parameters():  # type: ignore[union-attr]

@@ -12,7 +12,16 @@ from ruamel.yaml.error import YAMLError
 from bigstep.config.section import Section, rule_of
 from bigstep.errors import ConfigError
 
-__all__ = ["Override", "apply_overrides", "nearest", "parse_overrides", "parse_section", "read_yaml", "write_yaml"]
+__all__ = [
+    "Override",
+    "apply_overrides",
+    "example_of",
+    "nearest",
+    "parse_overrides",
+    "parse_section",
+    "read_yaml",
+    "write_yaml",
+]
 
 S = TypeVar("S", bound=Section)
 Override = tuple[str, str, Any]  # section, key, value
@@ -138,12 +147,12 @@ def _line(section: type[Section], values: dict[str, Any], problem: dict[str, Any
     if problem["type"] == "extra_forbidden":
         return f"{origin}: {name} must be a known key, but is not; {nearest(key, section.model_fields)}"
     field = section.model_fields[key]
-    return (
-        f"{origin}: {name} must be {rule_of(field)}, but is {_shown(values[key])}; write for example {_example(field.default)}"
-    )
+    found = _shown(values[key])
+    return f"{origin}: {name} must be {rule_of(field)}, but is {found}; write for example {example_of(field.default)}"
 
 
-def _example(value: object) -> str:
+def example_of(value: object) -> str:
+    """Write a default as in params.yaml."""
     plain = {None: "null", True: "true", False: "false"}
     if value is None or isinstance(value, bool):
         return plain[value]

@@ -1,7 +1,6 @@
 """What every section of params.yaml has in common."""
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.fields import FieldInfo
@@ -23,50 +22,28 @@ class Section(BaseModel):
 
 def rule_of(field: FieldInfo) -> str:
     """Say in words what a value of ``field`` must be, as the error messages and the table in the README do."""
-    bounds = _bounds(field.metadata)
-    schema = _json_schema(field)
-    options = schema.get("anyOf", [schema])
-    return " or ".join(dict.fromkeys(_option_rule(option, bounds) for option in options))
-
-
-def _json_schema(field: FieldInfo) -> dict[str, Any]:
     annotation: Any = field.annotation
-    return TypeAdapter(annotation).json_schema()
+    for item in field.metadata:
+        annotation = Annotated[annotation, item]
+    schema = TypeAdapter(annotation).json_schema()
+    return " or ".join(dict.fromkeys(_option_rule(option) for option in schema.get("anyOf", [schema])))
 
 
-def _option_rule(option: dict[str, Any], outer: str) -> str:
+def _option_rule(option: dict[str, Any]) -> str:
     if "enum" in option or "const" in option:
         return "one of " + ", ".join(map(str, option.get("enum", [option.get("const")])))
-    kind = option.get("type")
-    if kind == "null":
-        return "null"
+    kind = str(option["type"])
     if kind == "array":
         items = option.get("items") or option["prefixItems"][0]
         count = f"{option['minItems']} " if "maxItems" in option else ""
         return f"a list of {count}numbers{_limits(items)}"
-    if kind == "string" and option.get("minLength"):
-        return "a text that is not empty"
-    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
-    return names[str(kind)] + (_limits(option) or (outer if kind in ("integer", "number") else ""))
+    if kind == "string":
+        return "a text that is not empty" if option.get("minLength") else "text"
+    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+    return names[kind] + _limits(option)
 
 
 def _limits(schema: dict[str, Any]) -> str:
-    words = {
-        "exclusiveMinimum": "above",
-        "minimum": "of at least",
-        "exclusiveMaximum": "below",
-        "maximum": "of at most",
-    }
-    return _join(f"{word} {schema[name]:g}" for name, word in words.items() if name in schema)
-
-
-def _bounds(metadata: Iterable[object]) -> str:
-    words = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
-    return _join(
-        f"{words[name]} {getattr(item, name):g}" for item in metadata for name in words if getattr(item, name, None) is not None
-    )
-
-
-def _join(parts: Iterable[str]) -> str:
-    text = " and ".join(parts)
+    words = {"exclusiveMinimum": "above", "minimum": "of at least", "exclusiveMaximum": "below", "maximum": "of at most"}
+    text = " and ".join(f"{word} {schema[name]:g}" for name, word in words.items() if name in schema)
     return f" {text}" if text else ""

@@ -31,7 +31,7 @@ class Train(Section):
     schedule: Literal["constant", "cosine", "linear", "step", "plateau"] = Field(
         "cosine", description="of the learning rate, stepped once per optimizer step (plateau: once per validation)"
     )
-    warmup_epochs: float = Field(1.0, ge=0, description="linear warm-up, in epochs; not with plateau")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the updates with linear warm-up; 0 with plateau")
     step_epochs: int = Field(10, ge=1, description="schedule step: epochs between two cuts")
     factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: what a cut multiplies by")
     plateau_patience: int = Field(3, ge=0, description="schedule plateau: validations without gain before a cut")
@@ -63,12 +63,8 @@ class Train(Section):
                 "train.nesterov must be false unless train.optimizer is sgd with momentum above 0, "
                 f"but is true with {self.optimizer}, momentum {self.momentum:g}; write false"
             )
-        if self.schedule == "plateau" and self.warmup_epochs > 0:
+        if self.schedule == "plateau" and self.warmup_fraction > 0:
             raise ValueError(
-                f"train.warmup_epochs must be 0 with train.schedule plateau, but is {self.warmup_epochs:g}; write 0"
-            )
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise ValueError(
-                f"train.warmup_epochs must be below train.epochs ({self.epochs}), but is {self.warmup_epochs:g}; lower it"
+                f"train.warmup_fraction must be 0 with train.schedule plateau, but is {self.warmup_fraction:g}; write 0"
             )
         return self

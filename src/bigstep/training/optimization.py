@@ -37,7 +37,7 @@ def build_schedule(train: Train, optimizer: Optimizer, updates_per_epoch: int) -
     if train.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=train.factor, patience=train.plateau_patience)
     total = train.epochs * updates_per_epoch
-    warmup = math.ceil(train.warmup_epochs * updates_per_epoch)
+    warmup = math.ceil(train.warmup_fraction * total)
     main = _main_schedule(train, optimizer, updates_per_epoch, max(1, total - warmup))
     if warmup == 0:
         return main

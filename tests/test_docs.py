@@ -1,0 +1,82 @@
+"""What the documentation says is run."""
+
+import doctest
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigstep.cli import _parser
+from closures import ROOT
+from documentation import with_table
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
+MODULES = sorted(path for path in (ROOT / "src/bigstep").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_examples_in_docstrings_run(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed
+
+
+def test_the_readmes_table_is_the_schemas() -> None:
+    assert with_table(README) == README, "run `make documentation`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_readmes_code_runs_as_it_stands() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    loader = [(torch.randn(10, 4), torch.randint(0, 3, (10,)))] * 2
+    names = {"model": model, "loader": loader, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    exec(code, names)  # the README is the project's own
+    assert (model.weight != before).any()
+
+
+def test_the_readmes_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"[`$] ?make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for line in re.findall(r"^\$ bigstep ([^#\n]+)", README, re.MULTILINE):
+        _parser().parse_args(line.split())
+    for name in re.findall(r"--preset ([a-z0-9-]+)", README):
+        assert (ROOT / "presets" / f"{name}.yaml").exists()
+
+
+def test_the_readme_opens_with_what_it_is_a_picture_and_two_commands() -> None:
+    opening = README[: README.index("## ")]
+    assert opening.startswith("# bigstep\n")
+    assert "![" in opening
+    assert re.findall(r"^\$ (make \w+)", opening, re.MULTILINE) == ["make repro", "make test"]
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[0].split()
+    for target in targets:
+        assert f"make {target} " in listed, target
+
+
+def test_no_address_of_a_registry_or_path_of_a_machine_is_committed() -> None:
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, files):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png",):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not re.search(r"(index-url|find-links|/home/\w|/root/)", text) or name.startswith(("tests/", "Makefile")), (
+                name
+            )

@@ -1,0 +1,384 @@
+"""The whole road, with the real engines: DVC, MLflow, git, processes that are killed."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.data.store import Store
+from conftest import copy_project, random_images, read_rows
+from images import add_damaged, encode
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+BIN = Path(sys.executable).parent
+
+
+def _environment(**extra: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "BIGSTEP_"))}
+    quick = {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t"}
+    committer = {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return {**kept, **quick, **committer, "COLUMNS": "200", **extra}
+
+
+def _run(root: Path, *command: str, code: int = 0, **extra: str) -> str:
+    finished = subprocess.run(
+        command,
+        cwd=root,
+        env=_environment(**extra),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == code, finished.stdout[-4000:]
+    return finished.stdout
+
+
+def _repro(root: Path, *options: str, code: int = 0) -> str:
+    return _run(root, "python", "pipelines/repro.py", *options, code=code)
+
+
+def _set(root: Path, *texts: str) -> None:
+    write_yaml(apply_overrides(read_yaml(root / "params.yaml"), parse_overrides(texts)), root / "params.yaml")
+
+
+def _client(root: Path) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def _runs(root: Path) -> list[Any]:
+    client = _client(root)
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
+
+
+def _history(root: Path, run: Any, key: str) -> list[int]:
+    return sorted(item.step for item in _client(root).get_metric_history(run.info.run_id, key))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """A project in which the pipeline has run once."""
+    root = copy_project(tmp_path_factory.mktemp("pipeline") / "project", empty_database)
+    output = _repro(root)
+    assert "test_accuracy" in output
+    assert "champion" in output
+    _run(root, "git", "add", "-A")
+    _run(root, "git", "commit", "-q", "-m", "trained")
+    return root
+
+
+def _tree(root: Path) -> dict[str, bytes]:
+    names = [
+        "params.yaml",
+        "dvc.lock",
+        *(str(path.relative_to(root)) for path in (root / "results").rglob("*") if path.is_file()),
+    ]
+    return {name: (root / name).read_bytes() for name in names}
+
+
+def test_the_first_run_leaves_results_and_one_whole_history(trained: Path) -> None:
+    (run,) = _runs(trained)
+    metrics = json.loads((trained / "results/evaluate/metrics.json").read_text(encoding="utf-8"))
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test_accuracy"] == metrics["test_accuracy"]
+    assert run.data.params["train.learning_rate"] == "0.004"
+    assert run.data.params["hardware.accumulation_steps"] == "2"
+    assert _history(trained, run, "train_loss") == list(range(40))
+    assert _history(trained, run, "val_loss") == [19, 39]
+    assert run.inputs.dataset_inputs[0].dataset.digest == Store(trained / "data/prepared").manifest.digest[:36]
+    artifacts = {
+        item.path
+        for folder in ("", "train", "prepare", "evaluate")
+        for item in _client(trained).list_artifacts(run.info.run_id, folder)
+    }
+    assert {"params.yaml", "dvc.lock", "prepare/refused.csv", "train/curves.png", "evaluate/report.html"} <= artifacts
+    assert run.data.tags["mlflow.source.git.commit"]
+    version = _client(trained).get_model_version_by_alias("bigstep-digits", "champion")
+    assert str(version.version) == run.data.tags["bigstep.model_version"]
+
+
+def test_dvc_repro_again_does_nothing_in_three_seconds(trained: Path) -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        output = _run(trained, "dvc", "repro")
+        times.append(time.perf_counter() - started)
+    assert "Data and pipelines are up to date." in output
+    assert "Running" not in output
+    assert min(times) < 3
+
+
+def test_a_new_micro_batch_size_is_no_change_for_dvc(trained: Path) -> None:
+    before = (trained / "params.yaml").read_bytes()
+    _set(trained, "hardware.micro_batch_size=8", "hardware.num_workers=1", "tracking.experiment=other")
+    assert "Running" not in _run(trained, "dvc", "repro")
+    _set(trained, "train.effective_batch_size=null", "hardware.accumulation_steps=2")
+    assert "write 16" in _repro(trained, code=2)
+    (trained / "params.yaml").write_bytes(before)
+
+
+def test_forcing_twice_leaves_the_same_bytes_and_trains_every_step(trained: Path) -> None:
+    before, runs = _tree(trained), len(_runs(trained))
+    _run(trained, "dvc", "repro", "-f")
+    assert _tree(trained) == before
+    _run(trained, "dvc", "repro", "-f")
+    assert _tree(trained) == before
+    new = _runs(trained)[runs:]
+    assert [_history(trained, run, "train_loss") for run in new] == [list(range(40))] * 2
+    assert {run.info.status for run in new} == {"FINISHED"}
+
+
+def test_mlflow_run_with_parameters_leaves_the_tree_alone_and_serves_the_model(trained: Path, tmp_path: Path) -> None:
+    before, runs = _tree(trained), len(_runs(trained))
+    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "-P", "learning_rate=1e-3", "-P", "accumulation_steps=8")
+    assert _tree(trained) == before
+    assert _run(trained, "git", "status", "--porcelain") == ""
+    (run,) = _runs(trained)[runs:]
+    given = {
+        "learning_rate": "1e-3",
+        "accumulation_steps": "8",
+        "train.learning_rate": "0.001",
+        "hardware.accumulation_steps": "8",
+    }
+    assert given.items() <= run.data.params.items()
+    assert run.data.params["train.effective_batch_size"] == "64"
+    assert run.info.status == "FINISHED"
+    assert "test_accuracy" in run.data.metrics
+    assert _history(trained, run, "train_loss") == list(range(40))
+    (workspace,) = (path for path in (trained / ".bigstep/workspaces").iterdir() if path.is_dir())
+    store, rows = Store(workspace / "data/prepared"), read_rows(workspace / "results/evaluate/predictions.csv")
+    for count in (1, 7):
+        images = store.images[[int(row["index"]) for row in rows[:count]]]
+        (tmp_path / "input.json").write_text(json.dumps({"inputs": images.tolist()}), encoding="utf-8")
+        uri = f"sqlite:///{trained / 'mlflow.db'}"
+        command = ["mlflow", "models", "predict", "-m", run.data.tags["bigstep.model_uri"], "-i", str(tmp_path / "input.json")]
+        _run(
+            trained, *command, "-t", "json", "--env-manager", "local", "-o", str(tmp_path / "out.json"), MLFLOW_TRACKING_URI=uri
+        )
+        found = np.array(json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["predictions"])
+        expected = np.array([[float(row[f"p:{label}"]) for label in range(10)] for row in rows[:count]])
+        assert found.shape == (count, 10)
+        assert abs(found - expected).max() <= 1e-5
+        assert [str(label) for label in found.argmax(axis=1)] == [row["predicted"] for row in rows[:count]]
+
+
+def test_mlflow_run_of_what_is_up_to_date_is_complete_and_names_the_run_that_made_it(trained: Path) -> None:
+    runs = _runs(trained)
+    _run(trained, "mlflow", "run", ".", "--env-manager", "local")
+    (run,) = _runs(trained)[len(runs) :]
+    assert run.data.tags["bigstep.up_to_date"] == "true"
+    assert run.data.tags["bigstep.produced_by"] in {old.info.run_id for old in runs}
+    assert "test_accuracy" in run.data.metrics
+    assert run.data.params["train.epochs"] == "2"
+
+
+def test_mlflow_run_refuses_unknown_names_and_bad_values(trained: Path) -> None:
+    command = ("mlflow", "run", ".", "--env-manager", "local")
+    assert "learnin_rate" in _run(trained, *command, "-P", "learnin_rate=1", code=1)
+    output = _run(trained, *command, "-P", "overrides=train.momentum=2 data.source=digits", code=1)
+    assert "train.momentum must be a number of at least 0 and below 1, but is 2" in output
+
+
+def test_only_the_evaluation_runs_again_and_names_where_the_model_comes_from(trained: Path) -> None:
+    runs = _runs(trained)
+    _repro(trained, "--set", "evaluate.calibration_bins=5")
+    (run,) = _runs(trained)[len(runs) :]
+    assert run.data.tags["bigstep.trained_in"] in {old.info.run_id for old in runs}
+    assert "test_accuracy" in run.data.metrics
+    assert _history(trained, run, "val_loss") == []
+
+
+def test_a_killed_training_goes_on_in_the_same_run(trained: Path) -> None:
+    runs = _runs(trained)
+    command = ["python", "pipelines/repro.py", "--set", "train.seed=7", "--set", "train.epochs=40"]
+    process = subprocess.Popen(
+        command, cwd=trained, env=_environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    (run,) = _runs(trained)[len(runs) :]
+    assert run.info.status == "RUNNING"
+    _repro(trained, "--set", "train.seed=7", "--set", "train.epochs=40")
+    (again,) = _runs(trained)[len(runs) :]
+    assert again.info.run_id == run.info.run_id
+    assert again.info.status == "FINISHED"
+
+
+def test_dvc_commands_do_what_they_say(trained: Path) -> None:
+    assert "test_accuracy" in _run(trained, "dvc", "metrics", "show")
+    before = (trained / "params.yaml").read_bytes()
+    _set(trained, "train.learning_rate=0.01")
+    difference = _run(trained, "dvc", "params", "diff")
+    assert "train.learning_rate" in difference
+    assert "0.01" in difference
+    (trained / "params.yaml").write_bytes(before)
+    _run(trained, "dvc", "plots", "show", "-o", "plots")
+    page = (trained / "plots/index.html").read_text(encoding="utf-8")
+    for name in ("Loss over epochs", "Validation accuracy", "actual against predicted"):
+        assert name in page
+    assert "mistakes.png" in page
+    shutil.rmtree(trained / "plots")
+    assert "train" in _run(trained, "dvc", "dag")
+
+
+def test_dvc_experiments_lose_no_run(trained: Path) -> None:
+    runs = len(_runs(trained))
+    _run(trained, "dvc", "exp", "run", "-n", "here", "-S", "train.learning_rate=0.01")
+    _run(trained, "git", "checkout", "-q", "--", ".")
+    _run(trained, "dvc", "checkout")
+    _run(trained, "dvc", "exp", "run", "--temp", "-n", "aside", "-S", "train.learning_rate=0.02")
+    for number in (1, 2):
+        _run(trained, "dvc", "exp", "run", "--queue", "-n", f"queued{number}", "-S", f"train.seed={number}")
+    _run(trained, "dvc", "exp", "run", "--run-all")
+    new = {run.data.tags.get("DVC_EXP_NAME"): run for run in _runs(trained)[runs:]}
+    assert set(new) == {"here", "aside", "queued1", "queued2"}
+    assert new["here"].data.params["train.learning_rate"] == "0.01"
+    assert all("test_accuracy" in run.data.metrics for run in new.values())
+    shown = _run(trained, "dvc", "exp", "show", "--csv")
+    for name in new:
+        assert str(name) in shown
+    _run(trained, "git", "checkout", "-q", "--", ".")
+    _run(trained, "dvc", "checkout")
+
+
+def _image_folder(root: Path) -> Path:
+    for label in range(3):
+        (root / f"class {label}").mkdir(parents=True)
+        for number, pixels in enumerate(random_images(30, 12 + label, 1, seed=label)):
+            kind = "PNG" if number % 2 else "JPEG"
+            (root / f"class {label}" / f"{number}.{kind.lower()}").write_bytes(encode(pixels // 3 + 60 * label, kind))
+    return root
+
+
+def test_a_folder_with_forty_damaged_files_goes_through_and_says_so(trained: Path) -> None:
+    folder = _image_folder(trained / "data/raw/photos")
+    bad = add_damaged(folder / "class 1", random_images(1, 8, 1)[0])
+    options = ["--overrides", "data.source=image-folder data.root=data/raw/photos data.image_size=12 data.channels=1"]
+    output = _repro(trained, *options, "--set", "train.augmentation=none", "--set", "train.epochs=4")
+    assert "40 files refused" in output
+    assert "8 files that DVC cannot hash" in output
+    (workspace,) = (
+        path.parents[2]
+        for path in (trained / ".bigstep/workspaces").glob("*/data/prepared/refused.csv")
+        if len(read_rows(path)) > 1
+    )
+    assert {row["name"] for row in read_rows(workspace / "data/prepared/refused.csv")} == {
+        path.relative_to(folder).as_posix() for path in bad
+    }
+    assert Store(workspace / "data/prepared").manifest.num_samples == 90
+    assert "up to date" in _repro(trained, *options, "--set", "train.augmentation=none", "--set", "train.epochs=4")
+    predicted = _run(trained, "python", "-c", _PREDICT, "class 2/1.png", str(workspace / "results/train"), str(folder))
+    assert "class 2" in predicted
+    shutil.rmtree(folder)
+    _run(trained, "git", "checkout", "-q", "--", ".dvcignore")
+
+
+_PREDICT = """
+import sys
+sys.path.insert(0, "src")
+from bigstep.cli import main
+raise SystemExit(main(["predict", f"{sys.argv[3]}/{sys.argv[1]}", "--model", sys.argv[2]]))
+"""
+
+
+def test_the_champion_answers_predict(trained: Path, tmp_path: Path) -> None:
+    store = Store(trained / "data/prepared")
+    (tmp_path / "digit.png").write_bytes(encode(np.kron(store.images[0], np.ones((4, 4, 1), np.uint8)), "PNG"))
+    code = (
+        "import sys; sys.path.insert(0, 'src'); from bigstep.cli import main; raise SystemExit(main(['predict', sys.argv[1]]))"
+    )
+    assert "digit.png: 0 0." in _run(trained, "python", "-c", code, str(tmp_path / "digit.png"))
+    assert "must be an image" in _run(trained, "python", "-c", code, "params.yaml", code=2)
+
+
+def test_a_rule_broken_inside_a_stage_is_one_line_and_code_2_too(trained: Path) -> None:
+    before = _tree(trained)
+    (trained / "data/raw/one/only").mkdir(parents=True)
+    (trained / "data/raw/one/only/a.png").write_bytes(encode(random_images(1, 8, 1)[0], "PNG"))
+    output = _repro(trained, "--overrides", "data.source=image-folder data.root=data/raw/one data.image_size=8", code=2)
+    assert "bigstep: there must be at least two classes, but there is only 'only'; add another class folder" in output
+    assert "Traceback" not in output
+    assert _tree(trained) == before
+    shutil.rmtree(trained / "data/raw/one")
+
+
+def test_weights_from_a_file_start_a_training_for_other_classes(trained: Path) -> None:
+    shutil.copyfile(trained / "results/train/model.safetensors", trained / "weights/digits.safetensors")
+    output = _repro(trained, "--set", "model.weights=weights/digits.safetensors", "--set", "model.freeze_backbone=true")
+    assert "test_accuracy" in output
+    (trained / "weights/digits.safetensors").unlink()
+
+
+def test_each_checkout_runs_its_own_code(trained: Path, tmp_path: Path) -> None:
+    """The second checkout is run with the first one's environment, in which bigstep is installed from elsewhere."""
+    other = copy_project(tmp_path / "other")
+    stage = other / "src/bigstep/stages/prepare.py"
+    stage.write_text(
+        stage.read_text(encoding="utf-8").replace("{manifest.source}: ", "own code, {manifest.source}: "), encoding="utf-8"
+    )
+    assert "own code, digits" in _run(other, "dvc", "repro", "prepare")
+    assert "own code" not in _run(trained, "dvc", "repro", "-f", "prepare")
+    installed = _run(other, "bigstep", "repro", code=2)
+    assert "the code that runs must be" in installed
+    assert "python pipelines/repro.py" in installed
+
+
+def test_a_missing_requirement_is_one_line(trained: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    output = _run(trained, str(tmp_path / "bare/bin/python"), "pipelines/prepare.py", code=2)
+    assert "every requirement must be installed" in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.fixture
+def served(trained: Path) -> Iterator[str]:
+    """The project as a git address: MLflow takes file:// for a folder, so git itself serves it on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={trained.parent}", "--reuseaddr"]
+    daemon = subprocess.Popen(["git", "daemon", *options], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"git://127.0.0.1:{port}/{trained.name}"
+    finally:
+        daemon.terminate()
+        daemon.wait()
+
+
+def test_a_git_address_brings_metrics_and_model_into_the_callers_store(
+    served: str, tmp_path: Path, empty_database: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    _run(tmp_path, "mlflow", "run", served, "--env-manager", "local", "-P", "epochs=1", "-P", "micro_batch_size=64")
+    (run,) = _runs(tmp_path)
+    assert "test_accuracy" in run.data.metrics
+    assert run.data.params["hardware.micro_batch_size"] == "64"
+    model = _client(tmp_path).get_model_version_by_alias("bigstep-digits", "champion")
+    assert model.run_id == run.info.run_id
+    assert list((tmp_path / "mlruns").rglob("model.pt2"))

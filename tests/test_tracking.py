@@ -1,0 +1,140 @@
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigstep.tracking.base import NullTracker, RecordingTracker, Tracker
+from bigstep.tracking.database import open_client, open_experiment, tracking_uri
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
+from bigstep.tracking.registry import promote
+from contracts import TrackerContract
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+class TestNullTracker(TrackerContract):
+    def make(self, folder: Path) -> Tracker:
+        del folder
+        return NullTracker()
+
+    def values(self, tracker: Any) -> None:
+        del tracker
+
+
+class TestRecordingTracker(TrackerContract):
+    def make(self, folder: Path) -> Tracker:
+        del folder
+        return RecordingTracker()
+
+    def values(self, tracker: RecordingTracker) -> dict[str, Any]:
+        return {
+            "params": tracker.params,
+            "metrics": [(metric.key, metric.value, metric.step) for metric in tracker.metrics],
+            "tags": tracker.tags,
+            "files": tracker.files,
+            "datasets": [dataset.name for dataset in tracker.datasets],
+            "status": tracker.status,
+        }
+
+
+@pytest.mark.slow
+class TestMlflowTracker(TrackerContract):
+    @pytest.fixture(autouse=True)
+    def store(self, uri: str) -> None:
+        self.uri = uri
+
+    def make(self, folder: Path) -> Tracker:
+        del folder
+        return open_run(self.uri, run_id=None, experiment="contract")
+
+    def values(self, tracker: MlflowTracker) -> dict[str, Any]:
+        run = tracker.client.get_run(tracker.run_id)
+        folders = [item.path for item in tracker.client.list_artifacts(tracker.run_id)]
+        history = tracker.client.get_metric_history(tracker.run_id, "loss") if "loss" in run.data.metrics else []
+        return {
+            "params": run.data.params,
+            "metrics": [(item.key, item.value, item.step) for item in sorted(history, key=lambda item: item.step)],
+            "tags": run.data.tags,
+            "files": [item.path for folder in folders for item in tracker.client.list_artifacts(tracker.run_id, folder)],
+            "datasets": [item.dataset.name for item in run.inputs.dataset_inputs],
+            "status": run.info.status,
+        }
+
+    def test_a_run_is_continued_and_a_lost_one_begun_anew(self) -> None:
+        first = open_run(self.uri, run_id=None, experiment="x")
+        first.finish("FINISHED")
+        again = open_run(self.uri, run_id=first.run_id, experiment="y")
+        assert again.run_id == first.run_id
+        assert again.client.get_run(first.run_id).info.status == "RUNNING"
+        lost = open_run(self.uri, run_id="0" * 32, experiment="x")
+        assert lost.run_id != "0" * 32
+
+    def test_artifacts_lie_beside_the_database_wherever_the_process_runs(self, tmp_path: Path) -> None:
+        tracker = open_run(self.uri, run_id=None, experiment="place")
+        location = tracker.client.get_run(tracker.run_id).info.artifact_uri
+        assert location.startswith((tmp_path / "mlruns").as_uri())
+
+
+def _model_run(uri: str, loss: float, digest: str, weights: str) -> MlflowTracker:
+    tracker = open_run(uri, run_id=None, experiment="models")
+    model = tracker.client.create_logged_model(
+        tracker.client.get_run(tracker.run_id).info.experiment_id, "model", tracker.run_id
+    )
+    tracker.set_tags(
+        {
+            MODEL_URI_TAG: f"models:/{model.model_id}",
+            "bigstep.weights_sha256": weights,
+            "bigstep.validation_digest": digest,
+            "bigstep.val_loss": repr(loss),
+        }
+    )
+    return tracker
+
+
+@pytest.mark.slow
+def test_the_champion_moves_only_to_a_better_model_on_the_same_data(uri: str) -> None:
+    client = open_client(uri)
+    cases = [(0.5, "d1", True), (0.6, "d1", False), (0.4, "d2", False), (0.4, "d1", True), (0.4, "d1", False)]
+    champion = None
+    for number, (loss, digest, wins) in enumerate(cases):
+        tracker = _model_run(uri, loss, digest, f"w{number}")
+        promotion = promote(client, tracker.run_id, "name", metric="val_loss", smaller_is_better=True)
+        assert promotion is not None
+        assert promotion.is_champion is wins, promotion.reason
+        champion = promotion.version if wins else champion
+        assert client.get_model_version_by_alias("name", "challenger").version == int(promotion.version)
+        assert client.get_model_version_by_alias("name", "champion").version == int(champion or 0)
+        again = promote(client, tracker.run_id, "name", metric="val_loss", smaller_is_better=True)
+        assert again is not None
+        assert again.version == promotion.version, "registered twice"
+    without = open_run(uri, run_id=None, experiment="models")
+    assert promote(client, without.run_id, "name", metric="val_loss", smaller_is_better=True) is None
+
+
+def _first_use(uri: str) -> str:
+    client = open_client(uri)
+    return open_experiment(client, uri, "shared")
+
+
+@pytest.mark.slow
+def test_four_processes_on_a_new_store_all_succeed(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        ids = pool.map(_first_use, [uri] * 4)
+    assert len(set(ids)) == 1
+
+
+def test_the_store_is_the_environments_or_the_projects_always_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(Path()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(tmp_path) == "http://127.0.0.1:5000"
