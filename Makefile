@@ -39,9 +39,10 @@ dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 documentation: $(READY)  ## write the table of parameters into the README
 	@$(BIN)/python tests/documentation.py
 
-lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
+lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --output-file requirements.txt
+	@sed -i "s/requirements.txt # .*/requirements.txt # $$(sha256sum requirements.txt | cut -c1-12)\"/" python_env.yaml
 
 clean:  ## remove results, data stores and caches; MLflow's history and .venv stay
 	rm -rf data/prepared results/train results/evaluate .bigstep/workspaces build dist

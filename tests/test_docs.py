@@ -1,6 +1,7 @@
 """What the documentation says is run."""
 
 import doctest
+import hashlib
 import importlib
 import re
 import subprocess
@@ -80,3 +81,8 @@ def test_no_address_of_a_registry_or_path_of_a_machine_is_committed() -> None:
             assert not re.search(r"(index-url|find-links|/home/\w|/root/)", text) or name.startswith(("tests/", "Makefile")), (
                 name
             )
+
+
+def test_the_environment_of_mlflow_changes_with_the_lock() -> None:
+    digest = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()[:12]
+    assert f"requirements.txt # {digest}" in (ROOT / "python_env.yaml").read_text(encoding="utf-8"), "run `make lock`"
