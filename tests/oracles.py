@@ -1,9 +1,12 @@
 """The naive implementations that the clever ones are compared with."""
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bigstep.step.randomness import KeyedRandomness
 
 
 def full_batch_gradients(model: nn.Module, mean_loss: Any, inputs: Any, targets: Any) -> tuple[list[Tensor], Tensor]:
@@ -22,3 +25,20 @@ def relative_error(model: nn.Module, expected: list[Tensor]) -> float:
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(found, expected, strict=True)) ** 0.5
     return difference / sum(float((b**2).sum()) for b in expected) ** 0.5
+
+
+def keyed_gradients(
+    model: nn.Module, seed: int, step: int, mean_loss: Any, inputs: Tensor, targets: Any
+) -> tuple[list[Tensor], Tensor]:
+    """One backward pass over the whole batch, with the masks that ``seed`` and ``step`` key."""
+    keyed = KeyedRandomness(model, seed)
+    sites = keyed.sites(inputs, contextlib.nullcontext)
+    with keyed.step(step, sites, inputs.device) as calls:
+        calls.begin_forward(torch.arange(len(inputs)))
+        loss = mean_loss(model(inputs), targets)
+        calls.begin_backward()
+        model.zero_grad()
+        loss.backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return gradients, loss.detach()

@@ -8,10 +8,20 @@
     │   ├── DataError             the images on disk break a rule
     │   ├── ModelError            a model or weights file cannot be used as asked
     │   └── ProjectError          the folder, the environment or another process is in the way
-    └── LossError                 a loss function returned something that is no loss (also a ValueError)
+    ├── LossError                 a loss function returned something that is no loss (also a ValueError)
+    └── RandomnessError           a model draws random numbers that cannot be keyed by sample
 """
 
-__all__ = ["BigstepError", "ConfigError", "DataError", "LossError", "ModelError", "ProjectError", "UserError"]
+__all__ = [
+    "BigstepError",
+    "ConfigError",
+    "DataError",
+    "LossError",
+    "ModelError",
+    "ProjectError",
+    "RandomnessError",
+    "UserError",
+]
 
 
 class BigstepError(Exception):
@@ -42,3 +52,7 @@ class ProjectError(UserError):
 
 class LossError(BigstepError, ValueError):
     """A loss function returned something that is no loss."""
+
+
+class RandomnessError(BigstepError):
+    """A model draws random numbers that cannot be keyed by sample."""

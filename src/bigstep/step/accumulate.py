@@ -14,14 +14,20 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from bigstep.errors import LossError
-from bigstep.step.batches import call_model, cut_batch, num_samples
+from bigstep.errors import LossError, RandomnessError
+from bigstep.step.attempt import Attempt, MicroBatch, PerSampleLoss, Settings
+from bigstep.step.batches import cut_batch, map_tensors, num_samples
+from bigstep.step.gradients import GradientSum
 from bigstep.step.losses import Loss
+from bigstep.step.noise import NoiseSample
+from bigstep.step.normalization import DeferredStatistics, holding
+from bigstep.step.randomness import KeyedRandomness, KeyedStep, PlanChangedError
 from bigstep.step.slicing import balanced_sizes, slices
 
 __all__ = ["Accumulator", "BackwardResult"]
 
-PerSampleLoss = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+
+WEIGHT_TOLERANCE = 1e-6  # of sums of float32 class weights in another order
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class BackwardResult:
     """Mean loss of the effective batch: a scalar on the model's device; reading it is the caller's choice."""
     weight: float
     """What the sum of losses was divided by; 0 means that ``.grad`` was left as it was."""
+    noise: NoiseSample | None
+    """Squared norms for the gradient noise scale; None with fewer than two micro-batches, or when not asked for."""
     micro_batch_sizes: tuple[int, ...]
     """Samples of each micro-batch, in order."""
 
@@ -41,7 +49,8 @@ class Accumulator:
     """Adds the exact gradient of an effective batch's mean loss to ``.grad``, in micro-batches of bounded size.
 
     Equal to ``loss(model(inputs), targets).backward()`` on the whole batch, for every loss of the form
-    ``sum(w * l) / sum(w)`` and every model that treats its samples apart (BatchNorm does not).
+    ``sum(w * l) / sum(w)`` and every model that treats its samples apart (BatchNorm does not). When anything goes wrong on
+    the way, ``.grad`` is as it was before.
     """
 
     def __init__(
@@ -50,8 +59,11 @@ class Accumulator:
         loss: Loss | PerSampleLoss,
         *,
         micro_batch_size: int,
+        seed: int | None = None,
         autocast: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        noise: str | None = None,
+        statistics: DeferredStatistics | None = None,
     ) -> None:
         """Remember the parts; nothing is copied.
 
@@ -60,133 +72,137 @@ class Accumulator:
             loss: one of :mod:`bigstep.losses`, or a callable ``(outputs, targets)`` that returns one loss per sample, shape
                 ``(n,)``, optionally with their weights as ``(losses, weights)``.
             micro_batch_size: the most samples of one forward and backward pass.
+            seed: keys dropout and other random calls of the model by (seed, step, position in the effective batch), so that
+                they do not depend on the cut; None leaves them to torch's generators, which do.
             autocast: run the forward pass under :class:`torch.autocast` of this type (torch.bfloat16 or torch.float16).
             scaler: scales each micro-batch's loss by its constant; unscaling and updating stay with the caller, once per step.
+            noise: measure squared gradient norms for :class:`bigstep.step.noise.NoiseScale`: ``"first"`` of the first
+                micro-batch and the whole, ``"every"`` of each micro-batch, which settles sooner and costs more; None does not.
+            statistics: collects BatchNorm's statistics for one update per step.
 
         Raises:
-            ValueError: ``micro_batch_size`` is below 1.
+            ValueError: ``micro_batch_size`` is below 1, or ``noise`` is unknown.
             TypeError: ``loss`` is neither a loss nor callable.
         """
         balanced_sizes(1, micro_batch_size)
         if not (isinstance(loss, Loss) or callable(loss)):
             raise TypeError(f"loss must be a bigstep loss or a callable (outputs, targets), but is {loss!r}")
-        self.model = model
-        self.loss = loss
+        if noise not in (None, "first", "every"):
+            raise ValueError(f"noise must be None, 'first' or 'every', but is {noise!r}")
         self.micro_batch_size = micro_batch_size
-        self.autocast = autocast
-        self.scaler = scaler
+        self._settings = Settings(model, loss, autocast, scaler, noise, statistics)
+        self._randomness = None if seed is None else KeyedRandomness(model, seed)
+        self._next_step = 0
 
-    def backward(self, inputs: Any, targets: Any) -> BackwardResult:
+    def backward(
+        self, inputs: Any, targets: Any, *, step: int | None = None, positions: Tensor | None = None
+    ) -> BackwardResult:
         """Add the gradient of the batch's mean loss to ``.grad`` of the model's parameters.
 
         Args:
             inputs: a tensor ``(N, ...)``, or a tuple or dictionary of such, on the host or the device; they are moved to the
                 model's device one micro-batch at a time.
             targets: the same, for the loss.
+            step: keys random calls, with the seed; None counts the calls of this method.
+            positions: of the samples in the effective batch, shape ``(N,)``, for one process among several; None: 0 to N - 1.
 
         Raises:
             ValueError: the tensors differ in their first dimension, or there is no sample.
             LossError: a callable loss returned something else than one loss per sample.
+            RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
         """
         total = num_samples((inputs, targets))
         if total == 0:
             raise ValueError("an effective batch must hold at least one sample, but holds none; skip it")
-        sizes = balanced_sizes(total, self.micro_batch_size)
-        device = _device_of(self.model)
-        parts = ((cut_batch(inputs, part, device), cut_batch(targets, part, device)) for part in slices(sizes))
-        if isinstance(self.loss, Loss):
-            return self._known_weight(parts, self.loss.weight(targets), sizes)
-        return self._weight_after_forward(parts, sizes, self.loss)
+        places = torch.arange(total) if positions is None else positions
+        loss = self._settings.loss
 
-    def backward_stream(self, micro_batches: Iterable[tuple[Any, Any]], weight: float) -> BackwardResult:
+        def parts() -> Iterator[MicroBatch]:
+            for part in slices(balanced_sizes(total, self.micro_batch_size)):
+                yield MicroBatch(_cut(inputs, part), _cut(targets, part), places[part])
+
+        weight = loss.weight(targets) if isinstance(loss, Loss) else None
+        return self._run(parts, weight, float(total) if weight is None else weight, self._count(step), attempts=2)
+
+    def backward_stream(
+        self, micro_batches: Iterable[tuple[Any, Any]], weight: float, *, step: int | None = None
+    ) -> BackwardResult:
         """Do what :meth:`backward` does with micro-batches as they come, so that the whole need never be held.
 
         Args:
             micro_batches: ``(inputs, targets)`` pairs of one effective batch; their sizes are the caller's.
             weight: total weight of the effective batch, as ``loss.weight`` gives it for all targets together.
+            step: keys random calls, with the seed; None counts the calls.
+
+        Raises:
+            LossError: the micro-batches' weights do not add up to ``weight``; ``.grad`` is as it was.
+            TypeError: the loss is a callable, whose weight is not known beforehand.
         """
-        device = _device_of(self.model)
-        sizes: list[int] = []
-
-        def parts() -> Iterator[tuple[Any, Any]]:
-            for inputs, targets in micro_batches:
-                sizes.append(num_samples((inputs, targets)))
-                yield cut_batch(inputs, slice(None), device), cut_batch(targets, slice(None), device)
-
-        if not isinstance(self.loss, Loss):
+        loss = self._settings.loss
+        if not isinstance(loss, Loss):
             raise TypeError("backward_stream needs a bigstep loss, whose weight is known beforehand; a callable's is not")
-        result = self._known_weight(parts(), weight, ())
-        return BackwardResult(result.loss, result.weight, tuple(sizes))
 
-    def _known_weight(self, parts: Iterable[tuple[Any, Any]], weight: float, sizes: tuple[int, ...]) -> BackwardResult:
-        device = _device_of(self.model)
-        if weight == 0:
-            return BackwardResult(torch.zeros((), device=device), 0.0, ())
-        assert isinstance(self.loss, Loss)
-        total = torch.zeros((), device=device, dtype=torch.float64)
-        for inputs, targets in parts:
-            with self._forward_context(device):
-                loss_sum = self.loss.sum(call_model(self.model, inputs), targets)
-            self._backward(loss_sum / weight)
-            total += loss_sum.detach()
-        return BackwardResult(total / weight, weight, sizes)
+        def parts() -> Iterator[MicroBatch]:
+            begin, found = 0, 0.0
+            for inputs, targets in micro_batches:
+                size = num_samples((inputs, targets))
+                yield MicroBatch(inputs, targets, torch.arange(begin, begin + size))
+                begin, found = begin + size, found + loss.weight(targets)
+            if abs(found - weight) > WEIGHT_TOLERANCE * max(abs(weight), 1.0):
+                raise LossError(
+                    f"weight must be that of all micro-batches together, which is {found:g}, but is {weight:g}; "
+                    "give loss.weight of all targets"
+                )
 
-    def _weight_after_forward(
-        self, parts: Iterable[tuple[Any, Any]], sizes: tuple[int, ...], loss: PerSampleLoss
+        return self._run(parts, weight, weight, self._count(step), attempts=1)
+
+    def _count(self, step: int | None) -> int:
+        step = self._next_step if step is None else step
+        self._next_step = step + 1
+        return step
+
+    def _run(
+        self, parts: Callable[[], Iterator[MicroBatch]], weight: float | None, divisor: float, step: int, *, attempts: int
     ) -> BackwardResult:
-        """Accumulate sums / N, and multiply by N / W at the end: the same law for weights that the forward pass finds."""
-        device = _device_of(self.model)
-        earlier = _take_gradients(self.model)
-        count = sum(sizes)
-        total = torch.zeros((), device=device, dtype=torch.float64)
-        weight_sum = torch.zeros((), device=device, dtype=torch.float64)
-        for (inputs, targets), size in zip(parts, sizes, strict=True):
-            with self._forward_context(device):
-                losses, weights = _checked(loss(call_model(self.model, inputs), targets), size)
-                loss_sum = (losses * weights).sum()
-            self._backward(loss_sum / count)
-            total += loss_sum.detach()
-            weight_sum += weights.detach().sum()
-        weight = float(weight_sum)
-        _give_gradients_back(self.model, earlier, factor=count / weight if weight else None)
-        return BackwardResult(total / weight if weight else total * 0, weight, sizes if weight else ())
+        """Run the micro-batches; once more with a new probe where the model's random calls have changed since the last."""
+        model = self._settings.model
+        device = _device_of(model)
+        if weight == 0:
+            return BackwardResult(torch.zeros((), device=device), 0.0, None, ())
+        for attempt in range(attempts):
+            iterator = parts()
+            first = next(iterator)
+            keyed = self._keyed(first, step, device, fresh=attempt > 0)
+            with (
+                contextlib.suppress(PlanChangedError),
+                GradientSum(model, apart=self._settings.noise == "every") as gradients,
+                keyed as random_calls,
+                holding(self._settings.statistics),
+            ):
+                run = Attempt(self._settings, gradients, device, divisor, random_calls)
+                run.add(first)
+                for part in iterator:
+                    run.add(part)
+                return BackwardResult(*run.finish(weight), tuple(run.sizes))
+        raise RandomnessError(
+            "a model must draw the same random calls in every micro-batch to be keyed by sample, but its calls changed; "
+            "leave out the seed to draw natively"
+        )
 
-    def _forward_context(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
+    def _keyed(
+        self, first: MicroBatch, step: int, device: torch.device, *, fresh: bool
+    ) -> contextlib.AbstractContextManager[KeyedStep | None]:
+        if self._randomness is None:
+            return contextlib.nullcontext()
+        inputs = cut_batch(first.inputs, slice(0, 3), device)
+        sites = self._randomness.sites(inputs, lambda: self._settings.forward_context(device), fresh=fresh)
+        return self._randomness.step(step, sites, device)
 
-    def _backward(self, loss: Tensor) -> None:
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call] # torch's
+
+def _cut(batch: Any, part: slice) -> Any:
+    return map_tensors(lambda tensor: tensor[part], batch)
 
 
 def _device_of(model: nn.Module) -> torch.device:
     tensor = next(iter(model.parameters()), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _checked(returned: Any, size: int) -> tuple[Tensor, Tensor]:
-    losses, weights = returned if isinstance(returned, tuple) else (returned, None)
-    weights = torch.ones(size, device=losses.device, dtype=losses.dtype) if weights is None else weights
-    for name, values in (("losses", losses), ("weights", weights)):
-        if tuple(values.shape) != (size,):
-            raise LossError(
-                f"a callable loss must return one of its {name} per sample, shape ({size},), but returned shape "
-                f"{tuple(values.shape)}; do not reduce over the batch"
-            )
-    return losses, weights
-
-
-def _take_gradients(model: nn.Module) -> list[Tensor | None]:
-    earlier = [parameter.grad for parameter in model.parameters()]
-    for parameter in model.parameters():
-        parameter.grad = None
-    return earlier
-
-
-def _give_gradients_back(model: nn.Module, earlier: list[Tensor | None], *, factor: float | None) -> None:
-    for parameter, before in zip(model.parameters(), earlier, strict=True):
-        if factor is None or parameter.grad is None:
-            parameter.grad = before
-        else:
-            parameter.grad.mul_(factor)
-            if before is not None:
-                parameter.grad.add_(before)

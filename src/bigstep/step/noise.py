@@ -1,0 +1,123 @@
+"""Gradient noise scale: how large an effective batch must be before its gradient is more signal than noise.
+
+McCandlish et al., An Empirical Model of Large-Batch Training, 2018, appendix A.1. N samples in the effective batch, n_k in
+micro-batch k of K, g_k its mean gradient and g that of the whole; S the trace of the covariance of a sample's gradient,
+G2 the squared norm of the true gradient, the noise scale S / G2 in samples.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+__all__ = ["NoiseSample", "NoiseScale", "NoiseSummary", "advise"]
+
+FAR = 3.0  # times the noise scale, above or below
+
+
+@dataclass(frozen=True)
+class NoiseSample:
+    """Squared norms of one effective batch, on the device: ``first`` is |g_1|^2, ``weighted`` sum of n_k |g_k|^2 over all k."""
+
+    sizes: tuple[int, ...]
+    whole: Tensor
+    first: Tensor | None
+    weighted: Tensor | None
+
+    def estimate(self) -> tuple[float, float]:
+        """Give unbiased estimates of S and G2 for independent samples; the sizes enter exactly, equal or not.
+
+        Reading them waits for the device once.
+        """
+        total, whole = sum(self.sizes), float(self.whole)
+        if self.weighted is not None:
+            trace = (float(self.weighted) - total * whole) / (len(self.sizes) - 1)
+            return trace, whole - trace / total
+        assert self.first is not None
+        first, size = float(self.first), self.sizes[0]
+        trace = (first - whole) / (1 / size - 1 / total)
+        return trace, (total * whole - size * first) / (total - size)
+
+
+@dataclass(frozen=True)
+class NoiseSummary:
+    """What a training saw: the noise scale in samples, its relative standard error, and the steps that went in."""
+
+    noise_scale: float
+    relative_error: float
+    num_steps: int
+
+
+@final
+class NoiseScale:
+    """Averages S and G2 over steps, and gives the ratio of the averages (an average of ratios would be biased).
+
+    The average forgets: a step counts ``decay`` times as much as the one after it, since the noise scale grows in training.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        """Forget by ``decay`` per step, from 0 to below 1; 1 forgets nothing."""
+        self.decay = decay
+        self._trace = self._gradient = self._weight = self._square_weight = 0.0
+        self._cross = [0.0, 0.0, 0.0]
+        self.num_steps = 0
+
+    def update(self, sample: NoiseSample) -> None:
+        """Take in one effective batch."""
+        trace, gradient = sample.estimate()
+        keep = self.decay
+        self._trace = keep * self._trace + trace
+        self._gradient = keep * self._gradient + gradient
+        self._cross = [
+            keep * old + new for old, new in zip(self._cross, (trace**2, trace * gradient, gradient**2), strict=True)
+        ]
+        self._weight = keep * self._weight + 1
+        self._square_weight = keep**2 * self._square_weight + 1
+        self.num_steps += 1
+
+    @property
+    def value(self) -> float | None:
+        """The noise scale in samples; None while the averages are not both positive, which too few steps leave them."""
+        return self._trace / self._gradient if self._trace > 0 and self._gradient > 0 else None
+
+    def summary(self) -> NoiseSummary | None:
+        """Give the value with its standard error (delta method on the ratio of averages), or None where there is none."""
+        if self.value is None or self.num_steps < 2:
+            return None
+        mean_trace, mean_gradient = self._trace / self._weight, self._gradient / self._weight
+        trace2, cross, gradient2 = (item / self._weight for item in self._cross)
+        spread = (
+            (trace2 - mean_trace**2) / mean_trace**2
+            - 2 * (cross - mean_trace * mean_gradient) / (mean_trace * mean_gradient)
+            + (gradient2 - mean_gradient**2) / mean_gradient**2
+        )
+        steps = self._weight**2 / self._square_weight
+        return NoiseSummary(self.value, (max(spread, 0.0) / steps) ** 0.5, self.num_steps)
+
+
+def advise(summary: NoiseSummary | None, effective_batch_size: int, accumulation_steps: int) -> str:
+    """Say in words whether the effective batch is far from the noise scale, and what that means for accumulating.
+
+    The noise scale is a rough guide: it is measured along one training, grows as it goes on, knows nothing of the optimizer's
+    own averaging, and is doubted as the batch beyond which more does not help (Merrill et al., 2025).
+    """
+    if accumulation_steps == 1:
+        return "The noise scale needs at least two micro-batches a step, and there was one: nothing was accumulated."
+    if summary is None:
+        return "The noise scale could not be told from the steps taken; train longer, or measure every micro-batch."
+    scale, ratio = summary.noise_scale, effective_batch_size / summary.noise_scale
+    found = (
+        f"The effective batch of {effective_batch_size} is {ratio:.2g} times the gradient noise scale of about {scale:,.0f} "
+        f"samples (give or take {summary.relative_error:.0%})"
+    )
+    if ratio > FAR:
+        return (
+            f"{found}: each step averages over more than it needs. A smaller batch with more steps would learn more from the "
+            "same images, and would need less accumulation or none."
+        )
+    if ratio < 1 / FAR:
+        return (
+            f"{found}: each step is mostly noise. Accumulating more would give steps that carry a larger learning rate; for "
+            "learning from a fixed number of images the small batch loses nothing."
+        )
+    return f"{found}: near it, where a larger batch still saves steps and a smaller one still saves images."

@@ -1,0 +1,194 @@
+"""BatchNorm under accumulation: finding it, and what becomes of its running statistics.
+
+A layer that normalises by the statistics of its batch sees a micro-batch, not the effective batch. No bookkeeping repairs its
+gradient; what can be repaired is that its running statistics move once a micro-batch instead of once a step.
+
+===============  =====================================================================================================
+``plain``        torch's own: every micro-batch moves the running statistics
+``corrected``    one update a step with the pooled mean and variance of all micro-batches: for a layer whose input does
+                 not depend on another such layer, exactly what one pass over the effective batch gives
+``frozen``       the running statistics normalise, and stay: the layer treats samples apart, and the law holds
+``recalibrated`` as corrected, and at the end recomputed with the final weights, layer by layer
+===============  =====================================================================================================
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BatchLayer", "DeferredStatistics", "collecting", "find_batch_layers", "freeze_statistics", "holding", "recalibrate"]
+
+NAMED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class BatchLayer:
+    """A layer that looks across the samples of a batch, or may: its name in the model, its class, and why it is listed."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
+    """Find layers in training mode that normalise by their batch or keep statistics of it."""
+    found = []
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        kind = type(module).__name__
+        if isinstance(module, NAMED):
+            found.append(BatchLayer(name, kind, "normalises each micro-batch by its own mean and variance"))
+        elif getattr(module, "running_mean", None) is not None:
+            found.append(BatchLayer(name, kind, "keeps running statistics of the batches it sees"))
+    return tuple(found)
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Put every BatchNorm into evaluation mode, in which it normalises by its running statistics and keeps them."""
+    for module in model.modules():
+        if isinstance(module, NAMED):
+            module.eval()
+
+
+@final
+class DeferredStatistics:
+    """Pools the batch statistics of a step's micro-batches, and moves each BatchNorm's running statistics once.
+
+    In the accumulator, then :meth:`commit` after a step that counts, or :meth:`discard` after one that does not::
+
+        statistics = DeferredStatistics(model)
+        accumulator = Accumulator(model, loss, micro_batch_size=16, statistics=statistics)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Watch every BatchNorm of ``model`` that tracks statistics; their momentum is kept here meanwhile."""
+        self._layers = {m: _Pool() for m in model.modules() if isinstance(m, NAMED) and m.track_running_stats}
+        self._momenta = {layer: layer.momentum for layer in self._layers}
+        self._collecting = False
+        for layer in self._layers:
+            layer.register_forward_pre_hook(self._watch)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let no pass within the block move the running statistics, forward, backward or recomputed."""
+        counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
+        for layer in self._layers:
+            layer.momentum = 0.0
+        try:
+            yield
+        finally:
+            for layer, momentum in self._momenta.items():
+                layer.momentum = momentum
+            with torch.no_grad():
+                for layer, count in counts.items():
+                    layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr] # kept above where it is there
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Collect from forward passes within the block; recomputation in a backward pass is outside, and so not counted."""
+        self._collecting = True
+        try:
+            yield
+        finally:
+            self._collecting = False
+
+    def commit(self) -> None:
+        """Move the running statistics by the pooled ones, as one pass over the effective batch would."""
+        for layer, pool in self._layers.items():
+            if pool.count:
+                pool.move(layer)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was collected."""
+        self._layers = {layer: _Pool() for layer in self._layers}
+
+    def _watch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self._collecting and layer.training:
+            self._layers[layer].add(inputs[0].detach())  # type: ignore[index] # only these layers have the hook
+
+
+def collecting(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
+    """Give ``statistics.collect()``, or nothing to do."""
+    return contextlib.nullcontext() if statistics is None else statistics.collect()
+
+
+def holding(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
+    """Give ``statistics.hold()``, or nothing to do."""
+    return contextlib.nullcontext() if statistics is None else statistics.hold()
+
+
+class _Pool:
+    """Count, mean and sum of squared deviations of each channel, merged by Chan, Golub and LeVeque (1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self.squares: Tensor = torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        channels = values.transpose(0, 1).flatten(1).to(torch.float64)  # (channels, everything else)
+        count, mean = channels.shape[1], channels.mean(dim=1)
+        squares = (channels - mean[:, None]).square().sum(dim=1)
+        if self.count == 0:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, shift = self.count + count, mean - self.mean
+        self.mean = self.mean + shift * (count / total)
+        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
+        self.count = total
+
+    @torch.no_grad()
+    def move(self, layer: Any) -> None:
+        """Move the running statistics of ``layer`` as its own forward pass over all samples would have."""
+        layer.num_batches_tracked.add_(1)
+        share = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
+        layer.running_mean.lerp_(self.mean.to(layer.running_mean.dtype), share)
+        layer.running_var.lerp_((self.squares / max(self.count - 1, 1)).to(layer.running_var.dtype), share)
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Callable[[], Iterable[Any]], forward: Callable[[Any], Any]) -> int:
+    """Recompute every BatchNorm's running statistics for the weights as they are, over all ``batches``.
+
+    Layer by layer in the order they run: all earlier ones already normalise by their new statistics, so the result does not
+    depend on how the batches are cut. It costs one pass over ``batches`` for each layer.
+
+    Args:
+        model: in any mode; it is in evaluation mode afterwards.
+        batches: gives the batches, anew at each call.
+        forward: runs the model on one batch.
+
+    Returns:
+        The number of layers.
+    """
+    model.eval()
+    layers = _in_order(model, batches, forward)
+    for layer in layers:
+        pool = _Pool()
+        hook = layer.register_forward_pre_hook(lambda _layer, inputs, pool=pool: pool.add(inputs[0]))
+        try:
+            for batch in batches():
+                forward(batch)
+        finally:
+            hook.remove()
+        layer.running_mean.copy_(pool.mean)
+        layer.running_var.copy_(pool.squares / max(pool.count - 1, 1))
+    return len(layers)
+
+
+def _in_order(model: nn.Module, batches: Callable[[], Iterable[Any]], forward: Callable[[Any], Any]) -> list[Any]:
+    order: list[Any] = []
+    watched = [m for m in model.modules() if isinstance(m, NAMED) and m.track_running_stats]
+    hooks = [m.register_forward_pre_hook(lambda layer, _inputs: order.append(layer)) for m in watched]
+    try:
+        forward(next(iter(batches())))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(order))
