@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast check format dependencies documentation lock clean
+.PHONY: help install repro test test-fast check format dependencies documentation peers costs lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 
 documentation: $(READY)  ## write the table of parameters into the README
 	@$(BIN)/python tests/documentation.py
+
+peers: $(READY)  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
+	@$(BIN)/python benchmarks/correctness.py
+
+costs: $(READY)  ## measure what keyed randomness and the noise scale cost
+	@$(BIN)/python benchmarks/costs.py
 
 lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \

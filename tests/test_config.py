@@ -26,6 +26,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "model.norm": "layer",
     "model.ghost_batch_size": 1,
     "model.dropout": 1.0,
+    "model.batch_norm_statistics": "deferred",
     "train.epochs": 0,
     "train.effective_batch_size": 0,
     "train.optimizer": "lamb",
@@ -45,6 +46,8 @@ OUT_OF_RANGE: dict[str, Any] = {
     "train.early_stopping_patience": 0,
     "train.select_by": "loss",
     "train.augmentation": "cutout",
+    "train.mixup_alpha": 0.0,
+    "train.cutmix_alpha": -1.0,
     "train.precision": "fp8",
     "train.seed": -1,
     "evaluate.calibration_bins": 1,
@@ -55,8 +58,17 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hardware.num_workers": -1,
     "hardware.threads": 0,
     "hardware.memory_format": "nchw",
+    "tracking.noise_scale": "all",
 }
-UNBOUNDED = {"data.root", "data.download", "model.name", "model.weights", "model.freeze_backbone", "train.nesterov"}
+UNBOUNDED = {
+    "data.root",
+    "data.download",
+    "model.name",
+    "model.weights",
+    "model.freeze_backbone",
+    "train.nesterov",
+    "train.keyed_randomness",
+}
 UNBOUNDED |= {"tracking.experiment", "tracking.registered_model"}
 
 
@@ -130,6 +142,8 @@ def test_every_key_has_a_range_to_test_or_none() -> None:
         (["model.weights=/tmp/x.pth"], "folder weights/"),
         (["model.name=resnet19"], "did you mean"),
         (["train.nesterov=true"], "but is true with adamw"),
+        (["train.augmentation=[RandomCropp]"], "did you mean 'RandomCrop'"),
+        (["train.augmentation=[{RandomCrop: {siz: 3}}]"], "RandomCrop must have arguments it takes"),
         (["train.schedule=plateau"], "warmup_fraction must be 0 with train.schedule plateau, but is 0.05"),
         (["hardware.micro_batch_size=null"], "two of .* must be given, but they are 64, null and null"),
         (

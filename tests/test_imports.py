@@ -72,20 +72,25 @@ def test_dvc_yaml_lists_the_learning_sections_each_stage_reads(name: str) -> Non
     assert asked == {kind.__name__ for kind in sections if hasattr(kind, "learning")}
 
 
-def _seconds(code: str) -> float:
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _fastest(code: str) -> float:
+    """Give the least of what ``code`` prints in five new processes."""
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(5)]
+    return min(float(run.stdout.split()[-1]) for run in runs)
 
 
 @pytest.mark.slow
 def test_importing_the_library_costs_a_fifth_of_a_second_at_most() -> None:
-    assert _seconds("import torch; from bigstep import Accumulator, losses") - _seconds("import torch") <= 0.2
+    code = (
+        "import time, torch; t = time.perf_counter(); from bigstep import Accumulator, losses; print(time.perf_counter() - t)"
+    )
+    assert _fastest(code) <= 0.2
 
 
 @pytest.mark.slow
 def test_help_answers_in_half_a_second() -> None:
-    assert _seconds("from bigstep.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass") <= 0.5
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bigstep.cli", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) <= 0.5

@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
+from bigstep.step import attempt
 from bigstep.step.noise import NoiseSample, NoiseScale, NoiseSummary, advise
 
 DIM, N = 50, 64
@@ -148,3 +150,26 @@ def test_the_advice_follows_the_ratio(scale: float, steps: int, words: str) -> N
 def test_without_a_value_the_advice_says_so() -> None:
     assert "could not be told" in advise(None, 128, 4)
     assert math.isfinite(NoiseSample((3, 3), torch.tensor(1.0), torch.tensor(2.0), None).estimate()[0])
+
+
+def test_the_norms_of_the_default_take_under_two_percent_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(64 * 13 * 13, 10))
+    inputs, labels = torch.randn(64, 1, 28, 28), torch.randint(0, 10, (64,))
+    spent, measured = [0.0], attempt.squared_norm
+
+    def timed(tensors: list[Tensor]) -> Tensor:
+        started = time.perf_counter()
+        result = measured(tensors)
+        spent[0] += time.perf_counter() - started
+        return result
+
+    monkeypatch.setattr(attempt, "squared_norm", timed)
+    accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=16, noise="first")
+    accumulator.backward(inputs, labels)
+    spent[0], started = 0.0, time.perf_counter()
+    for _ in range(10):
+        accumulator.backward(inputs, labels)
+    assert spent[0] > 0
+    assert spent[0] / (time.perf_counter() - started) < 0.02

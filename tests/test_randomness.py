@@ -58,6 +58,16 @@ def _fused(layer: nn.Module, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, q, q, dropout_p=0.3).squeeze(1)
 
 
+def _fused_without(layer: nn.Module, x: Tensor) -> Tensor:
+    q = x.unsqueeze(1)
+    return layer(F.scaled_dot_product_attention(q, q, q).squeeze(1))
+
+
+def _native(layer: nn.Module, x: Tensor) -> Tensor:
+    del layer
+    return torch.native_dropout(torch.native_dropout(x, 0.0, True)[0], 0.3, True)[0]
+
+
 def _own(layer: nn.Module, x: Tensor) -> Tensor:
     del layer
     noise = torch.randn_like(x) * 0.1 + torch.rand(len(x), 1, 1, dtype=x.dtype) + torch.rand((), dtype=x.dtype)
@@ -82,6 +92,8 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], T
     "attention, batch first": (lambda: nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True), _attention(True)),
     "attention, sequence first": (lambda: nn.MultiheadAttention(8, 2, dropout=0.3), _attention(False)),
     "fused attention": (nn.Identity, _fused),
+    "fused attention without dropout": (lambda: nn.Dropout(0.2), _fused_without),
+    "native dropout": (nn.Identity, _native),
     "transformer, batch first": (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True), _plain),
     "transformer, sequence first": (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.3), _swapped),
     "lstm": (lambda: nn.LSTM(8, 8, num_layers=2, dropout=0.3), lambda layer, x: layer(x.transpose(0, 1))[0].transpose(0, 1)),

@@ -17,7 +17,7 @@ from bigstep.models.building import InputShape
 from bigstep.models.saving import build_classifier
 from bigstep.step.losses import CrossEntropy
 from bigstep.training.auxiliary import AuxiliaryLoss
-from bigstep.training.batches import training_batches
+from bigstep.training.batches import TrainingBatches
 from bigstep.training.loop import take_step, train_epochs, validate
 from bigstep.training.optimization import build_optimizer, build_schedule
 from bigstep.training.records import EpochRecord, StepRecord
@@ -37,12 +37,21 @@ def _begin(
     torch.manual_seed(train.seed)
     classifier = build_classifier(section, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
     samples = len(store.indices(0))
-    return build_state(classifier, train, batch, num_samples=samples, class_weights=weights, architecture="small_cnn"), batch
+    state = build_state(classifier, train, batch, num_samples=samples, num_classes=10, class_weights=weights, model=section)
+    return state, batch
+
+
+def _first_batch(store: Store) -> tuple[Tensor, Tensor]:
+    return next(TrainingBatches(store, _train(augmentation="none"), 64).epoch(0))
+
+
+def _epochs(state: TrainingState, train: Train, batch: Any, store: Store) -> Any:
+    return train_epochs(state, train, batch, store, TrainingBatches(store, train, batch.effective_batch_size, 0))
 
 
 def _run(store: Store, train: Train, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
     state, batch = _begin(store, train, micro, **model)
-    return state, list(train_epochs(state, train, batch, store))
+    return state, list(_epochs(state, train, batch, store))
 
 
 def _flat(state: TrainingState) -> Tensor:
@@ -84,7 +93,7 @@ def test_a_run_is_a_plain_loop_in_torch(digits: Store) -> None:
     plain, _ = _begin(digits, train)
     optimizer = torch.optim.SGD(plain.classifier.parameters(), lr=train.learning_rate, momentum=0.9)
     for epoch in range(2):
-        for images, labels in training_batches(digits, size=64, augmentation="shift", seed=0, epoch=epoch):
+        for images, labels in TrainingBatches(digits, train, 64).epoch(epoch):
             optimizer.zero_grad()
             F.cross_entropy(plain.classifier(images), labels, label_smoothing=0.05).backward()
             optimizer.step()
@@ -161,7 +170,7 @@ def test_the_gradient_of_the_whole_batch_is_clipped(digits: Store) -> None:
     train = _train(clip_norm=1e-3, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.0, effective_batch_size=64)
     state, _ = _begin(digits, train)
     before = _flat(state)
-    record = take_step(state, train, *next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0)))
+    record = take_step(state, train, *_first_batch(digits))
     assert record.gradient_norm > 0.1
     assert float((_flat(state) - before).norm()) == pytest.approx(1e-3, rel=1e-3)
 
@@ -169,7 +178,7 @@ def test_the_gradient_of_the_whole_batch_is_clipped(digits: Store) -> None:
 def test_a_step_with_a_gradient_that_is_not_finite_leaves_no_trace(digits: Store) -> None:
     train = _train(ema_decay=0.9)
     state, _ = _begin(digits, train)
-    images, labels = next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0))
+    images, labels = _first_batch(digits)
     take_step(state, train, images, labels)
     before, rate = _flat(state), state.optimizer.param_groups[0]["lr"]
     moments = {name: value.clone() for name, value in next(iter(state.optimizer.state.values())).items()}
@@ -188,7 +197,7 @@ def test_a_scale_that_overflows_backs_off_and_training_goes_on(digits: Store) ->
     train = _train(precision="float16")
     state, _ = _begin(digits, train)
     assert state.scaler is not None
-    images, labels = next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0))
+    images, labels = _first_batch(digits)
     take_step(state, train, images, labels)
     state.scaler.update(1e38)
     assert not take_step(state, train, images, labels).applied
@@ -213,7 +222,7 @@ def test_the_average_is_moved_once_per_update_and_is_what_is_kept(digits: Store)
     train = _train(ema_decay=0.9, epochs=1, effective_batch_size=600, precision="float64")
     state, batch = _begin(digits, train)
     averages = []
-    for record in train_epochs(state, train, batch, digits):
+    for record in _epochs(state, train, batch, digits):
         if isinstance(record, StepRecord):
             weights = _flat(state)
             averages.append(weights if not averages else 0.9 * averages[-1] + 0.1 * weights)
@@ -228,7 +237,7 @@ def test_class_weights_weigh_the_loss(digits: Store) -> None:
     train = _train(label_smoothing=0.0, precision="float64")
     weights = torch.linspace(0.1, 2.0, 10).double()
     state, _ = _begin(digits, train, weights=weights)
-    images, labels = next(training_batches(digits, size=64, augmentation="none", seed=0, epoch=0))
+    images, labels = _first_batch(digits)
     expected = F.cross_entropy(state.classifier(images), labels, weight=weights)
     torch.testing.assert_close(take_step(state, train, images, labels).loss, expected.detach())
 
@@ -255,11 +264,11 @@ def test_auxiliary_heads_add_their_share() -> None:
 
 def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store) -> None:
     train = _train(epochs=1, effective_batch_size=600)
-    state, batch = _begin(digits, train, None, norm="batch", ghost_batch_size=16)
+    state, batch = _begin(digits, train, None, norm="batch", ghost_batch_size=16, batch_norm_statistics="plain")
     for parameter in state.classifier.network.features.parameters():  # type: ignore[union-attr]
         parameter.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in state.classifier.network.state_dict().items() if "running" in name}
-    list(train_epochs(state, train, batch, digits))
+    list(_epochs(state, train, batch, digits))
     after = state.classifier.network.state_dict()
     assert before
     assert all((after[name] == tensor).all() for name, tensor in before.items())

@@ -16,6 +16,7 @@ STAGES = {
     "prepare": "read the source's images into data/prepared",
     "train": "train up to results/train, after prepare where that is out of date",
     "evaluate": "judge the model in results/evaluate, after the stages before it",
+    "check": "compare accumulated with full-batch gradients of the configured model, layer by layer, in float64",
     "repro": "run whatever is out of date of prepare, train and evaluate",
 }
 SHORT = {
@@ -29,6 +30,7 @@ EXAMPLES = """examples:
   bigstep repro                                       the whole pipeline, as params.yaml says
   bigstep repro --set train.learning_rate=0.01        the same with another value, in a private copy
   bigstep repro --preset fashion-mnist                parameters of presets/fashion-mnist.yaml
+  bigstep check --set model.name=resnet18 --set data.image_size=32   is accumulating exact for this model?
   bigstep predict photo.jpg                           ask the champion of MLflow's registry
 """
 
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        if getattr(options, "samples", 2) < 2:
+            raise ConfigError(f"--samples must be at least 2, but is {options.samples}; write for example 32")
         return _predict(options) if options.command == "predict" else _repro(options)
     except UserError as error:
         for line in str(error).splitlines():
@@ -84,6 +88,8 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set goes over them")
     parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
+    if name == "check":
+        parser.add_argument("--samples", type=int, default=32, metavar="N", help="samples of the batch compared (default: 32)")
     if name == "repro":
         short = parser.add_argument_group("short forms of --set (also as `mlflow run . -P name=value`)")
         for key, target in SHORT.items():
@@ -96,14 +102,19 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _repro(options: argparse.Namespace) -> int:
+    from bigstep.stages.paths import ProjectPaths
     from bigstep.stages.pipeline import Request, find_project_root, run_pipeline
     from bigstep.stages.summary import finish_pipeline
 
     root = find_project_root(Path.cwd())
     groups = (_preset(root, options.preset), _overrides(options))
-    stage = options.command if options.command != "repro" else options.stage
+    stage = {"repro": getattr(options, "stage", None), "check": "prepare"}.get(options.command, options.command)
     request = Request(None if stage == "evaluate" else stage, tuple(group for group in groups if group), options.force)
     code, paths, params = run_pipeline(root, request)
+    if options.command == "check" and code == 0:
+        from bigstep.stages.check import check
+
+        return check(ProjectPaths(root), paths, params, options.samples)
     return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
 
 

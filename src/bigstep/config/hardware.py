@@ -23,7 +23,8 @@ class Hardware(Section):
         None, description="A, micro-batches per optimizer step; null = B / m, rounded up"
     )
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="processes that decode images in prepare; 0 = none beside the main one; null = one a core"
+        None,
+        description="processes that decode in prepare and transform in train; 0 = none but the main one; null = by the cores",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="of torch on the CPU; null = torch's choice")
     memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="layout of image tensors in memory")

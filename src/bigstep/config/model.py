@@ -24,6 +24,9 @@ class Model(Section):
     ghost_batch_size: Annotated[int, Field(ge=2)] | None = Field(
         None, description="samples BatchNorm normalises together (norm: batch only); the micro-batch then equals it"
     )
+    batch_norm_statistics: Literal["plain", "corrected", "frozen", "recalibrated"] = Field(
+        "corrected", description="norm batch: what moves BatchNorm's running statistics; see docs/concepts.md"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout probability, where the architecture has dropout; null = its own"
     )

@@ -22,6 +22,8 @@ class Section(BaseModel):
 
 def rule_of(field: FieldInfo) -> str:
     """Say in words what a value of ``field`` must be, as the error messages and the table in the README do."""
+    if isinstance(field.json_schema_extra, dict) and "rule" in field.json_schema_extra:
+        return str(field.json_schema_extra["rule"])
     annotation: Any = field.annotation
     for item in field.metadata:
         annotation = Annotated[annotation, item]

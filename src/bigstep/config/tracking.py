@@ -1,6 +1,6 @@
 """The section ``tracking``: names under which MLflow keeps what happened."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ class Tracking(Section):
     title: ClassVar[str] = "tracking"
     learning: ClassVar[bool] = False
 
+    noise_scale: Literal["first", "every", "none"] = Field(
+        "first", description="measure the gradient noise scale from the first, or every, micro-batch of a step"
+    )
     experiment: str = Field("bigstep", min_length=1, description="MLflow experiment, unless `mlflow run` names one")
     registered_model: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="name in MLflow's registry; null = bigstep-<data.source>"

@@ -1,6 +1,6 @@
 """The section ``train``: everything that decides what is learned, given data and model."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ __all__ = ["Train"]
 
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Named = str | dict[str, dict[str, Any]]  # a transform, with or without arguments
+Augmentation = Literal["none", "flip", "shift", "shift-flip"] | Annotated[tuple[Named, ...], Field(strict=False, min_length=1)]
 
 
 class Train(Section):
@@ -47,8 +49,17 @@ class Train(Section):
         None, description="validations without gain before training ends; null = off"
     )
     select_by: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what the kept epoch is best in")
-    augmentation: Literal["none", "flip", "shift", "shift-flip"] = Field(
-        "shift", description="random mirror and one-eighth shifts, keyed by (seed, epoch, sample)"
+    augmentation: Augmentation = Field(
+        "shift",
+        description="mirror and one-eighth shifts, or torchvision.transforms.v2 by name; keyed by (seed, epoch, sample)",
+        json_schema_extra={
+            "rule": "one of none, flip, shift, shift-flip, or a list of transforms: a name, or {name: {argument: value}}"
+        },
+    )
+    mixup_alpha: Positive | None = Field(None, description="mixup with a share from Beta(alpha, alpha); null = off")
+    cutmix_alpha: Positive | None = Field(None, description="cutmix with an area from Beta(alpha, alpha); null = off")
+    keyed_randomness: bool = Field(
+        default=True, description="key dropout by (seed, step, position), so that it does not depend on the cut"
     )
     precision: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="bfloat16 and float16 by autocast over float32 weights"

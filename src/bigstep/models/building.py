@@ -43,7 +43,7 @@ def check_model(model: Model) -> None:
         return
     import torchvision
 
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)  # type: ignore[attr-defined] # re-exported by `*`
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
     if model.name not in names:
         raise ConfigError(
             f"model.name must be small_cnn or a torchvision classifier, but is {model.name!r}; {nearest(model.name, names)}"
@@ -107,7 +107,7 @@ def _architecture(model: Model, shape: InputShape) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            build = torchvision.models.get_model  # type: ignore[attr-defined] # re-exported by `*`
+            build = torchvision.models.get_model
             network: nn.Module = build(model.name, weights=None, num_classes=shape.num_classes, **extra)
             return network
     except (ValueError, RuntimeError, AssertionError) as error:

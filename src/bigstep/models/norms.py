@@ -4,9 +4,10 @@ import math
 
 from torch import nn
 
-__all__ = ["BATCH_NORMS", "replace_norms"]
+from bigstep.step.normalization import BATCH_NORMS
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+__all__ = ["replace_norms"]
+
 MAX_GROUPS = 32  # Wu and He, Group Normalization, 2018
 MIN_GROUP_CHANNELS = 4
 

@@ -26,6 +26,10 @@ def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
         from bigstep.models.building import check_model
 
         check_model(params.model)
+    if not isinstance(params.train.augmentation, str):
+        from bigstep.data.transforms import build_transforms
+
+        build_transforms(params.train.augmentation)
     if params.model.weights is not None and not params.model.weights.startswith("weights/"):
         raise ConfigError(
             f"{origin}: model.weights must lie in the folder weights/, which DVC follows, but is {params.model.weights!r}; "

@@ -98,6 +98,7 @@ class History:
                 "train_loss": float(record.loss),
                 "gradient_norm": record.gradient_norm,
                 "learning_rate": record.learning_rate,
+                **({} if record.noise_scale is None else {"noise_scale": record.noise_scale}),
             }
             self._pending += [Metric(key, value, record.step, timestamp) for key, value in values.items()]
         self.tracker.log_metrics(self._pending)

@@ -13,6 +13,7 @@ from bigstep.config.model import Model
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
 from bigstep.console import console, live_line
+from bigstep.data.batches import ordered_batches
 from bigstep.data.keys import derive_key
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, ModelError
@@ -25,8 +26,12 @@ from bigstep.report.curves import draw_curves
 from bigstep.stages.entry import Stage, run_stage
 from bigstep.stages.history import History
 from bigstep.stages.runs import stage_run
+from bigstep.step.noise import advise
 from bigstep.tracking.base import DatasetRecord, ModelRecord, Tracker
-from bigstep.training.loop import train_epochs
+from bigstep.training.batches import TrainingBatches
+from bigstep.training.class_weights import class_weights
+from bigstep.training.invariance import Invariance, find_invariance
+from bigstep.training.loop import recalibrate_best, set_training_mode, train_epochs
 from bigstep.training.records import StepRecord
 from bigstep.training.state import Best, TrainingState, build_state
 
@@ -53,21 +58,49 @@ def train(stage: Stage, model: Model, train: Train, hardware: Hardware, tracking
     store = Store(stage.paths.prepared)
     batch = resolve_batch(train, hardware, model)
     _check_batch_norm(model, batch, len(store.indices(0)))
-    state = _begin(stage, store, batch, model, train, hardware)
+    state = _begin(stage, store, batch, model, train, hardware, tracking)
+    invariance = _judge_invariance(state, train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
+    _report_invariance(invariance, model)
     with stage_run(stage, tracking.experiment) as tracker:
         tracker.log_dataset(_dataset(store, "training"))
-        history = _run(state, train, batch, store, tracker)
+        tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
+        history = _run(state, train, batch, store, tracker, hardware.num_workers)
+        if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
+            validation = recalibrate_best(state, batch, store)
+            console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
+        _report_noise(state, tracker, batch)
         card = _write_results(stage, store, state, model, train, batch, history.rows)
         _log_results(stage, tracker, store, card)
 
 
-def _run(state: TrainingState, train: Train, batch: Batch, store: Store, tracker: Tracker) -> History:
+def _judge_invariance(state: TrainingState, train: Train, store: Store) -> Invariance:
+    set_training_mode(state)
+    images, _ = next(ordered_batches(store, 0, 3))
+    return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)
+
+
+def _report_invariance(invariance: Invariance, model: Model) -> None:
+    if not invariance.holds:
+        console.print(f"not slice-invariant: {invariance.reason}")
+    for layer in invariance.layers:
+        console.print(f"  {layer.name} ({layer.kind}) {layer.reason}; running statistics: {model.batch_norm_statistics}")
+
+
+def _report_noise(state: TrainingState, tracker: Tracker, batch: Batch) -> None:
+    if state.noise is not None:
+        advice = advise(state.noise.summary(), batch.effective_batch_size, batch.accumulation_steps)
+        console.print(advice)
+        tracker.set_tags({"bigstep.advice": advice})
+
+
+def _run(state: TrainingState, train: Train, batch: Batch, store: Store, tracker: Tracker, num_workers: int | None) -> History:
     steps_per_epoch = -(-len(store.indices(0)) // batch.effective_batch_size)
     history = History(tracker, state.classifier.mean.device, train.epochs, steps_per_epoch)
     started = time.perf_counter()
     with live_line("step", train.epochs * steps_per_epoch) as line:
-        for record in train_epochs(state, train, batch, store):
+        batches = TrainingBatches(store, train, batch.effective_batch_size, num_workers)
+        for record in train_epochs(state, train, batch, store, batches):
             history.add(record)
             if isinstance(record, StepRecord) and line.progress is not None:
                 line.advance(text=history.describe(record))
@@ -75,7 +108,9 @@ def _run(state: TrainingState, train: Train, batch: Batch, store: Store, tracker
     return history
 
 
-def _begin(stage: Stage, store: Store, batch: Batch, model: Model, train: Train, hardware: Hardware) -> TrainingState:
+def _begin(
+    stage: Stage, store: Store, batch: Batch, model: Model, train: Train, hardware: Hardware, tracking: Tracking
+) -> TrainingState:
     set_threads(hardware)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
@@ -94,24 +129,11 @@ def _begin(stage: Stage, store: Store, batch: Batch, model: Model, train: Train,
         train,
         batch,
         num_samples=len(store.indices(0)),
-        class_weights=_class_weights(train, store),
-        architecture=model.name,
+        num_classes=len(manifest.classes),
+        class_weights=class_weights(train, store),
+        model=model,
+        noise=tracking.noise_scale,
     )
-
-
-def _class_weights(train: Train, store: Store) -> torch.Tensor | None:
-    if train.class_weights is None:
-        return None
-    classes = store.manifest.classes
-    if train.class_weights == "balanced":
-        counts = np.bincount(store.labels[store.indices(0)], minlength=len(classes))
-        return torch.from_numpy(counts.sum() / (len(classes) * counts))  # as scikit-learn's class_weight="balanced"
-    if len(train.class_weights) != len(classes):
-        raise ConfigError(
-            f"train.class_weights must hold one weight for each of the {len(classes)} classes, but holds "
-            f"{len(train.class_weights)}; write {len(classes)} numbers, or balanced"
-        )
-    return torch.tensor(train.class_weights, dtype=torch.float64)
 
 
 def _check_batch_norm(model: Model, batch: Batch, num_samples: int) -> None:

@@ -20,9 +20,18 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BatchLayer", "DeferredStatistics", "collecting", "find_batch_layers", "freeze_statistics", "holding", "recalibrate"]
+__all__ = [
+    "BATCH_NORMS",
+    "BatchLayer",
+    "DeferredStatistics",
+    "collecting",
+    "find_batch_layers",
+    "freeze_statistics",
+    "holding",
+    "recalibrate",
+]
 
-NAMED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
         if not module.training:
             continue
         kind = type(module).__name__
-        if isinstance(module, NAMED):
+        if isinstance(module, BATCH_NORMS):
             found.append(BatchLayer(name, kind, "normalises each micro-batch by its own mean and variance"))
         elif getattr(module, "running_mean", None) is not None:
             found.append(BatchLayer(name, kind, "keeps running statistics of the batches it sees"))
@@ -51,7 +60,7 @@ def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
 def freeze_statistics(model: nn.Module) -> None:
     """Put every BatchNorm into evaluation mode, in which it normalises by its running statistics and keeps them."""
     for module in model.modules():
-        if isinstance(module, NAMED):
+        if isinstance(module, BATCH_NORMS):
             module.eval()
 
 
@@ -67,7 +76,7 @@ class DeferredStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         """Watch every BatchNorm of ``model`` that tracks statistics; their momentum is kept here meanwhile."""
-        self._layers = {m: _Pool() for m in model.modules() if isinstance(m, NAMED) and m.track_running_stats}
+        self._layers = {m: _Pool() for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats}
         self._momenta = {layer: layer.momentum for layer in self._layers}
         self._collecting = False
         for layer in self._layers:
@@ -184,7 +193,7 @@ def recalibrate(model: nn.Module, batches: Callable[[], Iterable[Any]], forward:
 
 def _in_order(model: nn.Module, batches: Callable[[], Iterable[Any]], forward: Callable[[Any], Any]) -> list[Any]:
     order: list[Any] = []
-    watched = [m for m in model.modules() if isinstance(m, NAMED) and m.track_running_stats]
+    watched = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     hooks = [m.register_forward_pre_hook(lambda layer, _inputs: order.append(layer)) for m in watched]
     try:
         forward(next(iter(batches())))

@@ -85,10 +85,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
 
 def _draws(func: Any, args: Any, named: dict[str, Any]) -> bool:
-    """Fused attention and native dropout carry the tag also where they draw nothing."""
-    values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | named  # noqa: SLF001 # public nowhere
-    probability = values.get("dropout_p", values.get("p"))
-    return not ((probability == 0 and "dropout" in str(func) + str(values.keys())) or values.get("train") is False)
+    """Say whether a call with the tag draws: fused attention and native dropout have it also where their share is zero."""
+    arguments = func._schema.arguments  # noqa: SLF001 # public nowhere
+    values = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    values |= dict(zip((argument.name for argument in arguments), args, strict=False)) | named
+    if "dropout_p" in values:
+        return bool(values["dropout_p"])
+    return not (func is aten.native_dropout.default and (values["p"] == 0 or values["train"] is False))
 
 
 def _check_keyable(func: Any, named: dict[str, Any]) -> None:

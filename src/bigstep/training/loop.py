@@ -1,11 +1,13 @@
 """Train: steps, validations and the choice of the best epoch, as a generator of records.
 
 Order within a step, once per step and never per micro-batch: gradient of the effective batch, unscale, finiteness, clip,
-optimizer step (weight decay inside), scale update, schedule, average, counters.
+optimizer step (weight decay inside), scale update, running statistics, schedule, average, counters.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,29 +18,37 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from bigstep.config.batch import Batch
 from bigstep.config.train import Train
 from bigstep.data.batches import ordered_batches
+from bigstep.data.mixing import mix_batch
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
-from bigstep.models.norms import BATCH_NORMS
-from bigstep.training.batches import training_batches
+from bigstep.step.normalization import BATCH_NORMS, freeze_statistics, recalibrate
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.state import Best, TrainingState
 
-__all__ = ["train_epochs", "validate"]
+__all__ = ["EpochBatches", "recalibrate_best", "set_training_mode", "take_step", "train_epochs", "validate"]
 
 TRAIN, VALIDATION = 0, 1
 
 
-def train_epochs(state: TrainingState, train: Train, batch: Batch, store: Store) -> Iterator[StepRecord | EpochRecord]:
+class EpochBatches(Protocol):
+    """Where effective batches come from."""
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give images and labels of each effective batch of an epoch."""
+        ...
+
+
+def train_epochs(
+    state: TrainingState, train: Train, batch: Batch, store: Store, batches: EpochBatches
+) -> Iterator[StepRecord | EpochRecord]:
     """Train until the last epoch or until early stopping; yields each step, and after each epoch its end.
 
     ``state`` is up to date at every yield, so the caller may stop there.
     """
     while state.epoch < train.epochs and not _out_of_patience(state, train):
         losses: list[tuple[Tensor, int]] = []
-        _set_training_mode(state.classifier)
-        for images, labels in training_batches(
-            store, size=batch.effective_batch_size, augmentation=train.augmentation, seed=train.seed, epoch=state.epoch
-        ):
+        set_training_mode(state)
+        for images, labels in batches.epoch(state.epoch):
             record = take_step(state, train, images, labels)
             losses.append((record.loss, record.num_samples))
             yield record
@@ -47,7 +57,16 @@ def train_epochs(state: TrainingState, train: Train, batch: Batch, store: Store)
 
 def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor) -> StepRecord:
     """Attempt one optimizer step over one effective batch."""
-    result = state.accumulator.backward(images, labels)
+    mixed, targets = mix_batch(
+        images,
+        labels,
+        state.num_classes,
+        mixup_alpha=train.mixup_alpha,
+        cutmix_alpha=train.cutmix_alpha,
+        seed=train.seed,
+        step=state.step,
+    )
+    result = state.accumulator.backward(mixed, targets, step=state.step)
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for p in state.classifier.parameters() if p.grad is not None]
@@ -56,8 +75,10 @@ def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor
     applied = result.weight > 0 and math.isfinite(float(norm))
     if applied:
         _apply(state, train, norm)
-    elif state.scaler is not None and result.weight > 0:
-        state.scaler.update()  # the scale backs off, or it would overflow for ever
+        if state.noise is not None and result.noise is not None:
+            state.noise.update(result.noise)
+    else:
+        _drop(state, has_weight=result.weight > 0)
     state.optimizer.zero_grad()
     record = StepRecord(
         step=state.step,
@@ -66,6 +87,7 @@ def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor
         loss=result.loss,
         gradient_norm=float(norm),
         learning_rate=learning_rate,
+        noise_scale=None if state.noise is None else state.noise.value,
         applied=applied,
     )
     state.step += 1
@@ -82,10 +104,19 @@ def _apply(state: TrainingState, train: Train, norm: Tensor) -> None:
         state.scaler.update()
     else:
         state.optimizer.step()
+    if state.statistics is not None:
+        state.statistics.commit()
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
     if state.average is not None:
         state.average.update_parameters(state.classifier)
+
+
+def _drop(state: TrainingState, *, has_weight: bool) -> None:
+    if state.statistics is not None:
+        state.statistics.discard()
+    if state.scaler is not None and has_weight:
+        state.scaler.update()  # the scale backs off, or it would overflow for ever
 
 
 def _finish_epoch(
@@ -136,9 +167,23 @@ def _out_of_patience(state: TrainingState, train: Train) -> bool:
     return patience is not None and state.epochs_without_gain >= patience
 
 
-def _set_training_mode(classifier: Classifier) -> None:
-    """Training mode, except for BatchNorm layers that are frozen: their statistics stay too."""
-    classifier.train()
-    for module in classifier.modules():
+def set_training_mode(state: TrainingState) -> None:
+    """Training mode, except for BatchNorm whose statistics or parameters are frozen."""
+    state.classifier.train()
+    if state.frozen_statistics:
+        freeze_statistics(state.classifier)
+    for module in state.classifier.modules():
         if isinstance(module, BATCH_NORMS) and module.weight is not None and not module.weight.requires_grad:
             module.eval()
+
+
+def recalibrate_best(state: TrainingState, batch: Batch, store: Store) -> Validation:
+    """Recompute BatchNorm's running statistics for the best weights, over the training images, and judge them anew."""
+    assert state.best is not None
+    judged, device = state.judged, state.judged.mean.device
+    judged.network.load_state_dict(state.best.weights)
+    recalibrate(judged, lambda: ordered_batches(store, TRAIN, batch.micro_batch_size), lambda b: judged(b[0].to(device)))
+    validation = validate(judged, ordered_batches(store, VALIDATION, batch.micro_batch_size))
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in judged.network.state_dict().items()}
+    state.best = replace(state.best, loss=validation.loss, accuracy=validation.accuracy, weights=weights)
+    return validation

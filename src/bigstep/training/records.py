@@ -21,6 +21,8 @@ class StepRecord:
     """Of the whole effective batch, before clipping."""
     learning_rate: float
     """That the update used."""
+    noise_scale: float | None
+    """Gradient noise scale so far, in samples; None where there is none yet."""
     applied: bool
     """False: dropped, since the batch had no weight or its gradient was not finite."""
 

@@ -9,11 +9,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bigstep.config.batch import Batch
+from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.models.building import AUXILIARY_WEIGHTS
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import Accumulator
 from bigstep.step.losses import CrossEntropy, Loss
+from bigstep.step.noise import NoiseScale
+from bigstep.step.normalization import DeferredStatistics
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.auxiliary import AuxiliaryLoss
 from bigstep.training.optimization import build_optimizer, build_schedule
@@ -37,11 +40,16 @@ class TrainingState:
     """All that changes while training; the loop owns it."""
 
     classifier: Classifier
+    loss: Loss
     accumulator: Accumulator
     optimizer: Optimizer
     schedule: LRScheduler | ReduceLROnPlateau
     scaler: torch.amp.GradScaler | None
     average: AveragedModel | None
+    statistics: DeferredStatistics | None
+    noise: NoiseScale | None
+    num_classes: int
+    frozen_statistics: bool
     epoch: int = 0
     step: int = 0
     num_updates: int = 0
@@ -64,8 +72,10 @@ def build_state(
     batch: Batch,
     *,
     num_samples: int,
+    num_classes: int,
     class_weights: Tensor | None,
-    architecture: str,
+    model: Model,
+    noise: str = "none",
 ) -> TrainingState:
     """Begin a training.
 
@@ -74,26 +84,42 @@ def build_state(
         train: the section ``train``.
         batch: sizes of a step.
         num_samples: of the training part.
+        num_classes: of the data.
         class_weights: shape ``(num_classes,)``, or None.
-        architecture: ``model.name``, which decides the share of auxiliary heads.
+        model: the section ``model``.
+        noise: micro-batches whose gradient norm is measured: ``first``, ``every`` or ``none``.
     """
     precision = PRECISIONS[train.precision]
     classifier.to(precision.parameter_dtype)
     device = next(classifier.parameters()).device
     scaler = precision.build_scaler(device)
     loss: Loss = CrossEntropy(weight=class_weights, label_smoothing=train.label_smoothing)
-    if architecture in AUXILIARY_WEIGHTS:
-        loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[architecture])
+    if model.name in AUXILIARY_WEIGHTS:
+        loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
+    deferred = model.norm == "batch" and model.batch_norm_statistics in ("corrected", "recalibrated")
+    statistics = DeferredStatistics(classifier) if deferred else None
     optimizer = build_optimizer(train, classifier)
     return TrainingState(
         classifier=classifier,
+        loss=loss,
         accumulator=Accumulator(
-            classifier, loss, micro_batch_size=batch.micro_batch_size, autocast=precision.autocast, scaler=scaler
+            classifier,
+            loss,
+            micro_batch_size=batch.micro_batch_size,
+            seed=train.seed if train.keyed_randomness else None,
+            autocast=precision.autocast,
+            scaler=scaler,
+            noise=None if noise == "none" else noise,
+            statistics=statistics,
         ),
         optimizer=optimizer,
         schedule=build_schedule(train, optimizer, -(-num_samples // batch.effective_batch_size)),
         scaler=scaler,
         average=_average(classifier, train.ema_decay),
+        statistics=statistics,
+        noise=None if noise == "none" else NoiseScale(),
+        num_classes=num_classes,
+        frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",
     )
 
 

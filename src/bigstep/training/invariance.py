@@ -1,0 +1,47 @@
+"""Whether a training depends on how its effective batches are cut, and why."""
+
+import contextlib
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bigstep.errors import ConfigError, RandomnessError
+from bigstep.step.normalization import BatchLayer, find_batch_layers
+from bigstep.step.probing import find_sites
+
+__all__ = ["Invariance", "find_invariance"]
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """The verdict, its reason in words, and the layers that look across samples."""
+
+    holds: bool
+    reason: str
+    layers: tuple[BatchLayer, ...] = ()
+
+
+def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invariance:
+    """Look at a model in training mode.
+
+    Args:
+        model: as it will be trained.
+        inputs: some samples, on its device.
+        keyed: whether its random calls are keyed.
+
+    Raises:
+        ConfigError: they should be keyed and cannot.
+    """
+    layers = find_batch_layers(model)
+    try:
+        draws = len(find_sites(model, inputs, contextlib.nullcontext))
+    except RandomnessError as error:
+        if keyed:
+            raise ConfigError(f"{error}: set train.keyed_randomness=false") from None
+        draws = 1
+    if layers:
+        names = ", ".join(layer.name for layer in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+        return Invariance(holds=False, reason=f"{layers[0].kind} in {names} {layers[0].reason}", layers=layers)
+    if draws and not keyed:
+        return Invariance(holds=False, reason="the model draws random numbers that are not keyed by sample")
+    return Invariance(holds=True, reason="every layer treats samples apart, and every random number is keyed by sample")

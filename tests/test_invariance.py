@@ -1,0 +1,216 @@
+"""Law 2 with everything on: the cut and the number of workers change nothing that is learned."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from bigstep.config.batch import Batch
+from bigstep.config.model import Model
+from bigstep.config.train import Train
+from bigstep.data.batches import ordered_batches
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError
+from bigstep.models.classifier import Classifier
+from bigstep.step.normalization import freeze_statistics
+from bigstep.training.batches import TrainingBatches
+from bigstep.training.invariance import find_invariance
+from bigstep.training.loop import train_epochs, validate
+from bigstep.training.records import StepRecord
+from bigstep.training.state import TrainingState, build_state
+
+# four workers on two cores are slow, which is no matter here
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+TRANSFORMS = (
+    {"RandomCrop": {"size": 8, "padding": 1}},
+    {"RandomRotation": {"degrees": 10}},
+    {"ColorJitter": {"brightness": 0.2}},
+    "RandomErasing",
+)
+STEPS = 300
+
+
+class _Network(nn.Module):
+    """Convolutions, GroupNorm, attention, and five kinds of random calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Dropout2d(0.1))
+        self.branch = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU())
+        self.depth = StochasticDepth(0.1, "row")
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.1)
+        self.head = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.stem(images)
+        hidden = hidden + self.depth(self.branch(hidden))
+        tokens = hidden.flatten(2).permute(2, 0, 1)  # sequence first: the samples lie in dimension 1
+        mixed = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.head(hidden + mixed.permute(1, 2, 0).view_as(hidden))
+
+
+def _train(**values: Any) -> Train:
+    return Train.model_validate(
+        {
+            "epochs": 15,
+            "effective_batch_size": 64,
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "weight_decay": 1e-3,
+            "label_smoothing": 0.1,
+            "mixup_alpha": 0.2,
+            "cutmix_alpha": 1.0,
+            "clip_norm": 1.0,
+            "ema_decay": 0.98,
+            "augmentation": TRANSFORMS,
+            "precision": "float64",
+            **values,
+        }
+    )
+
+
+class _Remembered:
+    """Effective batches that are made once; that they are the same bits for any number of workers is tested by itself."""
+
+    def __init__(self, store: Store, train: Train, workers: int) -> None:
+        batches = TrainingBatches(store, train, 64, workers)
+        self.epochs = [list(batches.epoch(epoch)) for epoch in range(15)]
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.epochs[epoch]
+
+
+@functools.cache
+def _batches(store: Store, seed: int, workers: int, augmentation: Any) -> _Remembered:
+    return _Remembered(
+        store, _train(seed=seed, augmentation=augmentation if augmentation == "shift-flip" else TRANSFORMS), workers
+    )
+
+
+def _run(store: Store, train: Train, micro: int, workers: int) -> TrainingState:
+    manifest = store.manifest
+    torch.manual_seed(train.seed)
+    classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
+    batch = Batch(64, micro, -(-64 // micro))
+    weights = torch.linspace(0.5, 1.5, 10).double()
+    options = {"num_samples": len(store.indices(0)), "num_classes": 10, "class_weights": weights, "model": Model()}
+    state = build_state(classifier, train, batch, **options)
+    steps = 0
+    kind = train.augmentation if isinstance(train.augmentation, str) else "transforms"
+    for record in train_epochs(state, train, batch, store, _batches(store, train.seed, workers, kind)):
+        steps += isinstance(record, StepRecord)
+        if steps == STEPS:
+            break
+    assert state.num_updates == STEPS
+    return state
+
+
+@functools.cache
+def _reference(store: Store) -> TrainingState:
+    return _run(store, _train(), 64, 0)
+
+
+def _flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def _distance(one: nn.Module, two: nn.Module) -> float:
+    return float((_flat(one) - _flat(two)).norm() / _flat(one).norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("micro", "workers"), [(32, 1), (16, 4), (7, 0), (7, 4), (1, 0)])
+def test_three_hundred_steps_end_in_the_same_weights(micro: int, workers: int, digits: Store) -> None:
+    reference, other = _reference(digits), _run(digits, _train(), micro, workers)
+    assert _distance(reference.classifier, other.classifier) <= 1e-9
+    assert _distance(reference.judged, other.judged) <= 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_number_of_workers_changes_no_bit(workers: int, digits: Store) -> None:
+    assert (_flat(_run(digits, _train(), 64, workers).classifier) == _flat(_reference(digits).classifier)).all()
+
+
+@pytest.mark.slow
+def test_without_keys_the_cut_changes_the_weights(digits: Store) -> None:
+    """The negative control: the same, with torch's own dropout."""
+    one, two = (_run(digits, _train(keyed_randomness=False), micro, 0) for micro in (64, 16))
+    assert _distance(one.classifier, two.classifier) > 0.01
+
+
+@pytest.mark.slow
+def test_in_float32_the_cut_is_far_below_the_spread_of_seeds(digits: Store) -> None:
+    def judge(seed: int, micro: int) -> tuple[float, int]:
+        state = _run(digits, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
+        found = validate(state.judged, ordered_batches(digits, 2, 359))
+        return found.loss, round(found.accuracy * 359)
+
+    seeds = [judge(seed, 64) for seed in range(5)]
+    spread = float(torch.tensor([loss for loss, _ in seeds]).std())
+    for micro in (16, 7):
+        loss, right = judge(0, micro)
+        assert abs(loss - seeds[0][0]) <= 0.3 * spread
+        assert abs(right - seeds[0][1]) <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_transformed_batches_are_the_same_bits_for_any_number_of_workers(workers: int, digits: Store) -> None:
+    train = _train()
+    alone, shared = TrainingBatches(digits, train, 100, 0), TrainingBatches(digits, train, 100, workers)
+    assert len(alone) == len(shared) == 13
+    previous = None
+    for epoch in range(2):
+        torch.manual_seed(epoch)  # polluted generators change nothing
+        one, two = list(alone.epoch(epoch)), list(shared.epoch(epoch))
+        assert [len(labels) for _, labels in one] == [100] * 12 + [22]
+        for (images, labels), (others, other_labels) in zip(one, two, strict=True):
+            assert (images == others).all()
+            assert (labels == other_labels).all()
+        whole = torch.cat([images for images, _ in one])
+        assert previous is None or (whole != previous).any()
+        previous = whole
+
+
+def test_a_transform_that_changes_the_shape_is_refused(digits: Store) -> None:
+    batches = TrainingBatches(digits, _train(augmentation=({"Resize": {"size": 6}},)), 10, 0)
+    with pytest.raises(ConfigError, match=r"\(1, 8, 8\), but makes it \(1, 6, 6\)"):
+        next(batches.epoch(0))
+
+
+def test_numbers_from_zero_to_one_are_taken_too(digits: Store) -> None:
+    to_float = {"ToDtype": {"dtype": torch.float32, "scale": True}}
+    train = _train(augmentation=(to_float,))
+    images, _ = next(TrainingBatches(digits, train, 10, 0).epoch(0))
+    plain, _ = next(TrainingBatches(digits, _train(augmentation="none"), 10, 0).epoch(0))
+    torch.testing.assert_close(images, plain.float())
+
+
+@pytest.mark.parametrize(
+    ("layer", "keyed", "holds", "reason"),
+    [
+        (nn.Dropout(0.5), True, True, "treats samples apart"),
+        (nn.Dropout(0.5), False, False, "not keyed by sample"),
+        (nn.Identity(), False, True, "treats samples apart"),
+        (nn.BatchNorm1d(4), True, False, "BatchNorm1d in 1 normalises each micro-batch"),
+        (nn.RReLU(), False, False, "not keyed by sample"),
+    ],
+)
+def test_the_verdict_and_its_reason(layer: nn.Module, keyed: bool, holds: bool, reason: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), layer)
+    found = find_invariance(model, torch.randn(3, 3), keyed=keyed)
+    assert found.holds is holds
+    assert reason in found.reason
+    if isinstance(layer, nn.BatchNorm1d):
+        freeze_statistics(model)
+        assert find_invariance(model, torch.randn(3, 3), keyed=keyed).holds
+
+
+def test_what_cannot_be_keyed_is_one_line_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"rrelu_with_noise.*train.keyed_randomness=false"):
+        find_invariance(nn.Sequential(nn.RReLU()), torch.randn(3, 3), keyed=True)
