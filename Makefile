@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 READY := $(VENV)/.ready
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -17,8 +18,8 @@ install: $(READY)  ## make the virtual environment in .venv
 repro: $(READY)  ## run the pipeline: prepare, train, evaluate
 	@$(BIN)/bigstep repro
 
-test: $(READY)  ## run every test
-	@$(BIN)/python -m pytest
+test: $(READY)  ## run every test, JOBS=2 files at a time
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## run the tests that take under a minute
 	@$(BIN)/python -m pytest -m "not slow"

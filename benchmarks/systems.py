@@ -31,10 +31,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Options:
-    """What else a run does: clip to this norm, step a schedule, keep an average of the weights, BatchNorm in the model."""
+    """What else a run does: clip to this norm, scale the loss, step a schedule now and then, average weights, BatchNorm."""
 
     clip: float | None = None
-    schedule: bool = False
+    loss_scale: float | None = None
     frequency: int = 1
     average: float | None = None
     batch_norm: bool = False
@@ -100,14 +100,18 @@ class Bigstep:
 
         model, optimizer, _, recorder = _parts(case, options)
         statistics = DeferredStatistics(model)
-        accumulator = Accumulator(model, case.ours(), micro_batch_size=case.micro, statistics=statistics)
+        scale = options.loss_scale
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        accumulator = Accumulator(model, case.ours(), micro_batch_size=case.micro, scaler=scaler, statistics=statistics)
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.average)) if options.average else None
         schedule = _Counted(optimizer)
         for updates, window in enumerate(case.windows(), 1):
             accumulator.backward(case.inputs[window], case.targets[window])
+            scaler.unscale_(optimizer)
             if options.clip is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             statistics.commit()
             if updates % options.frequency == 0:
                 schedule.step()
@@ -123,7 +127,7 @@ class Tutorial:
     name = "tutorial loop (zero_grad inside)"
 
     def run(self, case: Case, options: Options) -> Outcome | None:
-        if options.average:
+        if options.average or options.loss_scale:
             return None
         model, optimizer, loader, recorder = _parts(case, options)
         schedule = _Counted(optimizer)
@@ -144,7 +148,7 @@ class Accelerate:
     def run(self, case: Case, options: Options) -> Outcome | None:
         from accelerate import Accelerator
 
-        if options.average or options.frequency > 1:
+        if options.average or options.loss_scale or options.frequency > 1:
             return None
         accelerator = Accelerator(gradient_accumulation_steps=case.steps, cpu=True)
         model, optimizer, loader, recorder = _parts(case, options)
@@ -168,6 +172,8 @@ class Lightning:
         import lightning
         from lightning.pytorch.callbacks import EMAWeightAveraging
 
+        if options.loss_scale:
+            return None
         model, optimizer, loader, recorder = _parts(case, options)
         schedule = _Counted(optimizer)
 
@@ -208,7 +214,7 @@ class Transformers:
     def run(self, case: Case, options: Options) -> Outcome | None:
         from transformers import Trainer, TrainingArguments
 
-        if options.average or options.frequency > 1:
+        if options.average or options.loss_scale or options.frequency > 1:
             return None
         model, optimizer, _, recorder = _parts(case, options)
         schedule = _Counted(optimizer)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("bigstep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bigstep")
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several run side by side
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["DVC_NO_ANALYTICS"] = "1"
 MAY_CHANGE = {
@@ -32,6 +33,12 @@ MAY_CHANGE = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
     "MLFLOW_ALLOW_MODEL_CODE_EXECUTION",
 }
+
+LONGEST = ("test_pipeline", "test_invariance")  # begun first, so that files side by side end together
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

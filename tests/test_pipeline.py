@@ -109,6 +109,10 @@ def test_the_first_run_leaves_results_and_one_whole_history(trained: Path) -> No
     }
     assert {"params.yaml", "dvc.lock", "prepare/refused.csv", "train/curves.png", "evaluate/report.html"} <= artifacts
     assert run.data.tags["mlflow.source.git.commit"]
+    assert run.data.tags["slice_invariant"] == "true"
+    assert "every random number is keyed" in run.data.tags["slice_invariant_reason"]
+    assert "effective batch of 64" in run.data.tags["bigstep.advice"]
+    assert _history(trained, run, "noise_scale")
     version = _client(trained).get_model_version_by_alias("bigstep-digits", "champion")
     assert str(version.version) == run.data.tags["bigstep.model_version"]
 
@@ -202,6 +206,17 @@ def test_only_the_evaluation_runs_again_and_names_where_the_model_comes_from(tra
     assert run.data.tags["bigstep.trained_in"] in {old.info.run_id for old in runs}
     assert "test_accuracy" in run.data.metrics
     assert _history(trained, run, "val_loss") == []
+
+
+def test_batch_norm_is_named_recalibrated_and_tagged(trained: Path) -> None:
+    runs = _runs(trained)
+    settings = ["model.norm=batch", "model.ghost_batch_size=32", "model.batch_norm_statistics=recalibrated", "train.epochs=1"]
+    output = _repro(trained, *(part for text in settings for part in ("--set", text)))
+    assert "network.features.2 (BatchNorm2d) normalises each micro-batch by its own mean and variance" in output
+    assert "recalibrated: val_loss" in output
+    (run,) = _runs(trained)[len(runs) :]
+    assert run.data.tags["slice_invariant"] == "false"
+    assert run.data.tags["slice_invariant_reason"].startswith("BatchNorm2d in network.features.2")
 
 
 def test_a_killed_training_goes_on_in_the_same_run(trained: Path) -> None:
@@ -371,10 +386,7 @@ def served(trained: Path) -> Iterator[str]:
         daemon.wait()
 
 
-def test_a_git_address_brings_metrics_and_model_into_the_callers_store(
-    served: str, tmp_path: Path, empty_database: Path
-) -> None:
-    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+def test_a_git_address_brings_metrics_and_model_into_the_callers_store(served: str, tmp_path: Path) -> None:
     _run(tmp_path, "mlflow", "run", served, "--env-manager", "local", "-P", "epochs=1", "-P", "micro_batch_size=64")
     (run,) = _runs(tmp_path)
     assert "test_accuracy" in run.data.metrics

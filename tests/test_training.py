@@ -272,3 +272,19 @@ def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store) -> None:
     after = state.classifier.network.state_dict()
     assert before
     assert all((after[name] == tensor).all() for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_measuring_the_noise_scale_changes_no_bit(precision: str, digits: Store) -> None:
+    def weights(noise: str) -> Tensor:
+        train = _train(precision=precision, clip_norm=0.1, epochs=1)
+        section = Model(width=4)
+        batch = resolve_batch(train, Hardware(micro_batch_size=16), section)
+        torch.manual_seed(0)
+        classifier = build_classifier(section, InputShape(1, 8, 10), mean=digits.manifest.mean, std=digits.manifest.std)
+        options: Any = {"num_samples": len(digits.indices(0)), "num_classes": 10, "class_weights": None, "model": section}
+        state = build_state(classifier, train, batch, noise=noise, **options)
+        list(_epochs(state, train, batch, digits))
+        return _flat(state)
+
+    assert torch.equal(weights("first"), weights("none"))

@@ -26,7 +26,7 @@ def mix_batch(
     """Mix a batch; where both kinds are on, each batch takes one of them with equal chance.
 
     Args:
-        images: ``(n, channels, size, size)``, from 0 to 255.
+        images: ``(n, channels, size, size)``, whole numbers or floating point.
         labels: class indices ``(n,)``.
         num_classes: of the probabilities that come out.
         mixup_alpha: of Beta(alpha, alpha), or None.
@@ -35,7 +35,8 @@ def mix_batch(
         step: of the training.
 
     Returns:
-        Images, float32 after mixup, and probabilities ``(n, num_classes)`` in float32. With neither kind on, the arguments.
+        Images, and probabilities ``(n, num_classes)`` in the type of floating-point images, else both in float32 (images that
+        are cut only stay whole numbers). With neither kind on, the arguments.
     """
     kinds = [(name, alpha) for name, alpha in (("mixup", mixup_alpha), ("cutmix", cutmix_alpha)) if alpha is not None]
     if not kinds:
@@ -43,9 +44,9 @@ def mix_batch(
     generator = np.random.default_rng(derive_key("mix", seed, step))
     kind, alpha = kinds[int(generator.integers(len(kinds)))]
     share = float(generator.beta(alpha, alpha))
-    targets = F.one_hot(labels, num_classes).float()
+    floats = images if images.is_floating_point() else images.float()
+    targets = F.one_hot(labels, num_classes).to(floats.dtype)
     if kind == "mixup":
-        floats = images.float()
         return floats * share + floats.roll(1, 0) * (1 - share), targets * share + targets.roll(1, 0) * (1 - share)
     rows, columns = _box(images.shape[-1], share, generator)
     mixed = images.clone()

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bigstep.config.batch import Batch
@@ -21,6 +21,8 @@ from bigstep.data.batches import ordered_batches
 from bigstep.data.mixing import mix_batch
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
+from bigstep.step.accumulate import BackwardResult
+from bigstep.step.gradients import squared_norm
 from bigstep.step.normalization import BATCH_NORMS, freeze_statistics, recalibrate
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.state import Best, TrainingState
@@ -69,8 +71,7 @@ def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor
     result = state.accumulator.backward(mixed, targets, step=state.step)
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
-    gradients = [p.grad for p in state.classifier.parameters() if p.grad is not None]
-    norm = get_total_norm(gradients)
+    norm = _gradient_norm(state, result)
     learning_rate = float(state.optimizer.param_groups[0]["lr"])
     applied = result.weight > 0 and math.isfinite(float(norm))
     if applied:
@@ -94,6 +95,13 @@ def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor
     state.num_updates += applied
     state.num_dropped += not applied
     return record
+
+
+def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
+    """Take the norm that the noise scale has measured already, where it has: it is the same number."""
+    if result.noise is not None:
+        return result.noise.whole.sqrt()
+    return squared_norm([p.grad for p in state.classifier.parameters() if p.grad is not None]).sqrt()
 
 
 def _apply(state: TrainingState, train: Train, norm: Tensor) -> None:
