@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast check format dependencies documentation peers costs lock clean
+.PHONY: help install repro test test-fast check format dependencies documentation peers costs memory lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ peers: $(READY)  ## write docs/peers.md: the same cases through bigstep and its 
 
 costs: $(READY)  ## measure what keyed randomness and the noise scale cost
 	@$(BIN)/python benchmarks/costs.py
+
+memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
+	@$(BIN)/python benchmarks/memory.py
 
 lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \

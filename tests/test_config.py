@@ -58,6 +58,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hardware.num_workers": -1,
     "hardware.threads": 0,
     "hardware.memory_format": "nchw",
+    "hardware.memory_budget": "4 gigs",
     "tracking.noise_scale": "all",
 }
 UNBOUNDED = {
@@ -68,6 +69,7 @@ UNBOUNDED = {
     "model.freeze_backbone",
     "train.nesterov",
     "train.keyed_randomness",
+    "memory.checkpoint_activations",
 }
 UNBOUNDED |= {"tracking.experiment", "tracking.registered_model"}
 

@@ -15,10 +15,10 @@ from bigstep import Accumulator, losses
 from bigstep.data.batches import ordered_batches
 from bigstep.data.mixing import mix_batch
 from bigstep.data.store import Store
+from bigstep.step.measuring import peak_growth
 from bigstep.training.loop import take_step, validate
 from bigstep.training.records import EpochRecord, StepRecord
 from conftest import random_images
-from memory import peak_bytes
 from oracles import full_batch_gradients, relative_error
 from test_training import _begin, _epochs, _first_batch, _flat, _train
 
@@ -233,7 +233,7 @@ def test_bug_25_sixty_four_micro_batches_need_no_more_memory_than_two() -> None:
         accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=8, seed=0, noise="first")
         accumulator.backward(inputs, labels)
         model.zero_grad()
-        peaks.append(peak_bytes(lambda a=accumulator, i=inputs, t=labels: a.backward(i, t)))
+        peaks.append(peak_growth(lambda a=accumulator, i=inputs, t=labels: a.backward(i, t)))
         model.zero_grad()
     assert peaks[0] > 1_000_000
     assert peaks[1] <= 1.01 * peaks[0], peaks

@@ -102,7 +102,7 @@ def _run(store: Store, train: Train, micro: int, workers: int) -> TrainingState:
     state = build_state(classifier, train, batch, **options)
     steps = 0
     kind = train.augmentation if isinstance(train.augmentation, str) else "transforms"
-    for record in train_epochs(state, train, batch, store, _batches(store, train.seed, workers, kind)):
+    for record in train_epochs(state, train, store, _batches(store, train.seed, workers, kind)):
         steps += isinstance(record, StepRecord)
         if steps == STEPS:
             break

@@ -73,7 +73,7 @@ def test_torchvision_classifiers_are_built_and_freed_of_batch_norm(name: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 224)])
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 299)])
 def test_auxiliary_heads_are_there_in_training(name: str, size: int) -> None:
     network = build_network(_model(name=name), InputShape(3, size, 5))
     outputs = network.train()(torch.zeros(2, 3, size, size))

@@ -46,7 +46,7 @@ def _first_batch(store: Store) -> tuple[Tensor, Tensor]:
 
 
 def _epochs(state: TrainingState, train: Train, batch: Any, store: Store) -> Any:
-    return train_epochs(state, train, batch, store, TrainingBatches(store, train, batch.effective_batch_size, 0))
+    return train_epochs(state, train, store, TrainingBatches(store, train, batch.effective_batch_size, 0))
 
 
 def _run(store: Store, train: Train, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
@@ -125,7 +125,7 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_move_once_per_update(name: str) -> None:
     train = _train(schedule=name, epochs=4, learning_rate=0.5, step_epochs=2)
-    optimizer = build_optimizer(train, nn.Linear(2, 2))
+    optimizer = build_optimizer(train, nn.Linear(2, 2).parameters())
     schedule = build_schedule(train, optimizer, updates_per_epoch=10)
     for step in range(40):
         assert math.isclose(optimizer.param_groups[0]["lr"], 0.5 * SCHEDULES[name](step), abs_tol=1e-12)
@@ -135,7 +135,7 @@ def test_schedules_move_once_per_update(name: str) -> None:
 
 def test_warm_up_rises_to_the_peak_and_the_rest_follows() -> None:
     train = _train(schedule="cosine", epochs=4, learning_rate=1.0, warmup_fraction=0.125)
-    optimizer = build_optimizer(train, nn.Linear(2, 2))
+    optimizer = build_optimizer(train, nn.Linear(2, 2).parameters())
     schedule = build_schedule(train, optimizer, updates_per_epoch=10)
     rates = []
     for _ in range(40):
@@ -162,7 +162,7 @@ def test_plateau_cuts_after_validations_without_gain(digits: Store) -> None:
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
-    optimizer = build_optimizer(_train(weight_decay=0.3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)))
+    optimizer = build_optimizer(_train(weight_decay=0.3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)).parameters())
     assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [(0.3, 1), (0.0, 3)]
 
 

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bigstep.step import losses
     from bigstep.step.accumulate import Accumulator, BackwardResult
+    from bigstep.step.memory import MemoryPrediction, predict_memory
 
-__all__ = ["Accumulator", "BackwardResult", "__version__", "losses"]
+__all__ = ["Accumulator", "BackwardResult", "MemoryPrediction", "__version__", "losses", "predict_memory"]
 
 __version__ = "0.1.0"
 
-_HOMES = {"Accumulator": "bigstep.step.accumulate", "BackwardResult": "bigstep.step.accumulate"}
+_HOMES = {
+    "Accumulator": "bigstep.step.accumulate",
+    "BackwardResult": "bigstep.step.accumulate",
+    "MemoryPrediction": "bigstep.step.memory",
+    "predict_memory": "bigstep.step.memory",
+}
 
 
 def __getattr__(name: str) -> Any:

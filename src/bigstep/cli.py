@@ -17,6 +17,7 @@ STAGES = {
     "train": "train up to results/train, after prepare where that is out of date",
     "evaluate": "judge the model in results/evaluate, after the stages before it",
     "check": "compare accumulated with full-batch gradients of the configured model, layer by layer, in float64",
+    "plan": "measure speed and memory over micro-batch sizes, and recommend a slicing of the effective batch",
     "repro": "run whatever is out of date of prepare, train and evaluate",
 }
 SHORT = {
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   bigstep repro                                       the whole pipeline, as params.yaml says
   bigstep repro --set train.learning_rate=0.01        the same with another value, in a private copy
   bigstep repro --preset fashion-mnist                parameters of presets/fashion-mnist.yaml
+  bigstep plan --adopt                                how to cut the batch on this machine, into params.yaml
   bigstep check --set model.name=resnet18 --set data.image_size=32   is accumulating exact for this model?
   bigstep predict photo.jpg                           ask the champion of MLflow's registry
 """
@@ -43,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        if getattr(options, "samples", 2) < 2:
-            raise ConfigError(f"--samples must be at least 2, but is {options.samples}; write for example 32")
+        _check_numbers(options)
         return _predict(options) if options.command == "predict" else _repro(options)
     except UserError as error:
         for line in str(error).splitlines():
@@ -90,7 +91,12 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
     if name == "check":
         parser.add_argument("--samples", type=int, default=32, metavar="N", help="samples of the batch compared (default: 32)")
-    if name == "repro":
+    if name == "plan":
+        parser.add_argument("--budget", metavar="SIZE", help="a limit as 8GiB, in the place of hardware.memory_budget")
+        parser.add_argument("--again", action="store_true", help="measure also where there is a plan already")
+        parser.add_argument("--adopt", action="store_true", help="write the choice into params.yaml, comments kept")
+        parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="to measure for, at most (default: 60)")
+    if name in ("repro", "plan"):
         short = parser.add_argument_group("short forms of --set (also as `mlflow run . -P name=value`)")
         for key, target in SHORT.items():
             flags = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
@@ -98,7 +104,8 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         short.add_argument(
             "--overrides", default="", metavar="TEXT", help='several, as "train.momentum=0.8 data.source=cifar10"'
         )
-        short.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
+    if name == "repro":
+        parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
 
 
 def _repro(options: argparse.Namespace) -> int:
@@ -108,14 +115,33 @@ def _repro(options: argparse.Namespace) -> int:
 
     root = find_project_root(Path.cwd())
     groups = (_preset(root, options.preset), _overrides(options))
-    stage = {"repro": getattr(options, "stage", None), "check": "prepare"}.get(options.command, options.command)
+    stage = {"repro": getattr(options, "stage", None), "check": "prepare", "plan": "prepare"}.get(
+        options.command, options.command
+    )
     request = Request(None if stage == "evaluate" else stage, tuple(group for group in groups if group), options.force)
     code, paths, params = run_pipeline(root, request)
     if options.command == "check" and code == 0:
         from bigstep.stages.check import check
 
         return check(ProjectPaths(root), paths, params, options.samples)
+    if options.command == "plan" and code == 0:
+        from bigstep.stages.advice import plan
+
+        chosen = {name: getattr(options, name) for name in ("budget", "again", "adopt", "seconds")}
+        return plan(ProjectPaths(root), paths, params, **chosen)
     return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if getattr(options, "samples", 2) < 2:
+        raise ConfigError(f"--samples must be at least 2, but is {options.samples}; write for example 32")
+    if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
+        raise ConfigError(f"--seconds must be from 1 to 3600, but is {options.seconds:g}; write for example 60")
+    if getattr(options, "budget", None) is not None:
+        from bigstep.config.hardware import Hardware
+        from bigstep.config.reading import parse_section
+
+        parse_section(Hardware, {"hardware": {"memory_budget": options.budget}}, "--budget")
 
 
 def _overrides(options: argparse.Namespace) -> tuple[Override, ...]:

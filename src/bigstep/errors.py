@@ -7,6 +7,7 @@
     │   ├── ConfigError           params.yaml, `--set` or a preset breaks a rule (also a ValueError)
     │   ├── DataError             the images on disk break a rule
     │   ├── ModelError            a model or weights file cannot be used as asked
+    │   ├── OutOfMemoryError      what was asked for does not fit in memory
     │   └── ProjectError          the folder, the environment or another process is in the way
     ├── LossError                 a loss function returned something that is no loss (also a ValueError)
     └── RandomnessError           a model draws random numbers that cannot be keyed by sample
@@ -18,6 +19,7 @@ __all__ = [
     "DataError",
     "LossError",
     "ModelError",
+    "OutOfMemoryError",
     "ProjectError",
     "RandomnessError",
     "UserError",
@@ -44,6 +46,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model or weights file cannot be used as asked."""
+
+
+class OutOfMemoryError(UserError):
+    """What was asked for does not fit in memory."""
 
 
 class ProjectError(UserError):

@@ -1,14 +1,16 @@
 """The machine a stage runs on: device, threads, memory in use."""
 
+import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from bigstep.config.hardware import Hardware
 from bigstep.errors import ConfigError
 
-__all__ = ["MEMORY_FORMATS", "choose_device", "peak_memory_bytes", "set_threads"]
+__all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "peak_memory_bytes", "set_threads", "total_memory_bytes"]
 
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -29,6 +31,30 @@ def set_threads(hardware: Hardware) -> None:
     """Let torch use ``hardware.threads`` threads on the CPU."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Give the memory of the GPU, or of the machine or the container that holds this process, free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def headroom_bytes() -> int:
+    """Give what this process may still take: of the machine's available memory and of its own limit on address space."""
+    page = resource.getpagesize()
+    found = [sys.maxsize]
+    info = Path("/proc/meminfo")
+    if info.exists():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * page)
+    return min(found)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -19,17 +19,21 @@ class Batch:
     effective_batch_size: int
     micro_batch_size: int
     accumulation_steps: int
+    is_planned: bool = True
+    """False: ``hardware.micro_batch_size`` is ``auto`` and no plan has chosen yet; the micro-batch is then the whole."""
 
     def __str__(self) -> str:
         """Print the arithmetic of a step."""
+        if not self.is_planned:
+            return f"effective batch {self.effective_batch_size}, cut as planned"
         return (
             f"effective batch {self.effective_batch_size} = {self.accumulation_steps} "
             f"micro-batches of at most {self.micro_batch_size}"
         )
 
 
-def resolve_batch(train: Train, hardware: Hardware, model: Model) -> Batch:
-    """Complete B, m and A from the two that are given.
+def resolve_batch(train: Train, hardware: Hardware, model: Model, planned: int | None = None) -> Batch:
+    """Complete B, m and A from the two that are given; ``planned`` takes the place of an ``auto`` micro-batch.
 
     With BatchNorm the micro-batch is the ghost batch, and ``hardware.micro_batch_size`` must be null or equal to it.
 
@@ -37,6 +41,8 @@ def resolve_batch(train: Train, hardware: Hardware, model: Model) -> Batch:
         ConfigError: fewer than two are given, or they contradict one another.
     """
     whole, part, count = train.effective_batch_size, hardware.micro_batch_size, hardware.accumulation_steps
+    if part == "auto":
+        return _automatic(whole, count, model.ghost_batch_size, planned)
     if model.ghost_batch_size is not None:
         part = _ghost(model.ghost_batch_size, part)
     if [whole, part, count].count(None) > 1:
@@ -53,6 +59,16 @@ def resolve_batch(train: Train, hardware: Hardware, model: Model) -> Batch:
             f"write {steps}, or change one of the three"
         )
     return Batch(whole, part, steps)
+
+
+def _automatic(whole: int | None, count: int | None, ghost: int | None, planned: int | None) -> Batch:
+    if whole is None or count is not None:
+        raise ConfigError(
+            f"{B} must be a number and {A} null where {M} is auto, but they are {_null(whole)} and {_null(count)}; "
+            "say how large the effective batch is, and leave its slicing to the plan"
+        )
+    part = ghost or planned or whole
+    return Batch(whole, min(part, whole), -(-whole // part), is_planned=ghost is not None or planned is not None)
 
 
 def _ghost(ghost: int, part: int | None) -> int:

@@ -6,7 +6,18 @@ from pydantic import Field
 
 from bigstep.config.section import Section
 
-__all__ = ["Hardware"]
+__all__ = ["Hardware", "parse_size"]
+
+UNITS = {"B": 1} | {
+    f"{letter}{mark}B": base**power for base, mark in ((1000, ""), (1024, "i")) for power, letter in enumerate("KMGT", 1)
+}
+SIZE = rf"^(auto|none|[0-9]+(\.[0-9]+)? ?({'|'.join(UNITS)}))$"
+
+
+def parse_size(text: str) -> int:
+    """Give the bytes of a size such as ``4GiB`` or ``1.5 GB``."""
+    digits = text.rstrip("BKMGTi ")
+    return int(float(digits) * UNITS[text[len(digits) :].strip()])
 
 
 class Hardware(Section):
@@ -16,11 +27,16 @@ class Hardware(Section):
     learning: ClassVar[bool] = False
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the first CUDA device, else the CPU")
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        32, description="m, the most samples of one forward and backward pass; null = B / accumulation_steps"
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        32,
+        description="m, the most samples of one forward and backward pass; null = B / accumulation_steps; "
+        "auto = the fastest measured within the budget",
     )
     accumulation_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="A, micro-batches per optimizer step; null = B / m, rounded up"
+    )
+    memory_budget: Annotated[str, Field(pattern=SIZE)] = Field(
+        "auto", description="limit as 4GiB, of a GPU's allocator or the process's resident memory; auto = by the total; none"
     )
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,

@@ -11,6 +11,7 @@ from bigstep.config.batch import Batch, resolve_batch
 from bigstep.config.data import Data
 from bigstep.config.evaluate import Evaluate
 from bigstep.config.hardware import Hardware
+from bigstep.config.memory import Memory
 from bigstep.config.model import Model
 from bigstep.config.reading import nearest, parse_section
 from bigstep.config.section import Section
@@ -20,7 +21,7 @@ from bigstep.errors import ConfigError
 
 __all__ = ["SECTIONS", "Params", "flatten", "parse_params"]
 
-SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Tracking)
+SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Tracking)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Params:
     train: Train
     evaluate: Evaluate
     hardware: Hardware
+    memory: Memory
     tracking: Tracking
 
     @property

@@ -146,5 +146,5 @@ def _wrong_size(model: Model, shape: InputShape, error: Exception) -> ModelError
     problem = str(error).splitlines()[0]
     return ModelError(
         f"model.name {model.name} must take the images, but refuses {shape.size} x {shape.size} pixels ({problem}); "
-        "set data.image_size, for example to 224"
+        f"set data.image_size, for example to {299 if model.name == 'inception_v3' else 224}"
     )

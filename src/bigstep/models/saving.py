@@ -14,6 +14,7 @@ from bigstep.config.reading import parse_section
 from bigstep.errors import ModelError
 from bigstep.files import read_record, whole_file, write_json
 from bigstep.models.building import InputShape, build_network
+from bigstep.models.checkpointing import checkpoint_blocks
 from bigstep.models.classifier import Classifier
 from bigstep.models.weights import read_tensors
 
@@ -57,9 +58,12 @@ def build_classifier(
     std: tuple[float, ...],
     memory_format: torch.memory_format = torch.contiguous_format,
     weights: Path | None = None,
+    checkpoint_activations: bool = False,
 ) -> Classifier:
     """Build the network with its preprocessing; torch's generator decides fresh weights."""
     network = build_network(model, shape, weights).to(memory_format=memory_format)
+    if checkpoint_activations:
+        checkpoint_blocks(network, model)
     return Classifier(network, mean=mean, std=std, network_channels=shape.network_channels(model), memory_format=memory_format)
 
 

@@ -75,6 +75,8 @@ class History:
         self.rows.append(row)
         shown = {**row, "images_per_second": self._epoch_images / seconds, "num_dropped": record.num_dropped}
         shown["peak_memory_bytes"] = peak_memory_bytes(self.device)
+        if record.peak_bytes is not None:
+            shown["peak_tensor_bytes"] = record.peak_bytes
         step = self._last_step
         self._pending += [
             Metric("epoch_train_loss" if key == "train_loss" else key, float(value), step, _now())

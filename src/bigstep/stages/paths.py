@@ -56,6 +56,11 @@ class ProjectPaths:
         return self.state / "attempts"
 
     @property
+    def plans(self) -> Path:
+        """What was measured and predicted for models on this machine."""
+        return self.state / "plans"
+
+    @property
     def workspaces(self) -> Path:
         """Private copies for runs with overrides."""
         return self.state / "workspaces"

@@ -1,14 +1,17 @@
 """Stage ``train``: the store into a model, every step through the accumulator."""
 
 import csv
+import importlib
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bigstep.config.batch import Batch, resolve_batch
+from bigstep.config.batch import Batch
 from bigstep.config.hardware import Hardware
+from bigstep.config.memory import Memory
 from bigstep.config.model import Model
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
@@ -25,7 +28,8 @@ from bigstep.models.saving import ModelCard, build_classifier, load_classifier, 
 from bigstep.report.curves import draw_curves
 from bigstep.stages.entry import Stage, run_stage
 from bigstep.stages.history import History
-from bigstep.stages.runs import stage_run
+from bigstep.stages.marks import MarkedBatches, read_mark
+from bigstep.stages.runs import stage_run, timed
 from bigstep.step.noise import advise
 from bigstep.tracking.base import DatasetRecord, ModelRecord, Tracker
 from bigstep.training.batches import TrainingBatches
@@ -35,6 +39,9 @@ from bigstep.training.loop import recalibrate_best, set_training_mode, train_epo
 from bigstep.training.records import StepRecord
 from bigstep.training.state import Best, TrainingState, build_state
 
+if TYPE_CHECKING:
+    from bigstep.stages.budget import Fit
+
 __all__ = ["main", "train"]
 
 
@@ -43,12 +50,12 @@ def main() -> int:
 
     def body(stage: Stage) -> None:
         sections = stage.section(Model), stage.section(Train), stage.section(Hardware)
-        train(stage, *sections, stage.section(Tracking))
+        train(stage, *sections, stage.section(Memory), stage.section(Tracking))
 
     return run_stage("train", body)
 
 
-def train(stage: Stage, model: Model, train: Train, hardware: Hardware, tracking: Tracking) -> None:
+def train(stage: Stage, model: Model, train: Train, hardware: Hardware, memory: Memory, tracking: Tracking) -> None:
     """Write ``results/train``: the best epoch's weights, how to rebuild the model, metrics, history and curves.
 
     Raises:
@@ -56,22 +63,33 @@ def train(stage: Stage, model: Model, train: Train, hardware: Hardware, tracking
         ModelError: the model does not take the images, or never gave a finite loss.
     """
     store = Store(stage.paths.prepared)
-    batch = resolve_batch(train, hardware, model)
+    mark = stage.project.attempts / f"{stage.key}.memory.json"
+    fit = _fit(stage, store, read_mark(mark))
+    batch = fit.batch
     _check_batch_norm(model, batch, len(store.indices(0)))
-    state = _begin(stage, store, batch, model, train, hardware, tracking)
+    state = _begin(stage, store, batch, model, train, hardware, memory, tracking)
     invariance = _judge_invariance(state, train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
     with stage_run(stage, tracking.experiment) as tracker:
         tracker.log_dataset(_dataset(store, "training"))
         tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
-        history = _run(state, train, batch, store, tracker, hardware.num_workers)
+        tracker.log_metrics(timed({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
+        history = _run(state, train, batch, store, tracker, hardware.num_workers, mark, fit.predicted_bytes)
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
-            validation = recalibrate_best(state, batch, store)
+            validation = recalibrate_best(state, store)
             console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
         _report_noise(state, tracker, batch)
         card = _write_results(stage, store, state, model, train, batch, history.rows)
         _log_results(stage, tracker, store, card)
+
+
+def _fit(stage: Stage, store: Store, died_at: int | None) -> "Fit":
+    """Choose the slicing; loaded by name, since it decides nothing that is learned and is no dependency of the stage."""
+    budget = importlib.import_module("bigstep.stages.budget")
+    checking = importlib.import_module("bigstep.stages.checking")
+    found: Fit = budget.fit_batch(stage.project, checking.check_params(stage.content), store, died_at)
+    return found
 
 
 def _judge_invariance(state: TrainingState, train: Train, store: Store) -> Invariance:
@@ -94,22 +112,46 @@ def _report_noise(state: TrainingState, tracker: Tracker, batch: Batch) -> None:
         tracker.set_tags({"bigstep.advice": advice})
 
 
-def _run(state: TrainingState, train: Train, batch: Batch, store: Store, tracker: Tracker, num_workers: int | None) -> History:
+def _run(
+    state: TrainingState,
+    train: Train,
+    batch: Batch,
+    store: Store,
+    tracker: Tracker,
+    num_workers: int | None,
+    mark: Path,
+    step_bytes: int,
+) -> History:
     steps_per_epoch = -(-len(store.indices(0)) // batch.effective_batch_size)
     history = History(tracker, state.classifier.mean.device, train.epochs, steps_per_epoch)
     started = time.perf_counter()
-    with live_line("step", train.epochs * steps_per_epoch) as line:
-        batches = TrainingBatches(store, train, batch.effective_batch_size, num_workers)
-        for record in train_epochs(state, train, batch, store, batches):
-            history.add(record)
-            if isinstance(record, StepRecord) and line.progress is not None:
-                line.advance(text=history.describe(record))
+    batches = TrainingBatches(store, train, batch.effective_batch_size, num_workers)
+    marked = MarkedBatches(batches, mark, step_bytes, lambda: state.accumulator.micro_batch_size)
+    try:
+        with live_line("step", train.epochs * steps_per_epoch) as line:
+            for record in train_epochs(state, train, store, marked):
+                history.add(record)
+                if isinstance(record, StepRecord) and line.progress is not None:
+                    line.advance(text=history.describe(record))
+    finally:
+        marked.clear()
+    if state.guard.num_failures:
+        size = state.accumulator.micro_batch_size
+        console.print(f"memory ran out {state.guard.num_failures} times; the micro-batch was made smaller, in the end {size}")
+        tracker.set_tags({"bigstep.out_of_memory": str(state.guard.num_failures), "bigstep.final_micro_batch_size": str(size)})
     console.print(f"trained in {time.perf_counter() - started:.1f} s, {history.images_per_second:,.0f} images/s")
     return history
 
 
 def _begin(
-    stage: Stage, store: Store, batch: Batch, model: Model, train: Train, hardware: Hardware, tracking: Tracking
+    stage: Stage,
+    store: Store,
+    batch: Batch,
+    model: Model,
+    train: Train,
+    hardware: Hardware,
+    memory: Memory,
+    tracking: Tracking,
 ) -> TrainingState:
     set_threads(hardware)
     device = choose_device(hardware)
@@ -123,6 +165,7 @@ def _begin(
         std=manifest.std,
         memory_format=MEMORY_FORMATS[hardware.memory_format],
         weights=None if model.weights is None else stage.project.resolve(model.weights),
+        checkpoint_activations=memory.checkpoint_activations,
     ).to(device)
     return build_state(
         classifier,

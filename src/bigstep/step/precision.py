@@ -17,7 +17,11 @@ class Precision:
 
     def build_scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
         """Make the loss scaler that this precision needs, or None."""
-        return torch.amp.GradScaler(device.type) if self.scaled else None
+        if not self.scaled:
+            return None
+        scaler = torch.amp.GradScaler(device.type)
+        scaler.scale(torch.zeros((), device=device))  # makes its state, which otherwise the first loss would
+        return scaler
 
 
 PRECISIONS = {

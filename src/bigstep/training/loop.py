@@ -5,9 +5,10 @@ optimizer step (weight decay inside), scale update, running statistics, schedule
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,24 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bigstep.config.batch import Batch
 from bigstep.config.train import Train
 from bigstep.data.batches import ordered_batches
 from bigstep.data.mixing import mix_batch
 from bigstep.data.store import Store
+from bigstep.errors import OutOfMemoryError
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import BackwardResult
 from bigstep.step.gradients import squared_norm
+from bigstep.step.measuring import held_bytes, peak_growth
 from bigstep.step.normalization import BATCH_NORMS, freeze_statistics, recalibrate
+from bigstep.training.guard import MemoryExhaustedError
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.state import Best, TrainingState
+from bigstep.training.transaction import apply_update, compute_gradient
 
 __all__ = ["EpochBatches", "recalibrate_best", "set_training_mode", "take_step", "train_epochs", "validate"]
 
+T = TypeVar("T")
 TRAIN, VALIDATION = 0, 1
 
 
@@ -40,9 +45,7 @@ class EpochBatches(Protocol):
         ...
 
 
-def train_epochs(
-    state: TrainingState, train: Train, batch: Batch, store: Store, batches: EpochBatches
-) -> Iterator[StepRecord | EpochRecord]:
+def train_epochs(state: TrainingState, train: Train, store: Store, batches: EpochBatches) -> Iterator[StepRecord | EpochRecord]:
     """Train until the last epoch or until early stopping; yields each step, and after each epoch its end.
 
     ``state`` is up to date at every yield, so the caller may stop there.
@@ -50,15 +53,53 @@ def train_epochs(
     while state.epoch < train.epochs and not _out_of_patience(state, train):
         losses: list[tuple[Tensor, int]] = []
         set_training_mode(state)
-        for images, labels in batches.epoch(state.epoch):
-            record = take_step(state, train, images, labels)
+        for number, (images, labels) in enumerate(batches.epoch(state.epoch)):
+            record = take_step(state, train, images, labels, measure_memory=number == 0)
             losses.append((record.loss, record.num_samples))
             yield record
-        yield _finish_epoch(state, train, batch, store, losses)
+        yield _finish_epoch(state, train, store, losses)
 
 
-def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor) -> StepRecord:
-    """Attempt one optimizer step over one effective batch."""
+def take_step(
+    state: TrainingState, train: Train, images: Tensor, labels: Tensor, *, measure_memory: bool = False
+) -> StepRecord:
+    """Attempt one optimizer step over one effective batch, in smaller micro-batches where memory runs out.
+
+    With ``measure_memory`` the step's peak is left in ``state.peak_bytes``; it then takes a little longer.
+
+    Raises:
+        OutOfMemoryError: it does not fit one sample at a time.
+    """
+    compute = partial(_gradient, state, train, images, labels)
+    result, norm = compute_gradient(state, partial(_measured, state, images, compute) if measure_memory else compute)
+    learning_rate = float(state.optimizer.param_groups[0]["lr"])
+    applied = result.weight > 0 and math.isfinite(norm)
+    if applied:
+        apply_update(state)
+        if state.noise is not None and result.noise is not None:
+            state.noise.update(result.noise)
+    else:
+        _drop(state, has_weight=result.weight > 0)
+    state.optimizer.zero_grad()
+    record = StepRecord(
+        step=state.step,
+        epoch=state.epoch,
+        num_samples=len(labels),
+        loss=result.loss,
+        gradient_norm=norm,
+        learning_rate=learning_rate,
+        noise_scale=None if state.noise is None else state.noise.value,
+        applied=applied,
+        micro_batch_size=max(result.micro_batch_sizes, default=0),
+    )
+    state.step += 1
+    state.num_updates += applied
+    state.num_dropped += not applied
+    return record
+
+
+def _gradient(state: TrainingState, train: Train, images: Tensor, labels: Tensor) -> tuple[BackwardResult, float]:
+    """Give the whole batch's gradient, unscaled and clipped, and its norm before clipping."""
     mixed, targets = mix_batch(
         images,
         labels,
@@ -72,29 +113,17 @@ def take_step(state: TrainingState, train: Train, images: Tensor, labels: Tensor
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     norm = _gradient_norm(state, result)
-    learning_rate = float(state.optimizer.param_groups[0]["lr"])
-    applied = result.weight > 0 and math.isfinite(float(norm))
-    if applied:
-        _apply(state, train, norm)
-        if state.noise is not None and result.noise is not None:
-            state.noise.update(result.noise)
-    else:
-        _drop(state, has_weight=result.weight > 0)
-    state.optimizer.zero_grad()
-    record = StepRecord(
-        step=state.step,
-        epoch=state.epoch,
-        num_samples=len(labels),
-        loss=result.loss,
-        gradient_norm=float(norm),
-        learning_rate=learning_rate,
-        noise_scale=None if state.noise is None else state.noise.value,
-        applied=applied,
-    )
-    state.step += 1
-    state.num_updates += applied
-    state.num_dropped += not applied
-    return record
+    if train.clip_norm is not None and math.isfinite(float(norm)):
+        clip_grads_with_norm_(state.classifier.parameters(), train.clip_norm, norm)
+    return result, float(norm)
+
+
+def _measured(state: TrainingState, images: Tensor, compute: Callable[[], T]) -> T:
+    """Note the peak of tensors: what model, optimizer, average and batch hold, and what grows on top of it."""
+    device, results = state.classifier.mean.device, list[T]()
+    held = held_bytes(state.classifier, state.optimizer, state.average, images if images.device == device else None)
+    state.peak_bytes = held + peak_growth(lambda: results.append(compute()), device)
+    return results[0]
 
 
 def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
@@ -104,33 +133,31 @@ def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
     return squared_norm([p.grad for p in state.classifier.parameters() if p.grad is not None]).sqrt()
 
 
-def _apply(state: TrainingState, train: Train, norm: Tensor) -> None:
-    if train.clip_norm is not None:
-        clip_grads_with_norm_(state.classifier.parameters(), train.clip_norm, norm)
-    if state.scaler is not None:
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-    else:
-        state.optimizer.step()
-    if state.statistics is not None:
-        state.statistics.commit()
-    if not isinstance(state.schedule, ReduceLROnPlateau):
-        state.schedule.step()
-    if state.average is not None:
-        state.average.update_parameters(state.classifier)
-
-
 def _drop(state: TrainingState, *, has_weight: bool) -> None:
     if state.statistics is not None:
         state.statistics.discard()
-    if state.scaler is not None and has_weight:
-        state.scaler.update()  # the scale backs off, or it would overflow for ever
+    if state.scaler is not None:  # the scale backs off, or it would overflow for ever; without a gradient it stays
+        state.scaler.update(None if has_weight else state.scaler.get_scale())
 
 
-def _finish_epoch(
-    state: TrainingState, train: Train, batch: Batch, store: Store, losses: list[tuple[Tensor, int]]
-) -> EpochRecord:
-    validation = validate(state.judged, ordered_batches(store, VALIDATION, batch.micro_batch_size))
+def _judge(state: TrainingState, store: Store) -> Validation:
+    size = state.accumulator.micro_batch_size
+    return _evaluate(state, lambda: validate(state.judged, ordered_batches(store, VALIDATION, size)))
+
+
+def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
+    try:
+        return state.guard.call(function)
+    except MemoryExhaustedError as failure:
+        problem = str(failure)
+    size = state.accumulator.micro_batch_size
+    raise OutOfMemoryError(
+        f"the validation must fit in memory with {size} images at a time, but: {problem}; lower hardware.micro_batch_size"
+    )
+
+
+def _finish_epoch(state: TrainingState, train: Train, store: Store, losses: list[tuple[Tensor, int]]) -> EpochRecord:
+    validation = _judge(state, store)
     value = validation.loss if train.select_by == "val_loss" else -validation.accuracy
     is_best = math.isfinite(value) and (state.best is None or value < state.best.value)
     if is_best:
@@ -147,6 +174,7 @@ def _finish_epoch(
         train_loss=float(sum(float(loss) * samples for loss, samples in losses) / count),
         validation=validation,
         is_best=is_best,
+        peak_bytes=state.peak_bytes,
     )
     state.epoch += 1
     return record
@@ -185,13 +213,14 @@ def set_training_mode(state: TrainingState) -> None:
             module.eval()
 
 
-def recalibrate_best(state: TrainingState, batch: Batch, store: Store) -> Validation:
+def recalibrate_best(state: TrainingState, store: Store) -> Validation:
     """Recompute BatchNorm's running statistics for the best weights, over the training images, and judge them anew."""
     assert state.best is not None
-    judged, device = state.judged, state.judged.mean.device
+    judged, device, size = state.judged, state.judged.mean.device, state.accumulator.micro_batch_size
     judged.network.load_state_dict(state.best.weights)
-    recalibrate(judged, lambda: ordered_batches(store, TRAIN, batch.micro_batch_size), lambda b: judged(b[0].to(device)))
-    validation = validate(judged, ordered_batches(store, VALIDATION, batch.micro_batch_size))
+    batches = partial(ordered_batches, store, TRAIN, size)
+    _evaluate(state, lambda: recalibrate(judged, batches, lambda batch: judged(batch[0].to(device))))
+    validation = _judge(state, store)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in judged.network.state_dict().items()}
     state.best = replace(state.best, loss=validation.loss, accuracy=validation.accuracy, weights=weights)
     return validation

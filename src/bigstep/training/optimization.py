@@ -1,8 +1,10 @@
 """The section ``train`` into an optimizer and a schedule of torch's."""
 
 import math
+from collections.abc import Iterable
 
-from torch import nn
+import torch
+from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -19,17 +21,41 @@ from bigstep.config.train import Train
 __all__ = ["build_optimizer", "build_schedule"]
 
 
-def build_optimizer(train: Train, model: nn.Module) -> Optimizer:
-    """Make the optimizer over the parameters that learn; biases and norm parameters (one dimension) do not decay."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def build_optimizer(train: Train, parameters: Iterable[Tensor]) -> Optimizer:
+    """Make the optimizer over the parameters that learn; biases and norm parameters (one dimension) do not decay.
+
+    It is fused and its state is there already: a step then allocates nothing, so running out of memory cannot tear it.
+    """
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if train.optimizer == "sgd":
-        return SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.nesterov)
+        return _prepared(SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.nesterov, fused=True))
     kind = Adam if train.optimizer == "adam" else AdamW
-    return kind(groups, lr=train.learning_rate, betas=train.betas)
+    return _prepared(kind(groups, lr=train.learning_rate, betas=train.betas, fused=True))
+
+
+@torch.no_grad()
+def _prepared(optimizer: Optimizer) -> Optimizer:
+    """Let the optimizer make its state by a step of length zero, and set it to zeros, from which a first step starts."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            if isinstance(tensor, torch.Tensor):
+                tensor.zero_()
+    return optimizer
 
 
 def build_schedule(train: Train, optimizer: Optimizer, updates_per_epoch: int) -> LRScheduler | ReduceLROnPlateau:

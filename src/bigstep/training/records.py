@@ -25,6 +25,8 @@ class StepRecord:
     """Gradient noise scale so far, in samples; None where there is none yet."""
     applied: bool
     """False: dropped, since the batch had no weight or its gradient was not finite."""
+    micro_batch_size: int
+    """The largest that the step used; 0 where it used none."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,5 @@ class EpochRecord:
     validation: Validation
     is_best: bool
     """Whether this epoch's weights are the best so far."""
+    peak_bytes: int | None
+    """Most bytes of tensors in a step of this epoch; None where it was not measured."""

@@ -19,6 +19,7 @@ from bigstep.step.noise import NoiseScale
 from bigstep.step.normalization import DeferredStatistics
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.auxiliary import AuxiliaryLoss
+from bigstep.training.guard import Guard
 from bigstep.training.optimization import build_optimizer, build_schedule
 
 __all__ = ["Best", "TrainingState", "build_state"]
@@ -50,12 +51,15 @@ class TrainingState:
     noise: NoiseScale | None
     num_classes: int
     frozen_statistics: bool
+    guard: Guard
     epoch: int = 0
     step: int = 0
     num_updates: int = 0
     num_dropped: int = 0
     epochs_without_gain: int = 0
     best: Best | None = field(default=None)
+    peak_bytes: int | None = None
+    """Of tensors, in the step that was measured last; None before one was."""
 
     @property
     def judged(self) -> Classifier:
@@ -98,7 +102,7 @@ def build_state(
         loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
     deferred = model.norm == "batch" and model.batch_norm_statistics in ("corrected", "recalibrated")
     statistics = DeferredStatistics(classifier) if deferred else None
-    optimizer = build_optimizer(train, classifier)
+    optimizer = build_optimizer(train, classifier.parameters())
     return TrainingState(
         classifier=classifier,
         loss=loss,
@@ -119,6 +123,7 @@ def build_state(
         statistics=statistics,
         noise=None if noise == "none" else NoiseScale(),
         num_classes=num_classes,
+        guard=Guard(device),
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",
     )
 

@@ -1,0 +1,20 @@
+"""The section ``memory``: what saves memory at the cost of time, never of the result."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from bigstep.config.section import Section
+
+__all__ = ["Memory"]
+
+
+class Memory(Section):
+    """What saves memory at the cost of time, never of the result (DVC does not follow these keys)."""
+
+    title: ClassVar[str] = "memory"
+    learning: ClassVar[bool] = False
+
+    checkpoint_activations: bool = Field(
+        default=False, description="keep a block's input only, and compute the block again in the backward pass"
+    )

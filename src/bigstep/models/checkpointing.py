@@ -1,0 +1,60 @@
+"""Activation checkpointing: a block keeps its input only, and runs again in the backward pass."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from bigstep.config.model import Model
+from bigstep.errors import ConfigError
+
+__all__ = ["checkpoint_blocks"]
+
+
+def checkpoint_blocks(network: nn.Module, model: Model) -> int:
+    """Let every block of ``network`` checkpoint its activations in training; names and weights stay as they are.
+
+    Blocks are the parts of a chain (``nn.Sequential``) that have layers of their own: ResNet's, ConvNeXt's, ViT's.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ConfigError: there are none, or running a block twice would change running statistics twice.
+    """
+    if model.norm == "batch" and model.batch_norm_statistics == "plain":
+        raise ConfigError(
+            "model.batch_norm_statistics must not be plain with memory.checkpoint_activations, which runs each block twice, "
+            "but is plain; write corrected"
+        )
+    blocks = _blocks(network)
+    if not blocks:
+        raise ConfigError(
+            f"memory.checkpoint_activations must be false with model.name {model.name}, which has no blocks, but is true; "
+            "write false"
+        )
+    for block in blocks:
+        block.__class__ = _checkpointed(type(block))
+    return len(blocks)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in module.children():
+        is_part = isinstance(module, nn.Sequential) and len(list(child.children())) > 0
+        found += [child] if is_part else _blocks(child)
+    return found
+
+
+def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
+    """Derive a class: a copy of the network, as an average of its weights keeps, then checkpoints its own blocks."""
+
+    class Checkpointed(kind):  # type: ignore[misc, valid-type] # whatever the block is
+        def forward(self, *inputs: Any) -> Any:
+            if not (self.training and torch.is_grad_enabled()):
+                return super().forward(*inputs)
+            return checkpoint(super().forward, *inputs, use_reentrant=False)
+
+    Checkpointed.__name__ = Checkpointed.__qualname__ = kind.__name__
+    return Checkpointed

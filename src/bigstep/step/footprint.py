@@ -1,0 +1,112 @@
+"""How many bytes of tensors are alive while operations run, without running them: fake tensors have sizes and no content."""
+
+import weakref
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["OperationCall", "StorageTracker"]
+
+aten = torch.ops.aten
+# what allocates inside itself, where no dispatcher sees it: oneDNN's reordered copies and scratch pads
+OPAQUE = {
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+}
+
+
+@dataclass(frozen=True)
+class OperationCall:
+    """An operation, its arguments (tensors on no memory), and the bytes alive before it and right after it."""
+
+    operation: Any
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    bytes_before: int
+    bytes_after: int
+
+
+@final
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
+    """Sums the storages that operations within the block leave alive; enter it after ``FakeTensorMode``."""
+
+    def __init__(self) -> None:
+        """Begin with nothing alive."""
+        super().__init__()  # type: ignore[no-untyped-call] # torch's
+        self.current_bytes = 0
+        self.peak_bytes = 0
+        self.calls: list[OperationCall] = []
+        self._alive: dict[int, Any] = {}
+
+    def track(self, value: Any) -> None:
+        """Count the storages of all tensors in ``value`` from now until they are freed."""
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+
+    def track_module(self, module: nn.Module) -> None:
+        """Count parameters and buffers."""
+        self.track([*module.parameters(), *module.buffers()])
+
+    def restart(self) -> None:
+        """Forget the peak and the calls so far, not what is alive."""
+        self.peak_bytes = self.current_bytes
+        self.calls.clear()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it leaves."""
+        del types
+        named = kwargs or {}
+        before = self.current_bytes
+        result = func(*args, **named)
+        self.track(result)
+        if func in OPAQUE:
+            self.calls.append(OperationCall(func, _described(args), _described(named), before, self.current_bytes))
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key = storage._cdata  # noqa: SLF001 # the identity of a storage is public nowhere
+        if key not in self._alive:
+            size = storage.nbytes()
+            self._alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
+            self.current_bytes += size
+
+    def _remove(self, key: int, size: int) -> None:
+        self._alive.pop(key, None)
+        self.current_bytes -= size
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """A tensor's layout."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+    def build(self) -> Tensor:
+        """Make such a tensor of ones, on the CPU."""
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype).fill_(1)
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return TensorShape(tuple(value.shape), value.stride(), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return tuple(_described(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _described(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,65 @@
+"""Measured speed and memory over micro-batch sizes, into the slicing to use."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Choice", "Rung", "choose", "climb", "ladder"]
+
+GAIN = 1.03  # a rung that is not this much faster than the best before it gains nothing
+NEAR = 0.98  # of the fastest: as good, and the smaller micro-batch needs less memory
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One micro-batch size: samples per second, what the process grew by at its peak, what the tensors were predicted to."""
+
+    micro_batch_size: int
+    samples_per_second: float
+    resident_growth_bytes: int
+    predicted_bytes: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A slicing of an effective batch."""
+
+    effective_batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    samples_per_second: float
+
+
+def ladder(effective_batch_size: int) -> tuple[int, ...]:
+    """Give the micro-batch sizes to try: powers of two below the effective batch, and itself."""
+    sizes = [1]
+    while sizes[-1] * 2 < effective_batch_size:
+        sizes.append(sizes[-1] * 2)
+    return tuple(dict.fromkeys([*sizes, effective_batch_size]))
+
+
+def climb(sizes: Sequence[int], measure: Callable[[int], Rung]) -> Iterator[Rung]:
+    """Measure rung by rung until two in a row are no faster than the best before them."""
+    best, without_gain = 0.0, 0
+    for size in sizes:
+        rung = measure(size)
+        yield rung
+        without_gain = 0 if rung.samples_per_second > best * GAIN else without_gain + 1
+        best = max(best, rung.samples_per_second)
+        if without_gain == 2:
+            return
+
+
+def choose(rungs: Sequence[Rung], effective_batch_size: int, limit_bytes: int | None) -> Choice | None:
+    """Take the fastest rung whose growth is within ``limit_bytes``; of those nearly as fast the smallest. None: none fits.
+
+    The effective batch stays exactly as asked: the last micro-batches may hold one sample less.
+    """
+    fitting = [rung for rung in rungs if limit_bytes is None or rung.resident_growth_bytes <= limit_bytes]
+    if not fitting:
+        return None
+    fastest = max(rung.samples_per_second for rung in fitting)
+    chosen = min(
+        (rung for rung in fitting if rung.samples_per_second >= NEAR * fastest), key=lambda rung: rung.micro_batch_size
+    )
+    size = min(chosen.micro_batch_size, effective_batch_size)
+    return Choice(effective_batch_size, size, -(-effective_batch_size // size), chosen.samples_per_second)

@@ -1,0 +1,125 @@
+"""A step that survives running out of memory: it happens once or not at all.
+
+Measured on the CPU (docs/memory.md): after a failed allocation oneDNN refuses to work on the thread where it happened, even
+when memory is free again, and the exception's traceback holds the activations. So work runs on a thread of its own, the
+exception is dropped there before anything else is allocated, and the next try is on a new thread.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, final
+
+import torch
+
+from bigstep.errors import OutOfMemoryError
+
+__all__ = ["Guard", "MemoryExhaustedError", "is_out_of_memory"]
+
+T = TypeVar("T")
+TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
+TRIES = 3  # of an action that needs no memory of its own
+
+
+class MemoryExhaustedError(Exception):
+    """Something ran out of memory; the text says what torch said. Nothing of the failed call is held."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a failed allocation, of a GPU's allocator, the CPU's, oneDNN's or Python's, from other errors."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+
+
+@final
+class Guard:
+    """Calls functions where a failed allocation can be survived: on the CPU on a thread that is replaced after each failure."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Guard work on ``device``; on a GPU it stays on the caller's thread."""
+        self._threaded = device.type == "cpu"
+        self._worker: _Worker | None = None
+        self.num_failures = 0
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call ``function``; its other exceptions pass through.
+
+        Raises:
+            MemoryExhaustedError: it ran out of memory; all that it held is free.
+        """
+        if self._threaded and self._worker is None:
+            self._worker = _Worker(torch.get_num_threads())
+        value, problem, error = _attempt(function) if self._worker is None else self._worker.call(function)
+        if problem is not None:
+            self._recover()
+            raise MemoryExhaustedError(problem)
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return] # what the function gave
+
+    def insist(self, action: Callable[[], T], undo: Callable[[], None]) -> T:
+        """Call an action that allocates nothing to speak of, and again after ``undo`` where it fails.
+
+        Raises:
+            OutOfMemoryError: it failed three times in a row.
+        """
+        for _ in range(TRIES):
+            try:
+                return self.call(action)
+            except MemoryExhaustedError as failure:
+                problem = str(failure)
+            undo()
+        raise OutOfMemoryError(
+            f"an optimizer step must fit in memory, but failed {TRIES} times: {problem}; close other programs"
+        )
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def _recover(self) -> None:
+        self.num_failures += 1
+        self.close()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+Outcome = tuple[Any, str | None, BaseException | None]
+
+
+def _attempt(function: Callable[[], Any]) -> Outcome:
+    """Give the value, or why memory ran out (a text: the exception, and all that its frames hold, is gone), or the error."""
+    try:
+        return function(), None, None
+    except BaseException as error:  # noqa: BLE001 # handed to the caller's thread
+        if not is_out_of_memory(error):
+            return None, None, error
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None, problem, None
+
+
+@final
+class _Worker:
+    def __init__(self, num_threads: int) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Outcome]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, args=(num_threads,), name="bigstep-step", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[], Any]) -> Outcome:
+        answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._calls.put((function, answer))
+        return answer.get()
+
+    def end(self) -> None:
+        self._calls.put(None)
+        self._thread.join()
+
+    def _serve(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)  # kept by each thread
+        while (item := self._calls.get()) is not None:
+            function, answer = item
+            answer.put(_attempt(function))
+            del function, answer, item

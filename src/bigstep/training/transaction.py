@@ -1,0 +1,119 @@
+"""The parts of a step as transactions: a gradient that can be computed again, and an update that goes on where it stopped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from bigstep.errors import OutOfMemoryError
+from bigstep.step.normalization import BATCH_NORMS
+from bigstep.training.guard import MemoryExhaustedError
+from bigstep.training.state import TrainingState
+
+__all__ = ["apply_update", "compute_gradient"]
+
+T = TypeVar("T")
+
+
+def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
+    """Call ``compute``; where memory runs out, put everything back, halve the micro-batch, and call it again.
+
+    The smaller micro-batch is kept for the steps that follow. By slice invariance nothing else changes.
+
+    Raises:
+        OutOfMemoryError: a micro-batch of one does not fit, or the model forbids a smaller one.
+    """
+    before = _Before.of(state)
+    while True:
+        try:
+            return state.guard.call(compute)
+        except MemoryExhaustedError as failure:
+            problem = str(failure)
+        before.restore(state)
+        _halve(state, problem)
+
+
+def apply_update(state: TrainingState) -> None:
+    """Move parameters, scale, running statistics, schedule and average by the gradient that is in ``.grad``."""
+    groups = list(state.optimizer.param_groups)
+    for group in groups:
+        _step_group(state, group, groups)
+    if state.scaler is not None:
+        state.scaler.update()
+    if state.statistics is not None:
+        state.statistics.commit()
+    if not isinstance(state.schedule, ReduceLROnPlateau):
+        state.schedule.step()
+    if state.average is not None:
+        state.guard.call(lambda: state.average.update_parameters(state.classifier))  # type: ignore[union-attr] # is not None
+
+
+def _step_group(state: TrainingState, group: dict[str, object], groups: list[dict[str, object]]) -> None:
+    """Step one group: one fused operation, in place, after the counts of steps, which are put back where it fails."""
+    optimizer = state.optimizer
+    states = [optimizer.state[parameter] for parameter in group["params"]]  # type: ignore[attr-defined] # a list of parameters
+    counters = [item["step"] for item in states if isinstance(item.get("step"), Tensor)]
+    values = [counter.clone() for counter in counters]
+
+    def step() -> None:
+        optimizer.param_groups = [group]
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups = groups
+
+    def undo() -> None:
+        for counter, value in zip(counters, values, strict=True):
+            counter.copy_(value)
+
+    state.guard.insist(step, undo)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a failed gradient may have touched: buffers, torch's random state, the scale."""
+
+    buffers: list[Tensor]
+    random_state: Tensor
+    scale: float | None
+    device_states: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, state: TrainingState) -> "_Before":
+        buffers = [buffer.detach().clone() for buffer in state.classifier.network.buffers()]
+        scale = None if state.scaler is None else state.scaler.get_scale()
+        devices = torch.cuda.get_rng_state_all() if state.classifier.mean.is_cuda else []
+        return cls(buffers, torch.get_rng_state(), scale, devices)
+
+    @torch.no_grad()
+    def restore(self, state: TrainingState) -> None:
+        for parameter in state.classifier.parameters():
+            parameter.grad = None
+        for buffer, value in zip(state.classifier.network.buffers(), self.buffers, strict=True):
+            buffer.copy_(value)
+        torch.set_rng_state(self.random_state)
+        if self.device_states:
+            torch.cuda.set_rng_state_all(self.device_states)
+        if state.statistics is not None:
+            state.statistics.discard()
+        if state.scaler is not None:
+            state.scaler.update(self.scale)  # with a value it only sets the scale, and forgets that it unscaled
+
+
+def _halve(state: TrainingState, problem: str) -> None:
+    size = state.accumulator.micro_batch_size
+    across = any(isinstance(module, BATCH_NORMS) and module.training for module in state.classifier.modules())
+    if across:
+        raise OutOfMemoryError(
+            f"with model.norm batch a micro-batch is the ghost batch and must fit in memory, but {size} images do not "
+            f"({problem}); lower model.ghost_batch_size, or set model.norm to group"
+        )
+    if size == 1:
+        raise OutOfMemoryError(
+            f"a micro-batch of one image must fit in memory, but does not ({problem}); take a smaller model, smaller images, "
+            "or memory.checkpoint_activations"
+        )
+    state.accumulator.micro_batch_size = -(-size // 2)

@@ -1,0 +1,200 @@
+"""Peaks predicted before a step is run, against peaks measured; activation checkpointing; the mark of a step."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from bigstep import predict_memory
+from bigstep.config.model import Model
+from bigstep.config.train import Train
+from bigstep.errors import ConfigError
+from bigstep.models.checkpointing import checkpoint_blocks
+from bigstep.models.small_cnn import SmallCNN
+from bigstep.stages import marks
+from bigstep.stages.marks import MarkedBatches, read_mark
+from bigstep.step.measuring import held_bytes, peak_growth
+from bigstep.step.precision import PRECISIONS
+from bigstep.training.optimization import build_optimizer
+
+
+def _build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "small_cnn":
+        return SmallCNN(channels=3, size=32, num_classes=10, width=16, dropout=0.0).train()
+    options = {"image_size": 32} if name.startswith("vit") else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10, **options)
+    return model.train()
+
+
+def _measured(name: str, micro: int, precision: str, optimizer: str) -> int:
+    def run() -> None:
+        model = _build(name).to(PRECISIONS[precision].parameter_dtype)
+        checkpoints = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-9, momentum=0.9), "adamw": torch.optim.AdamW}
+        made = checkpoints[optimizer](model.parameters())
+        images = torch.randn(micro, 3, 32, 32, dtype=PRECISIONS[precision].parameter_dtype)
+        labels, autocast = torch.zeros(micro, dtype=torch.int64), PRECISIONS[precision].autocast
+        for _ in range(2):
+            made.zero_grad()
+            for _ in range(2):
+                with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+                    loss = F.cross_entropy(model(images), labels, reduction="sum") / micro
+                loss.backward()
+                del loss
+            made.step()
+
+    return peak_growth(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "micro", "precision", "optimizer"),
+    [
+        ("small_cnn", 16, "float32", "sgd"),
+        ("small_cnn", 5, "float64", "adamw"),
+        ("small_cnn", 16, "bfloat16", "adamw"),
+        ("resnet18", 4, "float32", "sgd"),
+        ("mobilenet_v3_small", 8, "float32", "adamw"),
+        ("convnext_tiny", 2, "float32", "sgd"),
+        ("vit_b_16", 2, "float32", "sgd"),
+    ],
+)
+def test_the_prediction_is_within_a_percent_of_the_measured_peak(name: str, micro: int, precision: str, optimizer: str) -> None:
+    predicted = predict_memory(_build(name), (3, 32, 32), micro, precision=precision, optimizer=optimizer)
+    assert predicted.method == "fake"
+    assert predicted.peak_bytes == pytest.approx(_measured(name, micro, precision, optimizer), rel=0.01)
+    assert predicted.at(micro) == pytest.approx(predicted.peak_bytes, rel=1e-6)
+
+
+def test_prediction_leaves_model_and_random_state_alone() -> None:
+    model = _build("resnet18")
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    predict_memory(model, (3, 32, 32), 2)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_line_through_two_sizes_answers_any_budget() -> None:
+    found = predict_memory(_build("small_cnn"), (3, 32, 32), 64)
+    size = found.largest(found.at(200))
+    assert size == 200
+    assert found.largest(found.fixed_bytes // 2) == 0
+    again = predict_memory(_build("small_cnn"), (3, 32, 32), 200)
+    assert again.peak_bytes == pytest.approx(found.at(200), rel=0.02)
+
+
+def test_an_average_and_a_held_batch_are_counted() -> None:
+    model = _build("small_cnn")
+    plain = predict_memory(model, (3, 32, 32), 8)
+    average = predict_memory(model, (3, 32, 32), 8, average=True)
+    held = predict_memory(model, (3, 32, 32), 8, effective_batch_size=1008)
+    assert average.peak_bytes - plain.peak_bytes == held_bytes(_build("small_cnn"))
+    assert held.peak_bytes - plain.peak_bytes == 1000 * 3 * 32 * 32 * 4
+
+
+class _Branching(nn.Module):
+    """What it computes depends on values, which fake tensors do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.linear(inputs) if float(inputs.sum()) > 0 else -self.linear(inputs)
+        return result
+
+
+def test_a_model_that_looks_at_values_is_measured_and_says_so() -> None:
+    found = predict_memory(_Branching(), (8,), 1000)
+    assert found.method == "measured"
+    assert found.peak_bytes > 1000 * (8 + 10) * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"optimizer": "lamb"}, "optimizer must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict_memory(nn.Linear(2, 2), (2,), **{"micro_batch_size": 2, **options})
+
+
+def test_the_trainings_own_optimizer_is_predicted_too() -> None:
+    train = Train()
+    found = predict_memory(_build("small_cnn"), (3, 32, 32), 8, optimizer=lambda p: build_optimizer(train, p))
+    plain = predict_memory(_build("small_cnn"), (3, 32, 32), 8, optimizer="adamw")
+    assert found.peak_bytes == pytest.approx(plain.peak_bytes, rel=0.1)
+
+
+def _gradients(model: nn.Module, images: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    torch.manual_seed(1)
+    model(images).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_16"])
+def test_checkpointing_gives_the_same_gradients_with_less_memory_and_predicts_it(name: str) -> None:
+    model = _build(name).eval().train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    images = torch.randn(4, 3, 32, 32)
+    names, expected = list(model.state_dict()), _gradients(model, images)
+    plain = predict_memory(model, (3, 32, 32), 16)
+    assert checkpoint_blocks(model, Model(name=name)) >= 4
+    assert list(model.state_dict()) == names
+    for found, wanted in zip(_gradients(model, images), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert type(copy.deepcopy(model)) is type(model)
+    saved = predict_memory(model, (3, 32, 32), 16)
+    assert saved.method == "fake"
+    assert saved.bytes_per_sample < 0.8 * plain.bytes_per_sample
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"name": "small_cnn"}, "which has no blocks"),
+        (
+            {"name": "resnet18", "norm": "batch", "ghost_batch_size": 4, "batch_norm_statistics": "plain"},
+            "batch_norm_statistics must not be plain",
+        ),
+    ],
+)
+def test_what_cannot_be_checkpointed_is_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        checkpoint_blocks(_build(model["name"]), Model.model_validate(model))
+
+
+class _Two:
+    def epoch(self, epoch: int) -> Any:
+        return iter([(torch.zeros(epoch + 1), torch.zeros(1))] * 2)
+
+
+def test_a_mark_is_set_only_while_memory_is_scarce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {"bytes": 100}
+    monkeypatch.setattr(marks, "headroom_bytes", lambda: left["bytes"])
+    path = tmp_path / "mark.json"
+    source = MarkedBatches(_Two(), path, 10, lambda: 32)
+    batches = source.epoch(0)
+    next(batches)
+    assert read_mark(path) == 32
+    left["bytes"] = 2**40
+    next(batches)
+    assert read_mark(path) is None
+    left["bytes"] = 0
+    next(source.epoch(1))
+    source.clear()
+    assert read_mark(path) is None
+    path.write_text("{", encoding="utf-8")
+    assert read_mark(path) is None
