@@ -211,12 +211,76 @@ def test_only_the_evaluation_runs_again_and_names_where_the_model_comes_from(tra
 def test_batch_norm_is_named_recalibrated_and_tagged(trained: Path) -> None:
     runs = _runs(trained)
     settings = ["model.norm=batch", "model.ghost_batch_size=32", "model.batch_norm_statistics=recalibrated", "train.epochs=1"]
-    output = _repro(trained, *(part for text in settings for part in ("--set", text)))
+    output = _repro(trained, "--stage", "train", *(part for text in settings for part in ("--set", text)))
     assert "network.features.2 (BatchNorm2d) normalises each micro-batch by its own mean and variance" in output
     assert "recalibrated: val_loss" in output
     (run,) = _runs(trained)[len(runs) :]
     assert run.data.tags["slice_invariant"] == "false"
     assert run.data.tags["slice_invariant_reason"].startswith("BatchNorm2d in network.features.2")
+
+
+def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path) -> None:
+    before = (trained / "params.yaml").read_bytes()
+    first = _run(trained, "python", "pipelines/plan.py", "--seconds", "12")
+    assert "measuring small_cnn in float32, contiguous" in first
+    assert "recommended for an effective batch of 64: micro-batches of" in first
+    (plan,) = (trained / ".bigstep/plans").glob("*/plan.json")
+    chosen = json.loads(plan.read_text(encoding="utf-8"))["recommended"]
+    assert chosen["accumulation_steps"] == -(-64 // chosen["micro_batch_size"])
+    assert plan.with_suffix(".png").stat().st_size > 5000
+    runs = _runs(trained)
+    output = _repro(
+        trained,
+        "--stage",
+        "train",
+        "--set",
+        "hardware.micro_batch_size=auto",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.seed=3",
+        "--set",
+        "hardware.memory_budget=1300MiB",
+    )
+    assert "measuring" not in output
+    assert f"micro-batches of at most {chosen['micro_batch_size']}" in output
+    (run,) = _runs(trained)[len(runs) :]
+    assert run.data.params["hardware.micro_batch_size"] == "auto"
+    assert run.data.params["train.effective_batch_size"] == "64"
+    assert run.data.tags["bigstep.micro_batch_size"] == str(chosen["micro_batch_size"])
+    assert run.data.metrics["peak_memory_bytes"] <= 1300 * 2**20
+    assert run.data.metrics["peak_tensor_bytes"] == pytest.approx(run.data.metrics["predicted_peak_bytes"], rel=0.2)
+    again = _run(trained, "python", "pipelines/plan.py", "--adopt")
+    assert "hardware.micro_batch_size is now" in again
+    assert "measuring" not in again
+    text = (trained / "params.yaml").read_text(encoding="utf-8")
+    assert f"micro_batch_size: {chosen['micro_batch_size']} " in text
+    assert "# m, most samples of one forward and backward pass" in text
+    assert "Running" not in _run(trained, "dvc", "repro")
+    (trained / "params.yaml").write_bytes(before)
+
+
+def test_what_does_not_fit_the_budget_is_refused_before_training(trained: Path) -> None:
+    runs = _runs(trained)
+    output = _repro(trained, "--set", "hardware.memory_budget=300MiB", "--set", "train.seed=4", code=2)
+    assert "must fit hardware.memory_budget, but needs" in output
+    assert "not even one image at a time fits" in output
+    assert len(_runs(trained)) == len(runs)
+
+
+def test_a_start_that_died_for_want_of_memory_begins_smaller(trained: Path) -> None:
+    settings = ("--stage", "train", "--set", "train.seed=5", "--set", "train.epochs=1")
+    _repro(trained, *settings)
+    attempts = trained / ".bigstep/attempts"
+    latest = max(
+        (path for path in attempts.glob("*.json") if ".memory" not in path.name), key=lambda path: path.stat().st_mtime
+    )
+    mark = attempts / f"{latest.stem}.memory.json"
+    mark.write_text('{"micro_batch_size": 32}', encoding="utf-8")
+    output = _repro(trained, "--force", *settings)
+    assert "died at micro-batches of 32 with little memory left: beginning with 16" in output
+    assert "4 micro-batches of at most 16" in output
+    assert not mark.exists()
 
 
 def test_a_killed_training_goes_on_in_the_same_run(trained: Path) -> None:

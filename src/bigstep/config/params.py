@@ -70,13 +70,14 @@ def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Give every key as ``section.key``, with B, m and A completed."""
+    """Give every key as ``section.key``, with B, m and A completed where no plan has to choose."""
     flat = {
         f"{part.name}.{key}": value
         for part in fields(params)
         for key, value in getattr(params, part.name).model_dump(mode="json").items()
     }
     flat["train.effective_batch_size"] = params.batch.effective_batch_size
-    flat["hardware.micro_batch_size"] = params.batch.micro_batch_size
-    flat["hardware.accumulation_steps"] = params.batch.accumulation_steps
+    if params.batch.is_planned:
+        flat["hardware.micro_batch_size"] = params.batch.micro_batch_size
+        flat["hardware.accumulation_steps"] = params.batch.accumulation_steps
     return flat

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_plan"]
 
+OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
+
 
 def draw_plan(ladders: "Sequence[Ladder]", choice: "Choice", room_bytes: int | None, path: Path) -> None:
     """Draw images per second and the growth of the process over the micro-batch size; the budget's room is a line."""
@@ -21,7 +23,11 @@ def draw_plan(ladders: "Sequence[Ladder]", choice: "Choice", room_bytes: int | N
     left, right = figure.subplots(1, 2)
     for number, ladder in enumerate(ladders):
         sizes = [rung.micro_batch_size for rung in ladder.rungs]
-        style = {"color": ACCENT, "linewidth": 2.0} if number == 0 else {"linewidth": 1.0, "linestyle": "--"}
+        style = (
+            {"color": ACCENT, "linewidth": 2.0}
+            if number == 0
+            else {"color": OTHERS[number % len(OTHERS)], "linewidth": 1.0, "linestyle": "--"}
+        )
         label = f"{ladder.precision}, {ladder.memory_format}"
         left.plot(sizes, [rung.samples_per_second for rung in ladder.rungs], marker="o", markersize=3, label=label, **style)
     rungs = ladders[0].rungs
@@ -35,6 +41,7 @@ def draw_plan(ladders: "Sequence[Ladder]", choice: "Choice", room_bytes: int | N
     for axes in (left, right):
         axes.axvline(choice.micro_batch_size, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("micro-batch size")
     left.set(ylabel="images per second", ylim=(0, None))
     left.legend(frameon=False, fontsize="small")

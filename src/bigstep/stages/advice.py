@@ -40,7 +40,7 @@ def plan(
         params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": budget}))
     store = Store(paths.prepared)
     effective = params.batch.effective_batch_size
-    found = find_plan(project, params, store, again=again, seconds=seconds)
+    found = find_plan(project, params, store, again=again, seconds=seconds, others=True)
     limit, room = budget_bytes(params.hardware), room_for_training(params.hardware, resident_bytes())
     choice = recommend(found, effective, room)
     _print(found, choice, room)

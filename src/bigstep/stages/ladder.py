@@ -31,7 +31,7 @@ from bigstep.training.optimization import build_optimizer
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.transaction import apply_update
 
-__all__ = ["LadderRequest", "main", "predict_training"]
+__all__ = ["LadderRequest", "begin", "main", "predict_training", "source_folder"]
 
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 
@@ -57,7 +57,7 @@ def main() -> int:
     train: Train = request.section(Train)
     set_threads(request.section(Hardware))
     base = resident_bytes()
-    state = _begin(request, train)
+    state = begin(request, train)
     effective = int(train.effective_batch_size or 1)
     generator = torch.Generator().manual_seed(0)
     shape = (effective, request.channels, request.size, request.size)
@@ -83,8 +83,6 @@ def main() -> int:
             _tell(asdict(rung))
             if time.perf_counter() > deadline:
                 break
-        else:
-            _tell({"complete": True})
     return 0
 
 
@@ -117,7 +115,8 @@ def _grown(state: TrainingState, base: int) -> int:
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident_peak_bytes() - base
 
 
-def _begin(request: LadderRequest, train: Train) -> TrainingState:
+def begin(request: LadderRequest, train: Train) -> TrainingState:
+    """Begin a training of fresh weights, to be measured."""
     hardware: Hardware = request.section(Hardware)
     model: Model = request.section(Model)
     classifier = build_classifier(

@@ -29,7 +29,17 @@ from bigstep.stages.ladder import LadderRequest, source_folder
 from bigstep.stages.paths import ProjectPaths
 from bigstep.step.planning import Choice, Rung, choose
 
-__all__ = ["OVERHEAD_BYTES", "Ladder", "Plan", "budget_bytes", "find_plan", "plan_folder", "recommend", "room_for_training"]
+__all__ = [
+    "OVERHEAD_BYTES",
+    "Ladder",
+    "Plan",
+    "budget_bytes",
+    "climb_configured",
+    "find_plan",
+    "plan_folder",
+    "recommend",
+    "room_for_training",
+]
 
 FORMAT = 1
 OVERHEAD_BYTES = 384 * 2**20  # what a training process needs beside the step: MLflow, the export of the model
@@ -38,7 +48,10 @@ AUTOMATIC = {"cpu": 0.8, "cuda": 0.9}  # share of the total
 
 @dataclass(frozen=True)
 class Ladder:
-    """Rungs of one precision and memory format; ``complete`` where larger micro-batches gain nothing more."""
+    """Rungs of one precision and memory format.
+
+    ``complete``: they ended before the whole batch, since larger ones gained nothing, did not fit or took too long to measure.
+    """
 
     precision: str
     memory_format: str
@@ -49,11 +62,13 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Plan:
-    """All ladders, those of the configured precision and format first, and where the files lie."""
+    """All ladders, that of the configured precision and format first, and where the files lie."""
 
     key: str
     folder: Path
     ladders: tuple[Ladder, ...]
+    others: bool
+    """Whether other precisions and formats were asked for too, as far as the time went."""
 
 
 def budget_bytes(hardware: Hardware) -> int | None:
@@ -91,28 +106,33 @@ def recommend(plan: Plan, effective_batch_size: int, room: int | None) -> Choice
     return choice
 
 
-def find_plan(project: ProjectPaths, params: Params, store: Store, *, again: bool = False, seconds: float = 60.0) -> Plan:
-    """Give the stored plan for this model, these images and this machine, or measure one in at most ``seconds``."""
+def find_plan(
+    project: ProjectPaths, params: Params, store: Store, *, again: bool = False, seconds: float = 30.0, others: bool = False
+) -> Plan:
+    """Give the stored plan for this model, these images and this machine, or measure one in at most ``seconds``.
+
+    ``others`` measures the other precisions and memory formats too.
+    """
     folder = plan_folder(project, params, store)
     key = folder.name
     effective = params.batch.effective_batch_size
     if not again:
         stored = _read(folder, key)
-        if stored is not None and _covers(stored.ladders[0], effective):
+        if stored is not None and _covers(stored.ladders[0], effective) and (stored.others or not others):
             return stored
-    ladders = _measure(params, store, seconds)
+    ladders = _measure(params, store, seconds, others=others)
     if not ladders or not ladders[0].rungs:
         raise OutOfMemoryError(
             f"a step of {params.model.name} with one image at a time must fit in memory, but does not; take a smaller model"
         )
-    plan = Plan(key, folder, ladders)
+    plan = Plan(key, folder, ladders, others)
     content = {
         "format": FORMAT,
         "key": key,
         "machine": _machine(params.hardware),
         "model": params.model.model_dump(mode="json"),
     }
-    write_json({**content, "ladders": [asdict(ladder) for ladder in ladders]}, folder / "measured.json")
+    write_json({**content, "others": others, "ladders": [asdict(ladder) for ladder in ladders]}, folder / "measured.json")
     return plan
 
 
@@ -132,37 +152,51 @@ def _read(folder: Path, key: str) -> Plan | None:
         ladders = tuple(
             Ladder(**{**item, "rungs": tuple(Rung(**rung) for rung in item["rungs"])}) for item in content["ladders"]
         )
-        return Plan(key, folder, ladders) if content["format"] == FORMAT and ladders and ladders[0].rungs else None
+        return (
+            Plan(key, folder, ladders, bool(content["others"]))
+            if content["format"] == FORMAT and ladders and ladders[0].rungs
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _measure(params: Params, store: Store, seconds: float) -> tuple[Ladder, ...]:
+def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[Ladder, ...]:
     end = time.perf_counter() + seconds
     chosen = (params.train.precision, params.hardware.memory_format)
-    others = [(p, f) for p in ("float32", "bfloat16") for f in ("contiguous", "channels_last") if (p, f) != chosen]
+    every = [(p, f) for p in ("float32", "bfloat16") for f in ("contiguous", "channels_last")]
+    wanted = [chosen, *(kind for kind in every if kind != chosen and others)]
     found = []
-    for number, (precision, memory_format) in enumerate([chosen, *others]):
+    for number, (precision, memory_format) in enumerate(wanted):
         left = end - time.perf_counter()
         if number and left < 6:
             break
-        share = left * 0.5 if number == 0 else left / (len(others) - number + 1)
+        share = left * (0.5 if others else 1.0) if number == 0 else left / (len(wanted) - number)
         console.print(f"measuring {params.model.name} in {precision}, {memory_format} ...")
-        ladder = _climb(params, store, precision, memory_format, share)
+        kind = {"train": {"precision": precision}, "hardware": {"memory_format": memory_format}}
+        shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
+        ladder = _climb(params, kind, shape, share)
         if ladder is not None:
             found.append(ladder)
     return tuple(found)
 
 
-def _climb(params: Params, store: Store, precision: str, memory_format: str, seconds: float) -> Ladder | None:
+def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> Ladder:
+    """Measure the ladder of the configured precision and memory format, for images of a shape."""
+    found = _climb(params, {}, (channels, size, num_classes), seconds)
+    assert found is not None
+    return found
+
+
+def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float) -> Ladder | None:
     sections = {
         name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "memory", "tracking")
     }
     sections["model"].update(weights=None, freeze_backbone=False)
-    sections["train"].update(precision=precision, class_weights=None, effective_batch_size=params.batch.effective_batch_size)
-    sections["hardware"].update(memory_format=memory_format)
-    manifest = store.manifest
-    request = LadderRequest(sections, manifest.channels, manifest.size, len(manifest.classes), seconds)
+    sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
+    for name, values in changes.items():
+        sections[name].update(values)
+    request = LadderRequest(sections, *shape, seconds)
     code = (
         f"import sys; sys.path.insert(0, {str(source_folder())!r}); from bigstep.stages import ladder; sys.exit(ladder.main())"
     )
@@ -183,7 +217,9 @@ def _climb(params: Params, store: Store, precision: str, memory_format: str, sec
     rungs = tuple(Rung(**line) for line in lines if "micro_batch_size" in line)
     if not rungs:
         return None
-    return Ladder(precision, memory_format, lines[0]["update_seconds"], rungs, {"complete": True} in lines)
+    precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]
+    complete = rungs[-1].micro_batch_size < params.batch.effective_batch_size
+    return Ladder(precision, memory_format, lines[0]["update_seconds"], rungs, complete)
 
 
 def _key(params: Params, store: Store) -> str:

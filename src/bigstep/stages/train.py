@@ -19,7 +19,7 @@ from bigstep.console import console, live_line
 from bigstep.data.batches import ordered_batches
 from bigstep.data.keys import derive_key
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError, ModelError
+from bigstep.errors import ConfigError, ModelError, OutOfMemoryError
 from bigstep.files import whole_file, write_json
 from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.models.building import InputShape
@@ -34,6 +34,7 @@ from bigstep.step.noise import advise
 from bigstep.tracking.base import DatasetRecord, ModelRecord, Tracker
 from bigstep.training.batches import TrainingBatches
 from bigstep.training.class_weights import class_weights
+from bigstep.training.guard import is_out_of_memory
 from bigstep.training.invariance import Invariance, find_invariance
 from bigstep.training.loop import recalibrate_best, set_training_mode, train_epochs
 from bigstep.training.records import StepRecord
@@ -74,6 +75,8 @@ def train(stage: Stage, model: Model, train: Train, hardware: Hardware, memory: 
     with stage_run(stage, tracking.experiment) as tracker:
         tracker.log_dataset(_dataset(store, "training"))
         tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
+        slicing = {"bigstep.micro_batch_size": batch.micro_batch_size, "bigstep.accumulation_steps": batch.accumulation_steps}
+        tracker.set_tags({key: str(value) for key, value in slicing.items()})
         tracker.log_metrics(timed({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
         history = _run(state, train, batch, store, tracker, hardware.num_workers, mark, fit.predicted_bytes)
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
@@ -133,6 +136,12 @@ def _run(
                 history.add(record)
                 if isinstance(record, StepRecord) and line.progress is not None:
                     line.advance(text=history.describe(record))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"a batch of images must fit in memory, but: {error}; lower train.effective_batch_size"
+        ) from None
     finally:
         marked.clear()
     if state.guard.num_failures:

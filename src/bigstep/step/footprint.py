@@ -13,14 +13,7 @@ __all__ = ["OperationCall", "StorageTracker"]
 
 aten = torch.ops.aten
 # what allocates inside itself, where no dispatcher sees it: oneDNN's reordered copies and scratch pads
-OPAQUE = {
-    aten.convolution.default,
-    aten.convolution_backward.default,
-    aten.mm.default,
-    aten.addmm.default,
-    aten.bmm.default,
-    aten.baddbmm.default,
-}
+OPAQUE = {aten.convolution.default, aten.convolution_backward.default}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ when memory is free again, and the exception's traceback holds the activations. 
 exception is dropped there before anything else is allocated, and the next try is on a new thread.
 """
 
+import contextlib
+import ctypes
 import queue
 import threading
 from collections.abc import Callable
@@ -40,6 +42,7 @@ class Guard:
         """Guard work on ``device``; on a GPU it stays on the caller's thread."""
         self._threaded = device.type == "cpu"
         self._worker: _Worker | None = None
+        self._spare: _Worker | None = None  # begun while there is memory: later a thread's stack may not fit
         self.num_failures = 0
 
     def call(self, function: Callable[[], T]) -> T:
@@ -49,7 +52,8 @@ class Guard:
             MemoryExhaustedError: it ran out of memory; all that it held is free.
         """
         if self._threaded and self._worker is None:
-            self._worker = _Worker(torch.get_num_threads())
+            self._worker = self._spare or _begin_worker()
+            self._spare = _begin_worker()
         value, problem, error = _attempt(function) if self._worker is None else self._worker.call(function)
         if problem is not None:
             self._recover()
@@ -75,16 +79,34 @@ class Guard:
         )
 
     def close(self) -> None:
-        """End the thread."""
-        if self._worker is not None:
-            self._worker.end()
-            self._worker = None
+        """End the threads."""
+        for worker in (self._worker, self._spare):
+            if worker is not None:
+                worker.end()
+        self._worker = self._spare = None
 
     def _recover(self) -> None:
         self.num_failures += 1
-        self.close()
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+        _return_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _begin_worker() -> "_Worker | None":
+    """Begin a thread, or give None where not even its stack fits; work then stays on the caller's thread."""
+    try:
+        return _Worker(torch.get_num_threads())
+    except RuntimeError:  # Python: can't start new thread
+        return None
+
+
+def _return_memory() -> None:
+    """Let the C library give back what is free, where it is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 Outcome = tuple[Any, str | None, BaseException | None]

@@ -29,12 +29,13 @@ from bigstep.step.normalization import BATCH_NORMS, freeze_statistics, recalibra
 from bigstep.training.guard import MemoryExhaustedError
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.state import Best, TrainingState
-from bigstep.training.transaction import apply_update, compute_gradient
+from bigstep.training.transaction import apply_update, compute_gradient, rehearse
 
 __all__ = ["EpochBatches", "recalibrate_best", "set_training_mode", "take_step", "train_epochs", "validate"]
 
 T = TypeVar("T")
 TRAIN, VALIDATION = 0, 1
+MEASURED = 3  # micro-batches: from the second on gradients are alive, which is where the peak is
 
 
 class EpochBatches(Protocol):
@@ -65,13 +66,14 @@ def take_step(
 ) -> StepRecord:
     """Attempt one optimizer step over one effective batch, in smaller micro-batches where memory runs out.
 
-    With ``measure_memory`` the step's peak is left in ``state.peak_bytes``; it then takes a little longer.
+    With ``measure_memory`` the step's peak is left in ``state.peak_bytes``, at the cost of three micro-batches more.
 
     Raises:
         OutOfMemoryError: it does not fit one sample at a time.
     """
-    compute = partial(_gradient, state, train, images, labels)
-    result, norm = compute_gradient(state, partial(_measured, state, images, compute) if measure_memory else compute)
+    if measure_memory:
+        _measure_peak(state, train, images, labels)
+    result, norm = compute_gradient(state, partial(_gradient, state, train, images, labels))
     learning_rate = float(state.optimizer.param_groups[0]["lr"])
     applied = result.weight > 0 and math.isfinite(norm)
     if applied:
@@ -118,12 +120,16 @@ def _gradient(state: TrainingState, train: Train, images: Tensor, labels: Tensor
     return result, float(norm)
 
 
-def _measured(state: TrainingState, images: Tensor, compute: Callable[[], T]) -> T:
-    """Note the peak of tensors: what model, optimizer, average and batch hold, and what grows on top of it."""
-    device, results = state.classifier.mean.device, list[T]()
+def _measure_peak(state: TrainingState, train: Train, images: Tensor, labels: Tensor) -> None:
+    """Note the peak of tensors: what model, optimizer, average and batch hold, and what grows on top in some micro-batches.
+
+    They run beside the step, and leave nothing: recording a whole long step would itself take hundreds of megabytes.
+    """
+    device, count = state.classifier.mean.device, MEASURED * state.accumulator.micro_batch_size
     held = held_bytes(state.classifier, state.optimizer, state.average, images if images.device == device else None)
-    state.peak_bytes = held + peak_growth(lambda: results.append(compute()), device)
-    return results[0]
+    sample = partial(_gradient, state, train, images[:count], labels[:count])
+    growth = rehearse(state, lambda: peak_growth(sample, device))
+    state.peak_bytes = None if growth is None else held + growth
 
 
 def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:

@@ -1,5 +1,6 @@
 """The parts of a step as transactions: a gradient that can be computed again, and an update that goes on where it stopped."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -13,7 +14,7 @@ from bigstep.step.normalization import BATCH_NORMS
 from bigstep.training.guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState
 
-__all__ = ["apply_update", "compute_gradient"]
+__all__ = ["apply_update", "compute_gradient", "rehearse"]
 
 T = TypeVar("T")
 
@@ -34,6 +35,15 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
             problem = str(failure)
         before.restore(state)
         _halve(state, problem)
+
+
+def rehearse(state: TrainingState, compute: Callable[[], T]) -> T | None:
+    """Call ``compute`` and put everything back, also where it ends well; None where it ran out of memory."""
+    before, result = _Before.of(state), None
+    with contextlib.suppress(MemoryExhaustedError):
+        result = state.guard.call(compute)
+    before.restore(state)
+    return result
 
 
 def apply_update(state: TrainingState) -> None:

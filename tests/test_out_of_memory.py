@@ -1,0 +1,78 @@
+"""Memory that really runs out, and the effective batch under any budget."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigstep.config.params import parse_params
+from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.data.store import Store
+from bigstep.stages import train as stage
+from bigstep.stages.paths import ProjectPaths
+from bigstep.stages.plan import OVERHEAD_BYTES, find_plan
+from bigstep.step.measuring import resident_bytes
+from conftest import ROOT, copy_project
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+TRIES = 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on address space are Linux's")
+def test_twenty_limited_processes_recover_or_begin_smaller(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "limited.py"), str(tmp_path), str(TRIES)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    tries = [json.loads(line) for line in output.stdout.splitlines()]
+    assert len(tries) == TRIES
+    for found in tries:
+        assert found["codes"][-1] == 0, (found, output.stderr)
+        assert all(code < 0 for code in found["codes"][:-1])
+        assert found["ended_with"] < 256
+        assert found["failures"] or len(found["codes"]) > 1
+        assert found["losses"] == pytest.approx([2.39689, 2.33812], rel=1e-4)
+
+
+def test_the_effective_batch_is_as_asked_for_twenty_pairs_of_batch_and_budget(
+    digits: Store, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    root = copy_project(tmp_path / "project", empty_database)
+    (root / "data" / "prepared").symlink_to(digits.paths.manifest.parent)
+    original = read_yaml(root / "params.yaml")
+    quick = ["hardware.micro_batch_size=auto", "train.epochs=1", "model.width=8", "train.warmup_fraction=0"]
+
+    def params(*texts: str) -> dict[str, Any]:
+        return apply_overrides(read_yaml(root / "params.yaml"), parse_overrides([*quick, *texts]))
+
+    write_yaml(original, root / "params.yaml")
+    project = ProjectPaths(root)
+    plan = find_plan(project, parse_params(params("train.effective_batch_size=400")), digits, seconds=20)
+    chance = random.Random(0)
+    growth = [rung.resident_growth_bytes for rung in plan.ladders[0].rungs]
+    monkeypatch.chdir(root)
+    client = mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    seen = set()
+    for number in range(20):
+        effective = chance.randint(1, 400)
+        room = chance.randint(min(growth), 2 * max(growth))
+        budget = (resident_bytes() + OVERHEAD_BYTES + room) // 2**20 + 64
+        content = params(
+            f"train.effective_batch_size={effective}", f"hardware.memory_budget={budget}MiB", f"train.seed={number}"
+        )
+        write_yaml(content, root / "params.yaml")
+        assert stage.main() == 0
+        experiment = client.get_experiment_by_name("bigstep")
+        run = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=1)[0]
+        assert run.data.params["train.effective_batch_size"] == str(effective)
+        micro, steps = (int(run.data.tags[f"bigstep.{key}"]) for key in ("micro_batch_size", "accumulation_steps"))
+        assert (steps - 1) * micro < effective <= steps * micro
+        updates = json.loads((root / "results/train/metrics.json").read_text(encoding="utf-8"))["num_updates"]
+        assert updates == -(-len(digits.indices(0)) // effective)
+        seen.add(number)
+    assert len(seen) == 20
