@@ -118,10 +118,10 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
         fake = FakeTensorMode()
         fake_model = _fake_copy(_in_dtype(model, kind.parameter_dtype), fake)
         with fake:
-            peaks = [_predict(step, fake_model, size) for size in (micro_batch_size, other)]
+            peaks = _predict(step, fake_model, (micro_batch_size, other))
     except Exception:  # noqa: BLE001 # whatever a model does that fake tensors do not know: run it instead
         method = "measured"
-        peaks = [_measure(step, kind.parameter_dtype, size) for size in (micro_batch_size, other)]
+        peaks = _measure(step, _in_dtype(copy.deepcopy(model), kind.parameter_dtype), (micro_batch_size, other))
     slope = round((peaks[0] - peaks[1]) / (micro_batch_size - other))
     return MemoryPrediction(peaks[0], peaks[0] - slope * micro_batch_size, slope, micro_batch_size, method)
 
@@ -135,48 +135,60 @@ def _fake_copy(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
         return copy.deepcopy(model)
 
 
-def _predict(step: _Step, model: nn.Module, size: int) -> int:
-    tracker = StorageTracker()
-    for parameter in model.parameters():
-        parameter.grad = None
+def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
+    tracker, update = StorageTracker(), 0
+    peaks: list[int] = []
     with tracker:
         tracker.track_module(model)
-        run, _ = _prepare(step, model, size)
-        tracker.restart()
+        optimizer = _prepare(step, model)
+        for size in sizes:
+            inputs = _inputs(step, model, size)
+            tracker.restart()
+            _micro_batch(step, model, inputs[:size])
+            before, inner = tracker.current_bytes, _inner_peak(tracker.calls, tracker.peak_bytes)
+            if not peaks:  # what the update takes on top does not depend on the size
+                tracker.restart()
+                optimizer.step()
+                update = tracker.peak_bytes - before
+            peaks.append(step.extra_bytes + max(inner, before + update))
+            del inputs
+    return peaks
+
+
+def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
+    optimizer, peaks = _prepare(step, model), []
+    for size in sizes:
+        inputs = _inputs(step, model, size)
+        held = step.extra_bytes + held_bytes(model, optimizer, inputs)
+
+        def run(inputs: Tensor = inputs, size: int = size) -> None:
+            _micro_batch(step, model, inputs[:size])
+            optimizer.step()
+
         run()
-    return step.extra_bytes + max([tracker.peak_bytes, *_inner_peaks(tracker.calls, tracker.peak_bytes)])
+        peaks.append(held + peak_growth(run, inputs.device))
+    return peaks
 
 
-def _prepare(step: _Step, model: nn.Module, size: int) -> tuple[Callable[[], None], tuple[Any, ...]]:
-    """Make gradients, optimizer state and a batch.
-
-    Returns:
-        The rest of a step to run, a micro-batch and the update; and what holds memory beside the model.
-    """
-    device = next(model.parameters()).device
-    inputs = torch.ones(max(size, step.held_samples), *step.sample_shape, dtype=step.dtype, device=device)
+def _prepare(step: _Step, model: nn.Module) -> Optimizer:
+    """Make gradients and optimizer state, as they are from the second micro-batch of the second step on."""
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer = step.optimizer([p for p in model.parameters() if p.requires_grad])
     optimizer.step()
-
-    def run() -> None:
-        context = torch.autocast(device.type, step.autocast) if step.autocast else contextlib.nullcontext()
-        with context:
-            value = step.loss(model(inputs[:size]))
-        value.backward()  # type: ignore[no-untyped-call] # torch's
-        del value
-        optimizer.step()
-
-    return run, (optimizer, inputs)
+    return optimizer
 
 
-def _measure(step: _Step, dtype: torch.dtype, size: int) -> int:
-    model = copy.deepcopy(step.model).to(dtype)
-    run, held = _prepare(step, model, size)
-    run()
-    return step.extra_bytes + held_bytes(model, *held) + peak_growth(run, next(model.parameters()).device)
+def _inputs(step: _Step, model: nn.Module, size: int) -> Tensor:
+    shape = (max(size, step.held_samples), *step.sample_shape)
+    return torch.ones(shape, dtype=step.dtype, device=next(model.parameters()).device)
+
+
+def _micro_batch(step: _Step, model: nn.Module, inputs: Tensor) -> None:
+    context = torch.autocast(inputs.device.type, step.autocast) if step.autocast else contextlib.nullcontext()
+    with context:
+        value = step.loss(model(inputs))
+    value.backward()  # type: ignore[no-untyped-call] # torch's
 
 
 def _mean_loss(outputs: Any) -> Tensor:
@@ -190,7 +202,7 @@ def _mean_loss(outputs: Any) -> Tensor:
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 
-def _inner_peaks(calls: list[OperationCall], peak: int) -> list[int]:
+def _inner_peak(calls: list[OperationCall], peak: int) -> int:
     """Run operations that may hold more inside than the dispatcher sees, where that could be the peak."""
     distinct: dict[str, OperationCall] = {}
     for call in calls:
@@ -203,7 +215,7 @@ def _inner_peaks(calls: list[OperationCall], peak: int) -> list[int]:
             if _bound(call) <= max(found) or time.perf_counter() - started > PROBE_SECONDS:
                 break
             found.append(call.bytes_before + _probe(call))
-    return found
+    return max(found)
 
 
 def _bound(call: OperationCall) -> int:
