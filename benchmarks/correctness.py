@@ -163,7 +163,9 @@ gradient can be read off the weights. A step that a system never takes counts as
 returns its mean loss, as a module of one's own does; its language models hand over token counts and are right about them.
 The tutorial loop moves schedule and clipping with every micro-batch, as it does everything else.
 
-Bugs of others that are about memory, resuming, speed and scale are not in this table.
+Bugs of others that are about memory have tests of their own (`tests/test_transaction.py`, `tests/test_out_of_memory.py`). One
+cannot occur here: an option of a batch-size finder that is lost where it is used as a decorator, since nothing is decorated.
+Bugs about resuming, speed and scale are not in this table.
 """
 
 

@@ -1,4 +1,4 @@
-"""A step that runs out of memory happens once or not at all: errors injected, and real ones in processes with a limit."""
+"""A step that runs out of memory happens once or not at all: errors injected where an allocation may fail."""
 
 import random
 import weakref
@@ -105,7 +105,7 @@ def _bits(state: TrainingState) -> list[Tensor]:
     [({"precision": "float16", "optimizer": "adamw"}, 1), ({"precision": "float32", "optimizer": "sgd"}, 2)],
     ids=["float16-adamw", "float32-sgd"],
 )
-def test_fifty_random_failures_leave_the_bits_of_an_undisturbed_run(
+def test_bugs_6_7_and_12_fifty_random_failures_leave_the_bits_of_an_undisturbed_run(
     train: dict[str, Any], seed: int, digits: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(seed)
@@ -171,7 +171,7 @@ def test_a_ghost_batch_is_never_made_smaller(digits: Store) -> None:
     assert state.accumulator.micro_batch_size == 16
 
 
-def test_a_validation_that_does_not_fit_says_so(digits: Store) -> None:
+def test_bug_11_a_validation_that_does_not_fit_says_so(digits: Store) -> None:
     state, section = _begin(digits)
 
     def fail(module: nn.Module, *_: Any) -> None:
