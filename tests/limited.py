@@ -81,7 +81,7 @@ def start(folder: Path, slack: int) -> int:
 def main() -> None:
     """Print a line of JSON for each try."""
     torch.set_num_threads(1)
-    root, tries, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
+    root, tries, chance = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     for number in range(tries):
         folder = root / str(number)
         folder.mkdir()

@@ -145,3 +145,24 @@ def test_layers_that_look_across_samples_are_named() -> None:
     freeze_statistics(model)
     assert [layer.name for layer in find_batch_layers(model)] == ["2.0"]
     assert find_batch_layers(nn.Sequential(nn.GroupNorm(1, 2), nn.LayerNorm(2))) == ()
+
+
+def test_a_failure_half_way_leaves_statistics_random_state_and_gradients_as_they_were() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    calls = []
+
+    def loss(outputs: Tensor, _targets: Tensor) -> Tensor:
+        calls.append(len(outputs))
+        if len(calls) == 3:
+            raise ZeroDivisionError
+        return outputs.square().sum(dim=1)
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        Accumulator(model, loss, micro_batch_size=4).backward(torch.randn(16, 3, generator=torch.Generator()), torch.zeros(16))
+    assert len(calls) == 3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(parameter.grad is None for parameter in model.parameters())

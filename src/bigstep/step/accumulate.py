@@ -20,7 +20,7 @@ from bigstep.step.batches import cut_batch, map_tensors, num_samples
 from bigstep.step.gradients import GradientSum
 from bigstep.step.losses import Loss
 from bigstep.step.noise import NoiseSample
-from bigstep.step.normalization import DeferredStatistics, holding
+from bigstep.step.normalization import DeferredStatistics, holding, put_back_on_error
 from bigstep.step.randomness import KeyedRandomness, KeyedStep, PlanChangedError
 from bigstep.step.slicing import balanced_sizes, slices
 
@@ -50,7 +50,7 @@ class Accumulator:
 
     Equal to ``loss(model(inputs), targets).backward()`` on the whole batch, for every loss of the form
     ``sum(w * l) / sum(w)`` and every model that treats its samples apart (BatchNorm does not). When anything goes wrong on
-    the way, ``.grad`` is as it was before.
+    the way, ``.grad``, BatchNorm's running statistics and torch's random state on the CPU are as they were before.
     """
 
     def __init__(
@@ -178,6 +178,7 @@ class Accumulator:
                 GradientSum(model, apart=self._settings.noise == "every") as gradients,
                 keyed as random_calls,
                 holding(self._settings.statistics),
+                put_back_on_error(model),
             ):
                 run = Attempt(self._settings, gradients, device, divisor, random_calls)
                 run.add(first)

@@ -28,6 +28,7 @@ __all__ = [
     "find_batch_layers",
     "freeze_statistics",
     "holding",
+    "put_back_on_error",
     "recalibrate",
 ]
 
@@ -130,6 +131,22 @@ def collecting(statistics: DeferredStatistics | None) -> contextlib.AbstractCont
 def holding(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
     """Give ``statistics.hold()``, or nothing to do."""
     return contextlib.nullcontext() if statistics is None else statistics.hold()
+
+
+@contextlib.contextmanager
+def put_back_on_error(model: nn.Module) -> Iterator[None]:
+    """Put running statistics and torch's random state on the CPU back where the block ends by an exception."""
+    layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
+    buffers = [(buffer, buffer.detach().clone()) for layer in layers for buffer in layer.buffers()]
+    random_state = torch.random.get_rng_state()
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        torch.random.set_rng_state(random_state)
+        raise
 
 
 class _Pool:

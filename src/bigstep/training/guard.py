@@ -20,6 +20,7 @@ __all__ = ["Guard", "MemoryExhaustedError", "is_out_of_memory"]
 
 T = TypeVar("T")
 TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
+M_ARENA_MAX = -8  # of glibc's mallopt
 TRIES = 3  # of an action that needs no memory of its own
 
 
@@ -41,6 +42,8 @@ class Guard:
     def __init__(self, device: torch.device) -> None:
         """Guard work on ``device``; on a GPU it stays on the caller's thread."""
         self._threaded = device.type == "cpu"
+        if self._threaded:
+            _share_one_heap()
         self._worker: _Worker | None = None
         self._spare: _Worker | None = None  # begun while there is memory: later a thread's stack may not fit
         self.num_failures = 0
@@ -101,6 +104,16 @@ def _begin_worker() -> "_Worker | None":
         return _Worker(torch.get_num_threads())
     except RuntimeError:  # Python: can't start new thread
         return None
+
+
+def _share_one_heap() -> None:
+    """Let all threads allocate from one heap, where the C library is glibc.
+
+    A heap for each new thread takes 64 MiB of address space and gives none back: under a limit nothing would be left to try
+    again in. One thread at a time works here, so none waits.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _return_memory() -> None:
