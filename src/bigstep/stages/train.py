@@ -84,7 +84,8 @@ def train(stage: Stage, model: Model, train: Train, hardware: Hardware, memory: 
             console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
         _report_noise(state, tracker, batch)
         card = _write_results(stage, store, state, model, train, batch, history.rows)
-        _log_results(stage, tracker, store, card)
+        state.guard.call(lambda: _log_results(stage, tracker, store, card))
+        state.guard.close()
 
 
 def _fit(stage: Stage, store: Store, died_at: int | None) -> "Fit":

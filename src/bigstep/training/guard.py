@@ -1,8 +1,9 @@
 """A step that survives running out of memory: it happens once or not at all.
 
 Measured on the CPU (docs/memory.md): after a failed allocation oneDNN refuses to work on the thread where it happened, even
-when memory is free again, and the exception's traceback holds the activations. So work runs on a thread of its own, the
-exception is dropped there before anything else is allocated, and the next try is on a new thread.
+when memory is free again, and the exception's traceback holds the activations. So the exception is dropped before anything
+else is allocated, and the next try, as all work after it, is on a new thread. Not before: a second thread's own pool of
+OpenMP threads costs a fifth of the speed on two cores.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @final
 class Guard:
-    """Calls functions where a failed allocation can be survived: on the CPU on a thread that is replaced after each failure."""
+    """Calls functions where a failed allocation can be survived: on the CPU on a new thread after each failure."""
 
     def __init__(self, device: torch.device) -> None:
         """Guard work on ``device``; on a GPU it stays on the caller's thread."""
@@ -54,9 +55,10 @@ class Guard:
         Raises:
             MemoryExhaustedError: it ran out of memory; all that it held is free.
         """
-        if self._threaded and self._worker is None:
-            self._worker = self._spare or _begin_worker()
+        if self._threaded and self._spare is None:
             self._spare = _begin_worker()
+        if self._threaded and self._worker is None and self.num_failures:
+            self._worker, self._spare = self._spare, _begin_worker()
         value, problem, error = _attempt(function) if self._worker is None else self._worker.call(function)
         if problem is not None:
             self._recover()
