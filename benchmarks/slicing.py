@@ -42,7 +42,7 @@ def _begin(params: Params, size: int, effective: int) -> tuple[TrainingState, to
     sections = {
         key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "memory", "tracking")
     }
-    state = begin(LadderRequest(sections, 1, size, 10, 0.0), params.train)
+    state = begin(LadderRequest(sections, 1, size, 10, until=0.0), params.train)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (effective, 1, size, size), dtype=torch.uint8, generator=generator)
     return state, images, torch.randint(0, 10, (effective,), generator=generator)

@@ -260,6 +260,12 @@ def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path) ->
     (trained / "params.yaml").write_bytes(before)
 
 
+def test_a_ghost_batch_leaves_nothing_to_plan(trained: Path) -> None:
+    ghost = ("--set", "model.norm=batch", "--set", "model.ghost_batch_size=32")
+    output = _run(trained, "python", "pipelines/plan.py", *ghost, code=2)
+    assert "every micro-batch is model.ghost_batch_size, 32; set model.norm to group" in output
+
+
 def test_what_does_not_fit_the_budget_is_refused_before_training(trained: Path) -> None:
     runs = _runs(trained)
     output = _repro(trained, "--set", "hardware.memory_budget=300MiB", "--set", "train.seed=4", code=2)

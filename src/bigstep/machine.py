@@ -10,8 +10,9 @@ import torch
 from bigstep.config.hardware import Hardware
 from bigstep.errors import ConfigError
 
-__all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "peak_memory_bytes", "set_threads", "total_memory_bytes"]
+__all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "set_threads", "total_memory_bytes"]
 
+CONTAINER = Path("/sys/fs/cgroup")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -37,29 +38,27 @@ def total_memory_bytes(device: torch.device) -> int:
     """Give the memory of the GPU, or of the machine or the container that holds this process, free or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return total if text == "max" else min(total, int(text))
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit())
 
 
 def headroom_bytes() -> int:
-    """Give what this process may still take: of the machine's available memory and of its own limit on address space."""
+    """Give what this process may still take: of available memory, of its container's and of its own limit on address space."""
     page = resource.getpagesize()
     found = [sys.maxsize]
     info = Path("/proc/meminfo")
     if info.exists():
         lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    used = CONTAINER / "memory.current"
+    if used.exists():
+        found.append(_container_limit() - int(used.read_text()))
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * page)
     return min(found)
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Give the most memory held so far: torch's on a GPU, the process's resident memory on the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+def _container_limit() -> int:
+    path = CONTAINER / "memory.max"
+    text = path.read_text().strip() if path.exists() else "max"
+    return sys.maxsize if text == "max" else int(text)

@@ -9,6 +9,7 @@ from bigstep.config.params import Params
 from bigstep.config.reading import apply_overrides, read_yaml, write_yaml
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
+from bigstep.errors import ConfigError
 from bigstep.files import whole_file, write_json
 from bigstep.report.slicing import draw_plan
 from bigstep.stages.paths import ProjectPaths, StagePaths
@@ -35,7 +36,16 @@ def plan(
 
     Returns:
         0
+
+    Raises:
+        ConfigError: with model.norm batch the slicing is no choice.
     """
+    ghost = params.model.ghost_batch_size
+    if ghost is not None:
+        raise ConfigError(
+            f"a slicing must be free to be planned, but with model.norm batch every micro-batch is model.ghost_batch_size, "
+            f"{ghost}; set model.norm to group"
+        )
     if budget is not None:
         params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": budget}))
     store = Store(paths.prepared)

@@ -12,11 +12,11 @@ from bigstep.errors import OutOfMemoryError
 from bigstep.files import read_json, write_json
 from bigstep.models.building import InputShape
 from bigstep.models.saving import build_classifier
+from bigstep.stages.ladder import predict_training
 from bigstep.stages.paths import ProjectPaths
 from bigstep.stages.plan import OVERHEAD_BYTES, budget_bytes, find_plan, plan_folder, recommend, room_for_training
 from bigstep.step.measuring import resident_bytes
-from bigstep.step.memory import MemoryPrediction, predict_memory
-from bigstep.training.optimization import build_optimizer
+from bigstep.step.memory import MemoryPrediction
 
 __all__ = ["Fit", "fit_batch", "predict"]
 
@@ -77,16 +77,7 @@ def _predict(params: Params, store: Store, batch: Batch) -> MemoryPrediction:
             std=manifest.std,
             checkpoint_activations=params.memory.checkpoint_activations,
         )
-    return predict_memory(
-        classifier,
-        (manifest.channels, manifest.size, manifest.size),
-        batch.micro_batch_size,
-        optimizer=lambda parameters: build_optimizer(params.train, parameters),
-        precision=params.train.precision,
-        input_dtype=torch.uint8,
-        effective_batch_size=batch.effective_batch_size,
-        average=params.train.ema_decay is not None,
-    )
+    return predict_training(classifier, params.train, (manifest.channels, manifest.size, manifest.size), batch)
 
 
 def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int) -> Batch:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from bigstep.console import console, format_bytes, format_seconds
-from bigstep.machine import peak_memory_bytes
+from bigstep.step.measuring import peak_memory_bytes
 from bigstep.tracking.base import Metric, Tracker
 from bigstep.training.records import EpochRecord, StepRecord
 

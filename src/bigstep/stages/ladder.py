@@ -21,9 +21,10 @@ from bigstep.config.train import Train
 from bigstep.errors import OutOfMemoryError
 from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.models.building import InputShape
+from bigstep.models.classifier import Classifier
 from bigstep.models.saving import build_classifier
-from bigstep.step.measuring import resident_bytes, resident_peak_bytes, restart_resident_peak
-from bigstep.step.memory import predict_memory
+from bigstep.step.measuring import peak_memory_bytes, resident_bytes, restart_peak_memory
+from bigstep.step.memory import MemoryPrediction, predict_memory
 from bigstep.step.planning import Rung, climb, ladder
 from bigstep.training.guard import MemoryExhaustedError
 from bigstep.training.loop import set_training_mode, take_step
@@ -38,13 +39,14 @@ STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 
 @dataclass(frozen=True)
 class LadderRequest:
-    """What to measure: sections of params.yaml as plain values, the images' shape, and for how long."""
+    """What to measure: sections of params.yaml as plain values, the images' shape, and until when."""
 
     sections: dict[str, dict[str, Any]]
     channels: int
     size: int
     num_classes: int
-    seconds: float
+    until: float
+    """Seconds since the epoch after which no further rung is begun."""
 
     def section(self, kind: Any) -> Any:
         """Give one section."""
@@ -63,45 +65,41 @@ def main() -> int:
     shape = (effective, request.channels, request.size, request.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, request.num_classes, (effective,), generator=generator)
-    deadline = time.perf_counter() + request.seconds
     take_step(state, train, images[:2], labels[:2])
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _tell({"update_seconds": update_seconds})
-    prediction = predict_training(state, train, request.section(Model), images, effective)
+    size = min(effective, 32)
+    prediction = predict_training(state.classifier, train, shape[1:], Batch(effective, size, -(-effective // size)))
 
     def measure(size: int) -> Rung:
         state.accumulator.micro_batch_size = size
-        restart_resident_peak()
+        restart_peak_memory(state.classifier.mean.device)
         first = _seconds(lambda: _step(state, train, images[:size], labels[:size], size), 1)
         count = min(max(1, int(STEP_SECONDS / first)) * size, effective)
         elapsed = _seconds(lambda: _step(state, train, images[:count], labels[:count], size), 3)
         rate = count / max(elapsed - update_seconds, 1e-9)
-        return Rung(size, rate, _grown(state, base), prediction(size))
+        return Rung(size, rate, _grown(state, base), prediction.at(size))
 
     with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
         for rung in climb(ladder(effective), measure):
             _tell(asdict(rung))
-            if time.perf_counter() > deadline:
+            if time.time() > request.until:
                 break
     return 0
 
 
-def predict_training(
-    state: TrainingState, train: Train, model: Model, images: torch.Tensor, effective_batch_size: int
-) -> Callable[[int], int]:
-    """Give a function from micro-batch size to the predicted bytes of tensors of a training step."""
-    on_device = effective_batch_size if images.device == state.classifier.mean.device else 0
-    found = predict_memory(
-        state.classifier,
-        tuple(images.shape[1:]),
-        min(effective_batch_size, model.ghost_batch_size or 32),
+def predict_training(classifier: Classifier, train: Train, image_shape: tuple[int, int, int], batch: Batch) -> MemoryPrediction:
+    """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``."""
+    return predict_memory(
+        classifier,
+        image_shape,
+        batch.micro_batch_size,
         optimizer=lambda parameters: build_optimizer(train, parameters),
         precision=train.precision,
         input_dtype=torch.uint8,
-        effective_batch_size=on_device,
+        effective_batch_size=None if classifier.mean.is_cuda else batch.effective_batch_size,  # it stays on the host
         average=train.ema_decay is not None,
     )
-    return found.at
 
 
 def _step(state: TrainingState, train: Train, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
@@ -112,7 +110,7 @@ def _step(state: TrainingState, train: Train, images: torch.Tensor, labels: torc
 
 def _grown(state: TrainingState, base: int) -> int:
     device = state.classifier.mean.device
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else resident_peak_bytes() - base
+    return peak_memory_bytes(device) - (0 if device.type == "cuda" else base)
 
 
 def begin(request: LadderRequest, train: Train) -> TrainingState:

@@ -22,7 +22,7 @@ from bigstep.config.hardware import Hardware, parse_size
 from bigstep.config.params import Params
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import OutOfMemoryError, ProjectError
 from bigstep.files import read_json, write_json
 from bigstep.machine import choose_device, total_memory_bytes
 from bigstep.stages.ladder import LadderRequest, source_folder
@@ -196,7 +196,7 @@ def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int,
     sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
     for name, values in changes.items():
         sections[name].update(values)
-    request = LadderRequest(sections, *shape, seconds)
+    request = LadderRequest(sections, *shape, until=time.time() + seconds)
     code = (
         f"import sys; sys.path.insert(0, {str(source_folder())!r}); from bigstep.stages import ladder; sys.exit(ladder.main())"
     )
@@ -215,6 +215,10 @@ def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int,
         process.stdout.close()
         process.wait()
     rungs = tuple(Rung(**line) for line in lines if "micro_batch_size" in line)
+    if not rungs and process.returncode > 0:  # a signal, below zero, is what running out of memory looks like
+        raise ProjectError(
+            f"measuring {params.model.name} must end well, but ended with exit code {process.returncode}; its message is above"
+        )
     if not rungs:
         return None
     precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]

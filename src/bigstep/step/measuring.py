@@ -14,7 +14,7 @@ from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfi
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["held_bytes", "peak_growth", "resident_bytes", "resident_peak_bytes", "restart_resident_peak"]
+__all__ = ["held_bytes", "peak_growth", "peak_memory_bytes", "resident_bytes", "restart_peak_memory"]
 
 SETTINGS = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())  # noqa: FBT003 # memory only
 
@@ -58,13 +58,15 @@ def resident_bytes() -> int:
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
 
 
-def restart_resident_peak() -> None:
-    """Let :func:`resident_peak_bytes` forget what was before, where the system can."""
+def restart_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory_bytes` forget what was before, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def resident_peak_bytes() -> int:
+def _resident_peak_bytes() -> int:
     """Give the process's largest resident memory so far, or since the restart."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -73,6 +75,13 @@ def resident_peak_bytes() -> int:
             return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Give the most memory held so far: torch's on a GPU, the process's resident memory on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _resident_peak_bytes()
 
 
 def _tensors(owners: Any) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -58,7 +59,8 @@ def apply_update(state: TrainingState) -> None:
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
     if state.average is not None:
-        state.guard.call(lambda: state.average.update_parameters(state.classifier))  # type: ignore[union-attr] # is not None
+        move = partial(state.average.update_parameters, state.classifier)
+        state.guard.insist(move, lambda: None)  # in place: a failure comes before it moves anything
 
 
 def _step_group(state: TrainingState, group: dict[str, object], groups: list[dict[str, object]]) -> None:
