@@ -172,9 +172,9 @@ def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
 
 def _prepare(step: _Step, model: nn.Module) -> Optimizer:
     """Make gradients and optimizer state, as they are from the second micro-batch of the second step on."""
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer = step.optimizer([p for p in model.parameters() if p.requires_grad])
+    for parameter in model.parameters():  # only now: an optimizer that makes its state at once clears them
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     return optimizer
 

@@ -75,6 +75,15 @@ class NoiseScale:
         self._square_weight = keep**2 * self._square_weight + 1
         self.num_steps += 1
 
+    def sums(self) -> list[float]:
+        """Give all that it keeps, to be put on disk."""
+        return [self._trace, self._gradient, self._weight, self._square_weight, *self._cross, float(self.num_steps)]
+
+    def restore(self, sums: list[float]) -> None:
+        """Go on from what :meth:`sums` gave."""
+        self._trace, self._gradient, self._weight, self._square_weight = sums[:4]
+        self._cross, self.num_steps = list(sums[4:7]), int(sums[7])
+
     @property
     def value(self) -> float | None:
         """The noise scale in samples; None while the averages are not both positive, which too few steps leave them."""
