@@ -32,6 +32,8 @@ MAY_CHANGE = {
     "TORCHINDUCTOR_CACHE_DIR",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
     "MLFLOW_ALLOW_MODEL_CODE_EXECUTION",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
 }
 
 LONGEST = ("test_pipeline", "test_invariance")  # begun first, so that files side by side end together

@@ -3,39 +3,53 @@ from pathlib import Path
 
 import pytest
 
+from bigstep.errors import ProjectError
 from bigstep.files import whole_file, whole_folder
-from bigstep.stages.attempts import Attempt, attempt_key, begin_stage, finish_stage, read_attempt
+from bigstep.stages.attempts import Attempt, attempt_key, begin_stage, finish_stage, note_run, one_writer, read_attempt
 
 
 def test_stages_of_one_execution_share_a_run(tmp_path: Path) -> None:
-    begin_stage(tmp_path, "k", "prepare", None)
+    begin_stage(tmp_path, "k", "prepare")
     finish_stage(tmp_path, "k", "prepare")
-    assert begin_stage(tmp_path, "k", "train", "run1") == Attempt(1, "run1", ("prepare",))
+    begin_stage(tmp_path, "k", "train")
+    note_run(tmp_path, "k", "run1")
+    assert read_attempt(tmp_path, "k") == Attempt(1, "run1", ("prepare",))
     finish_stage(tmp_path, "k", "train")
-    assert begin_stage(tmp_path, "k", "evaluate", None).run_id == "run1"
+    assert begin_stage(tmp_path, "k", "evaluate").run_id == "run1"
 
 
-def test_a_killed_stage_goes_on_in_its_run(tmp_path: Path) -> None:
-    begin_stage(tmp_path, "k", "train", "run1")
-    assert begin_stage(tmp_path, "k", "train", None) == Attempt(1, "run1")
+def test_a_killed_stage_goes_on_in_its_attempt(tmp_path: Path) -> None:
+    begin_stage(tmp_path, "k", "train")
+    assert begin_stage(tmp_path, "k", "train", "data-code") == Attempt(1, fingerprint="data-code")
+    assert begin_stage(tmp_path, "k", "train", "data-code") == Attempt(1, fingerprint="data-code")
 
 
 def test_a_finished_stage_begins_a_new_attempt(tmp_path: Path) -> None:
-    begin_stage(tmp_path, "k", "train", "run1")
+    begin_stage(tmp_path, "k", "train")
+    note_run(tmp_path, "k", "run1")
     finish_stage(tmp_path, "k", "train")
-    assert begin_stage(tmp_path, "k", "train", None) == Attempt(2, None)
+    assert begin_stage(tmp_path, "k", "train") == Attempt(2)
 
 
-def test_a_run_given_by_mlflow_takes_the_attempt_over(tmp_path: Path) -> None:
-    begin_stage(tmp_path, "k", "train", "run1")
-    assert begin_stage(tmp_path, "k", "train", "run2") == Attempt(1, "run2")
+def test_other_data_or_code_begins_a_new_attempt(tmp_path: Path) -> None:
+    begin_stage(tmp_path, "k", "train", "data-code")
+    assert begin_stage(tmp_path, "k", "evaluate").number == 1
+    assert begin_stage(tmp_path, "k", "train", "data-other") == Attempt(2, fingerprint="data-other")
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path) -> None:
+    lock, second = tmp_path / "k.lock", one_writer(tmp_path / "k.lock", patience=0.3)
+    with one_writer(lock), pytest.raises(ProjectError, match="one process at a time"):
+        second.__enter__()
+    with one_writer(lock, patience=0.3):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "[", "{}", '{"number": "x", "run_id": 1, "finished": []}'])
 def test_a_torn_file_counts_as_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "k.json").write_text(text, encoding="utf-8")
     assert read_attempt(tmp_path, "k") is None
-    assert begin_stage(tmp_path, "k", "train", None) == Attempt(1)
+    assert begin_stage(tmp_path, "k", "train") == Attempt(1)
 
 
 def test_the_key_is_of_the_learning_values_and_the_experiment() -> None:

@@ -39,6 +39,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "train.step_epochs": 0,
     "train.factor": 1.0,
     "train.plateau_patience": -1,
+    "train.max_bad_steps": 0,
     "train.label_smoothing": 1.0,
     "train.class_weights": [1.0],
     "train.clip_norm": 0.0,
@@ -59,6 +60,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hardware.threads": 0,
     "hardware.memory_format": "nchw",
     "hardware.memory_budget": "4 gigs",
+    "checkpoint.every": "often",
     "tracking.noise_scale": "all",
 }
 UNBOUNDED = {

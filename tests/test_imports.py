@@ -20,7 +20,7 @@ LAYERS = [
     {"data"},
     {"models"},
     {"machine", "evaluation", "training"},
-    {"report", "tracking"},
+    {"checkpoint", "report", "tracking"},
     {"stages"},
     {"cli"},
 ]

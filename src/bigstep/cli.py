@@ -1,6 +1,7 @@
 """The command `bigstep`: parse, validate, call a stage; one line for each user's error."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,12 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set goes over them")
     parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
+    if name in ("train", "evaluate", "repro"):
+        parser.add_argument(
+            "--resume-anyway",
+            action="store_true",
+            help="go on from a killed training's checkpoint although the code that decides learning has changed",
+        )
     if name == "check":
         parser.add_argument("--samples", type=int, default=32, metavar="N", help="samples of the batch compared (default: 32)")
     if name == "plan":
@@ -114,6 +121,8 @@ def _repro(options: argparse.Namespace) -> int:
     from bigstep.stages.summary import finish_pipeline
 
     root = find_project_root(Path.cwd())
+    if getattr(options, "resume_anyway", False):
+        os.environ["BIGSTEP_RESUME_ANYWAY"] = "1"
     groups = (_preset(root, options.preset), _overrides(options))
     stage = {"repro": getattr(options, "stage", None), "check": "prepare", "plan": "prepare"}.get(
         options.command, options.command

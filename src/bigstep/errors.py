@@ -6,6 +6,8 @@
     ├── UserError                 bad input; `bigstep` prints the line and exits with code 2
     │   ├── ConfigError           params.yaml, `--set` or a preset breaks a rule (also a ValueError)
     │   ├── DataError             the images on disk break a rule
+    │   ├── CheckpointError       every checkpoint of a training is damaged; exit code 4
+    │   ├── DivergedError         too many steps in a row were not finite; exit code 3
     │   ├── ModelError            a model or weights file cannot be used as asked
     │   ├── OutOfMemoryError      what was asked for does not fit in memory
     │   └── ProjectError          the folder, the environment or another process is in the way
@@ -15,8 +17,10 @@
 
 __all__ = [
     "BigstepError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "LossError",
     "ModelError",
     "OutOfMemoryError",
@@ -42,6 +46,18 @@ class ConfigError(UserError, ValueError):
 
 class DataError(UserError):
     """The source images break a rule."""
+
+
+class CheckpointError(UserError):
+    """Every checkpoint of a training is damaged: neither going on nor beginning again is safe to choose for the user."""
+
+    exit_code = 4
+
+
+class DivergedError(UserError):
+    """The gradient was not finite in too many steps in a row."""
+
+    exit_code = 3
 
 
 class ModelError(UserError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from bigstep.config.batch import Batch, resolve_batch
+from bigstep.config.checkpoint import Checkpoint
 from bigstep.config.data import Data
 from bigstep.config.evaluate import Evaluate
 from bigstep.config.hardware import Hardware
@@ -21,7 +22,7 @@ from bigstep.errors import ConfigError
 
 __all__ = ["SECTIONS", "Params", "flatten", "parse_params"]
 
-SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Tracking)
+SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Checkpoint, Tracking)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Params:
     evaluate: Evaluate
     hardware: Hardware
     memory: Memory
+    checkpoint: Checkpoint
     tracking: Tracking
 
     @property

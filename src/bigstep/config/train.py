@@ -64,6 +64,9 @@ class Train(Section):
     precision: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="bfloat16 and float16 by autocast over float32 weights"
     )
+    max_bad_steps: int = Field(
+        20, ge=1, description="steps in a row without a finite gradient, all of them dropped, before training stops"
+    )
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from bigstep.config.data import Data
 from bigstep.data.decoding import Refusal
 from bigstep.data.sources import Sample, Source
 from bigstep.data.split import SPLITS, split_samples
-from bigstep.data.store import Manifest, SourceFile, StorePaths
+from bigstep.data.store import Manifest, SourceFile, StorePaths, digest_parts
 from bigstep.errors import DataError
 
 __all__ = ["prepare_store"]
@@ -121,7 +120,7 @@ def _manifest(
         refused=dict(sorted(reasons.items())),
         num_refused=reasons.total(),
         num_ignored=source.num_ignored,
-        digests=_digests(images, labels, parts),
+        digests=digest_parts(images, labels, parts),
     )
 
 
@@ -145,13 +144,3 @@ def _imagenet(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return IMAGENET_MEAN, IMAGENET_STD
     mean, std = (round(float(np.dot(GREY, values)), 9) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (mean,), (std,)
-
-
-def _digests(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:
-    digests = {name: hashlib.sha256() for name in SPLITS}
-    for index in range(len(labels)):
-        digest = digests[SPLITS[parts[index]]]
-        digest.update(images[index].tobytes())
-        digest.update(labels[index].tobytes())
-    found = {name: digest.hexdigest() for name, digest in digests.items()}
-    return {**found, "all": hashlib.sha256("".join(found.values()).encode()).hexdigest()}

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bigstep.data.split import SPLITS
 from bigstep.errors import DataError
 from bigstep.files import read_record
 
-__all__ = ["FORMAT", "Manifest", "SourceFile", "Store", "StorePaths"]
+__all__ = ["FORMAT", "Manifest", "SourceFile", "Store", "StorePaths", "digest_parts"]
 
 FORMAT = 1
 
@@ -148,6 +149,20 @@ class Store:
         except (OSError, ValueError) as error:
             raise DataError(f"{root} must be a whole prepared folder, but: {error}; run the stage prepare again") from None
 
+    def verify(self) -> None:
+        """Read every pixel and label, and compare with the digests that were taken when they were written.
+
+        Raises:
+            DataError: a part holds other bytes.
+        """
+        found = digest_parts(self.images, self.labels, self.parts)
+        for part, digest in self.manifest.digests.items():
+            if found.get(part) != digest:
+                raise DataError(
+                    f"{self.paths.root} must hold what prepare wrote, but the pixels or labels of the part {part} differ; "
+                    "delete the folder and run the stage prepare again (`bigstep verify` tells whether DVC's cache is damaged)"
+                )
+
     def indices(self, part: int) -> NDArray[np.int64]:
         """Give the samples of a part (an index into :data:`bigstep.data.split.SPLITS`), in order."""
         return np.flatnonzero(self.parts == part)
@@ -156,3 +171,14 @@ class Store:
         """Give the source's name of each sample."""
         with self.paths.samples.open(newline="", encoding="utf-8") as file:
             return [row["name"] for row in csv.DictReader(file)]
+
+
+def digest_parts(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:
+    """Hash pixels and labels of each part, in order, and all parts together."""
+    digests = {name: hashlib.sha256() for name in SPLITS}
+    for index in range(len(labels)):
+        digest = digests[SPLITS[parts[index]]]
+        digest.update(images[index].tobytes())
+        digest.update(labels[index].tobytes())
+    found = {name: digest.hexdigest() for name, digest in digests.items()}
+    return {**found, "all": hashlib.sha256("".join(found.values()).encode()).hexdigest()}

@@ -1,27 +1,33 @@
-"""Which MLflow run an execution of the pipeline writes to.
+"""Which execution of the pipeline a stage belongs to, and with it the MLflow run and the checkpoints.
 
 An attempt is one execution with the same learning parameters. While it is unfinished, its stages share one run, also when
-it is killed and started again; once a stage has finished in it, starting that stage again begins a new attempt.
+it is killed and started again; once a stage has finished in it, starting that stage again begins a new attempt. So does
+other data or other code that decides learning: what was begun with the old must not go on with the new.
 """
 
-from collections.abc import Mapping
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from bigstep.errors import ProjectError
 from bigstep.files import read_record, write_json
 
-__all__ = ["Attempt", "attempt_key", "begin_stage", "finish_stage", "read_attempt"]
+__all__ = ["Attempt", "attempt_key", "begin_stage", "finish_stage", "note_run", "one_writer", "read_attempt"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An execution of the pipeline: its number, its run (None before there is one) and the stages it has finished."""
+    """An execution of the pipeline: its number, its run and what it trains with (None before), the stages it has finished."""
 
     number: int
     run_id: str | None = None
     finished: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
 
 def attempt_key(learning: Mapping[str, Any], experiment: str) -> str:
@@ -37,18 +43,56 @@ def read_attempt(folder: Path, key: str) -> Attempt | None:
         return None
 
 
-def begin_stage(folder: Path, key: str, stage: str, run_id: str | None) -> Attempt:
-    """Continue the unfinished attempt, or begin one; ``run_id``, where given, is its run from here on."""
+def begin_stage(folder: Path, key: str, stage: str, fingerprint: str | None = None) -> Attempt:
+    """Continue the unfinished attempt, or begin one; ``fingerprint``, where given, is of what it trains with."""
     latest = read_attempt(folder, key)
-    if latest is None or stage in latest.finished:
+    if latest is None or stage in latest.finished or _differs(latest.fingerprint, fingerprint):
         latest = Attempt(1 if latest is None else latest.number + 1)
-    return _write(folder, key, latest if run_id is None else replace(latest, run_id=run_id))
+    return _write(folder, key, latest if fingerprint is None else replace(latest, fingerprint=fingerprint))
 
 
 def finish_stage(folder: Path, key: str, stage: str) -> None:
     """Note that a stage is done."""
     latest = read_attempt(folder, key) or Attempt(1)
     _write(folder, key, replace(latest, finished=(*latest.finished, stage)))
+
+
+def note_run(folder: Path, key: str, run_id: str | None) -> None:
+    """Note the MLflow run of the latest attempt."""
+    latest = read_attempt(folder, key) or Attempt(1)
+    _write(folder, key, replace(latest, run_id=run_id))
+
+
+@contextmanager
+def one_writer(path: Path, patience: float = 30.0) -> Iterator[None]:
+    """Hold the lock ``path``; waits ``patience`` seconds for a process that is about to end.
+
+    Raises:
+        ProjectError: another process keeps it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        started = time.monotonic()
+        while not _taken(file.fileno()):
+            if time.monotonic() - started > patience:
+                raise ProjectError(
+                    "one process at a time may run a stage with the same parameters, but another is running; "
+                    f"wait for it, or stop it ({path.name} is its lock)"
+                )
+            time.sleep(0.2)
+        yield
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _differs(known: str | None, new: str | None) -> bool:
+    return known is not None and new is not None and known != new
 
 
 def _write(folder: Path, key: str, attempt: Attempt) -> Attempt:

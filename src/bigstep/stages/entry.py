@@ -1,5 +1,6 @@
 """How a stage begins and ends: validate everything, run, and turn a user's error into one line."""
 
+import contextlib
 import importlib
 import os
 import sys
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 from bigstep.config.reading import parse_section, read_yaml
 from bigstep.config.section import Section
 from bigstep.errors import UserError
-from bigstep.stages.attempts import attempt_key, begin_stage, finish_stage
+from bigstep.stages.attempts import attempt_key, begin_stage, finish_stage, one_writer
+from bigstep.stages.lifeline import hold_lifeline
 from bigstep.stages.paths import ProjectPaths, StagePaths, find_project
+from bigstep.stages.signals import Signals, StoppedError
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
 
@@ -32,6 +35,8 @@ class Stage:
     """The same, as ``section.key``, for the history; no stage decides anything by it."""
     key: str
     """Of its attempt."""
+    signals: Signals
+    """What the process was told meanwhile."""
 
     def section(self, kind: type[S]) -> S:
         """Give one section of params.yaml."""
@@ -42,15 +47,22 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
     """Run a stage in the current folder.
 
     Returns:
-        The exit code: 0, or 2 after a user's error.
+        The exit code: 0, that of a user's error (2 for most), or 143 and 130 after SIGTERM and SIGINT.
     """
+    signals = Signals()
     try:
-        stage = _open(name)
-        begin_stage(stage.project.attempts, stage.key, name, os.environ.get("MLFLOW_RUN_ID"))
-        body(stage)
-        finish_stage(stage.project.attempts, stage.key, name)
+        with signals.watched():
+            hold_lifeline(signals)
+            stage = _open(name, signals)
+            with one_writer(stage.project.attempts / f"{stage.key}.lock"):
+                begin_stage(stage.project.attempts, stage.key, name)
+                body(stage)
+                finish_stage(stage.project.attempts, stage.key, name)
     except UserError as error:
         return report_user_error(error)
+    except StoppedError as stop:
+        print(f"bigstep: {stop}; the same command goes on from here", file=sys.stderr)
+        return _leave_code(stop.exit_code)
     return 0
 
 
@@ -58,12 +70,17 @@ def report_user_error(error: UserError) -> int:
     """Print one line for each problem, and leave the exit code for a `bigstep` above DVC, which has its own codes."""
     for line in str(error).splitlines():
         print(f"bigstep: {line}", file=sys.stderr)
+    return _leave_code(error.exit_code)
+
+
+def _leave_code(code: int) -> int:
     if "BIGSTEP_EXIT_FILE" in os.environ:
-        Path(os.environ["BIGSTEP_EXIT_FILE"]).write_text(str(error.exit_code), encoding="utf-8")
-    return error.exit_code
+        with contextlib.suppress(OSError):  # whoever asked for it may be gone
+            Path(os.environ["BIGSTEP_EXIT_FILE"]).write_text(str(code), encoding="utf-8")
+    return code
 
 
-def _open(name: str) -> Stage:
+def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     # Loaded by name: checking the other sections can refuse a file but changes nothing a stage does, so that these modules
@@ -73,4 +90,4 @@ def _open(name: str) -> Stage:
     if "DVC_STAGE" in os.environ:
         checking.check_followed_by_dvc(params)
     key = attempt_key(checking.learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
-    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key)
+    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key, signals)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from bigstep.config.evaluate import Evaluate
 from bigstep.config.hardware import Hardware
 from bigstep.config.tracking import Tracking
-from bigstep.console import console
 from bigstep.data.batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
@@ -22,10 +21,9 @@ from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.models.saving import ModelCard, load_classifier
 from bigstep.report.page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.stages.entry import Stage, run_stage
-from bigstep.stages.runs import produced_by, stage_run, timed
+from bigstep.stages.runs import stage_run, timed
 from bigstep.tracking.base import DatasetRecord
-from bigstep.tracking.mlflow_tracker import MlflowTracker
-from bigstep.tracking.registry import promote
+from bigstep.tracking.spool import SpoolTracker
 
 __all__ = ["evaluate", "main"]
 
@@ -46,10 +44,12 @@ def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tra
     """Write ``results/evaluate``: metrics, scores by class, predictions, pictures and a page.
 
     Raises:
+        DataError: the prepared images are not those that were prepared.
         ModelError: there is no model, or it was trained on other data.
     """
     set_threads(hardware)
     store = Store(stage.paths.prepared)
+    store.verify()
     classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[hardware.memory_format])
     classifier.to(choose_device(hardware))
     probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
@@ -59,7 +59,7 @@ def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tra
     with stage_run(stage, tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores)
         name = tracking.registered_model or f"bigstep-{store.manifest.source}"
-        _promote(tracker, name, card)
+        tracker.promote(name, card.weights_sha256)
 
 
 def _write_results(
@@ -108,7 +108,7 @@ def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evalua
         draw_mistakes(np.asarray(store.images[indices[worst]]), captions, beside)
 
 
-def _log_results(stage: Stage, tracker: MlflowTracker, store: Store, scores: Scores) -> None:
+def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: Scores) -> None:
     manifest = store.manifest
     tracker.log_dataset(DatasetRecord(manifest.source, manifest.digest, manifest.source, "testing", {}))
     metrics = {f"test_{name}": value for name, value in scores.summary().items()}
@@ -120,19 +120,6 @@ def _log_results(stage: Stage, tracker: MlflowTracker, store: Store, scores: Sco
             tracker.log_file(path, "evaluate")
     tracker.log_file(stage.paths.params)
     tracker.log_file(stage.paths.lock)
-
-
-def _promote(tracker: MlflowTracker, name: str, card: ModelCard) -> None:
-    trained_in = produced_by(tracker, card.weights_sha256)
-    if trained_in is None:
-        return
-    if trained_in != tracker.run_id:
-        tracker.set_tags({"bigstep.trained_in": trained_in})
-    promotion = promote(tracker.client, trained_in, name, metric="val_loss", smaller_is_better=True)
-    if promotion is not None:
-        role = "champion" if promotion.is_champion else "challenger"
-        console.print(f"MLflow model {promotion.name} version {promotion.version} is {role}: {promotion.reason}")
-        tracker.set_tags({"bigstep.model_version": promotion.version, "bigstep.model_role": role})
 
 
 @contextmanager

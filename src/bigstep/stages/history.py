@@ -1,6 +1,7 @@
 """Training records as rows, metrics and lines on the console."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,7 +31,17 @@ class History:
         self._steps: list[tuple[StepRecord, int]] = []
         self._started = self._flushed = self._epoch_started = time.perf_counter()
         self._epoch_images = 0
-        self._learning_rate, self._last_step = 0.0, 0
+        self._learning_rate, self._last_step, self._first_step = 0.0, 0, 0
+
+    def kept(self) -> dict[str, Any]:
+        """Give what a checkpoint must hold for the rows to go on as they were."""
+        return {"rows": self.rows, "learning_rate": self._learning_rate, "last_step": self._last_step}
+
+    def go_on(self, kept: Mapping[str, Any], step: int) -> None:
+        """Go on, at ``step``, from what :meth:`kept` gave."""
+        self.rows = [dict(row) for row in kept["rows"]]
+        self._learning_rate, self._last_step = kept["learning_rate"], kept["last_step"]
+        self._first_step = step
 
     @property
     def images_per_second(self) -> float:
@@ -46,13 +57,16 @@ class History:
 
     def describe(self, record: StepRecord) -> str:
         """Write what a live line shows of a step."""
-        done = record.step + 1
-        left = (self.num_epochs * self.steps_per_epoch - done) * (time.perf_counter() - self._started) / done
+        left = self._left_seconds(record.step + 1)
         return (
             f"epoch {record.epoch + 1}/{self.num_epochs}  loss {float(record.loss):.4f}  "
             f"{self.images_per_second:,.0f} images/s  peak {format_bytes(peak_memory_bytes(self.device))}  "
             f"left {format_seconds(left)}"
         )
+
+    def _left_seconds(self, done: int) -> float:
+        passed = time.perf_counter() - self._started
+        return (self.num_epochs * self.steps_per_epoch - done) * passed / max(done - self._first_step, 1)
 
     def _add_step(self, record: StepRecord) -> None:
         self.num_images += record.num_samples
@@ -84,7 +98,7 @@ class History:
             if key not in ("learning_rate", "num_updates")
         ]
         self.flush()
-        left = (self.num_epochs - record.epoch - 1) * (time.perf_counter() - self._started) / (record.epoch + 1)
+        left = self._left_seconds((record.epoch + 1) * self.steps_per_epoch)
         console.print(
             f"epoch {record.epoch + 1}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
             f"val_accuracy {record.validation.accuracy:.4f}{' *' if record.is_best else '  '}  "

@@ -47,9 +47,9 @@ class MarkedBatches:
         self.micro_batch_size = micro_batch_size
         self._marked: int | None = None
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the batches of an epoch."""
-        for batch in self.batches.epoch(epoch):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the batches of an epoch, from the batch ``start`` on."""
+        for batch in self.batches.epoch(epoch, start):
             self._update()
             yield batch
 

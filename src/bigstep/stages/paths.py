@@ -61,6 +61,21 @@ class ProjectPaths:
         return self.state / "plans"
 
     @property
+    def checkpoints(self) -> Path:
+        """States of trainings that have not ended."""
+        return self.state / "checkpoints"
+
+    @property
+    def spools(self) -> Path:
+        """What runs were told, until MLflow knows it."""
+        return self.state / "spools"
+
+    @property
+    def site_cache(self) -> Path:
+        """DVC's own notes, which it reads by unpickling: nobody else may write here."""
+        return self.state / "dvc"
+
+    @property
     def workspaces(self) -> Path:
         """Private copies for runs with overrides."""
         return self.state / "workspaces"

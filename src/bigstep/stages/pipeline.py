@@ -14,6 +14,7 @@ from bigstep.config.reading import Override, apply_overrides, read_yaml
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.stages.checking import check_followed_by_dvc, check_params
+from bigstep.stages.children import follow_command
 from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.workspace import private_workspace
@@ -109,16 +110,22 @@ def _run_dvc(folder: Path, root: Path, request: Request) -> int:
     arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
     with tempfile.TemporaryDirectory() as scratch:
         exit_file = Path(scratch, "exit")
-        environment = {**os.environ, "BIGSTEP_EXIT_FILE": str(exit_file)}
+        environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file)}
         if folder != root:
             environment["BIGSTEP_ROOT"] = str(root)
-        finished = _dvc(arguments, folder, env=environment)
-        if finished.returncode == 0:
-            return 0
-        return int(exit_file.read_text(encoding="utf-8")) if exit_file.exists() else 1
+        code = follow_command([sys.executable, "-m", "dvc", *arguments], folder, environment)
+        return int(exit_file.read_text(encoding="utf-8")) if code and exit_file.exists() else code
 
 
 def _dvc(arguments: Sequence[str], folder: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    environment = dict(options.pop("env", os.environ))
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, check=False, **options)
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=_environment(folder), check=False, **options)
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """Let DVC find this environment's programs, and keep what it reads by unpickling where nobody else writes."""
+    cache = ProjectPaths(root).site_cache
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.parent.chmod(0o700)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {"DVC_SITE_CACHE_DIR": str(cache), **os.environ, "PATH": path}

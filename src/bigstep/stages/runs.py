@@ -1,46 +1,101 @@
-"""The MLflow run of a stage: found or begun, and ended truthfully."""
+"""The MLflow run of a stage: found or begun, told through a spool on disk, and ended truthfully."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
-from bigstep.stages.attempts import begin_stage
+from bigstep.console import console
+from bigstep.machine import process_name
+from bigstep.stages.attempts import note_run, read_attempt
 from bigstep.stages.entry import Stage
+from bigstep.stages.signals import StoppedError
 from bigstep.tracking.base import Metric
 from bigstep.tracking.database import tracking_uri
-from bigstep.tracking.mlflow_tracker import MlflowTracker, git_tags, open_run
+from bigstep.tracking.delivery import Courier
+from bigstep.tracking.mlflow_tracker import git_tags
+from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, unfinished_spools
 
-__all__ = ["produced_by", "stage_run", "timed"]
+__all__ = ["deliver_others", "stage_run", "timed"]
+
+FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
+LAST_ROUND = 5.0  # seconds for a stage that was told to stop
 
 
 @contextmanager
-def stage_run(stage: Stage, experiment: str) -> Iterator[MlflowTracker]:
-    """Open the run of the stage's attempt, or that of ``mlflow run``; it ends FINISHED, FAILED or KILLED with the block."""
-    attempt = begin_stage(stage.project.attempts, stage.key, stage.name, os.environ.get("MLFLOW_RUN_ID"))
-    tracker = open_run(tracking_uri(stage.project.root), run_id=attempt.run_id, experiment=experiment)
-    begin_stage(stage.project.attempts, stage.key, stage.name, tracker.run_id)
-    try:
+def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
+    """Tell the run of the stage's attempt, or that of ``mlflow run``; it ends FINISHED, FAILED or KILLED with the block."""
+    attempt = read_attempt(stage.project.attempts, stage.key)
+    assert attempt is not None
+    folder = stage.project.spools / f"{stage.key}.{attempt.number}"
+    given = os.environ.get("MLFLOW_RUN_ID")
+    with alone_in(folder):
+        spool = Spool(folder)
+        spool.begin(tracking_uri(stage.project.root), experiment)
+        tracker = SpoolTracker(spool)
+        if given is not None:
+            tracker.continue_run(given)
         tracker.log_params(stage.flat)
-        tracker.set_tags({**git_tags(stage.project.root), "bigstep.attempt": f"{stage.key}.{attempt.number}"})
-        yield tracker
-    except KeyboardInterrupt:
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish("FINISHED")
+        tags = {"bigstep.attempt": f"{stage.key}.{attempt.number}", "bigstep.process": process_name()}
+        tracker.set_tags({**git_tags(stage.project.root), **tags})
+        courier = Courier(spool)
+        courier.start(FIRST_ROUND)
+        try:
+            yield tracker
+        except (KeyboardInterrupt, StoppedError):
+            tracker.finish("KILLED")
+            courier.drain(LAST_ROUND)
+            raise
+        except BaseException:
+            tracker.finish("FAILED")
+            _drain(courier)
+            raise
+        tracker.finish("FINISHED")
+        delivered = _drain(courier)
+        note_run(stage.project.attempts, stage.key, spool.sent.run_id)
+        if delivered:
+            deliver_others(stage.project.spools, folder)
+            if stage.name == "evaluate":
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def produced_by(tracker: MlflowTracker, weights_sha256: str) -> str | None:
-    """Give the latest run that trained these weights: this one, or an earlier one whose model DVC took from its cache."""
-    if tracker.client.get_run(tracker.run_id).data.tags.get("bigstep.weights_sha256") == weights_sha256:
-        return tracker.run_id
-    experiments = [item.experiment_id for item in tracker.client.search_experiments()]
-    query = f"tags.`bigstep.weights_sha256` = '{weights_sha256}'"
-    found = tracker.client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
-    return str(found[0].info.run_id) if found else None
+def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
+    """Deliver what earlier attempts left in their spools; runs whose process was killed end as KILLED.
+
+    Returns:
+        The names of the spools that were delivered.
+    """
+    done = []
+    for path in unfinished_spools(folder):
+        if path == own:
+            continue
+        with alone_in(path) as alone:
+            if not alone:
+                continue
+            spool = Spool(path)
+            last = spool.last()
+            if last is not None and last["entry"] != "finish":
+                SpoolTracker(spool).finish("KILLED")
+            if spool.origin is None:
+                continue
+            courier = Courier(spool)
+            courier.start()
+            if not courier.drain(LAST_ROUND):
+                break
+            done.append(path.name)
+    return done
+
+
+def _drain(courier: Courier) -> bool:
+    if courier.drain():
+        return True
+    console.print(
+        f"MLflow does not answer ({courier.problem}); the history of this run waits on disk, and is told at the next start, "
+        "or by `bigstep doctor --fix`"
+    )
+    return False
 
 
 def timed(values: Mapping[str, float], step: int) -> list[Metric]:

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from bigstep.config.batch import Batch
+from bigstep.config.checkpoint import Checkpoint, parse_duration
 from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
 from bigstep.config.model import Model
@@ -23,21 +25,23 @@ from bigstep.errors import ConfigError, ModelError, OutOfMemoryError
 from bigstep.files import whole_file, write_json
 from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.models.building import InputShape
-from bigstep.models.classifier import Classifier, ServedClassifier
-from bigstep.models.saving import ModelCard, build_classifier, load_classifier, save_model
+from bigstep.models.classifier import Classifier
+from bigstep.models.saving import ModelCard, build_classifier, save_model
 from bigstep.report.curves import draw_curves
 from bigstep.stages.entry import Stage, run_stage
 from bigstep.stages.history import History
 from bigstep.stages.marks import MarkedBatches, read_mark
+from bigstep.stages.resume import Checkpoints, Resumed, open_checkpoints
 from bigstep.stages.runs import stage_run, timed
 from bigstep.step.noise import advise
 from bigstep.tracking.base import DatasetRecord, ModelRecord, Tracker
+from bigstep.tracking.spool import SpoolTracker
 from bigstep.training.batches import TrainingBatches
 from bigstep.training.class_weights import class_weights
 from bigstep.training.guard import is_out_of_memory
 from bigstep.training.invariance import Invariance, find_invariance
 from bigstep.training.loop import recalibrate_best, set_training_mode, train_epochs
-from bigstep.training.records import StepRecord
+from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.state import Best, TrainingState, build_state
 
 if TYPE_CHECKING:
@@ -51,19 +55,25 @@ def main() -> int:
 
     def body(stage: Stage) -> None:
         sections = stage.section(Model), stage.section(Train), stage.section(Hardware)
-        train(stage, *sections, stage.section(Memory), stage.section(Tracking))
+        train(stage, *sections, stage.section(Memory), stage.section(Tracking), stage.section(Checkpoint))
 
     return run_stage("train", body)
 
 
-def train(stage: Stage, model: Model, train: Train, hardware: Hardware, memory: Memory, tracking: Tracking) -> None:
+def train(  # the sections it reads
+    stage: Stage, model: Model, train: Train, hardware: Hardware, memory: Memory, tracking: Tracking, checkpoint: Checkpoint
+) -> None:
     """Write ``results/train``: the best epoch's weights, how to rebuild the model, metrics, history and curves.
 
     Raises:
+        CheckpointError: it was killed, and every checkpoint is damaged.
         ConfigError: the parameters do not fit the data.
+        DataError: the prepared images are not those that were prepared.
+        DivergedError: the gradient was not finite in too many steps in a row.
         ModelError: the model does not take the images, or never gave a finite loss.
     """
     store = Store(stage.paths.prepared)
+    store.verify()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
     fit = _fit(stage, store, read_mark(mark))
     batch = fit.batch
@@ -72,20 +82,34 @@ def train(stage: Stage, model: Model, train: Train, hardware: Hardware, memory: 
     invariance = _judge_invariance(state, train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
+    checkpoints = open_checkpoints(stage, store, model, parse_duration(checkpoint.every))
+    resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     with stage_run(stage, tracking.experiment) as tracker:
         tracker.log_dataset(_dataset(store, "training"))
         tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
         slicing = {"bigstep.micro_batch_size": batch.micro_batch_size, "bigstep.accumulation_steps": batch.accumulation_steps}
         tracker.set_tags({key: str(value) for key, value in slicing.items()})
         tracker.log_metrics(timed({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
-        history = _run(state, train, batch, store, tracker, hardware.num_workers, mark, fit.predicted_bytes)
+        keeping = _Keeping(checkpoints, resumed, mark, fit.predicted_bytes)
+        history = _run(stage, state, train, batch, store, tracker, hardware.num_workers, keeping)
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
             validation = recalibrate_best(state, store)
             console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
         _report_noise(state, tracker, batch)
         card = _write_results(stage, store, state, model, train, batch, history.rows)
-        state.guard.call(lambda: _log_results(stage, tracker, store, card))
+        _log_results(stage, tracker, store, card)
         state.guard.close()
+    checkpoints.clear()
+
+
+@dataclass(frozen=True)
+class _Keeping:
+    """What is kept on disk while training."""
+
+    checkpoints: Checkpoints
+    resumed: Resumed | None
+    mark: Path
+    step_bytes: int
 
 
 def _fit(stage: Stage, store: Store, died_at: int | None) -> "Fit":
@@ -116,27 +140,43 @@ def _report_noise(state: TrainingState, tracker: Tracker, batch: Batch) -> None:
         tracker.set_tags({"bigstep.advice": advice})
 
 
-def _run(
+def _run(  # what training needs, each apart
+    stage: Stage,
     state: TrainingState,
     train: Train,
     batch: Batch,
     store: Store,
-    tracker: Tracker,
+    tracker: SpoolTracker,
     num_workers: int | None,
-    mark: Path,
-    step_bytes: int,
+    keeping: _Keeping,
 ) -> History:
     steps_per_epoch = -(-len(store.indices(0)) // batch.effective_batch_size)
     history = History(tracker, state.classifier.mean.device, train.epochs, steps_per_epoch)
+    if keeping.resumed is not None:
+        history.go_on(keeping.resumed.values, state.step)
+        tracker.set_tags(keeping.resumed.tags)
+        console.print(f"goes on from the checkpoint of step {state.step}, in epoch {state.epoch + 1}")
     started = time.perf_counter()
     batches = TrainingBatches(store, train, batch.effective_batch_size, num_workers)
-    marked = MarkedBatches(batches, mark, step_bytes, lambda: state.accumulator.micro_batch_size)
+    marked = MarkedBatches(batches, keeping.mark, keeping.step_bytes, lambda: state.accumulator.micro_batch_size)
+
+    def save() -> None:
+        history.flush()  # first: what a checkpoint has behind it, the journal must hold
+        tracker.spool.sync()
+        keeping.checkpoints.save(state, history.kept(), micro_batch_size=batch.micro_batch_size)
+
     try:
-        with live_line("step", train.epochs * steps_per_epoch) as line:
+        with stage.signals.deferred(), live_line("step", train.epochs * steps_per_epoch) as line:
+            line.advance(state.step)
             for record in train_epochs(state, train, store, marked):
                 history.add(record)
                 if isinstance(record, StepRecord) and line.progress is not None:
                     line.advance(text=history.describe(record))
+                ends = isinstance(record, EpochRecord)
+                if stage.signals.told is not None or keeping.checkpoints.is_due(at_epoch_end=ends):
+                    save()
+                stage.signals.raise_if_told()
+        stage.signals.raise_if_told()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -261,7 +301,6 @@ def _log_results(stage: Stage, tracker: Tracker, store: Store, card: ModelCard) 
         tracker.log_file(path, "train")
     tracker.log_file(store.paths.refused, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
-    classifier, _ = load_classifier(paths.train)
     example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
     tags = {
         "bigstep.weights_sha256": card.weights_sha256,
@@ -269,7 +308,7 @@ def _log_results(stage: Stage, tracker: Tracker, store: Store, card: ModelCard) 
         "bigstep.val_loss": repr(card.val_loss),
         "bigstep.val_accuracy": repr(card.val_accuracy),
     }
-    tracker.log_model(ModelRecord(ServedClassifier(classifier, card.size).eval(), example, card.classes, tags))
+    tracker.log_model(ModelRecord(paths.train, example, card.classes, tags))
 
 
 def _dataset(store: Store, context: str) -> DatasetRecord:

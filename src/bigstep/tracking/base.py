@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, final
 
-__all__ = ["DatasetRecord", "Metric", "ModelRecord", "NullTracker", "RecordingTracker", "Tracker"]
+__all__ = ["DatasetRecord", "Metric", "ModelPackage", "ModelRecord", "NullTracker", "RecordingTracker", "Tracker"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,17 @@ class DatasetRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A trained model to be kept: a module in evaluation mode, a raw batch it takes, and what is known about it."""
+    """A trained model to be kept: the folder it was saved in, a raw batch it takes, and what is known about it."""
+
+    folder: Path
+    example: Any
+    classes: tuple[str, ...]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A model in the form that is exported: a module in evaluation mode, and the rest as in :class:`ModelRecord`."""
 
     module: Any
     example: Any

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite, split_params
+from bigstep.tracking.base import DatasetRecord, Metric, ModelPackage, finite, split_params
 from bigstep.tracking.database import open_client, open_experiment
 
 if TYPE_CHECKING:
@@ -20,10 +20,12 @@ __all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run"]
 T = TypeVar("T")
 METRICS_A_MESSAGE, PARAMS_A_MESSAGE = 1000, 100  # MLflow's limits
 DIGEST_LENGTH = 36  # MLflow's limit
-MODEL_URI_TAG = "bigstep.model_uri"
+MODEL_URI_TAG, KEY_TAG = "bigstep.model_uri", "bigstep.run_key"
 
 
-def open_run(uri: str, *, run_id: str | None, experiment: str, name: str | None = None) -> "MlflowTracker":
+def open_run(
+    uri: str, *, run_id: str | None, experiment: str, name: str | None = None, key: str | None = None
+) -> "MlflowTracker":
     """Continue the run ``run_id``, or begin one.
 
     Args:
@@ -31,11 +33,14 @@ def open_run(uri: str, *, run_id: str | None, experiment: str, name: str | None 
         run_id: of the run to continue; None begins a new one.
         experiment: that a new run belongs to.
         name: of a new run; None lets MLflow choose.
+        key: tag of a new run; a run that has it already was begun by a process that was killed then, and is taken.
     """
     client = open_client(uri)
     if run_id is None or not _exists(client, run_id):
         experiment_id = open_experiment(client, uri, experiment)
-        run = client.create_run(experiment_id, tags=_origin(), run_name=name)
+        known = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1) if key else []
+        tags = {**_origin(), **({KEY_TAG: key} if key else {})}
+        run = known[0] if known else client.create_run(experiment_id, tags=tags, run_name=name)
         return MlflowTracker(client, uri, str(run.info.run_id))
     client.update_run(run_id, status="RUNNING")
     return MlflowTracker(client, uri, run_id)
@@ -94,7 +99,7 @@ class MlflowTracker:
         if path.is_file():
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_model(self, model: ModelRecord) -> None:
+    def log_model(self, model: ModelPackage) -> None:
         """Export the module (torch.export) with any number of images of any size, and note where it is in a tag."""
         import mlflow
         import numpy as np
@@ -119,9 +124,19 @@ class MlflowTracker:
         self.client.update_run(self.run_id, status="RUNNING")
         self.set_tags({**model.tags, MODEL_URI_TAG: str(info.model_uri)})
 
+    def take_over(self, run_id: str) -> None:
+        """Note that this run holds the history of ``run_id``, which was killed, and end that one."""
+        self.set_tags({"continues": run_id})
+        if not _exists(self.client, run_id):
+            return
+        self.client.set_tag(run_id, "continued_by", self.run_id)
+        if self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.set_terminated(run_id, "KILLED")
+
     def finish(self, status: str) -> None:
-        """End the run."""
-        self.client.set_terminated(self.run_id, status)
+        """End the run, which does nothing where it has this status."""
+        if self.client.get_run(self.run_id).info.status != status:
+            self.client.set_terminated(self.run_id, status)
 
 
 def _exists(client: "MlflowClient", run_id: str) -> bool:

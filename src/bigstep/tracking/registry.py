@@ -8,7 +8,7 @@ from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Promotion", "promote"]
+__all__ = ["Promotion", "produced_by", "promote"]
 
 WEIGHTS, DIGEST = "bigstep.weights_sha256", "bigstep.validation_digest"
 
@@ -21,6 +21,16 @@ class Promotion:
     version: str
     is_champion: bool
     reason: str
+
+
+def produced_by(client: "MlflowClient", run_id: str, weights_sha256: str) -> str | None:
+    """Give the latest run that trained these weights: ``run_id``, or an earlier one whose model DVC took from its cache."""
+    if client.get_run(run_id).data.tags.get(WEIGHTS) == weights_sha256:
+        return run_id
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    query = f"tags.`{WEIGHTS}` = '{weights_sha256}'"
+    found = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def promote(client: "MlflowClient", run_id: str, name: str, *, metric: str, smaller_is_better: bool) -> Promotion | None:

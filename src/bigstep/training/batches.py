@@ -44,16 +44,17 @@ class TrainingBatches:
                 batch_sampler=self._order,
                 num_workers=workers,
                 persistent_workers=workers > 0,
+                generator=torch.Generator(),  # its own: one drawn from torch's would move dropout without keys
             )
 
     def __len__(self) -> int:
         """Count the effective batches of an epoch."""
         return (len(self._ids) + self.size - 1) // self.size
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Give the batches of an epoch, counted from 0."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Give the batches of an epoch, counted from 0, from the batch ``start`` on."""
         order = epoch_order(len(self._ids), self.train.seed, epoch)
-        batches = list(effective_batches(self._ids[order], self.size))
+        batches = list(effective_batches(self._ids[order], self.size))[start:]
         if self._loader is None:
             for chosen in batches:
                 yield self._augmented(chosen, epoch)

@@ -20,7 +20,7 @@ from bigstep.config.train import Train
 from bigstep.data.batches import ordered_batches
 from bigstep.data.mixing import mix_batch
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import DivergedError, OutOfMemoryError
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import BackwardResult
 from bigstep.step.gradients import squared_norm
@@ -41,24 +41,29 @@ MEASURED = 3  # micro-batches: from the second on gradients are alive, which is 
 class EpochBatches(Protocol):
     """Where effective batches come from."""
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give images and labels of each effective batch of an epoch."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give images and labels of each effective batch of an epoch, from the batch ``start`` on."""
         ...
 
 
 def train_epochs(state: TrainingState, train: Train, store: Store, batches: EpochBatches) -> Iterator[StepRecord | EpochRecord]:
     """Train until the last epoch or until early stopping; yields each step, and after each epoch its end.
 
-    ``state`` is up to date at every yield, so the caller may stop there.
+    ``state`` is up to date at every yield, so the caller may stop there, put it on disk, and begin from it again.
+
+    Raises:
+        DivergedError: ``train.max_bad_steps`` steps in a row had no finite gradient.
     """
     while state.epoch < train.epochs and not _out_of_patience(state, train):
-        losses: list[tuple[Tensor, int]] = []
         set_training_mode(state)
-        for number, (images, labels) in enumerate(batches.epoch(state.epoch)):
+        start = len(state.epoch_losses)
+        for number, (images, labels) in enumerate(batches.epoch(state.epoch, start), start):
             record = take_step(state, train, images, labels, measure_memory=number == 0)
-            losses.append((record.loss, record.num_samples))
+            state.epoch_losses.append((record.loss, record.num_samples))
             yield record
-        yield _finish_epoch(state, train, store, losses)
+            if state.num_bad_in_a_row >= train.max_bad_steps:
+                raise DivergedError(_diverged(state, train))
+        yield _finish_epoch(state, train, store)
 
 
 def take_step(
@@ -97,6 +102,8 @@ def take_step(
     state.step += 1
     state.num_updates += applied
     state.num_dropped += not applied
+    if result.weight > 0:
+        state.num_bad_in_a_row = 0 if applied else state.num_bad_in_a_row + 1
     return record
 
 
@@ -162,7 +169,14 @@ def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
     )
 
 
-def _finish_epoch(state: TrainingState, train: Train, store: Store, losses: list[tuple[Tensor, int]]) -> EpochRecord:
+def _diverged(state: TrainingState, train: Train) -> str:
+    return (
+        f"the gradient must be finite within train.max_bad_steps ({train.max_bad_steps}) steps, but was not in the last "
+        f"{state.num_bad_in_a_row}, up to step {state.step}; all were dropped: lower train.learning_rate, or look at the data"
+    )
+
+
+def _finish_epoch(state: TrainingState, train: Train, store: Store) -> EpochRecord:
     validation = _judge(state, store)
     value = validation.loss if train.select_by == "val_loss" else -validation.accuracy
     is_best = math.isfinite(value) and (state.best is None or value < state.best.value)
@@ -172,6 +186,7 @@ def _finish_epoch(state: TrainingState, train: Train, store: Store, losses: list
     state.epochs_without_gain = 0 if is_best else state.epochs_without_gain + 1
     if isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step(value)
+    losses = state.epoch_losses
     count = sum(samples for _, samples in losses)
     record = EpochRecord(
         epoch=state.epoch,
@@ -183,6 +198,7 @@ def _finish_epoch(state: TrainingState, train: Train, store: Store, losses: list
         peak_bytes=state.peak_bytes,
     )
     state.epoch += 1
+    state.epoch_losses = []
     return record
 
 

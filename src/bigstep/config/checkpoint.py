@@ -1,0 +1,32 @@
+"""The section ``checkpoint``: how often a training is put on disk; it decides no result."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from bigstep.config.section import Section
+
+__all__ = ["Checkpoint", "parse_duration"]
+
+UNITS = {"s": 1, "min": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Give the seconds of a duration such as ``60s``, ``10min`` or ``1h``; ``none`` is infinity."""
+    if text == "none":
+        return float("inf")
+    digits = text.rstrip("smhin ")
+    return float(digits) * UNITS[text[len(digits) :].strip()]
+
+
+class Checkpoint(Section):
+    """How often a training is put on disk, to go on from there after a kill (DVC does not follow these keys)."""
+
+    title: ClassVar[str] = "checkpoint"
+    learning: ClassVar[bool] = False
+
+    every: Annotated[str, Field(pattern=r"^(none|[0-9]+(\.[0-9]+)? ?(s|min|h))$")] = Field(
+        "60s",
+        description="time between two checkpoints; one is written at the end of each epoch besides; none = only there",
+        json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
+    )

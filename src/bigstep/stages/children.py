@@ -1,0 +1,55 @@
+"""A command that this process runs and waits for: it ends with us, and is told to stop when we are."""
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+__all__ = ["follow_command"]
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def follow_command(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+    """Run ``command`` in ``folder`` and give its exit code, 1 for all that have no meaning, or 128 and the signal we got.
+
+    Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below.
+    """
+    process = subprocess.Popen(command, cwd=folder, env=dict(environment), preexec_fn=_die_with_parent)  # noqa: PLW1509 # no threads here
+    told: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        told.append(number)
+        if number == signal.SIGTERM:
+            _pass_on(process)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + told[0] if told and code else min(abs(code), 1)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _pass_on(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM to the stage that runs below `dvc`, or to `dvc` where none does: it would die and leave the stage."""
+    with contextlib.suppress(psutil.Error):
+        below = psutil.Process(process.pid).children(recursive=True)  # type: ignore[no-untyped-call] # psutil's
+        stages = [child for child in below if any("pipelines/" in word for word in child.cmdline()[1:2])]
+        for child in stages:
+            child.send_signal(signal.SIGTERM)
+        if not stages:
+            process.terminate()

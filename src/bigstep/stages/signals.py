@@ -1,0 +1,76 @@
+"""SIGTERM and SIGINT: the first ends the work at the next safe point, a second one ends the process at once."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import final
+
+__all__ = ["Signals", "StoppedError"]
+
+SAME = 0.5  # seconds within which two signals are one, sent to the group and passed on besides
+WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+class StoppedError(BaseException):
+    """The process was told to stop. No ordinary error: nothing may handle it and go on."""
+
+    def __init__(self, number: int) -> None:
+        """Keep which signal it was."""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+@final
+class Signals:
+    """What this process was told: it stops where it is, but within :meth:`deferred` only at :meth:`raise_if_told`."""
+
+    def __init__(self) -> None:
+        """Nothing was told yet."""
+        self.told: int | None = None
+        self._deferred = False
+        self._at = 0.0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Handle the signals within the block, in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in WATCHED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block a first signal is only noted."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def raise_if_told(self) -> None:
+        """Stop here if a signal came.
+
+        Raises:
+            StoppedError: one came.
+        """
+        if self.told is not None:
+            raise StoppedError(self.told)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.told is not None:
+            if time.monotonic() - self._at > SAME:
+                os._exit(128 + number)
+            return
+        self.told, self._at = number, time.monotonic()
+        if not self._deferred:
+            raise StoppedError(number)

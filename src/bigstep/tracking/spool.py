@@ -1,0 +1,243 @@
+"""What a run is told, kept on disk first: a journal of entries, and how far it was delivered.
+
+Telling a run costs a line in a file, whatever becomes of the server. Each (key, step) of a metric is taken once, so a
+training that goes on from a checkpoint repeats none; each entry is delivered at least once and in order, and delivering it
+again changes nothing (a metric keeps the time of its line, and MLflow stores an equal row once).
+
+==================  =============================================================================
+``journal.jsonl``   one entry a line; a torn last line, which a kill leaves, is cut off
+``origin.json``     the store, the experiment, and a key that no other run has
+``sent.json``       the run, and the bytes of the journal that it has been told
+``files/``          copies of files and models, as they were when they were told
+==================  =============================================================================
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from bigstep.files import read_record, whole_folder, write_json
+from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite
+
+__all__ = ["Origin", "Sent", "Spool", "SpoolTracker", "alone_in", "unfinished_spools"]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The run that is told (None: none yet) and the journal's bytes that it knows."""
+
+    run_id: str | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The store and experiment that the run belongs to, and a key that no other run has."""
+
+    uri: str
+    experiment: str
+    key: str
+
+
+@final
+class Spool:
+    """The journal of one attempt; one process at a time has it open."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or begin the journal in ``folder``; what a kill left half is cut off."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.path = folder / "journal.jsonl"
+        self._file = self.path.open("ab")
+        self._cut()
+
+    @property
+    def sent(self) -> Sent:
+        """What was delivered so far; a file that does not read counts as nothing."""
+        try:
+            return read_record(Sent, self.folder / "sent.json")
+        except (OSError, ValueError):
+            return Sent()
+
+    @sent.setter
+    def sent(self, value: Sent) -> None:
+        write_json(asdict(value), self.folder / "sent.json")
+
+    @property
+    def origin(self) -> Origin | None:
+        """Whom the journal is for; None before :meth:`begin`."""
+        try:
+            return read_record(Origin, self.folder / "origin.json")
+        except (OSError, ValueError):
+            return None
+
+    def begin(self, uri: str, experiment: str) -> None:
+        """Say whom the journal is for; another store than before is told everything."""
+        known = self.origin
+        if known is None or (known.uri, known.experiment) != (uri, experiment):
+            write_json(
+                asdict(Origin(uri, experiment, uuid.uuid4().hex if known is None else known.key)), self.folder / "origin.json"
+            )
+            if known is not None and known.uri != uri:
+                self.sent = Sent()
+
+    def last(self) -> dict[str, Any] | None:
+        """Give the newest entry."""
+        found = None
+        for found, _ in self.entries():  # noqa: B007 # the last is wanted
+            pass
+        return found
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write one entry."""
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Give each whole entry from ``offset`` on, and the offset after it."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield json.loads(line), offset
+
+    def is_delivered(self) -> bool:
+        """Tell whether the run knows everything."""
+        return self.sent.offset >= self.path.stat().st_size
+
+    def sync(self) -> None:
+        """Wait until the journal is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._file.close()
+
+    def keep(self, path: Path) -> str:
+        """Copy a file or a folder beside the journal, and give its name there."""
+        name = f"files/{sum(1 for _ in (self.folder / 'files').glob('*'))}-{path.name}"
+        with whole_folder((self.folder / name).with_suffix(".kept")) as beside:
+            target = beside / path.name
+            shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
+        return f"{Path(name).with_suffix('.kept').as_posix()}/{path.name}"
+
+    def _cut(self) -> None:
+        """Cut after the last line that is whole, and take no lines for delivered that are not there."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        start = whole
+        while start and not _is_entry(content[content.rfind(b"\n", 0, start - 1) + 1 : start]):
+            start = content.rfind(b"\n", 0, start - 1) + 1
+        if start != len(content):
+            self._file.truncate(start)
+        if self.sent.offset > start:
+            self.sent = Sent(self.sent.run_id, start)
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+@final
+class SpoolTracker:
+    """A tracker that writes to a spool."""
+
+    def __init__(self, spool: Spool) -> None:
+        """Write to ``spool``; metrics that stand in it are not taken again."""
+        self.spool = spool
+        self._seen = {
+            (key, step) for entry, _ in spool.entries() if entry["entry"] == "metrics" for key, _, step, _ in entry["rows"]
+        }
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Note the parameters."""
+        self._append("params", values={key: str(value) for key, value in params.items()})
+
+    def log_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Note values that are finite and new."""
+        new = [item for item in finite(metrics) if (item.key, item.step) not in self._seen]
+        self._seen.update((item.key, item.step) for item in new)
+        if new:
+            self._append("metrics", rows=[[item.key, item.value, item.step, item.timestamp] for item in new])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._append("tags", values=dict(tags))
+
+    def log_dataset(self, dataset: DatasetRecord) -> None:
+        """Note the data that was used."""
+        self._append("dataset", values={**asdict(dataset), "profile": dict(dataset.profile)})
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, where it exists."""
+        if path.is_file():
+            self._append("file", path=self.spool.keep(path), folder=folder)
+
+    def log_model(self, model: ModelRecord) -> None:
+        """Keep a copy of the model's folder."""
+        kept = self.spool.keep(model.folder)
+        self._append("model", path=kept, example=model.example.tolist(), classes=list(model.classes), tags=dict(model.tags))
+
+    def promote(self, name: str, weights_sha256: str) -> None:
+        """Have the model with these weights registered under ``name``."""
+        self._append("promote", name=name, weights_sha256=weights_sha256)
+
+    def continue_run(self, run_id: str) -> None:
+        """Tell everything to the run ``run_id`` from the start, where another was told so far; the two are tagged."""
+        old = self.spool.sent.run_id
+        if old != run_id:
+            if old is not None:
+                self._append("continues", run_id=old)
+            self.spool.sent = Sent(run_id, 0)
+
+    def finish(self, status: str) -> None:
+        """End the run."""
+        self._append("finish", status=status)
+        self.spool.sync()
+
+    def _append(self, kind: str, **values: Any) -> None:
+        self.spool.append({"entry": kind, **values})
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a spool while the block runs; gives False where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def unfinished_spools(folder: Path) -> list[Path]:
+    """Give the spools below ``folder`` that are not delivered or do not end with the end of their run, oldest first."""
+    found = []
+    for path in folder.glob("*/journal.jsonl"):
+        try:
+            offset = read_record(Sent, path.with_name("sent.json")).offset
+        except (OSError, ValueError):
+            offset = 0
+        if path.stat().st_size != offset or not _ends(path):
+            found.append(path.parent)
+    return sorted(found, key=lambda item: (item / "journal.jsonl").stat().st_mtime)
+
+
+def _ends(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return b'"entry": "finish"' in file.read().rstrip(b"\n").rpartition(b"\n")[2]

@@ -1,0 +1,145 @@
+"""A training between two steps as tensors and plain values, and back: every bit that decides what comes next.
+
+Sample order, augmentation and dropout are functions of (seed, epoch, step, sample), so of random state only torch's own is
+kept, which unkeyed dropout draws from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigstep.training.state import Best, TrainingState
+
+__all__ = ["Snapshot", "is_finite", "restore_snapshot", "take_snapshot"]
+
+COUNTERS = ("epoch", "step", "num_updates", "num_dropped", "num_bad_in_a_row", "epochs_without_gain", "peak_bytes")
+MODEL, AVERAGE, BEST, OPTIMIZER, RANDOM = "model.", "average.", "best.", "optimizer.", "random."
+LOSSES = "epoch_losses"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state between two steps: tensors by name, and plain values (what JSON holds)."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
+    """Give ``state`` as tensors (its own, not copies) and values; ``micro_batch_size`` is what was asked for."""
+    tensors = _under(MODEL, state.classifier.state_dict())
+    if state.average is not None:
+        tensors |= _under(AVERAGE, state.average.state_dict())
+    if state.best is not None:
+        tensors |= _under(BEST, state.best.weights)
+    optimizer = state.optimizer.state_dict()
+    plain: dict[str, dict[str, Any]] = {}
+    for index, entries in optimizer["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{OPTIMIZER}{index}.{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    tensors |= _random_state()
+    tensors[LOSSES] = torch.tensor([float(loss) for loss, _ in state.epoch_losses], dtype=torch.float64)
+    values = {
+        "counters": {name: getattr(state, name) for name in COUNTERS},
+        "epoch_samples": [samples for _, samples in state.epoch_losses],
+        "best": None if state.best is None else [state.best.epoch, state.best.value, state.best.loss, state.best.accuracy],
+        "optimizer": plain,
+        "rates": [[group["lr"], group.get("initial_lr")] for group in optimizer["param_groups"]],
+        "schedule": _plain_schedule(state.schedule),
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "noise": None if state.noise is None else state.noise.sums(),
+        "micro_batch_size": [micro_batch_size, state.accumulator.micro_batch_size],
+    }
+    return Snapshot(state.step, tensors, values)
+
+
+def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_size: int) -> None:
+    """Put ``state``, built from the same parameters, where :func:`take_snapshot` found it.
+
+    Where ``micro_batch_size`` is what was asked for then, the size that memory had left it is kept too.
+
+    Raises:
+        KeyError, RuntimeError, TypeError, ValueError: the snapshot is of another model or optimizer.
+    """
+    values, tensors = snapshot.values, snapshot.tensors
+    state.classifier.load_state_dict(_below(MODEL, tensors))
+    if state.average is not None:
+        state.average.load_state_dict(_below(AVERAGE, tensors))
+    _restore_optimizer(state, tensors, values)
+    state.schedule.load_state_dict(_loaded_schedule(state.schedule, values["schedule"]))
+    if state.scaler is not None:
+        state.scaler.load_state_dict(values["scaler"])
+    if state.noise is not None and values["noise"] is not None:
+        state.noise.restore(values["noise"])
+    for name in COUNTERS:
+        setattr(state, name, values["counters"][name])
+    state.epoch_losses = list(zip(tensors[LOSSES].unbind(), values["epoch_samples"], strict=True))
+    if values["best"] is not None:
+        epoch, value, loss, accuracy = values["best"]
+        state.best = Best(epoch, value, loss, accuracy, {name: item.clone() for name, item in _below(BEST, tensors).items()})
+    asked, left = values["micro_batch_size"]
+    if asked == micro_batch_size:
+        state.accumulator.micro_batch_size = left
+    _set_random_state(tensors)
+
+
+def is_finite(state: TrainingState) -> bool:
+    """Tell whether every parameter and buffer is finite: what is not must not be put on disk."""
+    tensors = [t for t in state.classifier.state_dict().values() if t.is_floating_point()]
+    return all(bool(flag) for flag in torch.stack([torch.isfinite(tensor).all() for tensor in tensors]))
+
+
+@torch.no_grad()
+def _restore_optimizer(state: TrainingState, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Copy in place, so that layouts in memory stay; the state is there from the start."""
+    optimizer = state.optimizer
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        entries = optimizer.state[parameter]
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                value.copy_(tensors[f"{OPTIMIZER}{index}.{name}"])
+            else:
+                entries[name] = values["optimizer"][str(index)][name]
+    for group, (rate, initial) in zip(optimizer.param_groups, values["rates"], strict=True):
+        group["lr"] = rate
+        if initial is not None:
+            group["initial_lr"] = initial
+
+
+def _plain_schedule(schedule: Any) -> dict[str, Any]:
+    """Give a schedule's state as JSON holds it; the schedules inside a sequence are in it, functions are not."""
+    return {key: value for key, value in schedule.state_dict().items() if not callable(value)}
+
+
+def _loaded_schedule(schedule: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**schedule.state_dict(), **values}
+
+
+def _random_state() -> dict[str, Tensor]:
+    found = {f"{RANDOM}cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found |= {f"{RANDOM}cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    return found
+
+
+def _set_random_state(tensors: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(tensors[f"{RANDOM}cpu"])
+    devices = [tensors[name] for name in sorted(tensors) if name.startswith(f"{RANDOM}cuda.")]
+    if devices and torch.cuda.device_count() == len(devices):
+        torch.cuda.set_rng_state_all(devices)
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
