@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _check_numbers(options)
-        return _predict(options) if options.command == "predict" else _repro(options)
+        return COMMANDS.get(options.command, _repro)(options)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"bigstep: {line}", file=sys.stderr)
@@ -68,6 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
+    text = "read every byte that results rest on, and name what is not what it was"
+    commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
+    text = "find what a crash, a full disk or another program left in the way"
+    doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
+    doctor.add_argument("--fix", action="store_true", help="put it right; what does not read is moved to .bigstep/set-aside")
+    text = "open MLflow's page on the project's history"
+    page = commands.add_parser("mlflow", help=text, description=text, allow_abbrev=False)
+    page.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free one from 5000 on")
+    page.add_argument(
+        "--expose",
+        metavar="ADDRESS",
+        help="listen on this address too, for other machines: whoever reaches it can read and change every run",
+    )
     text = "name the class of images"
     predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file of any size")
@@ -179,6 +192,34 @@ def _predict(options: argparse.Namespace) -> int:
     from bigstep.stages.predict import predict
 
     return predict(find_project_root(Path.cwd()), [Path(name) for name in options.images], options.model)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from bigstep.config.reading import read_yaml
+    from bigstep.stages.checking import check_params
+    from bigstep.stages.pipeline import find_project_root
+    from bigstep.stages.verify import verify
+
+    del options
+    root = find_project_root(Path.cwd())
+    return verify(root, check_params(read_yaml(root / "params.yaml")))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bigstep.stages.doctor import doctor
+    from bigstep.stages.pipeline import find_project_root
+
+    return doctor(find_project_root(Path.cwd()), fix=options.fix)
+
+
+def _mlflow(options: argparse.Namespace) -> int:
+    from bigstep.stages.pipeline import find_project_root
+    from bigstep.stages.servers import serve_mlflow
+
+    return serve_mlflow(find_project_root(Path.cwd()), port=options.port, expose=options.expose)
+
+
+COMMANDS = {"predict": _predict, "verify": _verify, "doctor": _doctor, "mlflow": _mlflow}
 
 
 if __name__ == "__main__":

@@ -35,13 +35,20 @@ class History:
 
     def kept(self) -> dict[str, Any]:
         """Give what a checkpoint must hold for the rows to go on as they were."""
-        return {"rows": self.rows, "learning_rate": self._learning_rate, "last_step": self._last_step}
+        return {
+            "rows": self.rows,
+            "learning_rate": self._learning_rate,
+            "last_step": self._last_step,
+            "epoch_images": self._epoch_images,
+            "epoch_seconds": time.perf_counter() - self._epoch_started,
+        }
 
     def go_on(self, kept: Mapping[str, Any], step: int) -> None:
         """Go on, at ``step``, from what :meth:`kept` gave."""
         self.rows = [dict(row) for row in kept["rows"]]
         self._learning_rate, self._last_step = kept["learning_rate"], kept["last_step"]
-        self._first_step = step
+        self._epoch_images, self._first_step = kept["epoch_images"], step
+        self._epoch_started = time.perf_counter() - kept["epoch_seconds"]
 
     @property
     def images_per_second(self) -> float:

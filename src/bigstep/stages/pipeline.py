@@ -19,7 +19,7 @@ from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.workspace import private_workspace
 
-__all__ = ["Request", "find_project_root", "run_pipeline"]
+__all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def run_pipeline(root: Path, request: Request) -> tuple[int, StagePaths, Params]
         return _run_dvc(root, root, request), StagePaths(root), params
     _complete_batch(content, params)
     _check_source(root, params)
-    with private_workspace(project, content, _cache_folder(root)) as folder:
+    with private_workspace(project, content, cache_folder(root)) as folder:
         console.print(f"with overrides, in {folder.relative_to(root)}; params.yaml, dvc.lock and results stay as they are")
         return _run_dvc(folder, root, request), StagePaths(folder), params
 
@@ -97,7 +97,12 @@ def _complete_batch(content: dict[str, Any], params: Params) -> None:
     content.setdefault("data", {}).setdefault("root", params.data.root)
 
 
-def _cache_folder(root: Path) -> Path:
+def cache_folder(root: Path) -> Path:
+    """Give the folder of DVC's cache.
+
+    Raises:
+        ProjectError: ``root`` is no DVC project.
+    """
     output = _dvc(["cache", "dir"], root, capture_output=True, text=True)
     if output.returncode:
         raise ProjectError(

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bigstep.console import console
-from bigstep.machine import process_name
+from bigstep.machine import is_alive, process_name
 from bigstep.stages.attempts import note_run, read_attempt
 from bigstep.stages.entry import Stage
 from bigstep.stages.signals import StoppedError
 from bigstep.tracking.base import Metric
-from bigstep.tracking.database import tracking_uri
+from bigstep.tracking.database import open_client, tracking_uri
 from bigstep.tracking.delivery import Courier
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, unfinished_spools
 
-__all__ = ["deliver_others", "stage_run", "timed"]
+__all__ = ["deliver_others", "end_dead_runs", "stage_run", "timed"]
 
 FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
 LAST_ROUND = 5.0  # seconds for a stage that was told to stop
@@ -102,3 +102,25 @@ def timed(values: Mapping[str, float], step: int) -> list[Metric]:
     """Give values as metrics of this moment."""
     now = int(time.time() * 1000)
     return [Metric(key, value, step, now) for key, value in values.items()]
+
+
+def end_dead_runs(root: Path, *, end: bool) -> list[str]:
+    """Give the names of runs in the project's store that a process of this machine, now dead, left RUNNING.
+
+    Args:
+        root: of the project.
+        end: whether to end them as KILLED.
+    """
+    uri = tracking_uri(root)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        return []
+    client, found = open_client(uri), []
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
+        process = run.data.tags.get("bigstep.process")
+        if process is not None and is_alive(process) is False:
+            found.append(str(run.info.run_name))
+            if end:
+                client.set_terminated(run.info.run_id, "KILLED")
+    return found

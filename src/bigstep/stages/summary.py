@@ -31,7 +31,7 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -
     if values:
         _print_table(values, params)
         where = paths.evaluate if stage == "evaluate" else paths.train
-        console.print(f"results: {os.path.relpath(where)}   history: mlflow ui")
+        console.print(f"results: {os.path.relpath(where)}   history: bigstep mlflow")
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id is not None:
         _complete_run(ProjectPaths(root), params, values, run_id, stage)

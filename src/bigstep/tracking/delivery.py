@@ -125,7 +125,7 @@ class Courier:
         try:
             if not self.spool.is_delivered():
                 tracker = self._open()
-                for entry, offset in self.spool.entries(self.spool.sent.offset):
+                for entry, offset in self.spool.messages(self.spool.sent.offset):
                     if entry["entry"] in HEAVY and not self._draining:
                         break
                     deliver(tracker, entry, self.spool.folder)

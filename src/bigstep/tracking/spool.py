@@ -29,6 +29,9 @@ from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite
 __all__ = ["Origin", "Sent", "Spool", "SpoolTracker", "alone_in", "unfinished_spools"]
 
 
+ROWS = 1000  # of metrics in a message, MLflow's limit
+
+
 @dataclass(frozen=True)
 class Sent:
     """The run that is told (None: none yet) and the journal's bytes that it knows."""
@@ -109,6 +112,22 @@ class Spool:
                     return
                 offset += len(line)
                 yield json.loads(line), offset
+
+    def messages(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Give the entries from ``offset`` on, metrics that follow one another joined up to a thousand rows."""
+        rows: list[Any] = []
+        for entry, after in self.entries(offset):
+            if entry["entry"] == "metrics" and len(rows) + len(entry["rows"]) <= ROWS:
+                rows += entry["rows"]
+            else:
+                if rows:
+                    yield {"entry": "metrics", "rows": rows}, offset
+                rows = entry["rows"] if entry["entry"] == "metrics" else []
+                if not rows:
+                    yield entry, after
+            offset = after
+        if rows:
+            yield {"entry": "metrics", "rows": rows}, offset
 
     def is_delivered(self) -> bool:
         """Tell whether the run knows everything."""

@@ -1,0 +1,145 @@
+"""`bigstep verify`: read every byte that results rest on, and name what is not what it was.
+
+DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from bigstep.checkpoint import check_folder
+from bigstep.config.params import Params
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import UserError
+from bigstep.models.saving import load_classifier
+from bigstep.stages.paths import ProjectPaths, StagePaths
+from bigstep.stages.pipeline import cache_folder
+
+__all__ = ["find_damage", "verify"]
+
+DAMAGED = 4  # exit code
+
+
+def verify(root: Path, params: Params) -> int:
+    """Print what is damaged, one line each.
+
+    Returns:
+        0, or 4 where something is.
+    """
+    count = 0
+    for count, line in enumerate(find_damage(root, params), 1):  # noqa: B007 # counted
+        console.print(line)
+    if count:
+        console.print(f"{count} damaged")
+        return DAMAGED
+    console.print("everything that is there is what it was: sources, store, checkpoints, model, DVC's cache and outputs")
+    return 0
+
+
+def find_damage(root: Path, params: Params) -> Iterator[str]:
+    """Give a line for each file that is not what was noted when it was written; what is not there yet is passed over."""
+    paths, project = StagePaths(root), ProjectPaths(root)
+    if paths.prepared.exists():
+        try:
+            store = Store(paths.prepared)
+            store.verify()
+        except UserError as error:
+            yield f"store: {error}"
+        else:
+            yield from _sources(store, project.resolve(params.data.root))
+    for folder in sorted(project.checkpoints.glob("*/step-*")):
+        problem = check_folder(folder)
+        if problem is not None:
+            yield f"checkpoint: {problem}; delete {folder}, the one before is taken then"
+    if (paths.train / "model.json").exists():
+        try:
+            load_classifier(paths.train)
+        except UserError as error:
+            yield f"model: {error}"
+    yield from _cache(root, paths.lock)
+
+
+def _sources(store: Store, folder: Path) -> Iterator[str]:
+    """Hash the files that prepare has read, wherever the source keeps them."""
+    if store.manifest.source == "image-folder":
+        with store.paths.samples.open(newline="", encoding="utf-8") as file:
+            expected = [(folder / row["name"], row["sha256"]) for row in csv.DictReader(file)]
+    else:
+        home = _package_data() if store.manifest.source == "digits" else folder
+        found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
+        expected = [(found[item.name], item.sha256) for item in store.manifest.files]
+    for path, digest in expected:
+        if not path.is_file():
+            yield f"source: {str(path)!r} has vanished since prepare; put it back, or run the stage prepare again"
+        elif _digest(path, "sha256") != digest:
+            yield f"source: {str(path)!r} has changed since prepare; put it back, or run the stage prepare again"
+
+
+def _package_data() -> Path:
+    import sklearn.datasets
+
+    return Path(sklearn.datasets.__file__).parent / "data"
+
+
+def _cache(root: Path, lock: Path) -> Iterator[str]:
+    """Hash the cache objects and workspace files that dvc.lock names as outputs."""
+    if not lock.exists():
+        return
+    try:
+        content = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))
+        stages = content["stages"].values()
+    except (YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        yield f"lock: {lock} is torn; `bigstep doctor --fix` puts it right"
+        return
+    cache = cache_folder(root) / "files" / "md5"
+    for stage in stages:
+        for out in stage.get("outs", []):
+            digest = str(out["md5"])
+            yield from _object(cache, digest, out["path"])
+            yield from _workspace(root / out["path"], cache, digest)
+
+
+def _object(cache: Path, digest: str, name: str) -> Iterator[str]:
+    path = _path_of(cache, digest)
+    if not path.is_file():
+        return
+    if _digest(path, "md5") != digest.removesuffix(".dir"):
+        yield f"cache: {path}, of {name}, holds other bytes than its name says; delete it, then run `bigstep repro --force`"
+        return
+    for entry in _entries(path) if digest.endswith(".dir") else []:
+        yield from _object(cache, entry["md5"], f"{name}/{entry['relpath']}")
+
+
+def _workspace(path: Path, cache: Path, digest: str) -> Iterator[str]:
+    if not digest.endswith(".dir"):
+        expected = {path: digest}
+    elif _path_of(cache, digest).is_file():
+        expected = {path / entry["relpath"]: entry["md5"] for entry in _entries(_path_of(cache, digest))}
+    else:
+        return
+    for file, wanted in expected.items():
+        if file.is_file() and _digest(file, "md5") != wanted:
+            yield f"output: {file} holds other bytes than dvc.lock says; run `bigstep repro --force`"
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        return []  # told by its digest
+
+
+def _path_of(cache: Path, digest: str) -> Path:
+    return cache / digest[:2] / digest[2:]
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -1,0 +1,147 @@
+"""A project under test: start it, hurt it, look at how it ended."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+
+BIN = Path(sys.executable).parent
+TIMED = ("images_per_second", "peak_memory_bytes")  # of the clock and the machine, not of the training
+FILES = (
+    "results/train/model.safetensors",
+    "results/train/metrics.json",
+    "results/train/history.csv",
+    "results/evaluate/metrics.json",
+    "results/evaluate/predictions.csv",
+    "dvc.lock",
+)
+
+
+@dataclass(frozen=True)
+class EndState:
+    """What must not differ: the bytes of files, and the history of the run as (key, step, value)."""
+
+    files: dict[str, str]
+    metrics: list[tuple[str, int, float]]
+
+
+class Project:
+    """A copy of the project in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def set(self, *texts: str) -> None:
+        write_yaml(apply_overrides(read_yaml(self.root / "params.yaml"), parse_overrides(texts)), self.root / "params.yaml")
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "BIGSTEP_"))}
+        own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "COLUMNS": "200"}
+        return {**kept, **own, "DVC_SITE_CACHE_DIR": str(self.root / ".bigstep" / "dvc"), **extra}
+
+    def run(self, *command: str, code: int | None = 0, **extra: str) -> str:
+        finished = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment(**extra),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=False,
+        )
+        assert code is None or finished.returncode == code, finished.stdout[-4000:]
+        return finished.stdout
+
+    def bigstep(self, *arguments: str, code: int | None = 0, **extra: str) -> str:
+        return self.run("bigstep", *arguments, code=code, PYTHONPATH=str(self.root / "src"), **extra)
+
+    def start(self, *command: str, **extra: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command or ("dvc", "repro"),
+            cwd=self.root,
+            env=self.environment(**extra),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def until(self, process: "subprocess.Popen[str]", sign: Callable[[str], bool]) -> list[str]:
+        """Read lines until one that ``sign`` takes."""
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if sign(line):
+                return lines
+        raise AssertionError("the process ended before the sign:\n" + "".join(lines)[-3000:])
+
+    def finish(self) -> tuple[str, bool]:
+        """Run `dvc repro` to its end; where a file of DVC's own is torn, `bigstep doctor --fix` may come first."""
+        output = self.run("dvc", "repro", code=None)
+        if "Use `dvc push`" in output or "up to date" in output:
+            return output, False
+        repaired = self.bigstep("doctor", "--fix", code=None)
+        assert "torn" in repaired, output[-3000:] + repaired
+        return self.run("dvc", "repro"), True
+
+    def processes(self) -> list[psutil.Process]:
+        """Give the processes that work in this project, waiting ten seconds for those that are about to end."""
+        deadline = time.monotonic() + 10
+        while True:
+            found = [item for item in psutil.process_iter() if self._is_mine(item)]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        try:
+            own = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            return own and Path(process.cwd()).is_relative_to(self.root)
+        except (psutil.Error, OSError):
+            return False
+
+    def runs(self) -> list[Any]:
+        """Give the runs of the project's history, oldest first."""
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+        experiments = [item.experiment_id for item in client.search_experiments()]
+        return list(reversed(client.search_runs(experiments, order_by=["attributes.start_time DESC"])))
+
+    def history(self, run_id: str) -> list[tuple[str, int, float]]:
+        """Give every metric of a run as it stands there, doubles included."""
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+        keys = [key for key in client.get_run(run_id).data.metrics if key not in TIMED]
+        return sorted((key, item.step, item.value) for key in keys for item in client.get_metric_history(run_id, key))
+
+    def end_state(self) -> EndState:
+        """Give what the project ended in."""
+        files = {name: hashlib.sha256((self.root / name).read_bytes()).hexdigest() for name in FILES}
+        last = self.runs()[-1]
+        assert not [run for run in self.runs() if run.info.status == "RUNNING"]
+        assert last.info.status == "FINISHED"
+        return EndState(files, self.history(last.info.run_id))
+
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.root / ".bigstep" / "checkpoints").glob("*/step-*"))
+
+
+def kill_group(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> None:
+    os.killpg(process.pid, number)
+    process.wait(30)
+    if process.stdout is not None:
+        process.stdout.close()

@@ -1,0 +1,220 @@
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigstep.stages.runs import deliver_others
+from bigstep.tracking import delivery
+from bigstep.tracking.base import Metric, Tracker
+from bigstep.tracking.database import open_client
+from bigstep.tracking.delivery import Courier
+from bigstep.tracking.spool import Sent, Spool, SpoolTracker, alone_in, unfinished_spools
+from contracts import TrackerContract
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def _begin(folder: Path, uri: str) -> SpoolTracker:
+    spool = Spool(folder)
+    spool.begin(uri, "spooled")
+    return SpoolTracker(spool)
+
+
+def _drain(spool: Spool, patience: float = 20.0) -> bool:
+    courier = Courier(spool)
+    courier.start()
+    return courier.drain(patience)
+
+
+def _history(uri: str, run_id: str | None, key: str = "loss") -> list[tuple[int, float]]:
+    assert run_id is not None
+    return sorted((item.step, item.value) for item in open_client(uri).get_metric_history(run_id, key))
+
+
+class TestSpoolTracker(TrackerContract):
+    """The same contract, all the way through the journal and the courier into MLflow."""
+
+    @pytest.fixture(autouse=True)
+    def store(self, uri: str) -> None:
+        self.uri = uri
+
+    def make(self, folder: Path) -> Tracker:
+        return _begin(folder / "spool", self.uri)
+
+    def values(self, tracker: SpoolTracker) -> dict[str, Any]:
+        assert _drain(tracker.spool)
+        client, run_id = open_client(self.uri), tracker.spool.sent.run_id
+        assert run_id is not None
+        run = client.get_run(run_id)
+        history = client.get_metric_history(run_id, "loss") if "loss" in run.data.metrics else []
+        folders = [item.path for item in client.list_artifacts(run_id)]
+        return {
+            "params": run.data.params,
+            "metrics": [(item.key, item.value, item.step) for item in sorted(history, key=lambda item: item.step)],
+            "tags": run.data.tags,
+            "files": [item.path for folder in folders for item in client.list_artifacts(run_id, folder)],
+            "datasets": [item.dataset.name for item in run.inputs.dataset_inputs],
+            "status": run.info.status,
+        }
+
+
+def test_a_journal_told_twice_and_a_repeated_step_change_nothing(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.log_metrics([Metric("loss", 1.0, 0, 10), Metric("loss", 0.5, 1, 20)])
+    assert _drain(tracker.spool)
+    run_id = tracker.spool.sent.run_id
+    tracker.spool.close()
+    again = _begin(tmp_path / "s", uri)  # as after a kill, from a checkpoint at step 1
+    again.log_metrics([Metric("loss", 0.5, 1, 99), Metric("loss", 0.25, 2, 100)])
+    again.spool.sent = Sent(run_id, 0)  # as after a kill between telling and noting it
+    again.finish("FINISHED")
+    assert _drain(again.spool)
+    assert again.spool.sent.run_id == run_id
+    assert _history(uri, run_id) == [(0, 1.0), (1, 0.5), (2, 0.25)]
+
+
+@pytest.mark.parametrize("rest", [b'{"entry": "met', b"\x00\xff", b'{"entry": "tags"}garbage\n', b"\n"])
+def test_half_a_line_is_cut(rest: bytes, uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+    tracker.spool.close()
+    with tracker.spool.path.open("ab") as file:
+        file.write(rest)
+    again = _begin(tmp_path / "s", uri)
+    again.log_metrics([Metric("loss", 0.5, 1, 20)])
+    assert [entry["rows"][0][1] for entry, _ in again.spool.entries()] == [1.0, 0.5]
+
+
+def test_messages_join_metrics_and_keep_the_order(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    for step in range(1500):
+        tracker.log_metrics([Metric("loss", 0.0, step, step), Metric("rate", 0.0, step, step)])
+        if step == 700:
+            tracker.set_tags({"a": "b"})
+    messages = list(tracker.spool.messages(0))
+    assert [entry["entry"] for entry, _ in messages] == ["metrics", "metrics", "tags", "metrics", "metrics"]
+    assert all(len(entry.get("rows", ())) <= 1000 for entry, _ in messages)
+    assert [row[2] for entry, _ in messages for row in entry.get("rows", ())] == [step for step in range(1500) for _ in "ab"]
+    assert messages[-1][1] == tracker.spool.path.stat().st_size
+    for _, offset in messages:  # each is the beginning of an entry: delivery may go on from any
+        assert offset == messages[-1][1] or next(tracker.spool.entries(offset))
+
+
+def test_a_run_begun_by_a_process_killed_before_it_noted_it_is_found(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.set_tags({"a": "b"})
+    assert _drain(tracker.spool)
+    run_id = tracker.spool.sent.run_id
+    (tmp_path / "s" / "sent.json").unlink()
+    assert _drain(tracker.spool)
+    assert tracker.spool.sent.run_id == run_id
+
+
+def test_a_run_given_by_mlflow_takes_the_history_over(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+    assert _drain(tracker.spool)
+    old = tracker.spool.sent.run_id
+    client = open_client(uri)
+    assert old is not None
+    new = client.create_run(client.get_run(old).info.experiment_id).info.run_id
+    tracker.spool.close()
+    again = _begin(tmp_path / "s", uri)
+    again.continue_run(new)
+    again.log_metrics([Metric("loss", 1.0, 0, 99), Metric("loss", 0.5, 1, 20)])
+    again.finish("FINISHED")
+    assert _drain(again.spool)
+    assert _history(uri, new) == [(0, 1.0), (1, 0.5)]
+    assert client.get_run(new).data.tags["continues"] == old
+    assert client.get_run(old).data.tags["continued_by"] == new
+    assert [client.get_run(item).info.status for item in (old, new)] == ["KILLED", "FINISHED"]
+
+
+def test_a_store_that_was_deleted_is_told_everything_again(uri: str, tmp_path: Path, empty_database: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+    assert _drain(tracker.spool)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
+    assert _drain(tracker.spool)
+    assert _history(uri, tracker.spool.sent.run_id) == [(0, 1.0), (1, 0.5)]
+
+
+def test_a_server_that_is_gone_holds_nothing_up_and_is_told_later(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "spools" / "key.1", "http://127.0.0.1:9")  # nobody listens
+    courier = Courier(tracker.spool)
+    started = time.monotonic()
+    courier.start()
+    for step in range(2000):
+        tracker.log_metrics([Metric("loss", float(step), step, step)])
+    assert time.monotonic() - started < 2
+    assert not courier.drain(1.0)
+    assert courier.problem is not None
+    assert not tracker.spool.is_delivered()
+    tracker.spool.close()
+    origin = tmp_path / "spools" / "key.1" / "origin.json"
+    origin.write_text(json.dumps({**json.loads(origin.read_text(encoding="utf-8")), "uri": uri}), encoding="utf-8")
+    assert unfinished_spools(tmp_path / "spools") == [tmp_path / "spools" / "key.1"]
+    assert deliver_others(tmp_path / "spools") == ["key.1"]
+    assert unfinished_spools(tmp_path / "spools") == []
+    run_id = Spool(tmp_path / "spools" / "key.1").sent.run_id
+    assert _history(uri, run_id) == [(step, float(step)) for step in range(2000)]
+    assert run_id is not None
+    assert open_client(uri).get_run(run_id).info.status == "KILLED"
+
+
+def test_a_store_that_fails_for_a_while_is_tried_again(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = delivery.deliver, iter(range(3))
+
+    def failing(*arguments: Any) -> None:
+        if next(failures, None) is not None:
+            raise OSError("database is locked")
+        real(*arguments)
+
+    monkeypatch.setattr(delivery, "deliver", failing)
+    monkeypatch.setattr(delivery, "INTERVAL", 0.05)
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+    assert _drain(tracker.spool)
+    assert next(failures, None) is None
+    assert _history(uri, tracker.spool.sent.run_id) == [(0, 1.0)]
+
+
+def test_what_is_heavy_waits_for_the_end(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "s", uri)
+    tracker.finish("FINISHED")
+    courier = Courier(tracker.spool)
+    courier.start(20.0)
+    assert not tracker.spool.is_delivered()
+    assert courier.drain()
+    assert tracker.spool.is_delivered()
+
+
+def test_a_spool_that_a_process_works_on_is_left_alone(uri: str, tmp_path: Path) -> None:
+    tracker = _begin(tmp_path / "spools" / "key.1", uri)
+    tracker.set_tags({"a": "b"})
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with alone_in(tmp_path / "spools" / "key.1") as alone:
+            assert alone
+            entered.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(20)
+    assert deliver_others(tmp_path / "spools") == []
+    leave.set()
+    thread.join()
+    assert deliver_others(tmp_path / "spools") == ["key.1"]
