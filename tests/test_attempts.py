@@ -31,6 +31,14 @@ def test_a_finished_stage_begins_a_new_attempt(tmp_path: Path) -> None:
     assert begin_stage(tmp_path, "k", "train") == Attempt(2)
 
 
+def test_a_stage_that_dvc_never_wrote_down_goes_on_in_its_attempt(tmp_path: Path) -> None:
+    begin_stage(tmp_path, "k", "train")
+    finish_stage(tmp_path, "k", "train")
+    begin_stage(tmp_path, "k", "evaluate")
+    finish_stage(tmp_path, "k", "evaluate")
+    assert begin_stage(tmp_path, "k", "evaluate", is_recorded=False) == Attempt(1, finished=("train",))
+
+
 def test_other_data_or_code_begins_a_new_attempt(tmp_path: Path) -> None:
     begin_stage(tmp_path, "k", "train", "data-code")
     assert begin_stage(tmp_path, "k", "evaluate").number == 1

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["read_json", "read_record", "sync", "whole_file", "whole_folder", "write_json"]
+from bigstep.errors import ProjectError
+
+__all__ = ["check_writable", "read_json", "read_record", "sync", "whole_file", "whole_folder", "write_json"]
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a new folder beside ``path`` to fill; it takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     beside.mkdir()
     try:
@@ -41,6 +44,31 @@ def whole_folder(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what processes that are gone left half-filled."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write into a folder, before hours of work are to end there.
+
+    Raises:
+        ProjectError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ProjectError(
+            f"{folder} must be a folder to write to, but: {error.strerror}; free it, or change its owner"
+        ) from None
 
 
 def sync(path: Path) -> None:

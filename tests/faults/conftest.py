@@ -72,12 +72,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
 
 
 @pytest.fixture(scope="session")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> EndState:
-    """What a run that nothing happens to ends in."""
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, EndState]:
+    """A project in which a training ended that nothing happened to, and what it ended in."""
     project = Project(tmp_path_factory.mktemp("undisturbed") / "project")
     shutil.copytree(prepared, project.root, symlinks=True)
-    project.run("dvc", "repro", "-q")
-    return project.end_state()
+    project.run("dvc", "repro", "-q", "train")
+    return project, project.end_state()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(trained: tuple[Project, EndState]) -> EndState:
+    """What a training ends in that nothing happens to."""
+    return trained[1]
+
+
+@pytest.fixture(scope="session")
+def judged(trained: tuple[Project, EndState]) -> EndState:
+    """The same with evaluation."""
+    trained[0].run("dvc", "repro", "-q")
+    return trained[0].end_state()
 
 
 @pytest.fixture

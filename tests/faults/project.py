@@ -16,15 +16,10 @@ import psutil
 from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
 
 BIN = Path(sys.executable).parent
+STRIKE = Path(__file__).with_name("strike")
 TIMED = ("images_per_second", "peak_memory_bytes")  # of the clock and the machine, not of the training
-FILES = (
-    "results/train/model.safetensors",
-    "results/train/metrics.json",
-    "results/train/history.csv",
-    "results/evaluate/metrics.json",
-    "results/evaluate/predictions.csv",
-    "dvc.lock",
-)
+FILES = ("results/train/model.safetensors", "results/train/metrics.json", "results/train/history.csv", "dvc.lock")
+JUDGED = ("results/evaluate/metrics.json", "results/evaluate/predictions.csv")
 
 
 @dataclass(frozen=True)
@@ -87,14 +82,26 @@ class Project:
                 return lines
         raise AssertionError("the process ended before the sign:\n" + "".join(lines)[-3000:])
 
-    def finish(self) -> tuple[str, bool]:
+    def strike(
+        self, event: str, pattern: str, number: int = 1, action: str = "kill", command: tuple[str, ...] = ("dvc", "repro")
+    ) -> str:
+        """Run a command in which the process that causes the event is struck; the strike must have happened."""
+        mark = self.root / ".struck"
+        mark.unlink(missing_ok=True)
+        struck = {"STRIKE": f"{event}|{pattern}|{number}|{action}", "STRIKE_MARK": str(mark)}
+        output = self.run(*command, code=None, PYTHONPATH=str(STRIKE), **struck)
+        assert mark.exists(), f"no {event} of {pattern}:\n{output[-2000:]}"
+        return output
+
+    def finish(self, *stage: str) -> str:
         """Run `dvc repro` to its end; where a file of DVC's own is torn, `bigstep doctor --fix` may come first."""
-        output = self.run("dvc", "repro", code=None)
-        if "Use `dvc push`" in output or "up to date" in output:
-            return output, False
-        repaired = self.bigstep("doctor", "--fix", code=None)
-        assert "torn" in repaired, output[-3000:] + repaired
-        return self.run("dvc", "repro"), True
+        output = self.run("dvc", "repro", *stage, code=None)
+        if "Use `dvc push`" not in output and "up to date" not in output:
+            repaired = self.bigstep("doctor", "--fix", code=None)
+            assert "torn" in repaired, output[-3000:] + repaired
+            output = repaired + self.run("dvc", "repro", *stage)
+        assert "Traceback" not in output
+        return output
 
     def processes(self) -> list[psutil.Process]:
         """Give the processes that work in this project, waiting ten seconds for those that are about to end."""
@@ -129,10 +136,11 @@ class Project:
         return sorted((key, item.step, item.value) for key in keys for item in client.get_metric_history(run_id, key))
 
     def end_state(self) -> EndState:
-        """Give what the project ended in."""
-        files = {name: hashlib.sha256((self.root / name).read_bytes()).hexdigest() for name in FILES}
-        last = self.runs()[-1]
+        """Give what the project ended in, after training or after evaluating."""
+        names = [*FILES, *(name for name in JUDGED if (self.root / name).exists())]
+        files = {name: hashlib.sha256((self.root / name).read_bytes()).hexdigest() for name in names}
         assert not [run for run in self.runs() if run.info.status == "RUNNING"]
+        last = self.runs()[-1]
         assert last.info.status == "FINISHED"
         return EndState(files, self.history(last.info.run_id))
 

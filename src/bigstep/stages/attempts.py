@@ -1,8 +1,8 @@
 """Which execution of the pipeline a stage belongs to, and with it the MLflow run and the checkpoints.
 
 An attempt is one execution with the same learning parameters. While it is unfinished, its stages share one run, also when
-it is killed and started again; once a stage has finished in it, starting that stage again begins a new attempt. So does
-other data or other code that decides learning: what was begun with the old must not go on with the new.
+it is killed and started again; once a stage has finished in it and DVC knows, starting that stage again begins a new attempt.
+So does other data or other code that decides learning: what was begun with the old must not go on with the new.
 """
 
 import fcntl
@@ -43,9 +43,20 @@ def read_attempt(folder: Path, key: str) -> Attempt | None:
         return None
 
 
-def begin_stage(folder: Path, key: str, stage: str, fingerprint: str | None = None) -> Attempt:
-    """Continue the unfinished attempt, or begin one; ``fingerprint``, where given, is of what it trains with."""
+def begin_stage(folder: Path, key: str, stage: str, fingerprint: str | None = None, *, is_recorded: bool = True) -> Attempt:
+    """Continue the unfinished attempt, or begin one.
+
+    Args:
+        folder: of the attempts.
+        key: of the parameters.
+        stage: that begins.
+        fingerprint: of what the attempt trains with, where it is known.
+        is_recorded: False where ``stage`` had finished but was killed with its `dvc` before that wrote it down: nobody has
+            asked for it to be done again.
+    """
     latest = read_attempt(folder, key)
+    if latest is not None and stage in latest.finished and not is_recorded:
+        latest = replace(latest, finished=tuple(name for name in latest.finished if name != stage))
     if latest is None or stage in latest.finished or _differs(latest.fingerprint, fingerprint):
         latest = Attempt(1 if latest is None else latest.number + 1)
     return _write(folder, key, latest if fingerprint is None else replace(latest, fingerprint=fingerprint))

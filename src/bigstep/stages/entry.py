@@ -1,6 +1,7 @@
 """How a stage begins and ends: validate everything, run, and turn a user's error into one line."""
 
 import contextlib
+import hashlib
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from bigstep.config.reading import parse_section, read_yaml
 from bigstep.config.section import Section
 from bigstep.errors import UserError
+from bigstep.files import whole_file
 from bigstep.stages.attempts import attempt_key, begin_stage, finish_stage, one_writer
 from bigstep.stages.lifeline import hold_lifeline
 from bigstep.stages.paths import ProjectPaths, StagePaths, find_project
@@ -55,8 +57,9 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
             hold_lifeline(signals)
             stage = _open(name, signals)
             with one_writer(stage.project.attempts / f"{stage.key}.lock"):
-                begin_stage(stage.project.attempts, stage.key, name)
+                begin_stage(stage.project.attempts, stage.key, name, is_recorded=_is_recorded(stage))
                 body(stage)
+                _note_output(stage)
                 finish_stage(stage.project.attempts, stage.key, name)
     except UserError as error:
         return report_user_error(error)
@@ -71,6 +74,26 @@ def report_user_error(error: UserError) -> int:
     for line in str(error).splitlines():
         print(f"bigstep: {line}", file=sys.stderr)
     return _leave_code(error.exit_code)
+
+
+def _is_recorded(stage: Stage) -> bool:
+    """Tell whether DVC wrote down what this stage left when it last finished; it does so right after, if it lives."""
+    noted = _note_path(stage)
+    if "DVC_STAGE" not in os.environ or not noted.exists():
+        return True
+    lock = stage.paths.lock
+    return lock.exists() and noted.read_text(encoding="utf-8") in lock.read_text(encoding="utf-8", errors="replace")
+
+
+def _note_output(stage: Stage) -> None:
+    output = stage.paths.root / "results" / stage.name / "metrics.json"
+    if output.exists():
+        with whole_file(_note_path(stage)) as beside:
+            beside.write_text(hashlib.md5(output.read_bytes(), usedforsecurity=False).hexdigest(), encoding="utf-8")
+
+
+def _note_path(stage: Stage) -> Path:
+    return stage.project.attempts / f"{stage.key}.{stage.name}.md5"  # the sum that DVC writes into dvc.lock
 
 
 def _leave_code(code: int) -> int:

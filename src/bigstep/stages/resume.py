@@ -11,6 +11,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 import bigstep
 from bigstep.checkpoint import clear_checkpoints, load_latest, save_checkpoint
@@ -123,7 +124,7 @@ class Checkpoints:
         whole = Snapshot(snapshot.step, snapshot.tensors, {**snapshot.values, "kept": dict(kept)})
         try:
             save_checkpoint(self.folder, whole, _versions())
-        except (OSError, RuntimeError) as error:  # safetensors wraps the system's error
+        except (OSError, SafetensorError) as error:
             console.print(f"no checkpoint at step {state.step}: {error}; the one before stays, and the training goes on")
             self._written = time.monotonic()
             return False

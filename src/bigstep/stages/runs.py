@@ -16,7 +16,7 @@ from bigstep.tracking.base import Metric
 from bigstep.tracking.database import open_client, tracking_uri
 from bigstep.tracking.delivery import Courier
 from bigstep.tracking.mlflow_tracker import git_tags
-from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, unfinished_spools
+from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, prune_spools, unfinished_spools
 
 __all__ = ["deliver_others", "end_dead_runs", "stage_run", "timed"]
 
@@ -58,7 +58,8 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
         if delivered:
             deliver_others(stage.project.spools, folder)
             if stage.name == "evaluate":
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder / "files", ignore_errors=True)
+                prune_spools(stage.project.spools)
 
 
 def deliver_others(folder: Path, own: Path | None = None) -> list[str]:

@@ -22,7 +22,7 @@ from bigstep.data.batches import ordered_batches
 from bigstep.data.keys import derive_key
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, ModelError, OutOfMemoryError
-from bigstep.files import whole_file, write_json
+from bigstep.files import check_writable, whole_file, write_json
 from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import Classifier
@@ -71,7 +71,9 @@ def train(  # the sections it reads
         DataError: the prepared images are not those that were prepared.
         DivergedError: the gradient was not finite in too many steps in a row.
         ModelError: the model does not take the images, or never gave a finite loss.
+        ProjectError: the results cannot be written.
     """
+    check_writable(stage.paths.train)
     store = Store(stage.paths.prepared)
     store.verify()
     mark = stage.project.attempts / f"{stage.key}.memory.json"

@@ -26,10 +26,11 @@ from typing import Any, final
 from bigstep.files import read_record, whole_folder, write_json
 from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite
 
-__all__ = ["Origin", "Sent", "Spool", "SpoolTracker", "alone_in", "unfinished_spools"]
+__all__ = ["Origin", "Sent", "Spool", "SpoolTracker", "alone_in", "prune_spools", "unfinished_spools"]
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
+KEPT = 20  # spools that are delivered: a run that is told again needs them
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class SpoolTracker:
 def alone_in(folder: Path) -> Iterator[bool]:
     """Hold the lock of a spool while the block runs; gives False where another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as file:
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -254,6 +255,15 @@ def unfinished_spools(folder: Path) -> list[Path]:
         if path.stat().st_size != offset or not _ends(path):
             found.append(path.parent)
     return sorted(found, key=lambda item: (item / "journal.jsonl").stat().st_mtime)
+
+
+def prune_spools(folder: Path) -> None:
+    """Delete all but the newest spools of those that are delivered to the end."""
+    waiting = set(unfinished_spools(folder))
+    done = [path.parent for path in folder.glob("*/journal.jsonl") if path.parent not in waiting]
+    for path in sorted(done, key=lambda item: (item / "journal.jsonl").stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def _ends(path: Path) -> bool:
