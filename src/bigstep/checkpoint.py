@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 
 from bigstep.errors import CheckpointError
 from bigstep.files import read_record, sync, write_json
@@ -87,9 +88,13 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
         problem = check_folder(path)
         if problem is None:
             commit = read_commit(path)
-            values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-            tensors = safetensors.torch.load_file(path / TENSORS, device=device)
-            return Snapshot(commit.step, tensors, values), commit, problems
+            try:
+                values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+                tensors = safetensors.torch.load_file(path / TENSORS, device=device)
+            except (ValueError, RecursionError, SafetensorError) as error:
+                problem = f"{path} does not read ({type(error).__name__})"
+            else:
+                return Snapshot(commit.step, tensors, values), commit, problems
         problems.append(problem)
     if problems:
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """The fault suite: one test a row of the matrix, each fault asserted to have fired; `make faults` runs many rounds.
 
 A test names its row with ``@pytest.mark.fault(number, "title", rounds=...)`` and takes ``round_number``, from which it draws
-where the fault strikes. `make test` runs the first round of each.
+where the fault strikes. `make test` runs the first round of each row that is not ``rare``.
 """
 
 import json
@@ -35,6 +35,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if mark is not None and "round_number" in metafunc.fixturenames:
         rounds = mark.kwargs.get("rounds", 1) if metafunc.config.getoption("--all-rounds", default=False) else 1
         metafunc.parametrize("round_number", range(rounds))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-rounds", default=False):
+        return
+    rare = [item for item in items if (mark := item.get_closest_marker("fault")) is not None and mark.kwargs.get("rare")]
+    config.hook.pytest_deselected(items=rare)
+    items[:] = [item for item in items if item not in rare]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -43,7 +43,7 @@ def test_killed_while_writing_the_one_before_loads(round_number: int, project: P
     assert project.end_state() == undisturbed
 
 
-@pytest.mark.fault(3, "SIGKILL between flush and rename, and between rename and purge", rounds=10)
+@pytest.mark.fault(3, "SIGKILL between flush and rename, and between rename and purge", rounds=10, rare=True)
 def test_killed_while_committing_the_old_or_the_new_loads(round_number: int, project: Project, undisturbed: EndState) -> None:
     event, pattern = list(COMMITTING.values())[round_number % 2]
     project.strike(event, pattern, 1 + round_number // 2 % 2)
@@ -96,7 +96,7 @@ def test_a_full_disk_stops_no_training(round_number: int, project: Project) -> N
     assert (project.root / "results/train/model.safetensors").read_bytes() == limited
 
 
-@pytest.mark.fault(12, "results cannot be written", rounds=3)
+@pytest.mark.fault(12, "results cannot be written", rounds=3, rare=True)
 def test_results_that_cannot_be_written_stop_it_before_training(round_number: int, project: Project) -> None:
     del round_number
     (project.root / "results").write_text("a file in the way", encoding="utf-8")
@@ -107,7 +107,7 @@ def test_results_that_cannot_be_written_stop_it_before_training(round_number: in
     assert time.monotonic() - started < 20  # most of it importing torch
 
 
-@pytest.mark.fault(36, "other versions of torch, NumPy or Python at the resume", rounds=3)
+@pytest.mark.fault(36, "other versions of torch, NumPy or Python at the resume", rounds=3, rare=True)
 def test_other_versions_are_told_and_tagged(round_number: int, project: Project) -> None:
     _interrupted(project)
     name = ["torch", "numpy", "python"][round_number]
@@ -120,7 +120,7 @@ def test_other_versions_are_told_and_tagged(round_number: int, project: Project)
     assert project.runs()[-1].data.tags["bigstep.resumed_with_other_versions"] == f"{name} 1.2.3"
 
 
-@pytest.mark.fault(38, "resume with another micro-batch size, worker count and number of threads", rounds=3)
+@pytest.mark.fault(38, "resume with another micro-batch size, worker count and number of threads", rounds=3, rare=True)
 def test_it_goes_on_with_another_slicing(round_number: int, project: Project, undisturbed: EndState) -> None:
     _interrupted(project)
     project.set(f"hardware.micro_batch_size={[64, 16, 7][round_number]}", "hardware.num_workers=0", "hardware.threads=1")
@@ -134,7 +134,7 @@ def test_it_goes_on_with_another_slicing(round_number: int, project: Project, un
     assert all(found[place] == pytest.approx(expected[place], rel=0.05) for place in expected)
 
 
-@pytest.mark.fault("42", "the code that decides learning changes between kill and resume", rounds=3)
+@pytest.mark.fault("42", "the code that decides learning changes between kill and resume", rounds=3, rare=True)
 def test_other_code_begins_anew_unless_told(round_number: int, project: Project) -> None:
     del round_number
     _interrupted(project)

@@ -48,7 +48,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert project.end_state() == judged, output[-3000:]
 
 
-@pytest.mark.fault(4, "SIGKILL in the middle of a step, again and again", rounds=10)
+@pytest.mark.fault(4, "SIGKILL in the middle of a step, again and again", rounds=10, rare=True)
 def test_killed_within_a_step_the_step_is_replayed(round_number: int, project: Project, undisturbed: EndState) -> None:
     draw = random.Random(1000 + round_number)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_told_to_stop_it_commits_and_says_so(round_number: int, project: Project
     assert project.end_state().metrics == undisturbed.metrics
 
 
-@pytest.mark.fault(6, "Ctrl-C, and once more", rounds=5)
+@pytest.mark.fault(6, "Ctrl-C, and once more", rounds=5, rare=True)
 def test_a_second_signal_ends_at_once_and_loses_nothing_committed(round_number: int, project: Project) -> None:
     project.set(f"train.seed={round_number}", "train.epochs=200")
     process = project.start("bigstep", "train", PYTHONPATH=str(project.root / "src"))
@@ -105,7 +105,7 @@ def test_a_second_signal_ends_at_once_and_loses_nothing_committed(round_number: 
     project.set("train.epochs=5")
 
 
-@pytest.mark.fault("41", "SIGTERM to the whole group, `dvc` dies first", rounds=5)
+@pytest.mark.fault("41", "SIGTERM to the whole group, `dvc` dies first", rounds=5, rare=True)
 def test_told_as_a_group_the_stage_still_commits(round_number: int, project: Project, undisturbed: EndState) -> None:
     process = project.start("dvc", "repro", "train")
     project.until(process, lambda line: line.startswith("epoch 1/"))

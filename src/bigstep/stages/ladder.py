@@ -62,14 +62,15 @@ def main() -> int:
     state = begin(request, train)
     effective = int(train.effective_batch_size or 1)
     generator = torch.Generator().manual_seed(0)
-    shape = (effective, request.channels, request.size, request.size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    shape = (effective, request.size, request.size, request.channels)  # as stored
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    image_shape = (request.channels, request.size, request.size)
     labels = torch.randint(0, request.num_classes, (effective,), generator=generator)
     take_step(state, train, images[:2], labels[:2])
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _tell({"update_seconds": update_seconds})
     size = min(effective, 32)
-    prediction = predict_training(state.classifier, train, shape[1:], Batch(effective, size, -(-effective // size)))
+    prediction = predict_training(state.classifier, train, image_shape, Batch(effective, size, -(-effective // size)))
 
     def measure(size: int) -> Rung:
         state.accumulator.micro_batch_size = size

@@ -117,7 +117,7 @@ def find_plan(
     key = folder.name
     effective = params.batch.effective_batch_size
     if not again:
-        stored = _read(folder, key)
+        stored = read_measured(folder, key)
         if stored is not None and _covers(stored.ladders[0], effective) and (stored.others or not others):
             return stored
     ladders = _measure(params, store, seconds, others=others)
@@ -145,7 +145,7 @@ def _covers(ladder: Ladder, effective_batch_size: int) -> bool:
     return ladder.complete or ladder.rungs[-1].micro_batch_size >= effective_batch_size
 
 
-def _read(folder: Path, key: str) -> Plan | None:
+def read_measured(folder: Path, key: str) -> Plan | None:
     """Read a plan; one that does not read counts as none."""
     try:
         content = read_json(folder / "measured.json")

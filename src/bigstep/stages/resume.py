@@ -96,10 +96,11 @@ class Checkpoints:
             console.print(f"a checkpoint is damaged and was passed over: {problem}")
         try:
             restore_snapshot(state, snapshot, micro_batch_size=micro_batch_size)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            kept = snapshot.values["kept"]
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"a checkpoint must be of this model and optimizer, but that of step {snapshot.step} is not ({error}); "
-                f"delete {self.folder} to begin from the first step"
+                f"a checkpoint must be of this model and optimizer, but that of step {snapshot.step} is not "
+                f"({type(error).__name__}: {error}); delete {self.folder} to begin from the first step"
             ) from None
         tags = {**self.tags, "bigstep.resumed_at_step": str(snapshot.step)}
         changed = {name: was for name, was in commit.versions.items() if _versions().get(name) != was}
@@ -107,7 +108,7 @@ class Checkpoints:
             text = ", ".join(f"{name} {was}" for name, was in changed.items())
             console.print(f"this training was begun with {text}; it goes on, but not to the bit as it would have")
             tags["bigstep.resumed_with_other_versions"] = text
-        return Resumed(snapshot.step, snapshot.values["kept"], tags)
+        return Resumed(snapshot.step, kept, tags)
 
     def is_due(self, *, at_epoch_end: bool) -> bool:
         """Tell whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""

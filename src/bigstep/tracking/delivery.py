@@ -23,7 +23,7 @@ __all__ = ["Courier", "deliver"]
 
 HEAVY = ("model", "promote", "finish")  # wait until the stage has ended
 INTERVAL, LONGEST, LONGEST_DRAINING = 1.0, 60.0, 5.0  # seconds between two tries
-PATIENCE, HANGING = 45.0, 600.0  # seconds without anything delivered: after an error, and without one
+PATIENCE, HANGING = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
 
 
 def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:  # one branch a kind
