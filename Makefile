@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast check format dependencies documentation peers costs memory lock clean
+.PHONY: help install repro test test-fast faults check format dependencies documentation peers costs memory lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ test: $(READY)  ## run every test, JOBS=2 files at a time
 
 test-fast: $(READY)  ## run the tests that take under a minute
 	@$(BIN)/python -m pytest -m "not slow"
+
+faults: $(READY)  ## many rounds of every fault (hours), and docs/reliability.md from them
+	@$(BIN)/python -m pytest tests/faults -n $(JOBS) --all-rounds --fault-results .bigstep/faults.json
+	@$(BIN)/python benchmarks/stock_faults.py .bigstep/faults.json
 
 check: $(READY)  ## format, lint, types and documentation, as CI does
 	@$(BIN)/ruff format --check .
@@ -67,4 +71,5 @@ $(READY): requirements.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'from pathlib import Path; from bigstep.stages.doctor import keep_site_cache_private as private; from bigstep.stages.paths import ProjectPaths; private(ProjectPaths(Path.cwd()))'
 	@touch $(READY)

@@ -31,9 +31,9 @@ SLACK = (80 * 2**20, 165 * 2**20)
 
 
 class _Batches:
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(epoch)
-        for _ in range(STEPS):
+        for _ in range(start, STEPS):
             images = torch.randint(0, 256, (EFFECTIVE, 1, 32, 32), dtype=torch.uint8, generator=generator)
             yield images, torch.randint(0, 10, (EFFECTIVE,), generator=generator)
 

@@ -81,8 +81,8 @@ class _Remembered:
         batches = TrainingBatches(store, train, 64, workers)
         self.epochs = [list(batches.epoch(epoch)) for epoch in range(15)]
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self.epochs[epoch]
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.epochs[epoch][start:]
 
 
 @functools.cache

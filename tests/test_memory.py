@@ -177,7 +177,7 @@ def test_what_cannot_be_checkpointed_is_refused(model: dict[str, Any], message: 
 
 
 class _Two:
-    def epoch(self, epoch: int) -> Any:
+    def epoch(self, epoch: int, start: int = 0) -> Any:
         return iter([(torch.zeros(epoch + 1), torch.zeros(1))] * 2)
 
 

@@ -251,6 +251,8 @@ def keep_site_cache_private(project: ProjectPaths) -> str:
     project.state.chmod(0o700)
     local = project.root / ".dvc" / "config.local"
     text = local.read_text(encoding="utf-8") if local.exists() else ""
+    if "site_cache_dir" in text:
+        return f"core.site_cache_dir stands in {local} already"
     local.write_text(f"{text}[core]\n    site_cache_dir = {project.site_cache}\n", encoding="utf-8")
     return f"set core.site_cache_dir in {local}"
 
