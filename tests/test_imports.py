@@ -14,7 +14,8 @@ from closures import ROOT, files_of, import_closure, imported_names
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LAYERS = [
-    {"errors", "files", "console"},
+    {"errors"},
+    {"files", "console"},
     {"config"},
     {"step"},
     {"data"},

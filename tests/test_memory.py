@@ -178,7 +178,7 @@ def test_what_cannot_be_checkpointed_is_refused(model: dict[str, Any], message: 
 
 class _Two:
     def epoch(self, epoch: int, start: int = 0) -> Any:
-        return iter([(torch.zeros(epoch + 1), torch.zeros(1))] * 2)
+        return iter([(torch.zeros(epoch + 1), torch.zeros(1))] * (2 - start))
 
 
 def test_a_mark_is_set_only_while_memory_is_scarce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

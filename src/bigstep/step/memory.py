@@ -31,7 +31,7 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
     "adam": lambda parameters: Adam(parameters, lr=1e-9),
     "adamw": lambda parameters: AdamW(parameters, lr=1e-9),
 }
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 1.5
 MARGIN = 64 * 2**20  # bytes of scratch that an operation may take whatever its size
 
 
