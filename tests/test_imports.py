@@ -22,6 +22,7 @@ LAYERS = [
     {"models"},
     {"machine", "evaluation", "training"},
     {"checkpoint", "report", "tracking"},
+    {"search"},
     {"stages"},
     {"cli"},
 ]
