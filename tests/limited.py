@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from bigstep.training.state import build_state
 
 EFFECTIVE, STEPS = 256, 2
 NEED = 350 * 2**20  # what a step of the whole batch takes
+HANGING = 120  # seconds: no try may wait for ever
 SLACK = (80 * 2**20, 165 * 2**20)
 
 
@@ -65,6 +67,7 @@ def start(folder: Path, slack: int) -> int:
     process = os.fork()
     if process == 0:
         code = 0
+        signal.alarm(HANGING)
         try:
             train(folder, slack)
         except UserError as error:
@@ -89,6 +92,8 @@ def main() -> None:
         codes = []
         while len(codes) < 10 and (not codes or codes[-1] < 0):
             codes.append(start(folder, slack))
+            if codes[-1] == -signal.SIGALRM:
+                raise SystemExit(f"a try with {slack} bytes hung")
         result = folder / "result.json"
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
         sys.stdout.write(json.dumps({"slack": slack, "codes": codes, **found}) + "\n")

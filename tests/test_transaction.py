@@ -195,3 +195,17 @@ def test_other_errors_pass_through_with_their_type() -> None:
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_thread_that_cannot_begin_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> None:
+        raise MemoryError(number)
+
+    monkeypatch.setattr("bigstep.training.guard.BEGINNING", 0.2)
+    monkeypatch.setattr(torch, "set_num_threads", fail)
+    guard = Guard(torch.device("cpu"))
+    with pytest.raises(MemoryExhaustedError, match="can't allocate"):
+        guard.call(lambda: torch.empty(2**50))
+    assert guard.call(lambda: 3) == 3
+    guard.close()

@@ -6,10 +6,10 @@ else is allocated, and the next try, as all work after it, is on a new thread. N
 OpenMP threads costs a fifth of the speed on two cores.
 """
 
+import _thread
 import contextlib
 import ctypes
 import queue
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, final
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
 M_ARENA_MAX = -8  # of glibc's mallopt
 TRIES = 3  # of an action that needs no memory of its own
+BEGINNING = 10.0  # seconds that a thread may take to begin
 
 
 class MemoryExhaustedError(Exception):
@@ -104,7 +105,7 @@ def _begin_worker() -> "_Worker | None":
     """Begin a thread, or give None where not even its stack fits; work then stays on the caller's thread."""
     try:
         return _Worker(torch.get_num_threads())
-    except RuntimeError:  # Python: can't start new thread
+    except (RuntimeError, MemoryError):  # Python: can't start new thread
         return None
 
 
@@ -134,16 +135,39 @@ def _attempt(function: Callable[[], Any]) -> Outcome:
     except BaseException as error:  # noqa: BLE001 # handed to the caller's thread
         if not is_out_of_memory(error):
             return None, None, error
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = _first_line(error)
     return None, problem, None
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    except MemoryError:
+        return "not enough memory"
 
 
 @final
 class _Worker:
+    """A thread that calls functions.
+
+    Not of ``threading``: a thread that runs out of memory while it begins never says so there, and who began it waits for
+    ever (seen in a process with little address space).
+    """
+
     def __init__(self, num_threads: int) -> None:
+        """Begin it.
+
+        Raises:
+            RuntimeError: it did not begin.
+        """
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Outcome]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, args=(num_threads,), name="bigstep-step", daemon=True)
-        self._thread.start()
+        self._signs: queue.SimpleQueue[None] = queue.SimpleQueue()
+        _thread.start_new_thread(self._serve, (num_threads,))
+        try:
+            self._signs.get(timeout=BEGINNING)
+        except queue.Empty:
+            self._calls.put(None)
+            raise RuntimeError("the thread did not begin") from None
 
     def call(self, function: Callable[[], Any]) -> Outcome:
         answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -152,11 +176,13 @@ class _Worker:
 
     def end(self) -> None:
         self._calls.put(None)
-        self._thread.join()
+        self._signs.get(timeout=BEGINNING)
 
     def _serve(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)  # kept by each thread
+        self._signs.put(None)
         while (item := self._calls.get()) is not None:
             function, answer = item
             answer.put(_attempt(function))
             del function, answer, item
+        self._signs.put(None)
