@@ -19,6 +19,7 @@ STAGES = {
     "evaluate": "judge the model in results/evaluate, after the stages before it",
     "check": "compare accumulated with full-batch gradients of the configured model, layer by layer, in float64",
     "plan": "measure speed and memory over micro-batch sizes, and recommend a slicing of the effective batch",
+    "search": "try learning rates and effective batches, the slicing planned, and train the best again with new seeds",
     "repro": "run whatever is out of date of prepare, train and evaluate",
 }
 SHORT = {
@@ -28,11 +29,13 @@ SHORT = {
     "accumulation_steps": "hardware.accumulation_steps",
     "micro_batch_size": "hardware.micro_batch_size",
 }
+SEARCH = {"trials": "search.trials", "workers": "search.workers", "study": "search.study", "storage": "search.storage"}
 EXAMPLES = """examples:
   bigstep repro                                       the whole pipeline, as params.yaml says
   bigstep repro --set train.learning_rate=0.01        the same with another value, in a private copy
   bigstep repro --preset fashion-mnist                parameters of presets/fashion-mnist.yaml
   bigstep plan --adopt                                how to cut the batch on this machine, into params.yaml
+  bigstep search --trials 20 --workers 2              which learning rate and effective batch?
   bigstep check --set model.name=resnet18 --set data.image_size=32   is accumulating exact for this model?
   bigstep predict photo.jpg                           ask the champion of MLflow's registry
 """
@@ -81,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="listen on this address too, for other machines: whoever reaches it can read and change every run",
     )
+    text = "open the page of optuna-dashboard on the study"
+    board = commands.add_parser("dashboard", help=text, description=text, allow_abbrev=False)
+    board.add_argument("--storage", metavar="ADDRESS", help="of the study; default: search.storage")
+    board.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free one from 8080 on")
+    board.add_argument(
+        "--expose", metavar="ADDRESS", help="listen on this address too: whoever reaches it can read and change every study"
+    )
     text = "name the class of images"
     predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file of any size")
@@ -102,7 +112,8 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         help="use another value than params.yaml's; may be repeated. The run then happens in a private copy",
     )
     parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set goes over them")
-    parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
+    if name != "search":
+        parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
     if name in ("train", "evaluate", "repro"):
         parser.add_argument(
             "--resume-anyway",
@@ -116,9 +127,12 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("--again", action="store_true", help="measure also where there is a plan already")
         parser.add_argument("--adopt", action="store_true", help="write the choice into params.yaml, comments kept")
         parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="to measure for, at most (default: 60)")
-    if name in ("repro", "plan"):
+    if name == "search":
+        parser.add_argument("--adopt", action="store_true", help="write the winner into params.yaml, comments kept")
+        parser.add_argument("--prior", metavar="STUDY", help="begin with the best points of an earlier study of the storage")
+    if name in ("repro", "plan", "search"):
         short = parser.add_argument_group("short forms of --set (also as `mlflow run . -P name=value`)")
-        for key, target in SHORT.items():
+        for key, target in _short(name).items():
             flags = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
             short.add_argument(*flags, dest=key, metavar="VALUE", help=f"{target}")
         short.add_argument(
@@ -126,6 +140,10 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         )
     if name == "repro":
         parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
+
+
+def _short(name: str) -> dict[str, str]:
+    return {"epochs": "search.epochs", **SEARCH} if name == "search" else SHORT
 
 
 def _repro(options: argparse.Namespace) -> int:
@@ -167,7 +185,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> tuple[Override, ...]:
-    texts = [f"{target}={getattr(options, key)}" for key, target in SHORT.items() if getattr(options, key, None) is not None]
+    short = _short(options.command)
+    texts = [f"{target}={getattr(options, key)}" for key, target in short.items() if getattr(options, key, None) is not None]
     try:
         texts += shlex.split(getattr(options, "overrides", ""))
     except ValueError as error:
@@ -212,6 +231,22 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor(find_project_root(Path.cwd()), fix=options.fix)
 
 
+def _search(options: argparse.Namespace) -> int:
+    from bigstep.stages.pipeline import find_project_root
+    from bigstep.stages.search import search
+
+    root = find_project_root(Path.cwd())
+    groups = tuple(group for group in (_preset(root, options.preset), _overrides(options)) if group)
+    return search(root, groups, adopt=options.adopt, prior=options.prior)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from bigstep.stages.dashboard import serve_dashboard
+    from bigstep.stages.pipeline import find_project_root
+
+    return serve_dashboard(find_project_root(Path.cwd()), storage=options.storage, port=options.port, expose=options.expose)
+
+
 def _mlflow(options: argparse.Namespace) -> int:
     from bigstep.stages.pipeline import find_project_root
     from bigstep.stages.servers import serve_mlflow
@@ -219,7 +254,14 @@ def _mlflow(options: argparse.Namespace) -> int:
     return serve_mlflow(find_project_root(Path.cwd()), port=options.port, expose=options.expose)
 
 
-COMMANDS = {"predict": _predict, "verify": _verify, "doctor": _doctor, "mlflow": _mlflow}
+COMMANDS = {
+    "predict": _predict,
+    "verify": _verify,
+    "doctor": _doctor,
+    "mlflow": _mlflow,
+    "search": _search,
+    "dashboard": _dashboard,
+}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pydantic import Field
 
 from bigstep.config.section import Section
 
-__all__ = ["Checkpoint", "parse_duration"]
+__all__ = ["DURATION", "Checkpoint", "parse_duration"]
 
+DURATION = r"^(none|[0-9]+(\.[0-9]+)? ?(s|min|h))$"
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -25,7 +26,7 @@ class Checkpoint(Section):
     title: ClassVar[str] = "checkpoint"
     learning: ClassVar[bool] = False
 
-    every: Annotated[str, Field(pattern=r"^(none|[0-9]+(\.[0-9]+)? ?(s|min|h))$")] = Field(
+    every: Annotated[str, Field(pattern=DURATION)] = Field(
         "60s",
         description="time between two checkpoints; one is written at the end of each epoch besides; none = only there",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},

@@ -15,6 +15,7 @@ from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
 from bigstep.config.model import Model
 from bigstep.config.reading import nearest, parse_section
+from bigstep.config.search import Search
 from bigstep.config.section import Section
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
@@ -22,7 +23,7 @@ from bigstep.errors import ConfigError
 
 __all__ = ["SECTIONS", "Params", "flatten", "parse_params"]
 
-SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Checkpoint, Tracking)
+SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Checkpoint, Tracking, Search)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Params:
     memory: Memory
     checkpoint: Checkpoint
     tracking: Tracking
+    search: Search
 
     @property
     def batch(self) -> Batch:
@@ -72,10 +74,11 @@ def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Give every key as ``section.key``, with B, m and A completed where no plan has to choose."""
+    """Give every key of a training as ``section.key``, with B, m and A completed where no plan has to choose."""
     flat = {
         f"{part.name}.{key}": value
         for part in fields(params)
+        if part.name != Search.title
         for key, value in getattr(params, part.name).model_dump(mode="json").items()
     }
     flat["train.effective_batch_size"] = params.batch.effective_batch_size

@@ -18,7 +18,7 @@ from bigstep.stages.plan import OVERHEAD_BYTES, budget_bytes, find_plan, plan_fo
 from bigstep.step.measuring import resident_bytes
 from bigstep.step.memory import MemoryPrediction
 
-__all__ = ["Fit", "fit_batch", "predict"]
+__all__ = ["Fit", "excess_bytes", "fit_batch", "predict"]
 
 INNER = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
 
@@ -88,10 +88,16 @@ def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int)
     return resolve_batch(params.train, params.hardware, params.model, choice.micro_batch_size)
 
 
+def excess_bytes(params: Params, predicted: MemoryPrediction, resident: int) -> int:
+    """Give by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
+    room = room_for_training(params.hardware, resident)
+    return -1 if room is None else int(predicted.peak_bytes * INNER) - room
+
+
 def _check(params: Params, batch: Batch, predicted: MemoryPrediction, resident: int) -> None:
     budget = budget_bytes(params.hardware)
     room = room_for_training(params.hardware, resident)
-    if budget is None or room is None or predicted.peak_bytes * INNER <= room:
+    if budget is None or room is None or excess_bytes(params, predicted, resident) <= 0:
         return
     largest = min(predicted.largest(int(room / INNER)), batch.micro_batch_size - 1)
     way_out = f"the largest that fits is {largest}" if largest >= 1 else "not even one image at a time fits"

@@ -11,7 +11,7 @@ from types import FrameType
 
 import psutil
 
-__all__ = ["follow_command"]
+__all__ = ["end_with_parent", "follow_command"]
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -42,6 +42,12 @@ def follow_command(command: Sequence[str], folder: Path, environment: Mapping[st
 def _die_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """Let this process, just begun, get SIGTERM when its parent is gone, where the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _pass_on(process: "subprocess.Popen[bytes]") -> None:

@@ -34,6 +34,11 @@ class StagePaths:
         return self.root / "results" / "evaluate"
 
     @property
+    def search(self) -> Path:
+        """What `bigstep search` writes."""
+        return self.root / "results" / "search"
+
+    @property
     def lock(self) -> Path:
         """DVC's record of what made what."""
         return self.root / "dvc.lock"
@@ -69,6 +74,11 @@ class ProjectPaths:
     def spools(self) -> Path:
         """What runs were told, until MLflow knows it."""
         return self.state / "spools"
+
+    @property
+    def search(self) -> Path:
+        """Studies, and the state of their trials."""
+        return self.state / "search"
 
     @property
     def site_cache(self) -> Path:

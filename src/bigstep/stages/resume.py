@@ -24,7 +24,7 @@ from bigstep.stages.entry import Stage
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState
 
-__all__ = ["Checkpoints", "Resumed", "open_checkpoints"]
+__all__ = ["Checkpoints", "Resumed", "digest_code", "open_checkpoints"]
 
 DECIDING = ("step", "data", "models", "training")  # packages whose code decides what is learned
 ANYWAY = "BIGSTEP_RESUME_ANYWAY"
@@ -46,7 +46,7 @@ def open_checkpoints(stage: Stage, store: Store, model: Model, every_seconds: fl
     ``$BIGSTEP_RESUME_ANYWAY`` (``--resume-anyway``) lets it go on with other code.
     """
     weights = None if model.weights is None else stage.project.resolve(model.weights)
-    data, code = _digest_data(store, weights), _digest_code()
+    data, code = _digest_data(store, weights), digest_code()
     latest = read_attempt(stage.project.attempts, stage.key)
     known = None if latest is None or stage.name in latest.finished else latest.fingerprint
     anyway = ANYWAY in os.environ and known is not None and known.partition("-")[0] == data
@@ -147,7 +147,8 @@ def _digest_data(store: Store, weights: Path | None) -> str:
     return digest.hexdigest()[:12]
 
 
-def _digest_code() -> str:
+def digest_code() -> str:
+    """Hash the code that decides what is learned."""
     root, digest = Path(bigstep.__file__).parent, hashlib.sha256()
     for package in DECIDING:
         for path in sorted((root / package).rglob("*.py")):

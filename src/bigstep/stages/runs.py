@@ -3,8 +3,9 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bigstep.console import console
@@ -18,32 +19,56 @@ from bigstep.tracking.delivery import Courier
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, prune_spools, unfinished_spools
 
-__all__ = ["deliver_others", "end_dead_runs", "stage_run", "timed"]
+__all__ = ["Telling", "deliver_others", "end_dead_runs", "stage_run", "timed", "told_run"]
 
 FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
 LAST_ROUND = 5.0  # seconds for a stage that was told to stop
 
 
+@dataclass
+class Telling:
+    """A run that is told: what to tell it through, how it is to end, and whether it was told everything."""
+
+    tracker: SpoolTracker
+    status: str = "FINISHED"
+    delivered: bool = False
+    told: Callable[[], str | None] = lambda: None
+    """Gives the run's id, once there is one."""
+
+
 @contextmanager
-def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
-    """Tell the run of the stage's attempt, or that of ``mlflow run``; it ends FINISHED, FAILED or KILLED with the block."""
-    attempt = read_attempt(stage.project.attempts, stage.key)
-    assert attempt is not None
-    folder = stage.project.spools / f"{stage.key}.{attempt.number}"
-    given = os.environ.get("MLFLOW_RUN_ID")
+def told_run(
+    folder: Path,
+    uri: str,
+    experiment: str,
+    *,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    given: str | None = None,
+) -> Iterator[Telling]:
+    """Tell a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
+
+    Args:
+        folder: of the spool; the run of an earlier start is continued.
+        uri: of the tracking store.
+        experiment: of a new run.
+        params: to note.
+        tags: to set.
+        given: a run to tell, in the place of the spool's own.
+    """
     with alone_in(folder):
         spool = Spool(folder)
-        spool.begin(tracking_uri(stage.project.root), experiment)
+        spool.begin(uri, experiment)
         tracker = SpoolTracker(spool)
         if given is not None:
             tracker.continue_run(given)
-        tracker.log_params(stage.flat)
-        tags = {"bigstep.attempt": f"{stage.key}.{attempt.number}", "bigstep.process": process_name()}
-        tracker.set_tags({**git_tags(stage.project.root), **tags})
+        tracker.log_params(params)
+        tracker.set_tags({**tags, "bigstep.process": process_name()})
         courier = Courier(spool)
         courier.start(FIRST_ROUND)
+        telling = Telling(tracker, told=lambda: spool.sent.run_id)
         try:
-            yield tracker
+            yield telling
         except (KeyboardInterrupt, StoppedError):
             tracker.finish("KILLED")
             courier.drain(LAST_ROUND)
@@ -52,14 +77,26 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
             tracker.finish("FAILED")
             _drain(courier)
             raise
-        tracker.finish("FINISHED")
-        delivered = _drain(courier)
-        note_run(stage.project.attempts, stage.key, spool.sent.run_id)
-        if delivered:
-            deliver_others(stage.project.spools, folder)
-            if stage.name == "evaluate":
-                shutil.rmtree(folder / "files", ignore_errors=True)
-                prune_spools(stage.project.spools)
+        tracker.finish(telling.status)
+        telling.delivered = _drain(courier)
+
+
+@contextmanager
+def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
+    """Tell the run of the stage's attempt, or that of ``mlflow run``."""
+    root, attempt = stage.project.root, read_attempt(stage.project.attempts, stage.key)
+    assert attempt is not None
+    name = f"{stage.key}.{attempt.number}"
+    folder, given = stage.project.spools / name, os.environ.get("MLFLOW_RUN_ID")
+    tags = {**git_tags(root), "bigstep.attempt": name}
+    with told_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
+        yield telling.tracker
+    note_run(stage.project.attempts, stage.key, telling.told())
+    if telling.delivered:
+        deliver_others(stage.project.spools, folder)
+        if stage.name == "evaluate":
+            shutil.rmtree(folder / "files", ignore_errors=True)
+            prune_spools(stage.project.spools)
 
 
 def deliver_others(folder: Path, own: Path | None = None) -> list[str]:

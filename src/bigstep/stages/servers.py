@@ -10,7 +10,7 @@ from bigstep.errors import ProjectError
 from bigstep.stages.children import follow_command
 from bigstep.tracking.database import open_client, tracking_uri
 
-__all__ = ["free_port", "mlflow_command", "serve_mlflow"]
+__all__ = ["LOOPBACK", "free_port", "mlflow_command", "serve_mlflow"]
 
 LOOPBACK = "127.0.0.1"
 FIRST_PORT = 5000
@@ -46,13 +46,13 @@ def mlflow_command(uri: str, host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "mlflow", "server", *where, *allowed]
 
 
-def free_port(port: int, host: str = LOOPBACK) -> int:
-    """Give ``port``, or for 0 the first from 5000 on that nobody uses.
+def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
+    """Give ``port``, or for 0 the one from ``first`` on that nobody uses.
 
     Raises:
         ProjectError: it is taken.
     """
-    for candidate in [port] if port else range(FIRST_PORT, FIRST_PORT + 100):
+    for candidate in [port] if port else range(first, first + 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -60,4 +60,4 @@ def free_port(port: int, host: str = LOOPBACK) -> int:
             except OSError:
                 continue
             return candidate
-    raise ProjectError(f"--port must be free on {host}, but {port or f'all from {FIRST_PORT} on'} is taken; choose another")
+    raise ProjectError(f"--port must be free on {host}, but {port or f'all from {first} on'} is taken; choose another")

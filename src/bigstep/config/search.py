@@ -1,0 +1,123 @@
+"""The section ``search``: what `bigstep search` tries, for how long, and what it looks for."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bigstep.config.checkpoint import DURATION
+from bigstep.config.section import Section
+
+__all__ = ["OBJECTIVES", "Range", "Search"]
+
+Objective = Literal["val_loss", "val_accuracy", "seconds", "peak_bytes"]
+OBJECTIVES: dict[str, str] = {
+    "val_loss": "minimize",
+    "val_accuracy": "maximize",
+    "seconds": "minimize",
+    "peak_bytes": "minimize",
+}
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Rates = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Counts = Annotated[tuple[Count, Count], Field(strict=False)]
+TAKEN = ("train.learning_rate", "train.effective_batch_size", "train.epochs", "train.seed")
+
+
+class Range(BaseModel):
+    """From ``low`` to ``high``, both included; whole numbers where both are; ``log`` draws the exponent evenly."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Range":
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError("no range")
+        return self
+
+
+Choices = Annotated[tuple[bool | int | float | str, ...], Field(strict=False, min_length=2)]
+
+
+class Search(Section):
+    """What `bigstep search` tries, for how long, and what it looks for."""
+
+    title: ClassVar[str] = "search"
+    learning: ClassVar[bool] = False
+
+    trials: int = Field(20, ge=1, description="trials in all, those of earlier starts and other machines included")
+    max_time: Annotated[str, Field(pattern=DURATION)] = Field(
+        "none",
+        description="no trial begins later than this after the start; none = no limit",
+        json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
+    )
+    epochs: Count | None = Field(None, description="of each trial; null = train.epochs")
+    space: Literal["planned", "full"] = Field(
+        "planned",
+        description="planned = learning rate and effective batch are searched, the slicing is planned; full = learning rate, "
+        "accumulation steps and micro-batch size",
+    )
+    learning_rate: Rates | None = Field(
+        None, description="lowest and highest; null = a tenth of train.learning_rate to ten times it"
+    )
+    effective_batch_size: Counts = Field((8, 512), description="space planned: lowest and highest; powers of two between")
+    micro_batch_size: Counts = Field((4, 256), description="space full: lowest and highest; powers of two between")
+    accumulation_steps: Counts = Field((1, 64), description="space full: lowest and highest; powers of two between")
+    parameters: dict[str, Range | Choices] = Field(
+        {},
+        description="further keys of params.yaml by name, as {train.weight_decay: {low: 1e-4, high: 0.1, log: true}, "
+        "train.optimizer: [adamw, sgd]}",
+        json_schema_extra={"rule": "a mapping of section.key to {low: ..., high: ..., log: ...} or a list of choices"},
+    )
+    objective: Objective | Annotated[tuple[Objective, ...], Field(strict=False, min_length=2)] = Field(
+        "val_loss",
+        description="val_loss or val_accuracy; or a list of these, seconds and peak_bytes, for a Pareto front",
+        json_schema_extra={"rule": "one of val_loss, val_accuracy, or a list of these, seconds and peak_bytes"},
+    )
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "qmc"] = Field(
+        "auto", description="of Optuna; auto = what docs/search.md measured as best for the case"
+    )
+    pruner: Literal["median", "none"] = Field(
+        "median", description="ends trials that are worse than the median at as many samples; one objective only"
+    )
+    top: int = Field(3, ge=0, description="best trials that are trained again with new seeds; 0 = none")
+    replicates: int = Field(3, ge=1, description="new seeds for each of them; the winner is best in the mean")
+    audit: float = Field(
+        0.05, ge=0, le=1, description="share of the trials that are trained again in another slicing, to be compared"
+    )
+    workers: Count | None = Field(
+        None, description="processes on this machine, which share out its cores and memory; null = by the cores, 1 on a GPU"
+    )
+    storage: str | None = Field(
+        None, min_length=1, description="of the study: a journal's path, or postgresql://...; null = in .bigstep/search"
+    )
+    study: str = Field("search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    seed: int = Field(0, ge=0, description="of the sampler and the choice of audits")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What a trial is judged by, in order."""
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Search":
+        for name in ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"):
+            pair = getattr(self, name)
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"search.{name} must be lowest and highest, but is {list(pair)}; turn them round")
+        for name in self.parameters:
+            if name.count(".") != 1 or name in TAKEN or name.partition(".")[0] not in ("model", "train"):
+                raise ValueError(
+                    f"search.parameters must name keys of model or train besides {', '.join(TAKEN)}, but names {name!r}; "
+                    "write for example train.weight_decay"
+                )
+        if self.objective in ("seconds", "peak_bytes"):
+            raise ValueError(
+                f"search.objective must be val_loss or val_accuracy where it is one, but is {self.objective}; add val_loss"
+            )
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"search.objective must name each objective once, but is {list(self.objectives)}")
+        return self

@@ -1,0 +1,160 @@
+"""Which sampler of Optuna asks for the next trial; the defaults are those that docs/search.md measured."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from bigstep.errors import ConfigError
+
+__all__ = ["AUTO", "choose_sampler"]
+
+AUTO = {"planned": "gp", "full": "tpe", "several": "tpe"}
+NEAR = 0.01  # of each range: a point that near to a known one is not asked for again
+NUM_RANDOM = 5  # trials before a model of them is trusted
+
+
+def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int) -> BaseSampler:
+    """Make the sampler for one ask; another is made for the next, so that a search goes on alike after a kill.
+
+    Args:
+        name: of search.sampler.
+        seed: of this ask.
+        space: ``planned`` or ``full``.
+        num_objectives: of the study.
+
+    Raises:
+        ConfigError: the sampler cannot do what is asked.
+    """
+    if name == "auto":
+        name = AUTO["several" if num_objectives > 1 else space]
+    if name == "cmaes" and (num_objectives > 1 or space == "full"):
+        raise ConfigError(
+            "search.sampler cmaes must have one objective and no constraint, but the space is "
+            f"{space} with {num_objectives} objectives; write tpe or auto"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return Apart(_make(name, seed), _make("tpe", seed)) if name in ("cmaes", "gp") else _make(name, seed)
+
+
+def _make(name: str, seed: int) -> BaseSampler:
+    if name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_RANDOM)
+    if name == "gp":
+        return SeesPruned(optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
+    if name == "cmaes":
+        return optuna.samplers.CmaEsSampler(
+            seed=seed, n_startup_trials=1, consider_pruned_trials=True, warn_independent_sampling=False
+        )
+    if name == "qmc":
+        return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+@final
+class SeesPruned(BaseSampler):
+    """Lets a sampler that looks at finished trials only (GP) learn from pruned ones, by the last value they reported.
+
+    Without it the sampler never hears of them, and asks for the same bad point again and again.
+    """
+
+    def __init__(self, inner: BaseSampler) -> None:
+        """Ask ``inner``."""
+        self._inner = inner
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Give the dimensions that all trials share."""
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask for a point, given all that is known."""
+        del trial
+        trials = [_as_complete(item) for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]
+        view = optuna.create_study(directions=study.directions, sampler=self._inner)
+        view.add_trials(trials)
+        return view.ask(dict(search_space)).params if search_space else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask for one value, where nothing is known yet."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _is_telling(trial: FrozenTrial, names: Sequence[str] | dict[str, BaseDistribution]) -> bool:
+    ended = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and bool(trial.intermediate_values))
+    return (ended or trial.state == TrialState.RUNNING) and all(name in trial.params for name in names)
+
+
+def _as_complete(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state != TrialState.PRUNED:
+        return trial
+    last = trial.intermediate_values[max(trial.intermediate_values)]
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE,
+        value=last,
+        params=trial.params,
+        distributions=trial.distributions,
+        constraints=trial.constraints or None,
+    )
+
+
+@final
+class Apart(BaseSampler):
+    """Asks another sampler where the first asks for what is known already.
+
+    Samplers that trust a model of a smooth function come back to its minimum; a training with the same seed tells nothing
+    new there.
+    """
+
+    def __init__(self, first: BaseSampler, other: BaseSampler) -> None:
+        """Ask ``first``, and ``other`` instead of once more."""
+        self._first, self._other = first, other
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Give the dimensions that all trials share."""
+        return self._first.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask for a point that is new."""
+        found = self._first.sample_relative(study, trial, search_space)
+        known = [item.params for item in study.get_trials(deepcopy=False) if item.number != trial.number]
+        if found and any(_is_near(found, point, search_space) for point in known):
+            return self._other.sample_relative(study, trial, search_space)
+        return found
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask for one value, where nothing is known yet."""
+        return self._first.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let the first sampler begin a trial."""
+        self._first.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Let the first sampler learn."""
+        self._first.after_trial(study, trial, state, values)
+
+
+def _is_near(point: Mapping[str, Any], known: Mapping[str, Any], names: Mapping[str, BaseDistribution]) -> bool:
+    return all(name in known and _distance(point[name], known[name], kind) < NEAR for name, kind in names.items())
+
+
+def _distance(one: Any, other: Any, kind: BaseDistribution) -> float:
+    """Give how far two values lie apart, as a share of their range."""
+    if isinstance(kind, FloatDistribution | IntDistribution) and kind.high > kind.low:
+        scale = math.log if kind.log else float
+        return abs(scale(one) - scale(other)) / (scale(kind.high) - scale(kind.low))
+    return 0.0 if one == other else 1.0

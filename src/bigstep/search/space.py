@@ -1,0 +1,126 @@
+"""What a trial may be: the dimensions that a sampler sees, and the parameters that a point of them means."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from bigstep.config.params import Params
+from bigstep.config.search import Range
+from bigstep.errors import ConfigError
+
+__all__ = ["ACCUMULATION", "EFFECTIVE", "MICRO", "RATE", "Space", "build_space", "exponents"]
+
+RATE = "train.learning_rate"
+EFFECTIVE, MICRO, ACCUMULATION = "effective_batch_exponent", "micro_batch_exponent", "accumulation_exponent"
+AROUND = 10.0  # the learning rate's default range: a tenth of the current one to ten times it
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dimensions of a study.
+
+    ``kind`` is ``planned`` (learning rate and effective batch) or ``full`` (learning rate, micro-batch, accumulation steps),
+    with further parameters besides; ``reason`` says why, where it is not what was asked for.
+    """
+
+    kind: str
+    dimensions: Mapping[str, BaseDistribution]
+    reason: str = ""
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Draw a point; a value that was enqueued is taken as it is."""
+        return {name: _suggest(trial, name, kind) for name, kind in self.dimensions.items()}
+
+    def overrides(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the parameters of a point, as ``section.key``."""
+        found = {name: value for name, value in point.items() if "." in name}
+        if self.kind == "full":
+            micro, steps = 2 ** point[MICRO], 2 ** point[ACCUMULATION]
+            return {**found, "train.effective_batch_size": micro * steps, "hardware.micro_batch_size": micro}
+        return {**found, "train.effective_batch_size": 2 ** point[EFFECTIVE], "hardware.micro_batch_size": "auto"}
+
+    def point(self, params: Params) -> dict[str, Any]:
+        """Give the point nearest to ``params``."""
+        batch = params.batch
+        known: dict[str, Any] = {
+            EFFECTIVE: math.log2(batch.effective_batch_size),
+            MICRO: math.log2(batch.micro_batch_size),
+            ACCUMULATION: math.log2(batch.accumulation_steps),
+        }
+        values = {name: known[name] if name in known else _value(params, name) for name in self.dimensions}
+        return {name: _nearest(self.dimensions[name], value) for name, value in values.items()}
+
+
+def build_space(params: Params, reason: str = "") -> Space:
+    """Give the space that ``params.search`` asks for.
+
+    Args:
+        params: the configuration.
+        reason: why the slicing must be searched, where training is not slice-invariant.
+
+    Raises:
+        ConfigError: a range holds no power of two, or a parameter does not exist.
+    """
+    search = params.search
+    kind = "full" if reason else search.space
+    rate = params.train.learning_rate
+    low, high = search.learning_rate or (rate / AROUND, rate * AROUND)
+    found: dict[str, BaseDistribution] = {RATE: FloatDistribution(low, high, log=True)}
+    if kind == "planned":
+        found[EFFECTIVE] = exponents("effective_batch_size", search.effective_batch_size)
+    else:
+        found[MICRO] = exponents("micro_batch_size", search.micro_batch_size)
+        found[ACCUMULATION] = exponents("accumulation_steps", search.accumulation_steps)
+    for name, range_ in search.parameters.items():
+        _value(params, name)
+        found[name] = _distribution(range_)
+    return Space(kind, found, reason if search.space != kind else "")
+
+
+def exponents(name: str, limits: tuple[int, int]) -> IntDistribution:
+    """Give the exponents of the powers of two within ``limits``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    low, high = math.ceil(math.log2(limits[0])), math.floor(math.log2(limits[1]))
+    if low > high:
+        raise ConfigError(f"search.{name} must hold a power of two, but is {list(limits)}; widen it")
+    return IntDistribution(low, high)
+
+
+def _distribution(found: Range | tuple[bool | int | float | str, ...]) -> BaseDistribution:
+    if not isinstance(found, Range):
+        return CategoricalDistribution(found)
+    if isinstance(found.low, int) and isinstance(found.high, int):
+        return IntDistribution(found.low, found.high, log=found.log)
+    return FloatDistribution(float(found.low), float(found.high), log=found.log)
+
+
+def _suggest(trial: optuna.Trial, name: str, kind: BaseDistribution) -> Any:
+    if isinstance(kind, FloatDistribution):
+        return trial.suggest_float(name, kind.low, kind.high, log=kind.log)
+    if isinstance(kind, IntDistribution):
+        return trial.suggest_int(name, kind.low, kind.high, log=kind.log)
+    assert isinstance(kind, CategoricalDistribution)
+    return trial.suggest_categorical(name, kind.choices)
+
+
+def _value(params: Params, name: str) -> Any:
+    section, _, key = name.partition(".")
+    values = getattr(params, section)
+    if key not in type(values).model_fields:
+        raise ConfigError(f"search.parameters must name keys of params.yaml, but {name} is none; look at section {section}")
+    return getattr(values, key)
+
+
+def _nearest(kind: BaseDistribution, value: Any) -> Any:
+    if isinstance(kind, CategoricalDistribution):
+        return value if value in kind.choices else kind.choices[0]
+    assert isinstance(kind, FloatDistribution | IntDistribution)
+    inside = min(max(value if isinstance(value, int | float) else kind.low, kind.low), kind.high)
+    return round(inside) if isinstance(kind, IntDistribution) else float(inside)

@@ -1,0 +1,218 @@
+"""Where a study is kept: a journal on this machine's disk, or a database that many machines reach.
+
+A journal is lines of JSON, each an operation that whoever reads it replays. A process that is killed while it writes leaves a
+torn last line, and its operation never happened. It is cut off before the next is written, under a lock that the system
+takes back from a holder that is gone: stock locks wait for 30 seconds then.
+"""
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO, final
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock  # the type that the backend's lock must have
+
+from bigstep.console import console
+from bigstep.errors import ProjectError
+from bigstep.files import whole_file
+from bigstep.tracking.database import file_lock
+
+__all__ = ["RepairingLock", "alone_with", "open_storage", "open_study", "without_password"]
+
+OPERATION = b'{"op_code"'  # how each line of a journal begins
+CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
+BUSY_SECONDS = 60
+
+
+def open_storage(address: str) -> BaseStorage:
+    """Open the storage at a path (a journal) or at the address of a database, and create it where there is none.
+
+    Any number of processes may do so at once.
+
+    Raises:
+        ProjectError: there is something else, or it does not answer.
+    """
+    return _open_database(address) if "://" in address else _open_journal(Path(address))
+
+
+def open_study(storage: BaseStorage, name: str, directions: Sequence[str]) -> optuna.Study:
+    """Open a study, and create it where there is none.
+
+    Raises:
+        ProjectError: it has other directions.
+    """
+    wanted = [optuna.study.StudyDirection[direction.upper()] for direction in directions]
+    study = optuna.create_study(storage=storage, study_name=name, directions=wanted, load_if_exists=True)
+    found = [direction.name.lower() for direction in study.directions]
+    if found != list(directions):
+        raise ProjectError(f"study {name} must {' and '.join(directions)}, but does {' and '.join(found)}; choose another name")
+    return study
+
+
+@contextmanager
+def alone_with(storage: BaseStorage) -> Iterator[None]:
+    """Let one process at a time, on any machine that reaches the storage, run the block."""
+    backend = getattr(storage, "_backend", storage)  # of a journal, and of Optuna's cache over a database
+    path, address = getattr(backend, "_file_path", None), str(getattr(backend, "url", ""))
+    if address.startswith("sqlite:///"):
+        path = address.removeprefix("sqlite:///")
+    if path is not None:
+        with file_lock(Path(path).with_name(f"{Path(path).name}.claim")):
+            yield
+    elif "://" in address:
+        with _alone_in(address):
+            yield
+    else:
+        yield
+
+
+def without_password(address: str) -> str:
+    """Write an address so that it can be shown."""
+    if "://" not in address:
+        return address
+    from sqlalchemy.engine import make_url
+
+    return make_url(address).render_as_string(hide_password=True)
+
+
+@final
+class RepairingLock(BaseJournalFileLock):
+    """A lock on a journal that is free again when its holder is gone; whoever takes it cuts off a torn last line."""
+
+    def __init__(self, path: Path) -> None:
+        """Lock the journal ``path``, by a file beside it."""
+        self.path = path
+        self._file: TextIO | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        self._file = self.path.with_name(f"{self.path.name}.flock").open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        _cut_torn_line(self.path)
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        lock = RepairingLock(path)
+        lock.acquire()
+        try:
+            _mend(path)
+        finally:
+            lock.release()
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise ProjectError(
+            f"the journal of a study must be readable and of Optuna's operations, but {path} is not ({error}); "
+            "set it aside, or name another with search.storage"
+        ) from None
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _mend(path: Path) -> None:
+    """Take torn beginnings out of the middle, where something without this lock wrote on after one.
+
+    Raises:
+        ValueError: a line holds no operation at all.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    mended = [_whole_part(line, number) for number, line in enumerate(lines, 1)]
+    if mended == lines:
+        return
+    aside = path.with_name(f"{path.name}.torn")
+    with whole_file(aside) as beside:
+        beside.write_bytes(b"".join(lines))
+    with path.open("rb+") as file:  # in place: others have it open
+        file.write(b"".join(mended))
+        file.truncate()
+    console.print(f"{path.name} held the torn beginning of an operation and was mended; as it was: {aside.name}")
+
+
+def _whole_part(line: bytes, number: int) -> bytes:
+    start = 0
+    while True:
+        try:
+            if "op_code" in json.loads(line[start:]):
+                return line[start:]
+        except (ValueError, TypeError):
+            pass
+        start = line.find(OPERATION, start + 1)
+        if start < 0:
+            raise ValueError(f"line {number} is no operation")
+
+
+def _open_database(address: str) -> BaseStorage:
+    from sqlalchemy import exc
+
+    try:
+        return _create(_with_driver(address))
+    except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
+        line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise ProjectError(
+            f"the storage of a study must answer, but {_shown(address)} does not: {line}; start it, or correct search.storage"
+        ) from None
+
+
+def _shown(address: str) -> str:
+    try:
+        return without_password(address)
+    except Exception:  # noqa: BLE001 # an address that is none may hold a password anywhere
+        return address.partition("://")[0] + "://..."
+
+
+def _with_driver(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else address
+
+
+def _create(address: str) -> RDBStorage:
+    """Create the tables alone: two that do so at once break each other."""
+    if address.startswith("sqlite:///"):
+        path = Path(address.removeprefix("sqlite:///"))
+        with file_lock(path.with_name(f"{path.name}.lock")):
+            return RDBStorage(address, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+    with _alone_in(address):
+        return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+
+
+@contextmanager
+def _alone_in(address: str) -> Iterator[None]:
+    import sqlalchemy
+
+    if not address.startswith("postgresql"):
+        yield
+        return
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool)
+    parameters: dict[str, Any] = {"number": CREATION}
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), parameters)
+        try:
+            yield
+        finally:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:number)"), parameters)

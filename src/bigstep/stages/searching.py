@@ -1,0 +1,156 @@
+"""Before a search begins: what is searched, on which share of the machine, in which study, and what is tried first."""
+
+import os
+from typing import Any
+
+import optuna
+
+from bigstep.config.params import Params, flatten
+from bigstep.config.reading import Override, apply_overrides
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError
+from bigstep.machine import choose_device
+from bigstep.search.ledger import Ledger, live
+from bigstep.search.space import EFFECTIVE, Space
+from bigstep.search.starts import start_points
+from bigstep.stages.beginning import begin_training, judge_invariance
+from bigstep.stages.checking import check_params
+from bigstep.stages.paths import ProjectPaths
+from bigstep.stages.plan import Plan, budget_bytes, find_plan
+from bigstep.stages.resume import digest_code
+
+__all__ = [
+    "check_same",
+    "describe_space",
+    "ensure_starts",
+    "num_workers",
+    "plan_slicings",
+    "share_machine",
+    "study_address",
+    "why_in_full",
+]
+
+PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
+MOST, EACH = 4, 3 * 2**30  # workers that are begun by themselves, and the bytes that each must have
+PLANNING = 30.0  # seconds to measure the plan for
+
+
+def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
+    """Say why the slicing must be searched too; empty where it decides nothing."""
+    if params.model.norm == "batch":
+        return "with model.norm batch the micro-batch decides what is learned"
+    state = begin_training(project, store, params.batch, params.model, params.train, params.hardware, params.memory, "none")
+    found = judge_invariance(state, params.train, store)
+    state.guard.close()
+    return "" if found.holds else found.reason
+
+
+def describe_space(params: Params, space: Space) -> str:
+    """Say what will be searched."""
+    search = params.search
+    text = f"study {search.study}: {search.trials} trials of {', '.join(space.dimensions)}"
+    if space.reason:
+        return f"{text}; searched in full, since {space.reason}"
+    return f"{text}; the slicing is {'planned' if space.kind == 'planned' else 'searched too'}"
+
+
+def num_workers(params: Params) -> int:
+    """Give the workers of this machine: as asked, or one a core (at most four) where each has memory enough; one on a GPU."""
+    if params.search.workers is not None:
+        return params.search.workers
+    if choose_device(params.hardware).type == "cuda":
+        return 1
+    budget = budget_bytes(params.hardware)
+    return max(1, min(_cores(), MOST, MOST if budget is None else budget // EACH))
+
+
+def share_machine(content: dict[str, Any], params: Params, workers: int) -> dict[str, Any]:
+    """Give each worker of this machine its share of threads and memory."""
+    hardware = params.hardware
+    if workers == 1:
+        return content
+    shared: list[Override] = [("hardware", "threads", hardware.threads or max(1, _cores() // workers))]
+    if hardware.num_workers is None:
+        shared.append(("hardware", "num_workers", 0))
+    budget = budget_bytes(hardware)
+    if budget is not None:
+        shared.append(("hardware", "memory_budget", f"{budget // workers // 2**20}MiB"))
+    return apply_overrides(content, tuple(shared))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> Plan | None:
+    """Measure speed and memory once, up to the largest effective batch of the space."""
+    if space.kind != "planned":
+        return None
+    largest = int(2 ** space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
+    asked: tuple[Override, ...] = (
+        ("train", "effective_batch_size", largest),
+        ("hardware", "micro_batch_size", "auto"),
+        ("hardware", "accumulation_steps", None),
+    )
+    return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING)
+
+
+def study_address(project: ProjectPaths, params: Params) -> str:
+    """Give where the study is stored: a path, or a database's address."""
+    given = params.search.storage
+    if given is None:
+        return str(project.search / f"{params.search.study}.journal")
+    return given if "://" in given else str(project.resolve(given))
+
+
+def check_same(study: optuna.Study, params: Params, space: Space, store: Store) -> None:
+    """Refuse to mix trials that cannot be compared: all parameters that decide learning and are not searched must be the same.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    free = {"train.learning_rate", "train.effective_batch_size", *space.dimensions}
+    learning = {name: str(value) for name, value in flatten(params).items() if name.split(".")[0] in ("data", "model", "train")}
+    fixed = {name: value for name, value in learning.items() if name not in free}
+    fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
+    fixed |= {f"search {name}": str(kind) for name, kind in space.dimensions.items()} | {"data": store.manifest.digest}
+    known = study.user_attrs.get(PARAMETERS)
+    if known is None:
+        study.set_user_attr(PARAMETERS, fixed)
+        study.set_user_attr(CODE, digest_code())
+        return
+    changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
+    if changed:
+        raise ConfigError(
+            f"a study must be searched with the parameters it was begun with, but {', '.join(sorted(changed)[:4])} changed; "
+            "name another with search.study"
+        )
+    if study.user_attrs.get(CODE) != digest_code():
+        console.print("WARNING: the code that decides learning has changed since this study was begun; compare with care")
+
+
+def ensure_starts(ledger: Ledger, params: Params, space: Space, prior: str | None) -> None:
+    """Queue what is tried first: the current parameters, hints, and the best of an earlier study."""
+    exact = {"train.learning_rate": params.train.learning_rate, "train.effective_batch_size": params.batch.effective_batch_size}
+    if space.kind == "full":
+        exact["hardware.micro_batch_size"] = params.batch.micro_batch_size
+    current = space.point(params)
+    points = [*start_points(current, space.dimensions), *_best_of(ledger, space, prior, current)]
+    ledger.ensure("start-0", current, {"start": 0, "exact": exact})
+    for number, point in enumerate(points[: params.search.trials - 1], 1):
+        ledger.ensure(f"start-{number}", point, {"start": number})
+
+
+def _best_of(ledger: Ledger, space: Space, prior: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
+    if prior is None:
+        return []
+    storage = ledger.study._storage  # noqa: SLF001 # the same that was opened for this study
+    names = optuna.get_all_study_names(storage)
+    if prior not in names:
+        raise ConfigError(f"--prior must name a study of the same storage, but {prior!r} is none; there are {', '.join(names)}")
+    study = optuna.load_study(study_name=prior, storage=storage)
+    done = [trial for trial in live(study.get_trials(deepcopy=False)) if trial.values]
+    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
+    best = sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))[:3]
+    return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]

@@ -1,0 +1,214 @@
+"""The workers of a search on this machine, begun, begun again where one is killed, and watched with a live table."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import final
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.live import Live
+from rich.table import Table
+
+from bigstep.config.params import Params
+from bigstep.console import console, format_bytes, format_seconds
+from bigstep.search.ledger import Ledger, counted, is_feasible, live
+from bigstep.stages.children import end_with_parent
+from bigstep.stages.ladder import source_folder
+from bigstep.stages.worker import SearchRequest
+
+__all__ = ["watch_workers"]
+
+INTERVAL = 1.0  # seconds between two looks
+QUICK, QUICK_DEATHS = 20.0, 3  # a worker that is killed this soon, this often in a row, is not begun again
+SHOWN = 12  # rows of the live table
+
+
+def watch_workers(request: SearchRequest, params: Params, ledgers: tuple[Ledger, Ledger], state: Path, count: int) -> int:
+    """Run the workers to their end, and tell what they do.
+
+    Returns:
+        0, the exit code of a worker that failed, or 128 and the signal that this process was told to stop by.
+    """
+    crew = _Crew(request, count, state)
+    display = _Display(params, ledgers)
+    with crew.signals_passed_on(), _live() as screen:
+        crew.begin()
+        while crew.is_working():
+            display.show(screen)
+            time.sleep(INTERVAL)
+        display.show(screen)
+    return crew.code()
+
+
+@final
+class _Crew:
+    def __init__(self, request: SearchRequest, count: int, state: Path) -> None:
+        self._request, self._count, self._state = request, count, state
+        self._workers: dict[int, subprocess.Popen[str]] = {}
+        self._begun: dict[int, float] = {}
+        self._deaths: dict[int, int] = {}
+        self._codes: list[int] = []
+        self.told: int | None = None
+
+    def begin(self) -> None:
+        for number in range(self._count):
+            self._start(number)
+
+    def is_working(self) -> bool:
+        for number, process in list(self._workers.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._workers[number]
+            soon = time.monotonic() - self._begun[number] < QUICK
+            self._deaths[number] = self._deaths.get(number, 0) + 1 if soon else 0
+            if code < 0 and self.told is None and self._deaths[number] < QUICK_DEATHS:
+                console.print(f"worker {number} was killed ({signal.Signals(-code).name}); it is begun again")
+                self._start(number)
+                continue
+            self._codes.append(code)
+            if code > 0 and self.told is None:
+                self._explain(number)
+                self._stop(signal.SIGTERM)
+        return bool(self._workers)
+
+    def code(self) -> int:
+        if self.told is not None:
+            return 128 + self.told
+        return next((code if code > 0 else 1 for code in self._codes if code), 0)
+
+    @contextmanager
+    def signals_passed_on(self) -> Iterator[None]:
+        """Ctrl-C reaches the group by itself; SIGTERM is passed on. The workers stop after their step, with a checkpoint."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            del frame
+            self.told = number
+            if number == signal.SIGTERM:
+                self._stop(number)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _start(self, number: int) -> None:
+        begin = "from bigstep.stages.worker import main; sys.exit(main())"
+        code = f"import sys; sys.path.insert(0, {str(source_folder())!r}); {begin}"
+        self._state.mkdir(parents=True, exist_ok=True)
+        with self._log(number).open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=self._request.root,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                text=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 # no threads begin processes here
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asdict(self._request)))
+        process.stdin.close()
+        self._workers[number], self._begun[number] = process, time.monotonic()
+
+    def _stop(self, number: int) -> None:
+        for process in self._workers.values():
+            process.send_signal(number)
+
+    def _explain(self, number: int) -> None:
+        path = self._log(number)
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        console.print(f"worker {number} failed: {lines[-1] if lines else 'it said nothing'} (all it said: {path})")
+
+    def _log(self, number: int) -> Path:
+        return self._state / f"worker-{number}.log"
+
+
+@contextmanager
+def _live() -> Iterator[Live | None]:
+    if not console.is_terminal:
+        yield None
+        return
+    with Live(console=console, refresh_per_second=2, transient=True) as screen:
+        yield screen
+
+
+@final
+class _Display:
+    """A table on a terminal; elsewhere a line for each trial that ended."""
+
+    def __init__(self, params: Params, ledgers: tuple[Ledger, Ledger]) -> None:
+        self._params, self._ledgers = params, ledgers
+        self._said = {(ledger.study.study_name, trial.number) for ledger in ledgers for trial in _ended(ledger.trials())}
+        self._begun, self._before = time.monotonic(), len(_ended(ledgers[0].trials()))
+
+    def show(self, screen: Live | None) -> None:
+        for ledger in self._ledgers:
+            for trial in _ended(ledger.trials()):
+                key = (ledger.study.study_name, trial.number)
+                if key not in self._said and trial.user_attrs.get("failed") != "surplus":
+                    self._said.add(key)
+                    console.print("  ".join(cell for cell in _cells(trial) if cell))
+        if screen is not None:
+            screen.update(self._table())
+
+    def _table(self) -> Table:
+        first, again = self._ledgers
+        trials = first.trials()
+        done = [trial for trial in counted(trials) if trial.state.is_finished()]
+        table = Table(
+            title=f"{self._params.search.study}: {len(done)} of {self._params.search.trials} trials{self._left(len(done))}"
+        )
+        for name in ("trial", "learning rate", "batch", "slicing", "value", "images/s", "memory", "state"):
+            table.add_column(name, justify="right")
+        rows = [trial for trial in live([*trials, *again.trials()]) if trial.state != TrialState.WAITING]
+        for trial in rows[-SHOWN:]:
+            table.add_row(*_cells(trial))
+        best = _best(first)
+        table.caption = "" if best is None else f"best so far: trial {best.number}, {best.values[0]:.4f}"
+        return table
+
+    def _left(self, done: int) -> str:
+        passed = done - self._before
+        if passed < 2:
+            return ""
+        seconds = (time.monotonic() - self._begun) / passed * max(self._params.search.trials - done, 0)
+        return f", {format_seconds(seconds)} left"
+
+
+def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state.is_finished()]
+
+
+def _best(ledger: Ledger) -> FrozenTrial | None:
+    done = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE and is_feasible(trial)]
+    sign = 1 if ledger.study.directions[0].name == "MINIMIZE" else -1
+    return min(done, key=lambda trial: sign * trial.values[0], default=None)
+
+
+def _cells(trial: FrozenTrial) -> tuple[str, ...]:
+    known = trial.user_attrs
+    name = f"{known.get('kind', 'trial')} {trial.number}" + (f" of {known['of']}" if "of" in known else "")
+    if "effective_batch_size" not in known:
+        return name, "", "", "", "", "", "", known.get("refused", trial.state.name.lower())
+    latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+    value = trial.values[0] if trial.values else latest
+    return (
+        name,
+        f"learning rate {known['learning_rate']:.3g}",
+        f"batch {known['effective_batch_size']}",
+        f"{known['accumulation_steps']} x {known['micro_batch_size']}",
+        "" if value is None else f"{value:.4f}",
+        f"{known['images_per_second']:,.0f} images/s" if "images_per_second" in known else "",
+        format_bytes(known["peak_bytes"]) if "peak_bytes" in known else "",
+        trial.state.name.lower() if is_feasible(trial) else "infeasible",
+    )
