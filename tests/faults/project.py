@@ -103,9 +103,9 @@ class Project:
         assert "Traceback" not in output
         return output
 
-    def processes(self) -> list[psutil.Process]:
-        """Give the processes that work in this project, waiting ten seconds for those that are about to end."""
-        deadline = time.monotonic() + 10
+    def processes(self, wait: float = 10) -> list[psutil.Process]:
+        """Give the processes that work in this project, after ``wait`` seconds for those that are about to end."""
+        deadline = time.monotonic() + wait
         while True:
             found = [item for item in psutil.process_iter() if self._is_mine(item)]
             if not found or time.monotonic() > deadline:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -42,6 +42,13 @@ class Space:
             micro, steps = 2 ** point[MICRO], 2 ** point[ACCUMULATION]
             return {**found, "train.effective_batch_size": micro * steps, "hardware.micro_batch_size": micro}
         return {**found, "train.effective_batch_size": 2 ** point[EFFECTIVE], "hardware.micro_batch_size": "auto"}
+
+    def cut(self, largest: int | None) -> "Space":
+        """Give the space without micro-batches over 2 ** ``largest``: what is known not to fit is not asked for."""
+        kind = self.dimensions.get(MICRO)
+        if largest is None or not isinstance(kind, IntDistribution):
+            return self
+        return replace(self, dimensions={**self.dimensions, MICRO: IntDistribution(kind.low, min(kind.high, largest))})
 
     def point(self, params: Params) -> dict[str, Any]:
         """Give the point nearest to ``params``."""

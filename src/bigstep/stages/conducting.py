@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from bigstep.checkpoint import clear_checkpoints
 from bigstep.config.batch import Batch
 from bigstep.config.params import Params
 from bigstep.config.reading import apply_overrides
@@ -23,13 +24,13 @@ from bigstep.stages.checking import check_params
 from bigstep.stages.marks import read_mark
 from bigstep.stages.paths import ProjectPaths
 from bigstep.stages.signals import Signals
-from bigstep.stages.trial import Job, Outcome, Report, train_trial
+from bigstep.stages.trial import CHECKPOINTS, Job, Outcome, Report, train_trial
 from bigstep.training.records import Validation
 
 if TYPE_CHECKING:
     from bigstep.stages.worker import SearchRequest
 
-__all__ = ["LEARNED", "MEASURED", "Conductor", "run_page", "study_folder"]
+__all__ = ["LEARNED", "MEASURED", "Conductor", "run_page", "study_folder", "trial_params"]
 
 WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
 MIB = 2**20
@@ -71,6 +72,7 @@ class Conductor:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, self._values(outcome, objectives))
+        clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def again(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
         """Train a configuration of ``study`` again, as the trial of ``finish`` says, and tell ``finish``."""
@@ -93,11 +95,12 @@ class Conductor:
         tags = {"bigstep.kind": attributes["kind"], "bigstep.again": f"{study.study_name} {first.number}"}
         outcome = self._train(finish, trial, params, fit, _to_the_end, tags)
         finish.tell(trial, self._values(outcome, objectives))
+        clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, Fit] | None:
         """Give the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
         try:
-            params = self._params(overrides)
+            params = trial_params(self.request.content, overrides)
         except ConfigError as error:
             self._refuse(trial, "possible", 1.0, str(error).splitlines()[0])
             return None
@@ -123,17 +126,6 @@ class Conductor:
         show_constraints(trial)
         trial.set_user_attr("refused", why)
         console.print(f"trial {trial.number}: {why}")
-
-    def _params(self, overrides: Mapping[str, Any]) -> Params:
-        """Give the parameters of a training; with BatchNorm the micro-batch is the ghost batch."""
-        values = {"hardware.accumulation_steps": None, **overrides}
-        if self.params.model.norm == "batch":
-            values["model.ghost_batch_size"] = values.pop("hardware.micro_batch_size")
-            values["hardware.micro_batch_size"] = None
-        if self.params.search.epochs is not None:
-            values["train.epochs"] = self.params.search.epochs
-        triples = tuple((*name.split(".", 1), value) for name, value in values.items())
-        return check_params(apply_overrides(self.request.content, triples), "a trial")
 
     def _describe(self, trial: optuna.Trial, params: Params, fit: Fit) -> None:
         known = {**asdict(fit.batch), "learning_rate": params.train.learning_rate, "predicted_bytes": fit.predicted_bytes}
@@ -185,6 +177,23 @@ class Conductor:
         guessing = math.log(len(self.store.manifest.classes))
         known = {"val_loss": WORST * guessing, "val_accuracy": 0.0, "seconds": 0.0, "peak_bytes": float(predicted_bytes)}
         return [known[name] for name in objectives]
+
+
+def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Params:
+    """Give the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
+
+    Raises:
+        ConfigError: they contradict one another.
+    """
+    params = check_params(content)
+    values = {"hardware.accumulation_steps": None, **overrides}
+    if params.model.norm == "batch":
+        values["model.ghost_batch_size"] = values["hardware.micro_batch_size"]
+        values["hardware.micro_batch_size"] = None
+    if params.search.epochs is not None:
+        values["train.epochs"] = params.search.epochs
+    triples = tuple((*name.split(".", 1), value) for name, value in values.items())
+    return check_params(apply_overrides(content, triples), "a trial")
 
 
 def smaller(batch: Batch, died_at: int) -> Batch:

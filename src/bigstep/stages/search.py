@@ -29,6 +29,7 @@ from bigstep.stages.searching import (
     check_same,
     describe_space,
     ensure_starts,
+    largest_micro,
     num_workers,
     plan_slicings,
     share_machine,
@@ -76,17 +77,24 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, adopt: bo
     console.print(describe_space(params, space))
     workers = num_workers(params)
     content = share_machine(content, params, workers)
+    largest = largest_micro(project, content, space, store)
     plan = plan_slicings(project, content, space, store)
     address = study_address(project, params)
     first, again = open_ledgers(params, address)
     check_same(first.study, params, space, store)
     ensure_starts(first, params, space, prior)
-    request = _request(project, paths, content, address, reason, params)
+    request = _request(project, paths, content, address, reason, largest, params)
     return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
 
 
 def _request(
-    project: ProjectPaths, paths: StagePaths, content: dict[str, Any], address: str, reason: str, params: Params
+    project: ProjectPaths,
+    paths: StagePaths,
+    content: dict[str, Any],
+    address: str,
+    reason: str,
+    largest: int | None,
+    params: Params,
 ) -> SearchRequest:
     seconds = parse_duration(params.search.max_time)
     return SearchRequest(
@@ -99,6 +107,7 @@ def _request(
         experiment_id="",
         parent_run="",
         reason=reason,
+        largest=largest,
         until=time.time() + min(seconds, 1e9),
     )
 

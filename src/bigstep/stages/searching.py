@@ -4,26 +4,31 @@ import os
 from typing import Any
 
 import optuna
+from optuna.distributions import IntDistribution
 
 from bigstep.config.params import Params, flatten
 from bigstep.config.reading import Override, apply_overrides
 from bigstep.console import console
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError
+from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.machine import choose_device
 from bigstep.search.ledger import Ledger, live
-from bigstep.search.space import EFFECTIVE, Space
+from bigstep.search.space import EFFECTIVE, MICRO, Space
 from bigstep.search.starts import start_points
 from bigstep.stages.beginning import begin_training, judge_invariance
+from bigstep.stages.budget import excess_bytes, predict
 from bigstep.stages.checking import check_params
+from bigstep.stages.conducting import trial_params
 from bigstep.stages.paths import ProjectPaths
 from bigstep.stages.plan import Plan, budget_bytes, find_plan
 from bigstep.stages.resume import digest_code
+from bigstep.step.measuring import resident_bytes
 
 __all__ = [
     "check_same",
     "describe_space",
     "ensure_starts",
+    "largest_micro",
     "num_workers",
     "plan_slicings",
     "share_machine",
@@ -94,6 +99,26 @@ def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, 
         ("hardware", "accumulation_steps", None),
     )
     return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING)
+
+
+def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> int | None:
+    """Give the exponent of the largest micro-batch whose predicted memory is within the budget; None where it is planned.
+
+    Raises:
+        OutOfMemoryError: not even the smallest is.
+    """
+    kind = space.dimensions.get(MICRO)
+    if not isinstance(kind, IntDistribution):
+        return None
+    resident = resident_bytes()
+    for exponent in range(kind.high, kind.low - 1, -1):
+        size = 2**exponent
+        params = trial_params(content, {"train.effective_batch_size": size, "hardware.micro_batch_size": size})
+        if excess_bytes(params, predict(project, params, store, params.batch), resident) <= 0:
+            return exponent
+    raise OutOfMemoryError(
+        f"search.micro_batch_size must hold one that fits hardware.memory_budget, but {2**kind.low} does not; lower it"
+    )
 
 
 def study_address(project: ProjectPaths, params: Params) -> str:

@@ -4,6 +4,7 @@ Any number of workers, here and on other machines, run this on the same study; w
 alone (`bigstep.search.ledger`).
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -55,6 +56,8 @@ class SearchRequest:
     parent_run: str
     reason: str
     """Why training is not slice-invariant; empty where it is."""
+    largest: int | None
+    """Exponent of the largest micro-batch that fits; None where it is planned."""
     until: float
     """Seconds since the epoch after which no trial is begun."""
 
@@ -102,7 +105,8 @@ class Worker:
         self.first, self.again = open_ledgers(self.params, request.address)
         self.store = Store(Path(request.prepared))
         project = ProjectPaths(Path(request.root))
-        self.space = build_space(self.params, request.reason)
+        self.space = build_space(self.params, request.reason).cut(request.largest)
+        self.deadline = time.monotonic() + request.until - time.time()  # the clock may be set meanwhile
         self.conductor = Conductor(project, self.store, request, self.space, signals, resident_bytes())
 
     def work(self) -> None:
@@ -126,7 +130,7 @@ class Worker:
             self.signals.raise_if_told()
             for number in ledger.sweep():
                 console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
-            in_time = time.time() < self.request.until or not is_first
+            in_time = time.monotonic() < self.deadline or not is_first
             trial = ledger.claim(self._sampler if is_first else None) if in_time else None
             if trial is not None:
                 yield trial
@@ -140,6 +144,10 @@ class Worker:
         try:
             with beating(ledger, trial):
                 train()
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            if not ledger.trials()[trial.number].state.is_finished():
+                raise
+            console.print(f"trial {trial.number} was taken from this worker, which gave no sign of life; another has it now")
         except StoppedError:
             frozen = ledger.trials()[trial.number]
             ledger.fail(trial.number)
@@ -185,7 +193,8 @@ def beating(ledger: Ledger, trial: optuna.Trial) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(BEAT):
-            ledger.beat(trial)
+            with contextlib.suppress(optuna.exceptions.OptunaError, OSError):  # it may be another's by now
+                ledger.beat(trial)
 
     thread = threading.Thread(target=beat, name="bigstep-beat", daemon=True)
     thread.start()

@@ -1,0 +1,209 @@
+"""What a search tries and how it ends: the space, the samplers, the start points, the finish."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+
+from bigstep.config.params import parse_params
+from bigstep.config.search import Search
+from bigstep.errors import ConfigError
+from bigstep.search.finish import Standing, audits, best_trials, compare, replicates, standings
+from bigstep.search.ledger import Ledger, counted
+from bigstep.search.samplers import choose_sampler
+from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
+from bigstep.search.starts import start_points
+
+SIZES = {"effective_batch_size": 64, "micro_batch_size": 16, "accumulation_steps": 4, "diverged": False}
+
+
+def _space(**search: Any) -> Space:
+    return build_space(parse_params({"search": search}))
+
+
+def _trial(number: int, value: float | None, state: TrialState = TrialState.COMPLETE, **attributes: Any) -> Any:
+    found = create_trial(
+        state=state,
+        value=value,
+        params={RATE: 10.0 ** -(1 + number / 10)},
+        distributions={RATE: optuna.distributions.FloatDistribution(1e-9, 1)},
+        user_attrs={**SIZES, **attributes},
+        constraints=attributes.pop("constraints", None),
+    )
+    found.number = number
+    return found
+
+
+def _search(values: Callable[[dict[str, Any]], float], space: Space, sampler: str, count: int) -> optuna.Study:
+    study = optuna.create_study()
+    for number in range(count):
+        study.sampler = choose_sampler(sampler, seed=number, space=space.kind, num_objectives=1)
+        trial = study.ask()
+        study.tell(trial, values(space.suggest(trial)))
+    return study
+
+
+def test_the_planned_space_has_two_dimensions_and_leaves_the_slicing_to_the_plan() -> None:
+    space = _space()
+    assert list(space.dimensions) == [RATE, EFFECTIVE]
+    overrides = space.overrides({RATE: 0.01, EFFECTIVE: 7})
+    assert overrides == {RATE: 0.01, "train.effective_batch_size": 128, "hardware.micro_batch_size": "auto"}
+
+
+def test_the_full_space_says_why_and_is_cut_to_what_fits() -> None:
+    space = build_space(parse_params({}), "BatchNorm looks across samples")
+    assert (space.kind, space.reason) == ("full", "BatchNorm looks across samples")
+    assert space.cut(5).dimensions[MICRO].high == 5
+    assert space.overrides({RATE: 1, MICRO: 3, "accumulation_exponent": 2})["train.effective_batch_size"] == 32
+    assert _space(space="full").reason == ""
+
+
+@given(st.integers(1, 3000), st.floats(1e-6, 10))
+def test_the_current_parameters_are_a_point_of_the_space(size: int, rate: float) -> None:
+    params = parse_params({"train": {"effective_batch_size": size, "learning_rate": rate}})
+    space = build_space(params)
+    point = space.point(params)
+    assert math.isclose(point[RATE], rate)
+    assert 3 <= point[EFFECTIVE] <= 9
+    assert not 8 <= size <= 512 or abs(point[EFFECTIVE] - math.log2(size)) <= 0.5
+    for start in start_points(point, space.dimensions):
+        assert start[EFFECTIVE] != point[EFFECTIVE]
+        assert (start[RATE] > point[RATE]) == (start[EFFECTIVE] > point[EFFECTIVE])
+
+
+def test_a_range_without_a_power_of_two_and_a_key_that_is_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"search.effective_batch_size must hold a power of two, but is \[33, 63\]"):
+        _space(effective_batch_size=[33, 63])
+    with pytest.raises(ConfigError, match="search.parameters must name keys of params.yaml, but train.nothing is none"):
+        _space(parameters={"train.nothing": [1, 2]})
+
+
+def test_further_parameters_are_dimensions() -> None:
+    space = _space(
+        parameters={"train.weight_decay": {"low": 1e-4, "high": 0.1, "log": True}, "train.optimizer": ["adamw", "sgd"]}
+    )
+    study = _search(lambda point: float(point["train.optimizer"] == "sgd"), space, "auto", 8)
+    assert set(study.trials[0].params) == {RATE, EFFECTIVE, "train.weight_decay", "train.optimizer"}
+    assert study.best_params["train.optimizer"] == "adamw"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "cmaes", "random", "qmc"])
+def test_a_sampler_made_anew_for_each_ask_finds_the_bowl_and_is_the_same_twice(sampler: str) -> None:
+    def bowl(point: dict[str, Any]) -> float:
+        return (math.log10(point[RATE]) + 2.4) ** 2 + 0.05 * (point[EFFECTIVE] - 6) ** 2
+
+    space = _space()
+    first, second = (_search(bowl, space, sampler, 18) for _ in range(2))
+    assert [trial.params for trial in first.trials] == [trial.params for trial in second.trials]
+    assert first.best_value < (0.3 if sampler in ("random", "qmc") else 0.06)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_default_learns_from_pruned_trials_and_asks_for_nothing_twice() -> None:
+    """Without either, the Gaussian process asked for one pruned point fourteen times in a row."""
+    study, space = optuna.create_study(), _space()
+    for number in range(16):
+        study.sampler = choose_sampler("auto", seed=number, space="planned", num_objectives=1)
+        trial = study.ask()
+        point = space.suggest(trial)
+        value = (math.log10(point[RATE]) + 2.4) ** 2
+        if value > 0.1 and number > 3:
+            trial.report(value + 0.5, 1)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, value)
+    points = [(round(math.log10(trial.params[RATE]) * 50), trial.params[EFFECTIVE]) for trial in study.trials]
+    assert len(set(points)) >= 15
+    assert sum(trial.state == TrialState.PRUNED for trial in study.trials[8:]) <= 6
+
+
+@pytest.mark.parametrize(("space", "objectives"), [("full", 1), ("planned", 2)])
+def test_cma_es_is_refused_where_it_would_ignore_what_matters(space: str, objectives: int) -> None:
+    with pytest.raises(ConfigError, match="search.sampler cmaes must have one objective and no constraint"):
+        choose_sampler("cmaes", seed=0, space=space, num_objectives=objectives)
+
+
+def test_the_finish_takes_the_best_and_the_parameters_it_began_with() -> None:
+    trials = [
+        _trial(0, 0.5, start=0),
+        _trial(1, 0.1),
+        _trial(2, None, TrialState.PRUNED),
+        _trial(3, 0.3),
+        _trial(4, 0.05, diverged=True),
+        _trial(5, 0.2),
+        _trial(6, 0.25),
+    ]
+    best = best_trials(trials, 3, smaller_is_better=True)
+    assert [trial.number for trial in best] == [1, 5, 6, 0]
+    assert [trial.number for trial in best_trials(trials, 1, smaller_is_better=False)] == [0]
+    again = replicates(best, Search(), seed=7)
+    assert {item.seed for item in again} == {8, 9, 10}
+    assert len({item.key for item in again}) == 12
+
+
+def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:
+    best = [_trial(1, 0.1), _trial(0, 0.2)]
+    done = [
+        *(_trial(number, value, kind="replicate", of=1) for number, value in enumerate([0.3, 0.2, 0.4])),
+        *(_trial(number + 3, value, kind="replicate", of=0) for number, value in enumerate([0.2, 0.2, 0.2])),
+    ]
+    ranking = standings(best, done, smaller_is_better=True)
+    assert [item.of for item in ranking] == [0, 1]
+    assert ranking[1].mean == pytest.approx(0.3)
+    assert ranking[1].spread == pytest.approx(0.1)
+    assert Standing(0, (1.0,)).spread == 0
+
+
+@pytest.mark.parametrize(("value", "exact", "holds"), [(0.102, False, True), (0.104, False, False), (0.102, True, False)])
+def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -> None:
+    trials = [_trial(0, 0.1)]
+    items = audits(trials, Search(trials=20), seed=0)
+    assert [(item.of, item.seed, item.micro_batch_size) for item in items] == [(0, 0, 8)]
+    done = [_trial(0, value, kind="audit", of=0, micro_batch_size=8)]
+    (verdict,) = compare(trials, done, 0.01, exact=exact)
+    assert verdict.holds is holds
+    assert verdict.micro_batch_sizes == (16, 8)
+
+
+def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:
+    study = optuna.create_study()
+    ledger = Ledger(study, budget=3, asks=12)
+
+    def sampler(number: int) -> optuna.samplers.BaseSampler:
+        return choose_sampler("random", seed=number, space="full", num_objectives=1)
+
+    while (trial := ledger.claim(sampler)) is not None:
+        value = trial.suggest_float("x", 0, 1)
+        trial.set_constraint("memory", 1.0 if value < 0.5 else -1.0)
+        study.tell(trial, value)
+    assert len(counted(ledger.trials())) == 3
+    hopeless = Ledger(optuna.create_study(), budget=3, asks=12)
+    while (trial := hopeless.claim(sampler)) is not None:
+        trial.set_constraint("memory", 1.0)
+        hopeless.study.tell(trial, 1.0)
+    assert len(hopeless.trials()) == 12
+
+
+@pytest.mark.parametrize(
+    ("search", "text"),
+    [
+        ({"trials": 0}, "search.trials must be a whole number of at least 1, but is 0"),
+        ({"learning_rate": [1.0, 0.1]}, "search.learning_rate must be lowest and highest"),
+        ({"objective": "seconds"}, "search.objective must be val_loss or val_accuracy where it is one"),
+        ({"objective": ["val_loss", "val_loss"]}, "search.objective must name each objective once"),
+        ({"parameters": {"train.seed": [1, 2]}}, "search.parameters must name keys of model or train besides"),
+        ({"parameters": {"train.weight_decay": {"low": 1, "high": 0}}}, "search.parameters must be a mapping"),
+        ({"study": "../x"}, "search.study must be"),
+        ({"max_time": "soon"}, "search.max_time must be none or a duration"),
+    ],
+)
+def test_a_bad_section_is_one_line(search: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        parse_params({"search": search})
+    assert len(str(caught.value).splitlines()) == 1

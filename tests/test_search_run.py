@@ -1,0 +1,158 @@
+"""`bigstep search` as people run it: the same bytes twice, killed and begun again, adopted, told to MLflow."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from bigstep.config.reading import read_yaml
+from bigstep.search.ledger import counted
+from bigstep.search.storage import open_storage
+from bigstep.stages.worker import finish_name
+from conftest import copy_project, read_rows
+from faults.project import Project
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+QUICK = ("train.epochs=2", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
+RESULTS = ("trials.csv", "again.csv", "best_params.yaml", "summary.json")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Project:
+    """A project that searched once: four trials, one worker."""
+    project = Project(copy_project(tmp_path_factory.mktemp("search") / "project", empty_database))
+    project.set(*QUICK)
+    project.search_output = project.bigstep("search", "--trials", "4", "--workers", "1")  # type: ignore[attr-defined]
+    return project
+
+
+def _results(project: Project) -> dict[str, bytes]:
+    return {name: (project.root / "results" / "search" / name).read_bytes() for name in RESULTS}
+
+
+def _runs(project: Project) -> tuple[list, list]:
+    runs = project.runs()
+    parents = [run for run in runs if run.data.tags.get("bigstep.kind") == "search"]
+    return parents, [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+
+
+def test_a_search_writes_its_tables_and_says_what_it_found(quick: Project) -> None:
+    rows = read_rows(quick.root / "results" / "search" / "trials.csv")
+    assert [row["number"] for row in rows] == ["0", "1", "2", "3"]
+    assert rows[0]["effective_batch_size"] == "64"
+    assert float(rows[0]["learning_rate"]) == 0.004
+    for row in rows:
+        size, steps = int(row["micro_batch_size"]), int(row["accumulation_steps"])
+        assert -(-int(row["effective_batch_size"]) // size) == steps
+    assert {"COMPLETE"} == {row["state"] for row in rows}
+    again = read_rows(quick.root / "results" / "search" / "again.csv")
+    assert sorted(row["kind"] for row in again) == ["audit", "replicate", "replicate"]
+    slicings = read_rows(quick.root / "results" / "search" / "slicings.csv")
+    assert {row["number"] for row in slicings} == {"0", "1", "2", "3"}
+    assert sum(row["trained"] == "True" for row in slicings) == 4
+    output = quick.search_output  # type: ignore[attr-defined]
+    for text in ("the slicing is planned", "over 1 new seeds", "audit: trial", "winner: trial"):
+        assert text in output, output
+    assert (quick.root / "results" / "search" / "landscape.png").stat().st_size > 5000
+
+
+def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quick: Project) -> None:
+    parents, children = _runs(quick)
+    (parent,) = parents
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 4 + 3
+    for run in children:
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == "FINISHED"
+        assert {"train.learning_rate", "hardware.micro_batch_size", "hardware.accumulation_steps"} <= set(run.data.params)
+        assert {"val_loss", "best_val_loss", "training_seconds", "training_peak_bytes"} <= set(run.data.metrics)
+    trials = open_stored_study(quick, "search").get_trials()
+    assert {trial.user_attrs["mlflow_run_id"] for trial in trials} <= {run.info.run_id for run in children}
+
+
+def open_stored_study(project: Project, name: str) -> optuna.Study:
+    storage = open_storage(str(project.root / ".bigstep" / "search" / "search.journal"))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def test_a_second_search_on_an_empty_store_gives_the_same_bytes(quick: Project, tmp_path: Path, empty_database: Path) -> None:
+    second = Project(copy_project(tmp_path / "second", empty_database))
+    second.set(*QUICK)
+    (second.root / ".bigstep").mkdir()
+    (second.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+    second.bigstep("search", "--trials", "4", "--workers", "1")
+    assert _results(second) == _results(quick)
+
+
+def test_the_same_command_again_trains_nothing_and_a_larger_budget_goes_on(quick: Project) -> None:
+    before = _results(quick)
+    begun = time.monotonic()
+    quick.bigstep("search", "--trials", "4")
+    assert time.monotonic() - begun < 60
+    assert _results(quick) == before
+    quick.bigstep("search", "--trials", "5", "--workers", "1", "--adopt")
+    rows = read_rows(quick.root / "results" / "search" / "trials.csv")
+    assert len(rows) == 5
+    best = read_yaml(quick.root / "results" / "search" / "best_params.yaml")
+    params = read_yaml(quick.root / "params.yaml")
+    assert params["train"]["learning_rate"] == best["train"]["learning_rate"]
+    assert params["hardware"]["micro_batch_size"] == best["hardware"]["micro_batch_size"]
+    assert "# peak" in (quick.root / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_another_space_or_model_does_not_mix_with_the_study(quick: Project) -> None:
+    output = quick.bigstep("search", "--trials", "9", "--set", "model.width=16", code=2)
+    assert "a study must be searched with the parameters it was begun with, but model.width (was 8) changed" in output
+    output = quick.bigstep("search", "--trials", "9", "--study", "other", "--prior", "nosuch", code=2)
+    assert "--prior must name a study of the same storage, but 'nosuch' is none" in output
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(
+    seed: int, quick: Project, tmp_path: Path, empty_database: Path
+) -> None:
+    kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), quick, seed, kills=3)
+
+
+def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) -> None:
+    """Kill workers and parents of a search, each time after a while, and begin it again; look at how it ends."""
+    chance = random.Random(seed)
+    project.set(*QUICK)
+    (project.root / ".bigstep").mkdir()
+    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+    project.run("dvc", "repro", "-q", "prepare")
+    for _ in range(kills):
+        process = project.start(
+            sys.executable, "-m", "bigstep.cli", "search", "--trials", "4", "--workers", "2",
+            PYTHONPATH=str(project.root / "src"),
+        )  # fmt: skip
+        try:
+            process.wait(chance.uniform(8, 30))
+        except subprocess.TimeoutExpired:
+            for victim in [item for item in project.processes(wait=0) if item.pid != process.pid or chance.random() < 0.5]:
+                if chance.random() < 0.7:
+                    victim.kill()
+            time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
+    project.bigstep("search", "--trials", "4", "--workers", "2")
+    for name in ("search", finish_name("search")):
+        trials = open_stored_study(project, name).get_trials()
+        assert not [trial for trial in trials if not trial.state.is_finished()]
+        if name == "search":
+            assert len(counted(trials)) == 4
+        else:
+            keys = [trial.user_attrs["key"] for trial in trials if trial.state.name == "COMPLETE"]
+            assert len(keys) == len(set(keys))
+            assert sum(key.startswith("replicate") for key in keys) in (1, 2)
+    parents, children = _runs(project)
+    assert len(parents) == 1
+    assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
