@@ -79,7 +79,7 @@ def test_the_current_parameters_are_a_point_of_the_space(size: int, rate: float)
 def test_a_range_without_a_power_of_two_and_a_key_that_is_none_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"search.effective_batch_size must hold a power of two, but is \[33, 63\]"):
         _space(effective_batch_size=[33, 63])
-    with pytest.raises(ConfigError, match="search.parameters must name keys of params.yaml, but train.nothing is none"):
+    with pytest.raises(ConfigError, match=r"search.parameters must name keys of params.yaml, but train.nothing is none"):
         _space(parameters={"train.nothing": [1, 2]})
 
 
@@ -125,7 +125,7 @@ def test_the_default_learns_from_pruned_trials_and_asks_for_nothing_twice() -> N
 
 @pytest.mark.parametrize(("space", "objectives"), [("full", 1), ("planned", 2)])
 def test_cma_es_is_refused_where_it_would_ignore_what_matters(space: str, objectives: int) -> None:
-    with pytest.raises(ConfigError, match="search.sampler cmaes must have one objective and no constraint"):
+    with pytest.raises(ConfigError, match=r"search.sampler cmaes must have one objective and no constraint"):
         choose_sampler("cmaes", seed=0, space=space, num_objectives=objectives)
 
 

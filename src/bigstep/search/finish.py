@@ -19,6 +19,7 @@ from bigstep.search.ledger import is_feasible, value_of
 __all__ = ["Again", "Standing", "Verdict", "audits", "best_trials", "compare", "replicates", "standings"]
 
 ROUNDING = 1e-9  # relative, of float64 over a whole training
+CHAOS = 1e-3  # relative, in float32, where one seed says nothing of the spread
 SHARE = 0.3  # of the spread between seeds, by which two slicings may differ in float32
 
 
@@ -121,7 +122,7 @@ def compare(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], spread: 
         if item.user_attrs.get("kind") == "audit":
             trial = known[item.user_attrs["of"]]
             values = value_of(trial), value_of(item)
-            limit = ROUNDING * abs(values[0]) if exact else SHARE * spread
+            limit = ROUNDING * abs(values[0]) if exact else max(SHARE * spread, CHAOS * abs(values[0]))
             sizes = int(trial.user_attrs["micro_batch_size"]), int(item.user_attrs["micro_batch_size"])
             found.append(Verdict(trial.number, sizes, values, limit))
     return found

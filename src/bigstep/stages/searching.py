@@ -139,7 +139,7 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
     learning = {name: str(value) for name, value in flatten(params).items() if name.split(".")[0] in ("data", "model", "train")}
     fixed = {name: value for name, value in learning.items() if name not in free}
     fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
-    fixed |= {f"search {name}": str(kind) for name, kind in space.dimensions.items()} | {"data": store.manifest.digest}
+    fixed |= {"search.parameters": ", ".join(sorted(space.dimensions)), "data": store.manifest.digest}
     known = study.user_attrs.get(PARAMETERS)
     if known is None:
         study.set_user_attr(PARAMETERS, fixed)
