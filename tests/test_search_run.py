@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import pytest
 from bigstep.config.reading import read_yaml
 from bigstep.search.ledger import counted
 from bigstep.search.storage import open_storage
+from bigstep.stages.servers import free_port
 from bigstep.stages.worker import finish_name
+from browser import look
 from conftest import copy_project, read_rows
 from faults.project import Project
 
@@ -156,3 +159,32 @@ def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) 
     parents, children = _runs(project)
     assert len(parents) == 1
     assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
+
+
+def test_mlflows_page_shows_the_search_and_its_trials(quick: Project, tmp_path: Path) -> None:
+    port = free_port(0, first=5600)
+    command = [sys.executable, "-m", "bigstep.cli", "mlflow", "--port", str(port)]
+    server = quick.start(*command, PYTHONPATH=str(quick.root / "src"))
+    try:
+        quick.until(server, lambda line: f":{port}" in line)
+        wait_for_port(port)
+        experiment = quick.runs()[0].info.experiment_id
+        shown = look(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs", tmp_path / "runs.png", seconds=25)
+        assert "search" in shown
+        assert "trial 0" in shown or "replicate 0" in shown
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(30)
+        if server.stdout is not None:
+            server.stdout.close()
+    assert not quick.processes()
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the server did not come up")

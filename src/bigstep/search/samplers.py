@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import optuna
@@ -16,10 +17,11 @@ __all__ = ["AUTO", "choose_sampler"]
 
 AUTO = {"planned": "gp", "full": "tpe", "several": "tpe"}
 NEAR = 0.01  # of each range: a point that near to a known one is not asked for again
+DRAWS = 20  # of a point that is new
 NUM_RANDOM = 5  # trials before a model of them is trusted
 
 
-def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int) -> BaseSampler:
+def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int, study_seed: int = 0) -> BaseSampler:
     """Make the sampler for one ask; another is made for the next, so that a search goes on alike after a kill.
 
     Args:
@@ -27,6 +29,7 @@ def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int) -> 
         seed: of this ask.
         space: ``planned`` or ``full``.
         num_objectives: of the study.
+        study_seed: of all asks alike: the points of ``qmc`` are one sequence.
 
     Raises:
         ConfigError: the sampler cannot do what is asked.
@@ -40,7 +43,10 @@ def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int) -> 
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return Apart(_make(name, seed), _make("tpe", seed)) if name in ("cmaes", "gp") else _make(name, seed)
+        if name == "qmc":
+            return optuna.samplers.QMCSampler(seed=study_seed, scramble=True)
+        first = _make(name, seed)
+        return first if name == "random" else Apart(first, _make("tpe", seed), _make("random", seed))
 
 
 def _make(name: str, seed: int) -> BaseSampler:
@@ -52,8 +58,6 @@ def _make(name: str, seed: int) -> BaseSampler:
         return optuna.samplers.CmaEsSampler(
             seed=seed, n_startup_trials=1, consider_pruned_trials=True, warn_independent_sampling=False
         )
-    if name == "qmc":
-        return optuna.samplers.QMCSampler(seed=seed, scramble=True)
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -80,13 +84,27 @@ class SeesPruned(BaseSampler):
         trials = [_as_complete(item) for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]
         view = optuna.create_study(directions=study.directions, sampler=self._inner)
         view.add_trials(trials)
-        return view.ask(dict(search_space)).params if search_space else {}
+        with _one_thread():
+            return view.ask(dict(search_space)).params if search_space else {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Ask for one value, where nothing is known yet."""
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: the matrices have as many rows as there are trials, and threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_telling(trial: FrozenTrial, names: Sequence[str] | dict[str, BaseDistribution]) -> bool:
@@ -109,47 +127,54 @@ def _as_complete(trial: FrozenTrial) -> FrozenTrial:
 
 @final
 class Apart(BaseSampler):
-    """Asks another sampler where the first asks for what is known already.
+    """Asks other samplers where the first asks for what is known already.
 
     Samplers that trust a model of a smooth function come back to its minimum; a training with the same seed tells nothing
     new there.
     """
 
-    def __init__(self, first: BaseSampler, other: BaseSampler) -> None:
-        """Ask ``first``, and ``other`` instead of once more."""
-        self._first, self._other = first, other
+    def __init__(self, first: BaseSampler, second: BaseSampler, last: BaseSampler) -> None:
+        """Ask ``first``; ``second`` instead of once more; where that knows nothing new either, ``last``, a few times."""
+        self._samplers, self._last = (first, second), last
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Give the dimensions that all trials share."""
-        return self._first.infer_relative_search_space(study, trial)
+        return self._samplers[0].infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Ask for a point that is new."""
-        found = self._first.sample_relative(study, trial, search_space)
         known = [item.params for item in study.get_trials(deepcopy=False) if item.number != trial.number]
-        if found and any(_is_near(found, point, search_space) for point in known):
-            return self._other.sample_relative(study, trial, search_space)
+        for sampler in self._samplers:
+            found = sampler.sample_relative(study, trial, search_space)
+            if not any(_is_near(found, point, search_space) for point in known):
+                return found
+        for _ in range(DRAWS):
+            found = {name: self._last.sample_independent(study, trial, name, kind) for name, kind in search_space.items()}
+            if not any(_is_near(found, point, search_space) for point in known):
+                break
         return found
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Ask for one value, where nothing is known yet."""
-        return self._first.sample_independent(study, trial, param_name, param_distribution)
+        return self._samplers[0].sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Let the first sampler begin a trial."""
-        self._first.before_trial(study, trial)
+        self._samplers[0].before_trial(study, trial)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Let the first sampler learn."""
-        self._first.after_trial(study, trial, state, values)
+        self._samplers[0].after_trial(study, trial, state, values)
 
 
 def _is_near(point: Mapping[str, Any], known: Mapping[str, Any], names: Mapping[str, BaseDistribution]) -> bool:
-    return all(name in known and _distance(point[name], known[name], kind) < NEAR for name, kind in names.items())
+    return bool(point) and all(
+        name in known and _distance(point[name], known[name], kind) < NEAR for name, kind in names.items()
+    )
 
 
 def _distance(one: Any, other: Any, kind: BaseDistribution) -> float:

@@ -125,6 +125,7 @@ class Conductor:
         trial.set_constraint(name, value)
         show_constraints(trial)
         trial.set_user_attr("refused", why)
+        note_run(trial, f"**infeasible**: {why}")
         console.print(f"trial {trial.number}: {why}")
 
     def _describe(self, trial: optuna.Trial, params: Params, fit: Fit) -> None:

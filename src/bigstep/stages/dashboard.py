@@ -3,14 +3,20 @@
 import contextlib
 import socketserver
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import parse_params
 from bigstep.config.reading import read_yaml
 from bigstep.console import console
 from bigstep.errors import ProjectError
+from bigstep.search.ledger import is_feasible, value_of
 from bigstep.search.storage import open_storage, without_password
 from bigstep.stages.paths import ProjectPaths
 from bigstep.stages.searching import study_address
@@ -57,9 +63,22 @@ def make_dashboard(address: str, artifacts: Path, host: str, port: int) -> WSGIS
     from optuna_dashboard import wsgi
 
     artifacts.mkdir(parents=True, exist_ok=True)
-    application = wsgi(open_storage(address), FileSystemArtifactStore(base_path=str(artifacts)))
+    storage = open_storage(address)
+    storage.get_best_trial = partial(_best_feasible, storage)  # type: ignore[method-assign] # the page's own forgets constraints
+    application = wsgi(storage, FileSystemArtifactStore(base_path=str(artifacts)))
     names = {f"{name}:{port}" for name in (host, LOOPBACK, "localhost")}
     return make_server(host, port, _guarded(application, names), _Server, _Handler)
+
+
+def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
+    """Give the best trial that keeps its constraints; where none does, the dashboard shows none.
+
+    Raises:
+        ValueError: there is none.
+    """
+    trials = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = 1 if storage.get_study_directions(study_id)[0] == StudyDirection.MINIMIZE else -1
+    return min((trial for trial in trials if is_feasible(trial)), key=lambda trial: sign * value_of(trial))
 
 
 def _guarded(application: Any, names: set[str]) -> Callable[..., Iterable[bytes]]:

@@ -7,32 +7,81 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = ["OperationCall", "StorageTracker"]
 
 aten = torch.ops.aten
+DEVICE = torch.ops.prim.device.default
 # what allocates inside itself, where no dispatcher sees it: oneDNN's reordered copies and scratch pads
 OPAQUE = {aten.convolution.default, aten.convolution_backward.default}
+# one tensor comes out, shaped as the operation's own kernel for tensors without content says; torch's fake tensors ask it
+# too, but look for another way and for a cached answer first, which takes ten times as long
+PLAIN = {
+    aten._softmax.default,
+    aten._to_copy.default,
+    aten._unsafe_view.default,
+    aten.add.Tensor,
+    aten.add_.Tensor,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.cat.default,
+    aten.clone.default,
+    aten.detach.default,
+    aten.empty_like.default,
+    aten.expand.default,
+    aten.mm.default,
+    aten.mul.Tensor,
+    aten.mul_.Tensor,
+    aten.permute.default,
+    aten.relu_.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.sum.dim_IntList,
+    aten.t.default,
+    aten.transpose.int,
+    aten.view.default,
+    aten.zeros_like.default,
+}
+
+
+def _plain(operation: Any, args: Any, named: Any) -> Any:
+    leaves = [leaf for argument in args for leaf in (argument if isinstance(argument, (list, tuple)) else (argument,))]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    mode, device = getattr(tensors[0], "fake_mode", None), getattr(tensors[0], "fake_device", None)
+    if mode is None or "device" in named or not all(_contentless(tensor, device) for tensor in tensors):
+        return operation(*args, **named)
+    with in_kernel_invocation_manager(mode):
+        result = operation(*args, **named)
+    return result if isinstance(result, FakeTensor) else FakeTensor(mode, result, device)
+
+
+def _contentless(tensor: Tensor, device: Any) -> bool:
+    return type(tensor) is FakeTensor and tensor.constant is None and tensor.fake_device == device
+
+
+def _like(tensor: Tensor) -> Any:
+    return _plain(aten.empty_like.default, (tensor,), {})
 
 
 def _batch_norm(images: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: Any, *rest: Any) -> Any:
     if not training or images.device.type != "cpu":
         return aten.native_batch_norm.default(images, weight, bias, mean, variance, training, *rest)
     kept = images.new_empty(images.shape[1], dtype=images.dtype if weight is None else weight.dtype)
-    return torch.empty_like(images), kept, torch.empty_like(kept)
+    return _like(images), kept, _like(kept)
 
 
 def _batch_norm_backward(gradient: Tensor, images: Tensor, weight: Any, *rest: Any) -> Any:
     if weight is None or not all(rest[-1]) or images.device.type != "cpu":
         return aten.native_batch_norm_backward.default(gradient, images, weight, *rest)
-    return torch.empty_like(images), torch.empty_like(weight), torch.empty_like(weight)
+    return _like(images), _like(weight), _like(weight)
 
 
 def _like_second(gradient: Tensor, inputs: Tensor, *rest: Any) -> Any:
     alike = gradient.stride() == inputs.stride() and gradient.dtype == inputs.dtype
-    return torch.empty_like(inputs) if alike else aten.threshold_backward.default(gradient, inputs, *rest)
+    return _like(inputs) if alike else aten.threshold_backward.default(gradient, inputs, *rest)
 
 
 # what these leave, said at once: torch's own way to find it takes them apart into a dozen operations, 20 ms each
@@ -85,9 +134,14 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it leaves."""
         del types
+        if func is DEVICE and type(args[0]) is FakeTensor and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # asked twice an operation
         named = kwargs or {}
         before = self.current_bytes
-        result = DIRECT[func](*args) if func in DIRECT and not named else func(*args, **named)
+        if func in PLAIN:
+            result = _plain(func, args, named)
+        else:
+            result = DIRECT[func](*args) if func in DIRECT and not named else func(*args, **named)
         self.track(result)
         if func in OPAQUE:
             self.calls.append(OperationCall(func, _described(args), _described(named), before, self.current_bytes))

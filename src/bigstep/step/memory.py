@@ -33,6 +33,7 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
 }
 PROBE_SECONDS = 1.5
 MARGIN = 64 * 2**20  # bytes of scratch that an operation may take whatever its size
+SLACK, SMALL_MARGIN = 4, 4 * 2**20  # the same, where half the samples took a known number of bytes
 
 
 @dataclass(frozen=True)
@@ -137,22 +138,24 @@ def _fake_copy(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
 
 def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
     tracker, update = StorageTracker(), 0
-    peaks: list[int] = []
+    peaks: dict[int, int] = {}
+    known: list[int | None] = []
     with tracker:
         tracker.track_module(model)
         optimizer = _prepare(step, model)
-        for size in sizes:
+        for size in sorted(sizes):  # the smaller one's probes take less, and spare most of the larger one's
             inputs = _inputs(step, model, size)
             tracker.restart()
             _micro_batch(step, model, inputs[:size])
-            before, inner = tracker.current_bytes, _inner_peak(tracker.calls, tracker.peak_bytes)
+            inner, known = _inner_peak(tracker.calls, tracker.peak_bytes, known)
+            before = tracker.current_bytes
             if not peaks:  # what the update takes on top does not depend on the size
                 tracker.restart()
                 optimizer.step()
                 update = tracker.peak_bytes - before
-            peaks.append(step.extra_bytes + max(inner, before + update))
+            peaks[size] = step.extra_bytes + max(inner, before + update)
             del inputs
-    return peaks
+    return [peaks[size] for size in sizes]
 
 
 def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
@@ -202,23 +205,30 @@ def _mean_loss(outputs: Any) -> Tensor:
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 
-def _inner_peak(calls: list[OperationCall], peak: int) -> int:
-    """Run operations that may hold more inside than the dispatcher sees, where that could be the peak."""
-    distinct: dict[str, OperationCall] = {}
-    for call in calls:
-        key = f"{call.operation}{call.arguments}{call.named}"
-        if key not in distinct or distinct[key].bytes_before < call.bytes_before:
-            distinct[key] = call
-    found, started = [peak], time.perf_counter()
+def _inner_peak(calls: list[OperationCall], peak: int, known: Sequence[int | None]) -> tuple[int, list[int | None]]:
+    """Run operations that may hold more inside than the dispatcher sees, where that could be the peak.
+
+    Gives the peak, and what each call took (None: not run); ``known`` is that of a smaller size, or empty.
+    """
+    smaller = known if len(known) == len(calls) else [None] * len(calls)
+    bounds = [_bound(call, growth) for call, growth in zip(calls, smaller, strict=True)]
+    keys = [f"{call.operation}{call.arguments}{call.named}" for call in calls]
+    grown: dict[str, int] = {}
+    started = time.perf_counter()
     with torch.utils._python_dispatch._disable_current_modes():  # noqa: SLF001 # real tensors within a fake run
-        for call in sorted(distinct.values(), key=_bound, reverse=True):
-            if _bound(call) <= max(found) or time.perf_counter() - started > PROBE_SECONDS:
+        for index in sorted(range(len(calls)), key=lambda index: bounds[index], reverse=True):
+            key = keys[index]
+            if bounds[index] <= peak or time.perf_counter() - started > PROBE_SECONDS:
                 break
-            found.append(call.bytes_before + _probe(call))
-    return max(found)
+            if key not in grown:
+                grown[key] = _probe(calls[index])
+            peak = max(peak, calls[index].bytes_before + grown[key])
+    return peak, [grown.get(key) for key in keys]
 
 
-def _bound(call: OperationCall) -> int:
+def _bound(call: OperationCall, smaller: int | None) -> int:
+    if smaller is not None:
+        return call.bytes_before + SLACK * smaller + SMALL_MARGIN
     sizes = [item.num_bytes() for item in tree_leaves((call.arguments, call.named)) if isinstance(item, TensorShape)]
     return call.bytes_before + 4 * (sum(sizes) + call.bytes_after - call.bytes_before) + MARGIN
 

@@ -1,0 +1,180 @@
+"""Samplers that are made anew for each ask: the same search after a kill, together with others, and no point twice."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from bigstep.config.params import parse_params
+from bigstep.search.samplers import AUTO, choose_sampler
+from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
+from bigstep.search.starts import start_points
+
+NAMES = ("tpe", "gp", "cmaes", "random", "qmc")
+Params = dict[str, Any]
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def _space(**search: Any) -> Space:
+    return build_space(parse_params({"search": search}))
+
+
+def _bowl(point: Params) -> float:
+    return (math.log10(point[RATE]) + 2.4) ** 2 + 0.05 * (point[EFFECTIVE] - 6) ** 2
+
+
+def _ask(study: optuna.Study, name: str, space: Space, objectives: int = 1) -> tuple[optuna.Trial, Params]:
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = choose_sampler(name, seed=number, space=space.kind, num_objectives=objectives, study_seed=3)
+    trial = study.ask()
+    return trial, space.suggest(trial)
+
+
+def _run(study: optuna.Study, name: str, count: int) -> list[Params]:
+    for _ in range(count):
+        trial, point = _ask(study, name, _space())
+        study.tell(trial, _bowl(point))
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_search_that_was_killed_goes_on_with_the_same_points(name: str, tmp_path: Path) -> None:
+    def opened(path: Path) -> optuna.Study:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
+
+    whole = _run(opened(tmp_path / "whole"), name, 16)
+    _run(opened(tmp_path / "killed"), name, 9)
+    assert _run(opened(tmp_path / "killed"), name, 7) == whole
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes"])
+def test_four_workers_at_once_are_given_four_points(name: str) -> None:
+    study = optuna.create_study()
+    _run(study, name, 8)
+    open_ones = [_ask(study, name, _space()) for _ in range(4)]
+    cells = {(round(math.log10(point[RATE]) * 50), point[EFFECTIVE]) for _, point in open_ones}
+    assert len(cells) == 4
+    for trial, point in open_ones:
+        study.tell(trial, _bowl(point))
+    assert len(_run(study, name, 8)) == 20
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes"])
+def test_where_few_points_are_left_they_are_found_and_hardly_any_is_asked_for_twice(name: str) -> None:
+    """Optuna's own samplers ask for 7 to 11 points of these 20."""
+    points, study = set(), optuna.create_study()
+    for number in range(16):
+        study.sampler = choose_sampler(name, seed=number, space="planned", num_objectives=1)
+        trial = study.ask()
+        point = trial.suggest_int("a", 0, 4), trial.suggest_int("b", 0, 3)
+        points.add(point)
+        study.tell(trial, float((point[0] - 3) ** 2 + (point[1] - 1) ** 2))
+    assert len(points) >= 14
+    assert study.best_value == 0
+
+
+def test_quasi_random_points_are_one_sequence_although_each_ask_has_a_new_sampler() -> None:
+    anew, one = optuna.create_study(), optuna.create_study(sampler=optuna.samplers.QMCSampler(seed=3, scramble=True))
+    points = _run(anew, "qmc", 17)
+    for _ in range(17):
+        trial = one.ask()
+        one.tell(trial, _bowl(_space().suggest(trial)))
+    assert points[1:] == [trial.params for trial in one.trials[1:]]
+    assert points != _run(optuna.create_study(), "random", 17)
+
+
+def test_cma_es_keeps_its_state_in_the_study() -> None:
+    study = optuna.create_study()
+    _run(study, "cmaes", 30)
+    generations = {trial.system_attrs["cma:generation"] for trial in study.trials if "cma:generation" in trial.system_attrs}
+    assert max(generations) >= 3
+    assert sum(_bowl(trial.params) for trial in study.trials[20:]) / 10 < 0.5 * _MEAN_OF_RANDOM
+
+
+def test_a_gaussian_process_uses_one_thread_and_gives_the_others_back() -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    original = optuna.samplers.GPSampler.sample_relative
+
+    def watched(*args: Any) -> Params:
+        seen.append(torch.get_num_threads())
+        return original(*args)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(optuna.samplers.GPSampler, "sample_relative", watched)
+            _run(optuna.create_study(), "gp", 7)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize("kind", ["planned", "full"])
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_several_objectives_are_searched_alike_twice(kind: str, objectives: int) -> None:
+    space = _space(space=kind)
+
+    def value(point: Params) -> list[float]:
+        size = point[EFFECTIVE] if kind == "planned" else point[MICRO]
+        return [(math.log10(point[RATE]) + 2.4) ** 2, -float(size), float(size)][:objectives]
+
+    def points() -> list[Params]:
+        study = optuna.create_study(directions=["minimize"] * objectives)
+        for _ in range(12):
+            trial, point = _ask(study, "auto", space, objectives)
+            study.tell(trial, value(point))
+        assert study.best_trials
+        return [trial.params for trial in study.trials]
+
+    assert points() == points()
+
+
+def test_constraints_are_learned_from_what_was_refused_before_training() -> None:
+    space, study, fits = _space(space="full"), optuna.create_study(), []
+    for _ in range(60):
+        trial, point = _ask(study, "auto", space)
+        fits.append(point[MICRO] <= 5)
+        trial.set_constraint("memory", float(point[MICRO] - 5))
+        study.tell(trial, (math.log10(point[RATE]) + 2.4) ** 2 if fits[-1] else 5.0)
+    assert sum(fits[20:]) >= 30
+    cut, seen = space.cut(5), []
+    study = optuna.create_study()
+    for _ in range(20):
+        trial, point = _ask(study, "auto", cut)
+        seen.append(point[MICRO])
+        study.tell(trial, 1.0)
+    assert max(seen) == 5
+
+
+def test_the_default_of_each_case_is_a_sampler_that_can_do_it() -> None:
+    assert set(AUTO) == {"planned", "full", "several"}
+    assert "cmaes" not in (AUTO["full"], AUTO["several"])
+
+
+def _dimensions(kind: Callable[[int, int], Any] = IntDistribution) -> dict[str, Any]:
+    return {RATE: FloatDistribution(1e-3, 1e-1, log=True), EFFECTIVE: kind(3, 9)}
+
+
+def test_start_points_lie_on_the_scaling_rule() -> None:
+    below, above = start_points({RATE: 0.01, EFFECTIVE: 6, "train.momentum": 0.9}, _dimensions())
+    assert (below[EFFECTIVE], above[EFFECTIVE]) == (4, 8)
+    assert math.isclose(above[RATE], 0.01 * 4 ** (1 / 3))
+    assert math.isclose(below[RATE] * above[RATE], 0.01**2)
+    assert above["train.momentum"] == 0.9
+
+
+@pytest.mark.parametrize(("current", "expected"), [(3, [5]), (9, [7]), (4, [3, 6])])
+def test_start_points_stay_in_the_range_and_none_repeats_the_current_one(current: int, expected: list[int]) -> None:
+    points = start_points({RATE: 0.09, EFFECTIVE: current}, _dimensions())
+    assert [point[EFFECTIVE] for point in points] == expected
+    assert all(1e-3 <= point[RATE] <= 1e-1 for point in points)
