@@ -69,7 +69,7 @@ def test_four_workers_at_once_are_given_four_points(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "cmaes"])
 def test_where_few_points_are_left_they_are_found_and_hardly_any_is_asked_for_twice(name: str) -> None:
-    """Optuna's own samplers ask for 7 to 11 points of these 20."""
+    """Optuna's own samplers ask for 11 different ones of these 20 points in 16 asks."""
     points, study = set(), optuna.create_study()
     for number in range(16):
         study.sampler = choose_sampler(name, seed=number, space="planned", num_objectives=1)
@@ -96,7 +96,8 @@ def test_cma_es_keeps_its_state_in_the_study() -> None:
     _run(study, "cmaes", 30)
     generations = {trial.system_attrs["cma:generation"] for trial in study.trials if "cma:generation" in trial.system_attrs}
     assert max(generations) >= 3
-    assert sum(_bowl(trial.params) for trial in study.trials[20:]) / 10 < 0.5 * _MEAN_OF_RANDOM
+    drawn = _run(optuna.create_study(), "random", 100)
+    assert sum(_bowl(trial.params) for trial in study.trials[20:]) / 10 < sum(map(_bowl, drawn)) / 100 / 2
 
 
 def test_a_gaussian_process_uses_one_thread_and_gives_the_others_back() -> None:
