@@ -11,6 +11,8 @@ NUM_RATES = NUM_BATCHES = 10
 STEPS_OF_4 = 3  # the tables' batch sizes are 10**0.2 apart: four times more is three further
 ACCUMULATIONS = 4  # 1, 4, 16 and 64 micro-batches
 CAP = 6  # the largest micro-batch that fits is number 6 of ten, 64 images
+RATES = tuple(10 ** (-5 + 5 * number / 9) for number in range(NUM_RATES))
+BATCHES = (4, 6, 10, 16, 25, 40, 64, 101, 161, 256)
 OOM, PROBE = 0.05, 0.01  # of a median trial: what running out of memory, and measuring one micro-batch size, cost
 
 
@@ -49,6 +51,8 @@ def load_tables(slices: int = 3) -> Iterator[Table]:
     for name in HPOBench.available_dataset_names:
         bench = HPOBench(name)
         space = bench.search_space
+        assert tuple(space["batch_size"]) == BATCHES
+        assert np.allclose(space["learning_rate_init"], RATES, rtol=1e-6)
         for number in range(slices):
             fixed = {key: chance.randrange(len(space[key])) for key in ("alpha", "depth", "width")}
             yield _table(f"{name}-{number}", bench, fixed)
