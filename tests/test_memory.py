@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bigstep import predict_memory
 from bigstep.config.model import Model
@@ -18,9 +20,13 @@ from bigstep.models.checkpointing import checkpoint_blocks
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.stages import marks
 from bigstep.stages.marks import MarkedBatches, read_mark
+from bigstep.step import memory
+from bigstep.step.footprint import DIRECT, PLAIN, OperationCall, StorageTracker
 from bigstep.step.measuring import held_bytes, peak_growth
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.optimization import build_optimizer
+
+aten = torch.ops.aten
 
 
 def _build(name: str) -> nn.Module:
@@ -95,6 +101,103 @@ def test_an_average_and_a_held_batch_are_counted() -> None:
     held = predict_memory(model, (3, 32, 32), 8, effective_batch_size=1008)
     assert average.peak_bytes - plain.peak_bytes == held_bytes(_build("small_cnn"))
     assert held.peak_bytes - plain.peak_bytes == 1000 * 3 * 32 * 32 * 4
+
+
+def _cases() -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    dense, part, other = torch.ones(4, 6, 5, 7), torch.ones(4, 12, 5, 7)[:, 3:9], torch.ones(4, 9, 5, 7)[:, 1:7]
+    last, half = dense.to(memory_format=torch.channels_last), dense.to(torch.bfloat16)
+    row, flat, square = torch.ones(6), torch.ones(4, 6), torch.ones(6, 6)
+    running, kept = (torch.zeros(6), torch.ones(6)), (torch.zeros(6), torch.ones(6))
+    found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (aten._unsafe_view.default, (dense, [4, 210]), {}),
+        (aten.addmm.default, (row, flat, square), {}),
+        (aten.bmm.default, (torch.ones(2, 3, 4), torch.ones(2, 5, 4).transpose(1, 2)), {}),
+        (aten.cat.default, ([last, part], 1), {}),
+        (aten.cat.default, ([last, last], 1), {}),
+        (aten.expand.default, (row, [4, 6]), {}),
+        (aten.mm.default, (flat, square.t()), {}),
+        (aten.mul.Tensor, (part, 2.0), {}),
+        (aten.mul_.Tensor, (dense, 0.9), {}),
+        (aten.permute.default, (part, [0, 2, 3, 1]), {}),
+        (aten.relu_.default, (part,), {}),
+        (aten.select.int, (part, 1, -2), {}),
+        (aten.slice.Tensor, (part, 1, 1, 6, 2), {}),
+        (aten.slice.Tensor, (part, 2, 1), {}),
+        (aten.sum.dim_IntList, (part, [0, 2], True), {}),
+        (aten.sum.dim_IntList, (half, [0, 2]), {"dtype": torch.float32}),
+        (aten.t.default, (flat,), {}),
+        (aten.transpose.int, (part, 1, -1), {}),
+        (aten.view.default, (part, [4, 6, 35]), {}),
+        (aten.add_.Tensor, (dense, part), {"alpha": -1}),
+        (aten.native_batch_norm.default, (dense, None, None, None, None, True, 0.1, 1e-5), {}),
+        (aten.native_batch_norm.default, (dense, row, row, *running, False, 0.1, 1e-5), {}),
+    ]
+    for kind in (dense, part, last, half):
+        alike = (aten.clone.default, aten.detach.default, aten.empty_like.default, aten.zeros_like.default)
+        found += [(operation, (kind,), {}) for operation in alike]
+        for second in (dense, part, other, last, half):
+            found += [(aten.add.Tensor, (kind, second), {}), (aten.mul.Tensor, (kind, second), {})]
+        found += [(aten._to_copy.default, (kind,), {"dtype": dtype}) for dtype in (torch.float64, torch.bfloat16)]
+        found.append((aten._to_copy.default, (kind,), {"dtype": torch.float64, "device": torch.device("cpu")}))
+    for kind in (dense, last, half):
+        arguments = (kind, kind, row, *running, *kept, True, 1e-5)
+        found += [
+            (aten.native_batch_norm.default, (kind, row, row, *running, True, 0.1, 1e-5), {}),
+            (aten.native_batch_norm_backward.default, (*arguments, [True, True, True]), {}),
+            (aten.native_batch_norm_backward.default, (*arguments, [True, False, False]), {}),
+            (aten.threshold_backward.default, (kind, kind, 0), {}),
+            (aten.threshold_backward.default, (dense.to(kind.dtype), kind, 0), {}),
+        ]
+    return found
+
+
+def _layouts(value: Any) -> list[Any]:
+    return [
+        (item.shape, item.stride(), item.dtype, item.device, item.storage_offset(), item.untyped_storage().nbytes())
+        for item in tree_leaves(value)
+        if isinstance(item, Tensor)
+    ]
+
+
+def test_what_is_said_at_once_is_what_the_operation_leaves() -> None:
+    cases = _cases()
+    assert {operation for operation, _, _ in cases} == PLAIN | set(DIRECT)
+    for operation, arguments, named in cases:
+        fake = FakeTensorMode()
+        within = tree_map(lambda item, fake=fake: fake.from_tensor(item) if isinstance(item, Tensor) else item, arguments)
+        with fake, StorageTracker() as tracker:
+            tracker.track(within)
+            held = tracker.current_bytes
+            found = operation(*within, **named)
+            left = tracker.current_bytes - held
+        wanted = operation(*arguments, **named)
+        assert _layouts(found) == _layouts(wanted), (operation, _layouts(arguments), named)
+        assert left == held_bytes(arguments, wanted) - held_bytes(arguments), operation
+
+
+def test_the_smaller_sizes_probes_spare_the_larger_ones_and_the_peak_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, inner_peak = memory._probe, memory._inner_peak
+    probed: list[OperationCall] = []
+    compared: list[tuple[int, int, int, int]] = []
+
+    def counting(call: OperationCall) -> int:
+        probed.append(call)
+        return probe(call)
+
+    def comparing(calls: list[OperationCall], peak: int, known: list[int | None]) -> Any:
+        before, found = len(probed), inner_peak(calls, peak, known)
+        if known:
+            spared = len(probed) - before
+            compared.append((found[0], inner_peak(calls, peak, [])[0], spared, len(probed) - before - spared))
+        return found
+
+    monkeypatch.setattr(memory, "PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(memory, "_probe", counting)
+    monkeypatch.setattr(memory, "_inner_peak", comparing)
+    assert predict_memory(_build("resnet18"), (3, 32, 32), 8).method == "fake"
+    ((found, wanted, few, all_of_them),) = compared
+    assert found == wanted
+    assert 4 * few < all_of_them
 
 
 class _Branching(nn.Module):

@@ -17,12 +17,11 @@ aten = torch.ops.aten
 DEVICE = torch.ops.prim.device.default
 # what allocates inside itself, where no dispatcher sees it: oneDNN's reordered copies and scratch pads
 OPAQUE = {aten.convolution.default, aten.convolution_backward.default}
-# one tensor comes out, shaped as the operation's own kernel for tensors without content says; torch's fake tensors ask it
-# too, but look for another way and for a cached answer first, which takes ten times as long
+# these give one tensor, shaped as the operation's own kernel for tensors without content says; fake tensors ask it too, but
+# look for a decomposition and for a cached answer first, which takes ten times as long
 PLAIN = {
-    aten._softmax.default,
-    aten._to_copy.default,
-    aten._unsafe_view.default,
+    aten._to_copy.default,  # noqa: SLF001 # its name
+    aten._unsafe_view.default,  # noqa: SLF001 # its name
     aten.add.Tensor,
     aten.add_.Tensor,
     aten.addmm.default,
@@ -92,6 +91,12 @@ DIRECT: dict[Any, Callable[..., Any]] = {
 }
 
 
+def _run(operation: Any, args: Any, named: Any) -> Any:
+    if operation in PLAIN:
+        return _plain(operation, args, named)
+    return DIRECT[operation](*args) if operation in DIRECT and not named else operation(*args, **named)
+
+
 @dataclass(frozen=True)
 class OperationCall:
     """An operation, its arguments (tensors on no memory), and the bytes alive before it and right after it."""
@@ -135,13 +140,10 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
         """Run an operation and count what it leaves."""
         del types
         if func is DEVICE and type(args[0]) is FakeTensor and not args[0].fake_mode.in_kernel_invocation:
-            return args[0].fake_device  # asked twice an operation
+            return args[0].fake_device  # torch asks twice an operation
         named = kwargs or {}
         before = self.current_bytes
-        if func in PLAIN:
-            result = _plain(func, args, named)
-        else:
-            result = DIRECT[func](*args) if func in DIRECT and not named else func(*args, **named)
+        result = _run(func, args, named)
         self.track(result)
         if func in OPAQUE:
             self.calls.append(OperationCall(func, _described(args), _described(named), before, self.current_bytes))

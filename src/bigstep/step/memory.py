@@ -208,7 +208,7 @@ def _mean_loss(outputs: Any) -> Tensor:
 def _inner_peak(calls: list[OperationCall], peak: int, known: Sequence[int | None]) -> tuple[int, list[int | None]]:
     """Run operations that may hold more inside than the dispatcher sees, where that could be the peak.
 
-    Gives the peak, and what each call took (None: not run); ``known`` is that of a smaller size, or empty.
+    Gives the peak and the bytes each call took (None: it was not run); ``known`` are those of half the samples, or empty.
     """
     smaller = known if len(known) == len(calls) else [None] * len(calls)
     bounds = [_bound(call, growth) for call, growth in zip(calls, smaller, strict=True)]
