@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ def open_ledgers(params: Params, address: str) -> tuple[Ledger, Ledger]:
     directions = [OBJECTIVES[name] for name in search.objectives]
     first = open_study(storage, search.study, directions)
     again = open_study(storage, finish_name(search.study), directions[:1])
+    for study, names in ((first, search.objectives), (again, search.objectives[:1])):
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(names))
     pruning = search.pruner == "median" and len(directions) == 1
     first.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4) if pruning else optuna.pruners.NopPruner()
     return Ledger(first, search.trials, ASKS * search.trials), Ledger(again, 0, 0)
@@ -157,7 +163,8 @@ class Worker:
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         search = self.params.search
         seed = (search.seed * 1_000_003 + number) % 2**31
-        return choose_sampler(search.sampler, seed=seed, space=self.space.kind, num_objectives=len(search.objectives))
+        asked = {"seed": seed, "study_seed": search.seed, "num_objectives": len(search.objectives)}
+        return choose_sampler(search.sampler, space=self.space.kind, **asked)
 
     def _ensure_again(self) -> None:
         for number, item in enumerate(things_to_do_again(self.params, self.space, self.first)):
