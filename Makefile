@@ -25,7 +25,7 @@ test-fast: $(READY)  ## run the tests that take under a minute
 	@$(BIN)/python -m pytest -m "not slow"
 
 faults: $(READY)  ## many rounds of every fault (hours), and docs/reliability.md from them
-	@$(BIN)/python -m pytest tests/faults -n $(JOBS) --all-rounds --fault-results .bigstep/faults.json
+	@$(BIN)/python -m pytest tests/faults tests/test_out_of_memory.py -n $(JOBS) --all-rounds --fault-results .bigstep/faults.json
 	@$(BIN)/python benchmarks/stock_faults.py .bigstep/faults.json
 
 check: $(READY)  ## format, lint, types and documentation, as CI does

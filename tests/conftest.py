@@ -36,7 +36,12 @@ MAY_CHANGE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
 }
 
-LONGEST = ("test_pipeline", "test_invariance")  # begun first, so that files side by side end together
+LONGEST = (
+    "test_pipeline",
+    "test_search_run",
+    "test_invariance",
+    "test_out_of_memory",
+)  # begun first, so that files side by side end together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -62,6 +62,25 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hardware.memory_budget": "4 gigs",
     "checkpoint.every": "often",
     "tracking.noise_scale": "all",
+    "search.trials": 0,
+    "search.max_time": "soon",
+    "search.epochs": 0,
+    "search.space": "flat",
+    "search.learning_rate": [0.0, 1.0],
+    "search.effective_batch_size": [0, 8],
+    "search.micro_batch_size": [1, 2, 3],
+    "search.accumulation_steps": [0, 8],
+    "search.parameters": {"train.weight_decay": [1]},
+    "search.objective": "test_loss",
+    "search.sampler": "grid",
+    "search.pruner": "asha",
+    "search.top": -1,
+    "search.replicates": 0,
+    "search.audit": 1.5,
+    "search.workers": 0,
+    "search.study": "../other",
+    "search.seed": -1,
+    "search.storage": "",
 }
 UNBOUNDED = {
     "data.root",
@@ -88,9 +107,10 @@ def test_the_shipped_file_holds_every_key_with_its_default_and_a_comment() -> No
     content = _shipped()
     assert {name: set(values) for name, values in content.items()} == {s.title: set(s.model_fields) for s in SECTIONS}
     assert parse_params(content) == parse_params({})
-    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
-    for _, key in KEYS:
-        (line,) = [line for line in lines if line.startswith(f"  {key}:")]
+    parts = (ROOT / "params.yaml").read_text(encoding="utf-8").split("\n\n")
+    found = {part.lstrip().partition(":")[0]: part.splitlines() for part in parts}
+    for section, key in KEYS:
+        (line,) = [line for line in found[section.title] if line.startswith(f"  {key}:")]
         assert "# " in line, f"{key} has no comment"
 
 

@@ -120,7 +120,7 @@ def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(
     quick: Project, tmp_path: Path, empty_database: Path
 ) -> None:
     """`make faults` kills twenty times."""
-    kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), quick, 0, kills=3)
+    kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), quick, 0, kills=2)
 
 
 def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) -> None:

@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_passed_over(round_number: int, project: Project
     assert project.end_state() == undisturbed
 
 
-@pytest.mark.fault(9, "every checkpoint damaged", rounds=3)
+@pytest.mark.fault(9, "every checkpoint damaged", rounds=3, rare=True)
 def test_with_every_checkpoint_damaged_nothing_begins_silently(round_number: int, project: Project) -> None:
     del round_number
     _interrupted(project)
@@ -84,7 +84,7 @@ def test_with_every_checkpoint_damaged_nothing_begins_silently(round_number: int
     assert "epoch 1/" not in output
 
 
-@pytest.mark.fault(10, "disk full while a checkpoint is written", rounds=3)
+@pytest.mark.fault(10, "disk full while a checkpoint is written", rounds=3, rare=True)
 def test_a_full_disk_stops_no_training(round_number: int, project: Project) -> None:
     project.set("model.width=64", f"train.seed={round_number}")
     output = project.run("bash", "-c", "ulimit -f 3000; dvc repro train")
@@ -149,7 +149,7 @@ def test_other_code_begins_anew_unless_told(round_number: int, project: Project)
     assert json.loads(attempts.read_text(encoding="utf-8"))["number"] == 2
 
 
-@pytest.mark.fault("42a", "the same, and the user vouches for it", rounds=3)
+@pytest.mark.fault("42a", "the same, and the user vouches for it", rounds=3, rare=True)
 def test_other_code_goes_on_where_the_user_vouches_for_it(round_number: int, project: Project) -> None:
     del round_number
     _interrupted(project)

@@ -49,7 +49,7 @@ def _use(project: Project, name: str) -> None:
     project.set("train.epochs=1", "train.effective_batch_size=16", "hardware.micro_batch_size=8", "train.augmentation=none")
 
 
-@pytest.mark.fault(19, "cut, empty and foreign files under image names", rounds=3)
+@pytest.mark.fault(19, "cut, empty and foreign files under image names", rounds=3, rare=True)
 def test_damaged_images_are_listed_and_left_out(round_number: int, project: Project) -> None:
     folder = _folder(project.root / "data/raw/photos", ["a", "b"])
     bad = add_damaged(folder / "a", random_images(1, 8, 1, seed=round_number)[0])
@@ -134,7 +134,7 @@ def test_training_refuses_pixels_that_changed(round_number: int, project: Projec
     assert "Traceback" not in output
 
 
-@pytest.mark.fault(33, "DVC's rwlock or dvc.lock torn", rounds=6)
+@pytest.mark.fault(33, "DVC's rwlock or dvc.lock torn", rounds=6, rare=True)
 def test_torn_files_of_dvc_are_put_right(round_number: int, project: Project, undisturbed: EndState) -> None:
     name = [".dvc/tmp/rwlock", "dvc.lock"][round_number % 2]
     path = project.root / name
@@ -180,7 +180,7 @@ def test_no_pickle_is_ever_executed(round_number: int, project: Project, tmp_pat
     assert canary.exists(), "the bomb was none"
 
 
-@pytest.mark.fault("43", "prepare killed at any place", rounds=10)
+@pytest.mark.fault("43", "prepare killed at any place", rounds=10, rare=True)
 def test_prepare_killed_leaves_no_half_store(round_number: int, project: Project, undisturbed: EndState) -> None:
     shutil.rmtree(project.root / "data/prepared")
     shutil.rmtree(project.root / ".dvc/cache")

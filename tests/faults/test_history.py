@@ -1,6 +1,8 @@
 """Rows 11, 35 and those of the history: MLflow gone, locked, full or slow; promotion; two starts; open doors."""
 
 import http.server
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -90,7 +92,7 @@ def test_a_server_that_is_gone_stops_no_training(
     assert project.history(project.runs()[-1].info.run_id) == undisturbed.metrics
 
 
-@pytest.mark.fault("44", "SIGKILL while a model is promoted to champion", rounds=6)
+@pytest.mark.fault("44", "SIGKILL while a model is promoted to champion", rounds=6, rare=True)
 def test_promotion_happens_once(round_number: int, project: Project) -> None:
     import mlflow
 
@@ -130,7 +132,9 @@ def test_a_page_elsewhere_reaches_no_history(round_number: int, project: Project
     port = free_port(0)
     command = mlflow_command(f"sqlite:///{project.root / 'mlflow.db'}", "127.0.0.1", port)
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    server = subprocess.Popen(command, cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    server = subprocess.Popen(command, cwd=project.root, env=environment, **silent)
     try:
         _wait_for(port)
         address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
@@ -141,7 +145,7 @@ def test_a_page_elsewhere_reaches_no_history(round_number: int, project: Project
             create = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/create"
             assert _status(create, b'{"name": "x"}', Origin="http://evil.com") == 403
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # as Ctrl-C does: server and workers are told
         server.wait(30)
 
 
