@@ -78,16 +78,27 @@ def _batch_norm_backward(gradient: Tensor, images: Tensor, weight: Any, *rest: A
     return _like(images), _like(weight), _like(weight)
 
 
-def _like_second(gradient: Tensor, inputs: Tensor, *rest: Any) -> Any:
-    alike = gradient.stride() == inputs.stride() and gradient.dtype == inputs.dtype
-    return _like(inputs) if alike else aten.threshold_backward.default(gradient, inputs, *rest)
+def _backward_of(operation: Any) -> Callable[..., Any]:
+    def leave(gradient: Tensor, inputs: Tensor, *rest: Any) -> Any:
+        alike = gradient.stride() == inputs.stride() and gradient.dtype == inputs.dtype
+        return _like(inputs) if alike else operation(gradient, inputs, *rest)
+
+    return leave
 
 
+ACTIVATIONS = (
+    aten.gelu_backward.default,
+    aten.hardsigmoid_backward.default,
+    aten.hardswish_backward.default,
+    aten.sigmoid_backward.default,
+    aten.silu_backward.default,
+    aten.threshold_backward.default,
+)
 # what these leave, said at once: torch's own way to find it takes them apart into a dozen operations, 20 ms each
 DIRECT: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
-    aten.threshold_backward.default: _like_second,
+    **{operation: _backward_of(operation) for operation in ACTIVATIONS},
 }
 
 
