@@ -1,5 +1,6 @@
 """Fronts of (error, time, memory), and asks that fit, for benchmarks/search.py."""
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ FRONTS = (
 )
 
 
-def front_table(tables: list[Table], seeds: int) -> str:
+def front_table(pool: ProcessPoolExecutor, tables: list[Table], seeds: int) -> str:
     """Compare how fast the front of (error, time, memory) fills."""
     rows = [
         "| strategy | seeds | share of the front's hypervolume after 5 / 10 / 20 / 30 paid | at 10 (95 %) |",
@@ -54,7 +55,8 @@ def front_table(tables: list[Table], seeds: int) -> str:
     ]
     for front in FRONTS:
         count = max(1, round(front.share * seeds))
-        shares = np.array([[front_shares(front, table, seed) for seed in range(count)] for table in tables])
+        jobs = [(front, table, seed) for table in tables for seed in range(count)]
+        shares = np.array(list(pool.map(front_shares, *zip(*jobs, strict=True)))).reshape(len(tables), count, len(COUNTS))
         low, high = interval(shares[:, :, 1].mean(axis=1))
         row = " / ".join(f"{value:.2f}" for value in shares.mean(axis=(0, 1)))
         rows.append(f"| {front.name} | {count} | {row} | {low:.2f} to {high:.2f} |")

@@ -1,6 +1,7 @@
 """One study of a table with one strategy: what was asked, trained and spent."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import optuna
@@ -31,6 +32,16 @@ class Course:
     """On running out of memory, on cells that were known, and on measuring."""
     num_feasible: int
     num_asks: int
+
+    def as_plain(self) -> dict[str, Any]:
+        """Give it in lists and numbers."""
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Course":
+        """Make it from what ``as_plain`` gave."""
+        arrays = {name: np.array(plain[name]) for name in ("values", "draws", "prices", "spent")}
+        return cls(**{**plain, **arrays, "cells": [(rate, batch) for rate, batch in plain["cells"]]})
 
 
 def study_table(strategy: Strategy, table: Table, seed: int, *, noisy: bool) -> Course:

@@ -120,6 +120,20 @@ def test_a_gaussian_process_uses_one_thread_and_gives_the_others_back() -> None:
     assert set(seen) == {1}
 
 
+@pytest.mark.parametrize("objectives", [1, 2])
+@pytest.mark.parametrize("name", ["auto", "tpe", "gp"])
+def test_a_trial_that_was_refused_for_a_reason_of_its_own_ends_no_search(name: str, objectives: int) -> None:
+    """Optuna's Gaussian process stops with an error where one trial has a constraint that another has not."""
+    space, study = _space(), optuna.create_study(directions=["minimize"] * objectives)
+    for number in range(12):
+        trial, point = _ask(study, name, space, objectives)
+        if number in (2, 6):
+            trial.set_constraint("possible" if number == 2 else "memory", 1.0)
+        study.tell(trial, [5.0 if number in (2, 6) else _bowl(point)] * objectives)
+    assert len(study.trials) == 12
+    assert all(trial.state.is_finished() for trial in study.trials)
+
+
 @pytest.mark.parametrize("kind", ["planned", "full"])
 @pytest.mark.parametrize("objectives", [2, 3])
 def test_several_objectives_are_searched_alike_twice(kind: str, objectives: int) -> None:

@@ -1,4 +1,4 @@
-"""Around Optuna's samplers: one that learns from pruned trials as well, and one that asks for no point twice."""
+"""Around Optuna's samplers: one that learns from every trial, and one that asks for no point twice."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +10,19 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["Apart", "SeesPruned"]
+__all__ = ["Apart", "SeesAll"]
 
 NEAR = 0.01  # of each range: a point that near to a known one is not asked for again
 DRAWS = 20  # of a point that is new
 
 
 @final
-class SeesPruned(BaseSampler):
-    """Lets a sampler that looks at finished trials only (GP) learn from pruned ones, by the last value they reported.
+class SeesAll(BaseSampler):
+    """Shows a Gaussian process all that is known.
 
-    Without it the sampler never hears of them, and asks for the same bad point again and again.
+    Optuna's looks at finished trials only, never hears of pruned ones, and asks for the same bad point again and again:
+    here they count with the last value they reported. It also stops with an error where one trial has a constraint that
+    another has not: here the other keeps it.
     """
 
     def __init__(self, inner: BaseSampler) -> None:
@@ -36,9 +38,8 @@ class SeesPruned(BaseSampler):
     ) -> dict[str, Any]:
         """Ask for a point, given all that is known."""
         del trial
-        trials = [_as_complete(item) for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]
         view = optuna.create_study(directions=study.directions, sampler=self._inner)
-        view.add_trials(trials)
+        view.add_trials(_as_complete([item for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]))
         with _one_thread():
             return view.ask(dict(search_space)).params if search_space else {}
 
@@ -67,17 +68,22 @@ def _is_telling(trial: FrozenTrial, names: Sequence[str] | dict[str, BaseDistrib
     return (ended or trial.state == TrialState.RUNNING) and all(name in trial.params for name in names)
 
 
-def _as_complete(trial: FrozenTrial) -> FrozenTrial:
-    if trial.state != TrialState.PRUNED:
-        return trial
-    last = trial.intermediate_values[max(trial.intermediate_values)]
-    return optuna.trial.create_trial(
-        state=TrialState.COMPLETE,
-        value=last,
-        params=trial.params,
-        distributions=trial.distributions,
-        constraints=trial.constraints or None,
-    )
+def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    names = dict.fromkeys(name for trial in trials for name in trial.constraints)
+    return [
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING if trial.state == TrialState.RUNNING else TrialState.COMPLETE,
+            values=None if trial.state == TrialState.RUNNING else _values(trial),
+            params=trial.params,
+            distributions=trial.distributions,
+            constraints={name: trial.constraints.get(name, 0.0) for name in names} or None,
+        )
+        for trial in trials
+    ]
+
+
+def _values(trial: FrozenTrial) -> list[float]:
+    return trial.values or [trial.intermediate_values[max(trial.intermediate_values)]]
 
 
 @final

@@ -6,7 +6,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from bigstep.errors import ConfigError
-from bigstep.search.asking import Apart, SeesPruned
+from bigstep.search.asking import Apart, SeesAll
 
 __all__ = ["AUTO", "choose_sampler"]
 
@@ -46,7 +46,7 @@ def _make(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_RANDOM)
     if name == "gp":
-        return SeesPruned(optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
+        return SeesAll(optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
     if name == "cmaes":
         return optuna.samplers.CmaEsSampler(
             seed=seed, n_startup_trials=1, consider_pruned_trials=True, warn_independent_sampling=False
