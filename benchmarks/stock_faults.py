@@ -16,8 +16,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 BIN = Path(sys.executable).parent
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
@@ -321,9 +323,23 @@ def measure(row: str) -> str:
         return STOCK[row](Folder(Path(scratch)))
 
 
+def count(lines: list[str]) -> dict[str, dict[str, Any]]:
+    """Count rounds, passes and notes of each row; a round, even one run again, passes where all that it told of is good."""
+    rounds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, lines):
+        rounds.setdefault((line["row"], line["title"], line["test"]), []).append(line)
+    rows: dict[str, dict[str, Any]] = {}
+    for (row, title, _), told in rounds.items():
+        item = rows.setdefault(row, {"title": title, "rounds": 0, "passes": 0, "notes": Counter()})
+        item["rounds"] += 1
+        item["passes"] += all(line["passed"] for line in told)
+        item["notes"].update(line["note"] for line in told[-1:] if line["note"])
+    return rows
+
+
 def main() -> None:
     """Write the table."""
-    results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    results = count(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines())
     lines = ["| row | fault | rounds | passes | stock tools under the same fault |", "| --- | --- | ---: | ---: | --- |"]
     for row in sorted(results, key=lambda name: int("".join(filter(str.isdigit, name.partition(",")[0])))):
         found = measure(row) if row in STOCK else ""

@@ -27,7 +27,7 @@ TRIES, QUICK_TRIES = 20, 8  # `make faults` makes all
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits on address space are Linux's")
 def test_limited_processes_recover_or_begin_smaller(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    count = TRIES if pytestconfig.getoption("--all-rounds", default=False) else QUICK_TRIES
+    count = TRIES if pytestconfig.getoption("--rounds", default=None) else QUICK_TRIES
     command = [sys.executable, str(ROOT / "tests" / "limited.py"), str(tmp_path), str(count)]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     tries = [json.loads(line) for line in output.stdout.splitlines()]

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from bigstep.errors import ConfigError
 from bigstep.search import mlflow_callback
+from bigstep.search.identity import database_name
 from bigstep.search.mlflow_callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
 from bigstep.search.storage import open_storage
 from bigstep.stages.servers import free_port, mlflow_command
@@ -470,8 +471,8 @@ def test_more_children_than_a_page_are_found(uri: str, monkeypatch: pytest.Monke
 
 def test_no_password_of_a_database_reaches_mlflow() -> None:
     for address in ("postgresql+psycopg://me:secret@host:5432/studies?password=secret", "postgresql://host:5432/studies"):
-        assert mlflow_callback._name_of(address) == "postgresql://host:5432/studies"
-    assert mlflow_callback._name_of("sqlite://") is None
+        assert database_name(address) == "postgresql://host:5432/studies"
+    assert database_name("sqlite://") is None
 
 
 def test_the_pages_code_runs_as_it_stands(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

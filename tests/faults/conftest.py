@@ -9,34 +9,36 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conftest import copy_project
 from faults.project import EndState, Project
 
-RESULTS: dict[str, dict[str, Any]] = {}
+RESULTS: list[Path] = []  # where the lines go, if anywhere; a round passes where all of its lines do
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-rounds", action="store_true", help="as many rounds of each fault as its row asks for")
-    parser.addoption("--fault-results", help="file to write the count of rounds and passes of each row to")
+    parser.addoption("--rounds", type=int, help="rounds of every fault, at most as many as its row asks for")
+    parser.addoption("--fault-results", type=Path, help="file that each round adds its line to")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(row, title, rounds=1): a row of the fault matrix")
+    path = config.getoption("--fault-results", default=None)
+    if path is not None and not hasattr(config, "workerinput"):
+        RESULTS.append(path)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("fault")
     if mark is not None and "round_number" in metafunc.fixturenames:
-        rounds = mark.kwargs.get("rounds", 1) if metafunc.config.getoption("--all-rounds", default=False) else 1
-        metafunc.parametrize("round_number", range(rounds))
+        most = metafunc.config.getoption("--rounds", default=None) or 1
+        metafunc.parametrize("round_number", range(min(most, mark.kwargs.get("rounds", 1))))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--all-rounds", default=False):
+    if config.getoption("--rounds", default=None):
         return
     rare = [item for item in items if (mark := item.get_closest_marker("fault")) is not None and mark.kwargs.get("rare")]
     config.hook.pytest_deselected(items=rare)
@@ -51,20 +53,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    for name, value in report.user_properties:
-        if name == "fault" and report.when == "call":
-            row = RESULTS.setdefault(value[0], {"title": value[1], "rounds": 0, "passes": 0, "notes": {}})
-            row["rounds"] += 1
-            row["passes"] += report.passed
-        elif name == "note" and report.when == "call":
-            notes = next(iter(RESULTS.values()))["notes"] if len(RESULTS) == 1 else RESULTS[value[0]]["notes"]
-            notes[value[1]] = notes.get(value[1], 0) + 1
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--fault-results", default=None)
-    if path and not hasattr(session.config, "workerinput"):
-        Path(path).write_text(json.dumps(RESULTS, indent=1), encoding="utf-8")
+    properties = dict(report.user_properties)
+    if RESULTS and "fault" in properties and (report.when == "call" or report.failed):
+        row, title = properties["fault"]
+        line = {"row": row, "title": title, "test": report.nodeid, "passed": report.passed, "note": properties.get("note")}
+        with RESULTS[0].open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 @pytest.fixture(scope="session")

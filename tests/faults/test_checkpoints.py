@@ -134,6 +134,27 @@ def test_it_goes_on_with_another_slicing(round_number: int, project: Project, un
     assert all(found[place] == pytest.approx(expected[place], rel=0.05) for place in expected)
 
 
+@pytest.mark.fault(39, "the same with BatchNorm, whose micro-batch decides what is learned", rounds=3, rare=True)
+def test_batch_norm_never_goes_on_with_another_micro_batch(round_number: int, project: Project) -> None:
+    project.set("model.norm=batch", "model.ghost_batch_size=16", "hardware.micro_batch_size=null")
+    _interrupted(project)
+    before = [path.name for path in project.checkpoints()]
+    project.set(f"hardware.micro_batch_size={[4, 8, 32][round_number]}")
+    for command in ("train", "plan"):
+        refused = project.bigstep(command, code=2)
+        assert "ghost_batch_size" in refused
+        assert "Traceback" not in refused
+    assert [path.name for path in project.checkpoints()] == before
+    project.set("hardware.micro_batch_size=null", f"model.ghost_batch_size={[4, 8, 32][round_number]}")
+    started = project.start("dvc", "repro", "train")
+    lines = project.until(started, lambda line: line.startswith("epoch 1/"))
+    assert not any("goes on" in line for line in lines)
+    os.killpg(started.pid, 9)
+    started.communicate()
+    project.set("model.ghost_batch_size=16")
+    assert "goes on from the checkpoint" in project.finish("train")
+
+
 @pytest.mark.fault("42", "the code that decides learning changes between kill and resume", rounds=3, rare=True)
 def test_other_code_begins_anew_unless_told(round_number: int, project: Project) -> None:
     del round_number

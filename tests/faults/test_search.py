@@ -55,8 +55,9 @@ def test_four_begin_at_once(round_number: int, kind: str, tmp_path: Path) -> Non
     test_storage.test_four_workers_that_start_on_nothing_share_a_budget(kind, tmp_path)
 
 
-@pytest.mark.fault(29, "the clock jumps an hour while trials run", rounds=1, rare=True)
-@pytest.mark.fault(30, "a worker stands still for twice the patience, and goes on", rounds=1, rare=True)
+@pytest.mark.fault(
+    "29, 30", "a worker stands still for twice the patience while the clock jumps an hour, and goes on", rounds=3, rare=True
+)
 def test_a_worker_that_stands_still(round_number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del round_number
     test_storage.test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(tmp_path, monkeypatch)

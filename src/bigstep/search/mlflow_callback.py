@@ -9,100 +9,38 @@ below the same run. A trial's history is one message; telling a trial twice chan
 answer ends no study: what it was not told is told later.
 """
 
-import json
-import re
-import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from hashlib import sha256
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import optuna
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from bigstep.console import console
-from bigstep.errors import ConfigError
-from bigstep.search.storage import alone_with
-from bigstep.tracking.base import Metric, finite, split_params
+from bigstep.search.describing import ENDED, NUMBER, RUN_ID, describe_trial, objective_names, trial_metrics
+from bigstep.search.runs import (
+    create_run,
+    find_run,
+    is_told,
+    link_trial,
+    note_link,
+    parent_run,
+    run_of,
+    runs_below,
+    tell_parent,
+    tell_trial,
+)
 from bigstep.tracking.database import open_client, open_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 __all__ = ["RUN_ID", "MLflowCallback", "describe_trial", "link_trial", "parent_run", "run_of"]
 
-RUN_ID = "mlflow_run_id"  # attribute of a study, and of a trial
-STATE, NUMBER, PARENT, NAME = "optuna.state", "optuna.trial_number", "mlflow.parentRunId", "mlflow.runName"
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-METRICS, TEXTS = 800, 100  # in a message: MLflow takes 1000 entries, of them 100 parameters and 100 tags
-KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000  # MLflow's limits
 LONGEST = 60.0  # seconds between two tries of a server that does not answer
 SETTLED = 60.0  # seconds after which a trial that another process ended is not being told by that one
-
-
-def parent_run(client: "MlflowClient", experiment_id: str, study: optuna.Study) -> str:
-    """Give the run of the whole study, which the first of all processes begins; its id is the study's attribute.
-
-    A run that a process began and was killed before the study knew of it is found by its tags, and taken.
-    """
-    known = study.user_attrs.get(RUN_ID)
-    if known is not None and _is_parent(client, known, study):
-        return str(known)
-    with alone_with(_storage(study)):
-        known = study.user_attrs.get(RUN_ID)
-        if known is not None and _is_parent(client, known, study):
-            return str(known)
-        found = _orphan(client, experiment_id, study) or _begin_parent(client, experiment_id, study)
-        study.set_user_attr(RUN_ID, found)
-        return found
-
-
-def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Give the parameters and the tags of a trial's run, in names and lengths that MLflow takes.
-
-    Args:
-        trial: in any state; values that were fixed for it count as parameters, also where it never asked for them.
-        study: that it belongs to.
-        parent: id of the study's run.
-
-    Returns:
-        Parameters; and tags: the trial's user attributes (those that would pass for MLflow's or Optuna's begin with
-        ``user.``), its place in the study, its state, and the name of its run, which says how it ended.
-    """
-    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-    reserved = ("mlflow.", "optuna.")
-    attributes = {key: value for key, value in trial.user_attrs.items() if key != RUN_ID}
-    attributes = {f"user.{key}" if key.startswith(reserved) else key: value for key, value in attributes.items()}
-    ending = {TrialState.PRUNED: ", pruned", TrialState.FAIL: ", failed"}.get(trial.state, "")
-    tags = {
-        PARENT: parent,
-        NAME: f"trial {trial.number}{ending}",
-        "optuna.study": study.study_name,
-        "optuna.trial_id": str(trial._trial_id),  # noqa: SLF001 # Optuna gives it by no other way
-        NUMBER: str(trial.number),
-        STATE: trial.state.name,
-    }
-    return _texts(params, PARAM_LENGTH), {**_texts(attributes, TAG_LENGTH), **_texts(tags, TAG_LENGTH)}
-
-
-def link_trial(storage: BaseStorage, trial_id: int, run_id: str) -> bool:
-    """Note a trial's run in its attributes; False where it has ended, after which Optuna takes none."""
-    try:
-        storage.set_trial_user_attr(trial_id, RUN_ID, run_id)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        return False
-    return True
-
-
-def run_of(study: optuna.Study, trial: FrozenTrial) -> str | None:
-    """Give the id of a trial's run: its attribute, else what the study holds for trials that had ended; None: not told."""
-    linked = _storage(study).get_study_system_attrs(_id(study)).get(_link(trial), trial.user_attrs.get(RUN_ID))
-    return None if linked is None else str(linked)
 
 
 @final
@@ -145,7 +83,7 @@ class MLflowCallback:
         """
         if trial.state not in ENDED:
             raise ValueError(f"a trial must have ended, but trial {trial.number} is {trial.state.name}; tell the study first")
-        names = _names(study, self._metric_names)
+        names = objective_names(study, self._metric_names)
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())
             missed.add(trial.number)
@@ -166,7 +104,9 @@ class MLflowCallback:
             try:
                 client, experiment_id, parent = self._open(study)
                 frozen = trial.storage.get_trial(trial._trial_id)  # noqa: SLF001 # Optuna gives it by no other way
-                run = _find(client, experiment_id, parent, frozen) or _create(client, experiment_id, parent, study, frozen)
+                run = find_run(client, experiment_id, parent, frozen) or create_run(
+                    client, experiment_id, parent, study, frozen
+                )
                 link_trial(trial.storage, trial._trial_id, run.info.run_id)  # noqa: SLF001 # the same
             except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
                 self._fail(error)
@@ -183,7 +123,7 @@ class MLflowCallback:
         Returns:
             How many of them MLflow still does not know: 0 where it was told of all, and all where it does not answer.
         """
-        names, latest = _names(study, self._metric_names), datetime.now() - timedelta(seconds=settled_seconds)
+        names, latest = objective_names(study, self._metric_names), datetime.now() - timedelta(seconds=settled_seconds)
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())
             known, ended = self._known(study), _ended(study)
@@ -215,8 +155,8 @@ class MLflowCallback:
     def _known(self, study: optuna.Study) -> set[int] | None:
         try:
             client, experiment_id, parent = self._open(study)
-            runs = _below(client, experiment_id, parent)
-            return {int(run.data.tags[NUMBER]) for run in runs if _is_told(run) and NUMBER in run.data.tags}
+            runs = runs_below(client, experiment_id, parent)
+            return {int(run.data.tags[NUMBER]) for run in runs if is_told(run) and NUMBER in run.data.tags}
         except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
             self._fail(error)
             return None
@@ -226,12 +166,12 @@ class MLflowCallback:
         try:
             client, experiment_id, parent = self._open(study)
             for trial in trials:
-                metrics = _metrics(trial, names, self._intermediate_name)
-                run_id = _tell_trial(client, experiment_id, parent, study, trial, metrics)
+                metrics = trial_metrics(trial, names, self._intermediate_name)
+                run_id = tell_trial(client, experiment_id, parent, study, trial, metrics)
                 if run_of(study, trial) != run_id:
-                    _storage(study).set_study_system_attr(_id(study), _link(trial), run_id)
+                    note_link(study, trial, run_id)
                 missed.discard(trial.number)
-            _tell_parent(client, parent, study)
+            tell_parent(client, parent, study)
             self._pause = self._again_at = 0.0
         except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
             self._fail(error)
@@ -247,190 +187,5 @@ class MLflowCallback:
         self._again_at = time.monotonic() + self._pause
 
 
-def _tell_trial(
-    client: "MlflowClient", experiment_id: str, parent: str, study: optuna.Study, trial: FrozenTrial, metrics: list[Metric]
-) -> str:
-    """Tell a run of its trial, unless it knows; what a killed process told half is told again, and stands there once."""
-    run = _find(client, experiment_id, parent, trial) or _create(client, experiment_id, parent, study, trial)
-    run_id = str(run.info.run_id)
-    if _is_told(run):
-        return run_id
-    params, tags = describe_trial(trial, study, parent)
-    new, changed = split_params(params, run.data.params)
-    _send(client, run_id, metrics, new, {**tags, **changed})
-    status = "FAILED" if trial.state == TrialState.FAIL else "FINISHED"
-    client.set_terminated(run_id, status, end_time=_milliseconds(trial.datetime_complete))
-    return run_id
-
-
-def _send(
-    client: "MlflowClient", run_id: str, metrics: list[Metric], params: Mapping[str, str], tags: Mapping[str, str]
-) -> None:
-    """Send everything, in one message where it fits in one; the state, which says that it is all there, goes last."""
-    from mlflow.entities import Metric as MlflowMetric
-    from mlflow.entities import Param, RunTag
-
-    rows = [MlflowMetric(item.key, item.value, item.timestamp, item.step) for item in metrics]
-    pairs = sorted(tags.items(), key=lambda pair: pair[0] == STATE)
-    texts = [Param(*pair) for pair in params.items()], [RunTag(*pair) for pair in pairs]
-    count = max(-(-len(rows) // METRICS), *(-(-len(part) // TEXTS) for part in texts))
-    for part in range(count):
-        last = count - 1 - part  # tags are counted from the end
-        end = len(pairs) - last * TEXTS
-        client.log_batch(
-            run_id,
-            metrics=rows[part * METRICS : (part + 1) * METRICS],
-            params=texts[0][part * TEXTS : (part + 1) * TEXTS],
-            tags=texts[1][max(0, end - TEXTS) : max(0, end)],
-        )
-
-
-def _tell_parent(client: "MlflowClient", parent: str, study: optuna.Study) -> None:
-    """Note the best trials, and that the study has ended as far as is known: nobody tells a callback when it has."""
-    best = study.best_trials
-    tags = {"optuna.best_trials": ", ".join(str(trial.number) for trial in best)}
-    if len(study.directions) == 1 and best:
-        tags["optuna.best_value"] = repr(best[0].value)
-    _send(client, parent, [], {}, _texts(tags, TAG_LENGTH))
-    client.set_terminated(parent, "FINISHED")
-
-
-def _metrics(trial: FrozenTrial, names: Sequence[str], intermediate_name: str) -> list[Metric]:
-    """Give a trial's history, values and constraints; what is not finite is left out: MLflow stores NaN as 0."""
-    at = _milliseconds(trial.datetime_complete)
-    name = _key(intermediate_name)
-    rows = [Metric(name, float(value), step, at) for step, value in sorted(trial.intermediate_values.items())]
-    values = dict(zip(names, trial.values or (), strict=False))  # a pruned trial of several objectives has none
-    constraints = {f"constraint.{key}": value for key, value in trial.constraints.items()}
-    ends = {**values, **constraints}
-    return finite(rows + [Metric(_key(key), float(value), 0, at) for key, value in ends.items()])
-
-
-def _names(study: optuna.Study, given: tuple[str, ...]) -> tuple[str, ...]:
-    count = len(study.directions)
-    if given == ("value",) and study.metric_names is not None:
-        return tuple(study.metric_names)
-    if len(given) == 1 and count > 1:
-        return tuple(f"{given[0]}_{number}" for number in range(count))
-    if len(given) != count:
-        raise ConfigError(f"metric_names must name each objective, but {len(given)} names {count}; give {count}, or one")
-    return given
-
-
-def _create(client: "MlflowClient", experiment_id: str, parent: str, study: optuna.Study, trial: FrozenTrial) -> "Run":
-    _, tags = describe_trial(trial, study, parent)
-    own = {key: tags[key] for key in (PARENT, NAME, "optuna.study", "optuna.trial_id", NUMBER)}
-    return client.create_run(experiment_id, start_time=_milliseconds(trial.datetime_start), tags=own)
-
-
-def _find(client: "MlflowClient", experiment_id: str, parent: str, trial: FrozenTrial) -> "Run | None":
-    return next(_below(client, experiment_id, parent, f" AND tags.`{NUMBER}` = '{trial.number}'"), None)
-
-
-def _below(client: "MlflowClient", experiment_id: str, parent: str, more: str = "") -> Iterator["Run"]:
-    page = None
-    while True:
-        found = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent}'{more}", page_token=page)
-        yield from found
-        page = found.token
-        if not page:
-            return
-
-
-def _is_told(run: "Run") -> bool:
-    return run.data.tags.get(STATE) in {state.name for state in ENDED} and run.info.status != "RUNNING"
-
-
-def _is_parent(client: "MlflowClient", run_id: str, study: optuna.Study) -> bool:
-    """Tell whether the run is there, and this study's: a copied study has the attributes of the one it was copied from."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False  # the store is another one, or was deleted
-        raise
-    return bool(run.info.lifecycle_stage == "active" and run.data.tags.get("optuna.study") == study.study_name[:TAG_LENGTH])
-
-
-def _begin_parent(client: "MlflowClient", experiment_id: str, study: optuna.Study) -> str:
-    identity = _identity(_storage(study))
-    tags = {"optuna.study": study.study_name, "optuna.directions": ", ".join(item.name.lower() for item in study.directions)}
-    if identity is not None:
-        tags |= {"optuna.storage": identity, "optuna.study_key": _study_key(identity, study)}
-    return str(client.create_run(experiment_id, tags=_texts(tags, TAG_LENGTH), run_name=study.study_name).info.run_id)
-
-
-def _orphan(client: "MlflowClient", experiment_id: str, study: optuna.Study) -> str | None:
-    """Find a run that was begun for this study and not used; one that has runs below it is a deleted study's."""
-    identity = _identity(_storage(study))
-    if identity is None:
-        return None
-    text = f"tags.`optuna.study_key` = '{_study_key(identity, study)}' AND attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment_id], text):
-        if next(_below(client, experiment_id, run.info.run_id), None) is None:
-            return str(run.info.run_id)
-    return None
-
-
-def _identity(storage: BaseStorage) -> str | None:
-    """Name a storage; None for one that ends with its process."""
-    backend = getattr(storage, "_backend", storage)  # of a journal, and of Optuna's cache over a database
-    path, address = getattr(backend, "_file_path", None), getattr(backend, "url", None)
-    if address is not None:
-        return _name_of(str(address))
-    return None if path is None else _name_of_file(path)
-
-
-def _name_of(address: str) -> str | None:
-    """Name a database, whatever its driver, user, password and options."""
-    from sqlalchemy.engine import URL, make_url
-
-    url = make_url(address)
-    if url.get_backend_name() != "sqlite":
-        return URL.create(url.get_backend_name(), host=url.host, port=url.port, database=url.database).render_as_string()
-    return None if url.database in (None, "", ":memory:") else _name_of_file(str(url.database))
-
-
-def _name_of_file(path: str) -> str:
-    return f"{socket.gethostname()}:{Path(path).absolute()}"
-
-
-def _study_key(identity: str, study: optuna.Study) -> str:
-    return sha256(f"{identity}\n{study.study_name}".encode()).hexdigest()[:32]
-
-
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=ENDED)
-
-
-def _link(trial: FrozenTrial) -> str:
-    return f"{RUN_ID}:{trial.number}"
-
-
-def _storage(study: optuna.Study) -> BaseStorage:
-    return study._storage  # noqa: SLF001 # Optuna gives it by no other way
-
-
-def _id(study: optuna.Study) -> int:
-    return study._study_id  # noqa: SLF001 # Optuna gives it by no other way
-
-
-def _texts(values: Mapping[str, Any], length: int) -> dict[str, str]:
-    return {_key(key): _text(value)[:length] for key, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)
-
-
-def _key(name: str) -> str:
-    """Write a name as MLflow takes it: its letters, and no path that leads elsewhere."""
-    parts: Iterable[str] = re.sub(r"[^/\w.\- :]", "_", name).split("/")
-    return "/".join(part for part in parts if part not in ("", ".", ".."))[:KEY_LENGTH].rstrip("/") or "_"
-
-
-def _milliseconds(moment: datetime | None) -> int:
-    """Give milliseconds since 1970 of a local time, which Optuna's are; a trial that was added without one began then."""
-    return 0 if moment is None else int(moment.timestamp() * 1000)

@@ -16,6 +16,7 @@ from bigstep.config.reading import apply_overrides
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
+from bigstep.search.describing import RUN_ID, begin_tags
 from bigstep.search.ledger import ORIGIN
 from bigstep.search.pages import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
@@ -144,16 +145,11 @@ class Conductor:
     ) -> Outcome:
         request, folder = self.request, self._folder(trial)
         name = f"{kind['bigstep.kind']} {trial.number}"
-        tags = {
-            **kind,
-            "mlflow.parentRunId": request.parent_run,
-            "mlflow.runName": name,
-            "optuna.study": study.study_name,
-            "optuna.trial_number": str(trial.number),
-        }
+        frozen = study.get_trials(deepcopy=False)[trial.number]
+        tags = {**begin_tags(frozen, study, request.parent_run), **kind, "mlflow.runName": name}
 
         def tell(run_id: str) -> None:
-            trial.set_user_attr("mlflow_run_id", run_id)
+            trial.set_user_attr(RUN_ID, run_id)
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
