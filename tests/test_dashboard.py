@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bigstep.report.figures import save_figure
-from bigstep.search.pages import attach_file, note_run, show_constraints, show_plots
+from bigstep.search.pages import attach_file, note_ended, note_run, show_constraints, show_plots
 from bigstep.search.storage import open_storage, open_study
 from bigstep.stages.dashboard import make_dashboard
 from bigstep.stages.servers import free_port
@@ -42,6 +42,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, optuna
         note_run(trial, "**infeasible**: its step goes over the budget" if infeasible else link)
         attach_file(trial, picture, folder / "artifacts")
         study.tell(trial, 0.01 if infeasible else 0.2 + rate)
+    for _ in range(2):
+        note_ended(
+            study, study.best_trial, f"[trial {study.best_trial.number} in MLflow](http://x)\n\n| a | b |\n| - | - |\n| 1 | 2 |"
+        )
     note_run(study, "**the search** of the digits")
     show_plots(study, {"landscape": go.Figure(go.Scatter(x=[1, 2], y=[3, 4]), layout={"title": "our own landscape"})})
     port = free_port(0, first=8180)
@@ -90,6 +94,7 @@ def test_a_browser_shows_the_trials_their_feasibility_and_our_plot(page: tuple[s
     feasible = look(f"{address}/dashboard/studies/0/trials?numbers={study.best_trial.number}", tmp_path / "feasible.png")
     assert "infeasible" not in feasible
     assert f"trial {study.best_trial.number} in MLflow" in feasible
+    assert "<table" in feasible  # of the note
     front = look(f"{address}/dashboard/studies/0", tmp_path / "study.png")
     assert f"Best Trial (number={study.best_trial.number})" in front
     assert "our own landscape" in front

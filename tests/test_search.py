@@ -17,7 +17,10 @@ from bigstep.search.finish import Standing, audits, best_trials, compare, replic
 from bigstep.search.ledger import Ledger, counted
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
-from bigstep.search.starts import start_points
+from bigstep.search.starts import noise_point, start_points
+from bigstep.stages.slicings import slicing_rows, slicing_table
+from bigstep.stages.starting import ensure_noise_start, ensure_starts
+from bigstep.step.planning import Rung
 
 SIZES = {"effective_batch_size": 64, "micro_batch_size": 16, "accumulation_steps": 4, "diverged": False}
 
@@ -188,6 +191,54 @@ def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> N
         trial.set_constraint("memory", 1.0)
         hopeless.study.tell(trial, 1.0)
     assert len(hopeless.trials()) == 12
+
+
+@pytest.mark.parametrize(("scale", "exponent"), [(700.0, 9), (1e9, 9), (30.0, 5), (0.3, None), (64.0, None), (None, None)])
+def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | None, exponent: int | None) -> None:
+    params = parse_params({"search": {"effective_batch_size": [16, 512]}, "train": {"effective_batch_size": 64}})
+    space = build_space(params)  # 16, 64 and 256 are tried anyway
+    point = noise_point(space.point(params), space.dimensions, scale)
+    if exponent is None:
+        assert point is None
+    else:
+        rate = params.train.learning_rate * 2 ** ((exponent - 6) / 3)
+        assert point == {RATE: pytest.approx(rate), EFFECTIVE: exponent}
+
+
+def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:
+    params = parse_params({"search": {"trials": 5}, "train": {"effective_batch_size": 64}})
+    space = build_space(params)
+    ledger = Ledger(optuna.create_study(), budget=5, asks=50)
+    ensure_starts(ledger, params, space, None)
+    ensure_noise_start(ledger, space)
+    assert len(ledger.trials()) == 3
+    trial = ledger.claim(None)
+    assert trial is not None
+    space.suggest(trial)
+    trial.set_user_attr("noise_scale", 1e6)
+    ledger.study.tell(trial, 0.5)
+    small = Ledger(ledger.study, budget=3, asks=50)
+    ensure_noise_start(small, space)
+    assert len(ledger.trials()) == 3
+    for _ in range(2):
+        ensure_noise_start(ledger, space)
+    assert len(ledger.trials()) == 4
+    queued = ledger.trials()[3]
+    assert queued.user_attrs["start"] == "noise scale"
+    assert queued.system_attrs["fixed_params"][EFFECTIVE] == space.dimensions[EFFECTIVE].high  # type: ignore[attr-defined]
+
+
+def test_other_slicings_of_a_trial_are_derived_from_the_plan() -> None:
+    rungs = [Rung(8, 100.0, 10 * 2**20, 5), Rung(16, 200.0, 20 * 2**20, 9), Rung(128, 400.0, 90 * 2**20, 60)]
+    rows = slicing_rows(_trial(0, 0.1, seconds=30.0, val_loss=0.1), rungs, 50 * 2**20)
+    assert [(row["micro_batch_size"], row["accumulation_steps"], row["seconds"]) for row in rows] == [
+        (8, 8, 60.0),
+        (16, 4, 30.0),
+        (64, 1, 15.0),
+    ]
+    assert [(row["fits"], row["trained"]) for row in rows] == [(True, False), (True, True), (False, False)]
+    assert "| 64 | 1 | 15.0 s | 90 MiB | does not fit |" in slicing_table(rows)
+    assert slicing_rows(_trial(1, 9.0), rungs, None) == []  # refused before it was trained
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`bigstep search` as people run it: the same bytes twice, killed and begun again, adopted, told to MLflow."""
 
+import contextlib
 import os
 import random
 import signal
@@ -125,35 +126,35 @@ def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(
 
 def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) -> None:
     """Kill workers and parents of a search, each time after a while, and begin it again; look at how it ends."""
-    chance = random.Random(seed)
+    chance, trials = random.Random(seed), 4 * kills
     project.set(*QUICK)
     (project.root / ".bigstep").mkdir()
     (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
     project.run("dvc", "repro", "-q", "prepare")
     for _ in range(kills):
         process = project.start(
-            sys.executable, "-m", "bigstep.cli", "search", "--trials", "4", "--workers", "2",
+            sys.executable, "-m", "bigstep.cli", "search", "--trials", str(trials), "--workers", "2",
             PYTHONPATH=str(project.root / "src"),
         )  # fmt: skip
-        try:
-            process.wait(chance.uniform(6, 24))
-        except subprocess.TimeoutExpired:
-            for victim in [item for item in project.processes(wait=0) if item.pid != process.pid or chance.random() < 0.5]:
-                if chance.random() < 0.7:
-                    victim.kill()
-            time.sleep(0.5)
-            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(6, 16))
+            raise AssertionError("the search ended before it could be killed; give it more trials")
+        for victim in [item for item in project.processes(wait=0) if item.pid != process.pid or chance.random() < 0.5]:
+            if chance.random() < 0.7:
+                victim.kill()
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
         if process.stdout is not None:
             process.stdout.close()
-    project.bigstep("search", "--trials", "4", "--workers", "2")
+    project.bigstep("search", "--trials", str(trials), "--workers", "2")
     for name in ("search", finish_name("search")):
-        trials = open_stored_study(project, name).get_trials()
-        assert not [trial for trial in trials if not trial.state.is_finished()]
+        found = open_stored_study(project, name).get_trials()
+        assert not [trial for trial in found if not trial.state.is_finished()]
         if name == "search":
-            assert len(counted(trials)) == 4
+            assert len(counted(found)) == trials
         else:
-            keys = [trial.user_attrs["key"] for trial in trials if trial.state.name == "COMPLETE"]
+            keys = [trial.user_attrs["key"] for trial in found if trial.state.name == "COMPLETE"]
             assert len(keys) == len(set(keys))
             assert sum(key.startswith("replicate") for key in keys) in (1, 2)
     parents, children = _runs(project)

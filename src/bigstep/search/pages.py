@@ -3,12 +3,16 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import FrozenTrial
 
-__all__ = ["attach_file", "note_run", "show_constraints", "show_plots"]
+from bigstep.search.identity import storage_of
+
+__all__ = ["attach_file", "note_ended", "note_run", "show_constraints", "show_plots"]
 
 LEGACY = "constraints"  # the attribute that optuna-dashboard 0.21 reads; set_constraint writes others
 
@@ -24,6 +28,16 @@ def note_run(subject: optuna.Trial | optuna.Study, text: str) -> None:
     from optuna_dashboard import save_note
 
     save_note(subject, text)
+
+
+def note_ended(study: optuna.Study, trial: FrozenTrial, text: str) -> None:
+    """Write a note to a trial that has ended, unless it stands there."""
+    from optuna_dashboard import save_note
+    from optuna_dashboard._note import get_note
+
+    subject = SimpleNamespace(storage=storage_of(study), study=study, _trial_id=trial._trial_id)  # noqa: SLF001 # as above
+    if get_note(subject) != text:
+        save_note(subject, text)
 
 
 def attach_file(trial: optuna.Trial, path: Path, folder: Path) -> None:

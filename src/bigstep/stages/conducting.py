@@ -31,11 +31,12 @@ from bigstep.training.records import Validation
 if TYPE_CHECKING:
     from bigstep.stages.worker import SearchRequest
 
-__all__ = ["LEARNED", "MEASURED", "Conductor", "run_page", "study_folder", "trial_params"]
+__all__ = ["NOISE", "Conductor", "run_page", "study_folder", "trial_params"]
 
 WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
 MIB = 2**20
 MEASURED = ("seconds", "images_per_second", "peak_bytes")
+NOISE = "noise_scale"  # attribute of a trial, in samples
 LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
 
 
@@ -157,7 +158,7 @@ class Conductor:
         outcome = train_trial(self.project, self.store, job, self.signals, report, tell)
         for key in LEARNED:
             trial.set_user_attr(key, getattr(outcome, key))
-        for key in MEASURED:
+        for key in (*MEASURED, NOISE):
             trial.set_user_attr(key, getattr(outcome, key))
         if outcome.curves is not None:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")

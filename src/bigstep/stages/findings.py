@@ -15,6 +15,7 @@ from bigstep.files import whole_file, write_json
 from bigstep.search.finish import Standing, Verdict, best_trials, compare, standings
 from bigstep.search.ledger import Ledger, is_feasible
 from bigstep.search.space import RATE, Space
+from bigstep.stages.slicings import slicing_rows
 from bigstep.step.planning import Rung
 
 __all__ = ["Findings", "find", "plot_rows", "winning_params", "write_findings"]
@@ -84,7 +85,7 @@ def write_findings(findings: Findings, space: Space, rungs: Sequence[Rung], room
     columns = ["number", *MEASURED]
     _write_rows([_row(trial, columns) for trial in _complete(shown)], columns, folder / "measured.csv")
     if rungs:
-        rows = [row for trial in _complete(shown) for row in _slicings(trial, rungs, room)]
+        rows = [row for trial in _complete(shown) for row in slicing_rows(trial, rungs, room)]
         if rows:
             _write_rows(rows, list(rows[0]), folder / "slicings.csv")
     write_json(_summary(findings, space), folder / "summary.json")
@@ -120,30 +121,6 @@ def _row(trial: FrozenTrial, columns: Sequence[str]) -> dict[str, Any]:
     known = {**trial.params, **trial.user_attrs, "number": trial.number, "state": trial.state.name}
     known["feasible"] = is_feasible(trial)
     return {name: known.get(name, "") for name in columns}
-
-
-def _slicings(trial: FrozenTrial, rungs: Sequence[Rung], room: int | None) -> list[dict[str, Any]]:
-    """Derive what other slicings of a trial's effective batch take, from the plan: no trials, nothing was trained."""
-    whole, chosen = int(trial.user_attrs["effective_batch_size"]), int(trial.user_attrs["micro_batch_size"])
-    speeds = {min(rung.micro_batch_size, whole): rung for rung in rungs}
-    base = speeds.get(chosen)
-    if base is None:
-        return []
-    return [
-        {
-            "number": trial.number,
-            "effective_batch_size": whole,
-            "micro_batch_size": size,
-            "accumulation_steps": -(-whole // size),
-            "val_loss": trial.user_attrs["val_loss"],
-            "seconds": trial.user_attrs["seconds"] * base.samples_per_second / rung.samples_per_second,
-            "resident_growth_bytes": rung.resident_growth_bytes,
-            "predicted_bytes": rung.predicted_bytes,
-            "fits": room is None or rung.resident_growth_bytes <= room,
-            "trained": size == chosen,
-        }
-        for size, rung in sorted(speeds.items())
-    ]
 
 
 def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:

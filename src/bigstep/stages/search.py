@@ -28,7 +28,6 @@ from bigstep.stages.search_plots import draw_plots, show_study
 from bigstep.stages.searching import (
     check_same,
     describe_space,
-    ensure_starts,
     largest_micro,
     num_workers,
     plan_slicings,
@@ -36,6 +35,7 @@ from bigstep.stages.searching import (
     study_address,
     why_in_full,
 )
+from bigstep.stages.starting import ensure_starts
 from bigstep.stages.watching import watch_workers
 from bigstep.stages.worker import SearchRequest, has_ended, open_ledgers
 from bigstep.step.measuring import resident_bytes

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from bigstep.report.search import draw_front, draw_landscape
-from bigstep.search.pages import note_run, show_plots
+from bigstep.search.describing import RUN_ID
+from bigstep.search.pages import note_ended, note_run, show_plots
 from bigstep.stages.conducting import run_page
 from bigstep.stages.findings import Findings, plot_rows
+from bigstep.stages.slicings import slicing_rows, slicing_table
 from bigstep.stages.worker import SearchRequest
 from bigstep.step.planning import Rung
 
@@ -34,7 +37,7 @@ def show_study(
     room: int | None,
     request: SearchRequest,
 ) -> None:
-    """Put our plots and the link to the search's run on the dashboard."""
+    """Put our plots, the link to the search's run, and what other slicings of each trial would take, on the dashboard."""
     rows = plot_rows(findings.trials)
     figures = {"landscape": _landscape(rows, objectives[0]), "front": _front(rows, findings, objectives[0])}
     if rungs:
@@ -42,6 +45,11 @@ def show_study(
     if rows:
         show_plots(study, figures)
     note_run(study, run_page(request.uri, request.experiment_id, request.parent_run, "the search"))
+    for trial in findings.trials:
+        if trial.state == TrialState.COMPLETE and (derived := slicing_rows(trial, rungs, room)):
+            run_id, title = trial.user_attrs.get(RUN_ID), f"trial {trial.number}"
+            link = f"{run_page(request.uri, request.experiment_id, run_id, title)}\n\n" if run_id else ""
+            note_ended(study, trial, f"{link}Its effective batch in each slicing, from the plan:\n\n{slicing_table(derived)}")
 
 
 def _landscape(rows: Sequence[Mapping[str, Any]], objective: str) -> Any:

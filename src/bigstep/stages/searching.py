@@ -1,4 +1,4 @@
-"""Before a search begins: what is searched, on which share of the machine, in which study, and what is tried first."""
+"""Before a search begins: what is searched, on which share of the machine, and in which study."""
 
 import os
 from typing import Any
@@ -12,9 +12,7 @@ from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.machine import choose_device
-from bigstep.search.ledger import Ledger, live
 from bigstep.search.space import EFFECTIVE, MICRO, Space
-from bigstep.search.starts import start_points
 from bigstep.stages.beginning import begin_training, judge_invariance
 from bigstep.stages.budget import excess_bytes, predict
 from bigstep.stages.checking import check_params
@@ -27,7 +25,6 @@ from bigstep.step.measuring import resident_bytes
 __all__ = [
     "check_same",
     "describe_space",
-    "ensure_starts",
     "largest_micro",
     "num_workers",
     "plan_slicings",
@@ -153,29 +150,3 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
         )
     if study.user_attrs.get(CODE) != digest_code():
         console.print("WARNING: the code that decides learning has changed since this study was begun; compare with care")
-
-
-def ensure_starts(ledger: Ledger, params: Params, space: Space, prior: str | None) -> None:
-    """Queue what is tried first: the current parameters, hints, and the best of an earlier study."""
-    exact = {"train.learning_rate": params.train.learning_rate, "train.effective_batch_size": params.batch.effective_batch_size}
-    if space.kind == "full":
-        exact["hardware.micro_batch_size"] = params.batch.micro_batch_size
-    current = space.point(params)
-    points = [*start_points(current, space.dimensions), *_best_of(ledger, space, prior, current)]
-    ledger.ensure("start-0", current, {"start": 0, "exact": exact})
-    for number, point in enumerate(points[: params.search.trials - 1], 1):
-        ledger.ensure(f"start-{number}", point, {"start": number})
-
-
-def _best_of(ledger: Ledger, space: Space, prior: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
-    if prior is None:
-        return []
-    storage = ledger.study._storage  # noqa: SLF001 # the same that was opened for this study
-    names = optuna.get_all_study_names(storage)
-    if prior not in names:
-        raise ConfigError(f"--prior must name a study of the same storage, but {prior!r} is none; there are {', '.join(names)}")
-    study = optuna.load_study(study_name=prior, storage=storage)
-    done = [trial for trial in live(study.get_trials(deepcopy=False)) if trial.values]
-    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
-    best = sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))[:3]
-    return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]

@@ -61,6 +61,8 @@ class Outcome:
     seconds: float
     images_per_second: float
     peak_bytes: int
+    noise_scale: float | None
+    """In samples, at the end; None where it was not measured."""
     micro_batch_size: int
     run_id: str | None
     curves: Path | None
@@ -156,6 +158,7 @@ def _train(store: Store, job: Job, state: TrainingState, signals: Signals, repor
         seconds=state.epoch * num_samples / speed if speed else 0.0,
         images_per_second=speed,
         peak_bytes=0,
+        noise_scale=None if state.noise is None else state.noise.value,
         micro_batch_size=state.accumulator.micro_batch_size,
         run_id=None,
         curves=curves,

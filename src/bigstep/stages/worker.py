@@ -33,6 +33,7 @@ from bigstep.stages.checking import check_params
 from bigstep.stages.conducting import Conductor
 from bigstep.stages.paths import ProjectPaths
 from bigstep.stages.signals import Signals, StoppedError
+from bigstep.stages.starting import ensure_noise_start
 from bigstep.step.measuring import resident_bytes
 
 __all__ = ["SearchRequest", "Worker", "finish_name", "has_ended", "main", "open_ledgers", "things_to_do_again"]
@@ -136,6 +137,8 @@ class Worker:
             self.signals.raise_if_told()
             for number in ledger.sweep():
                 console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
+            if is_first:
+                ensure_noise_start(ledger, self.space)
             in_time = time.monotonic() < self.deadline or not is_first
             trial = ledger.claim(self._sampler if is_first else None) if in_time else None
             if trial is not None:
