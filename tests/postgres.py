@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from bigstep.stages.servers import free_port
 
 HOW = "PostgreSQL's binaries must be there for this test: apt-get install postgresql"
 
@@ -31,7 +32,7 @@ def binaries() -> Path:
 def postgres() -> Iterator[str]:
     """Run a server while the block does; gives the address of an empty database."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the path of a socket has a limit
-    bin_, port, change = binaries(), _free_port(), _unprivileged(folder)
+    bin_, port, change = binaries(), free_port(0), _unprivileged(folder)
     try:
         options = {"preexec_fn": change, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
         data = folder / "data"
@@ -76,9 +77,3 @@ def _wait_for(address: str, server: "subprocess.Popen[bytes]") -> None:
         else:
             return
     raise AssertionError("the server did not come up")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +16,10 @@ import pytest
 
 from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.store import Store
+from bigstep.stages.servers import free_port
 from conftest import copy_project, random_images, read_rows
 from images import add_damaged, encode
+from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -440,17 +441,11 @@ def test_a_missing_requirement_is_one_line(trained: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def served(trained: Path) -> Iterator[str]:
     """The project as a git address: MLflow takes file:// for a folder, so git itself serves it on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(0)
     options = ["--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={trained.parent}", "--reuseaddr"]
     daemon = subprocess.Popen(["git", "daemon", *options], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_for_port(port)
         yield f"git://127.0.0.1:{port}/{trained.name}"
     finally:
         daemon.terminate()

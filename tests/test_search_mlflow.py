@@ -3,7 +3,6 @@ import multiprocessing
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from bigstep.search.storage import open_storage
 from bigstep.stages.servers import free_port, mlflow_command
 from bigstep.tracking.database import open_client, open_experiment
 from closures import ROOT
+from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own, and Optuna's on what is new
 PAGE = (ROOT / "docs" / "mlflow_callback.md").read_text(encoding="utf-8")
@@ -430,7 +430,7 @@ def test_a_server_that_is_gone_ends_no_study_and_is_told_later(
     assert callback.catch_up(study) == 2
     server = subprocess.Popen(mlflow_command(uri, "127.0.0.1", port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(port)
+        wait_for_port(port)
         study.optimize(_square, n_trials=1, callbacks=[callback])
         assert callback.catch_up(study) == 0
     finally:
@@ -449,16 +449,6 @@ def test_a_server_that_is_gone_is_not_asked_at_each_trial() -> None:
     study.optimize(lambda trial: _square(trial) if callback.begin(trial) is None else 1.0, n_trials=20, callbacks=[callback])
     assert time.monotonic() - started < 1.0
     assert callback._missed["s"] == set(range(21))
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the server did not come up")
 
 
 def test_more_children_than_a_page_are_found(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from bigstep.stages.worker import finish_name
 from browser import look
 from conftest import copy_project, read_rows
 from faults.project import Project
+from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 QUICK = ("train.epochs=2", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
@@ -179,13 +179,3 @@ def test_mlflows_page_shows_the_search_and_its_trials(quick: Project, tmp_path: 
         if server.stdout is not None:
             server.stdout.close()
     assert not quick.processes()
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the server did not come up")

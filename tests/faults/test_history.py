@@ -3,7 +3,6 @@
 import http.server
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import threading
@@ -16,6 +15,7 @@ import pytest
 
 from bigstep.stages.servers import free_port, mlflow_command
 from faults.project import EndState, Project
+from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -136,7 +136,7 @@ def test_a_page_elsewhere_reaches_no_history(round_number: int, project: Project
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     server = subprocess.Popen(command, cwd=project.root, env=environment, **silent)
     try:
-        _wait_for(port)
+        wait_for_port(port)
         address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
         assert _status(address) == 200
         assert _status(address, Host="evil.com") == 403
@@ -156,13 +156,3 @@ def _status(address: str, data: bytes | None = None, **headers: str) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the server did not come up")
