@@ -1,25 +1,22 @@
-"""The workers of a search on this machine, begun, begun again where one is killed, and watched with a live table."""
+"""The workers of a search on this machine, begun, begun again where one is killed, and watched."""
 
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import final
 
-from optuna.trial import FrozenTrial, TrialState
-from rich.live import Live
-from rich.table import Table
-
 from bigstep.config.params import Params
-from bigstep.console import console, format_bytes, format_seconds
-from bigstep.search.ledger import Ledger, counted, is_feasible, live
+from bigstep.console import console
+from bigstep.search.ledger import Ledger
 from bigstep.stages.children import end_with_parent
+from bigstep.stages.display import Display, live_screen
 from bigstep.stages.ladder import source_folder
 from bigstep.stages.worker import SearchRequest
 
@@ -27,7 +24,6 @@ __all__ = ["watch_workers"]
 
 INTERVAL = 1.0  # seconds between two looks
 QUICK, QUICK_DEATHS = 20.0, 3  # a worker that is killed this soon, this often in a row, is not begun again
-SHOWN = 12  # rows of the live table
 
 
 def watch_workers(request: SearchRequest, params: Params, ledgers: tuple[Ledger, Ledger], state: Path, count: int) -> int:
@@ -37,8 +33,8 @@ def watch_workers(request: SearchRequest, params: Params, ledgers: tuple[Ledger,
         0, the exit code of a worker that failed, or 128 and the signal that this process was told to stop by.
     """
     crew = _Crew(request, count, state)
-    display = _Display(params, ledgers)
-    with crew.signals_passed_on(), _live() as screen:
+    display = Display(params, ledgers)
+    with crew.signals_passed_on(), live_screen() as screen:
         crew.begin()
         while crew.is_working():
             display.show(screen)
@@ -131,84 +127,3 @@ class _Crew:
 
     def _log(self, number: int) -> Path:
         return self._state / f"worker-{number}.log"
-
-
-@contextmanager
-def _live() -> Iterator[Live | None]:
-    if not console.is_terminal:
-        yield None
-        return
-    with Live(console=console, refresh_per_second=2, transient=True) as screen:
-        yield screen
-
-
-@final
-class _Display:
-    """A table on a terminal; elsewhere a line for each trial that ended."""
-
-    def __init__(self, params: Params, ledgers: tuple[Ledger, Ledger]) -> None:
-        self._params, self._ledgers = params, ledgers
-        self._said = {(ledger.study.study_name, trial.number) for ledger in ledgers for trial in _ended(ledger.trials())}
-        self._begun, self._before = time.monotonic(), len(_ended(ledgers[0].trials()))
-
-    def show(self, screen: Live | None) -> None:
-        for ledger in self._ledgers:
-            for trial in _ended(ledger.trials()):
-                key = (ledger.study.study_name, trial.number)
-                if key not in self._said and trial.user_attrs.get("failed") != "surplus":
-                    self._said.add(key)
-                    console.print("  ".join(cell for cell in _cells(trial) if cell))
-        if screen is not None:
-            screen.update(self._table())
-
-    def _table(self) -> Table:
-        first, again = self._ledgers
-        trials = first.trials()
-        done = [trial for trial in counted(trials) if trial.state.is_finished()]
-        table = Table(
-            title=f"{self._params.search.study}: {len(done)} of {self._params.search.trials} trials{self._left(len(done))}"
-        )
-        for name in ("trial", "learning rate", "batch", "slicing", "value", "images/s", "memory", "state"):
-            table.add_column(name, justify="right")
-        rows = [trial for trial in live([*trials, *again.trials()]) if trial.state != TrialState.WAITING]
-        for trial in rows[-SHOWN:]:
-            table.add_row(*_cells(trial))
-        best = _best(first)
-        table.caption = "" if best is None else f"best so far: trial {best.number}, {best.values[0]:.4f}"
-        return table
-
-    def _left(self, done: int) -> str:
-        passed = done - self._before
-        if passed < 2:
-            return ""
-        seconds = (time.monotonic() - self._begun) / passed * max(self._params.search.trials - done, 0)
-        return f", {format_seconds(seconds)} left"
-
-
-def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state.is_finished()]
-
-
-def _best(ledger: Ledger) -> FrozenTrial | None:
-    done = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE and is_feasible(trial)]
-    sign = 1 if ledger.study.directions[0].name == "MINIMIZE" else -1
-    return min(done, key=lambda trial: sign * trial.values[0], default=None)
-
-
-def _cells(trial: FrozenTrial) -> tuple[str, ...]:
-    known = trial.user_attrs
-    name = f"{known.get('kind', 'trial')} {trial.number}" + (f" of {known['of']}" if "of" in known else "")
-    if "effective_batch_size" not in known:
-        return name, "", "", "", "", "", "", known.get("refused", trial.state.name.lower())
-    latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
-    value = trial.values[0] if trial.values else latest
-    return (
-        name,
-        f"learning rate {known['learning_rate']:.3g}",
-        f"batch {known['effective_batch_size']}",
-        f"{known['accumulation_steps']} x {known['micro_batch_size']}",
-        "" if value is None else f"{value:.4f}",
-        f"{known['images_per_second']:,.0f} images/s" if "images_per_second" in known else "",
-        format_bytes(known["peak_bytes"]) if "peak_bytes" in known else "",
-        trial.state.name.lower() if is_feasible(trial) else "infeasible",
-    )
