@@ -1,5 +1,6 @@
 """What a search tries and how it ends: the space, the samplers, the start points, the finish."""
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
+from rich.live import Live
 
 from bigstep.config.params import parse_params
 from bigstep.config.search import Search
@@ -18,6 +21,7 @@ from bigstep.search.ledger import Ledger, counted
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.starts import noise_point, start_points
+from bigstep.stages.display import Display
 from bigstep.stages.slicings import slicing_rows, slicing_table
 from bigstep.stages.starting import ensure_noise_start, ensure_starts
 from bigstep.step.planning import Rung
@@ -226,6 +230,32 @@ def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None
     queued = ledger.trials()[3]
     assert queued.user_attrs["start"] == "noise scale"
     assert queued.system_attrs["fixed_params"][EFFECTIVE] == space.dimensions[EFFECTIVE].high  # type: ignore[attr-defined]
+
+
+def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    params = parse_params({"search": {"trials": 20}})
+    known = {**SIZES, "learning_rate": 0.004, "images_per_second": 1234.0, "peak_bytes": 2**30}
+    for count in range(len(known) + 1):
+        first, again = (Ledger(optuna.create_study(), budget=20, asks=50) for _ in range(2))
+        display, trial = Display(params, (first, again)), first.study.ask()
+        for name, value in list(known.items())[:count]:
+            trial.set_user_attr(name, value)
+        shown = Console(width=120, file=io.StringIO())
+        with Live(console=shown) as screen:
+            display.show(screen)
+            assert "running" in _text(shown, screen.renderable)
+            first.study.tell(trial, 0.25)
+            display.show(screen)
+            assert "best so far: trial 0, 0.2500" in _text(shown, screen.renderable)
+    assert (
+        "trial 0  learning rate 0.004  batch 64  4 x 16  0.2500  1,234 images/s  1.0 GiB  complete" in capsys.readouterr().out
+    )
+
+
+def _text(console: Console, table: Any) -> str:
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def test_other_slicings_of_a_trial_are_derived_from_the_plan() -> None:

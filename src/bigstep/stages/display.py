@@ -16,6 +16,7 @@ from bigstep.search.ledger import Ledger, counted, is_feasible, live
 __all__ = ["Display", "live_screen"]
 
 SHOWN = 12  # rows of the table
+DESCRIBED = {"learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"}
 COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "images/s", "memory", "state")
 
 
@@ -97,7 +98,7 @@ def _cells(trial: FrozenTrial) -> tuple[str, ...]:
     """Write a trial in the table's columns."""
     known = trial.user_attrs
     name = f"{known['kind']} of {known['of']}" if "of" in known else str(trial.number)
-    if "effective_batch_size" not in known:
+    if not known.keys() >= DESCRIBED:  # its worker writes one after another
         return name, "", "", "", "", "", "", known.get("refused", trial.state.name.lower())
     latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
     value = trial.values[0] if trial.values else latest
