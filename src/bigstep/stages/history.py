@@ -29,7 +29,7 @@ class History:
         self.num_images = 0
         self._pending: list[Metric] = []
         self._steps: list[tuple[StepRecord, int]] = []
-        self._started = self._flushed = self._epoch_started = time.perf_counter()
+        self._begun = self._started = self._flushed = self._epoch_started = time.perf_counter()
         self._epoch_images = 0
         self._learning_rate, self._last_step, self._first_step = 0.0, 0, 0
 
@@ -41,6 +41,8 @@ class History:
             "last_step": self._last_step,
             "epoch_images": self._epoch_images,
             "epoch_seconds": time.perf_counter() - self._epoch_started,
+            "images": self.num_images,
+            "seconds": time.perf_counter() - self._started,
         }
 
     def go_on(self, kept: Mapping[str, Any], step: int) -> None:
@@ -49,10 +51,12 @@ class History:
         self._learning_rate, self._last_step = kept["learning_rate"], kept["last_step"]
         self._epoch_images, self._first_step = kept["epoch_images"], step
         self._epoch_started = time.perf_counter() - kept["epoch_seconds"]
+        self.num_images = kept.get("images", 0)
+        self._started = time.perf_counter() - kept.get("seconds", 0.0)
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second so far, validation included."""
+        """Training images per second so far, validation included; time between a kill and the next start counts as none."""
         return self.num_images / max(time.perf_counter() - self._started, 1e-9)
 
     def add(self, record: StepRecord | EpochRecord) -> None:
@@ -72,7 +76,7 @@ class History:
         )
 
     def _left_seconds(self, done: int) -> float:
-        passed = time.perf_counter() - self._started
+        passed = time.perf_counter() - self._begun
         return (self.num_epochs * self.steps_per_epoch - done) * passed / max(done - self._first_step, 1)
 
     def _add_step(self, record: StepRecord) -> None:
