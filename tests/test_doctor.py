@@ -1,0 +1,126 @@
+"""`bigstep doctor` on histories and studies that something left in disorder."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from bigstep.search.ledger import WORKER, Ledger
+from bigstep.search.storage import open_storage, open_study
+from bigstep.stages.doctor import doctor, examine
+from bigstep.stages.doctor_history import schema_state
+from bigstep.stages.paths import ProjectPaths
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
+
+
+def _texts(root: Path, *words: str) -> list[str]:
+    return [finding.text for finding in examine(root) if any(word in finding.text for word in words)]
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def _older(path: Path) -> None:
+    """Make a database as the MLflow before the last change of its schema left it."""
+    import sqlalchemy
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _get_alembic_config
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    path.unlink()
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    Base.metadata.create_all(engine)
+    config = _get_alembic_config(f"sqlite:///{path}")
+    scripts = ScriptDirectory.from_config(config)
+    before = scripts.get_revision(scripts.get_heads()[0]).down_revision
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, before)
+    engine.dispose()
+
+
+def test_the_schema_of_an_older_mlflow_is_brought_up_to_date_and_the_old_one_kept(root: Path) -> None:
+    _older(root / "mlflow.db")
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'mine', 'active')")
+        connection.commit()
+    assert len(_texts(root, "schema")) == 1
+    doctor(root, fix=True)
+    assert schema_state(root / "mlflow.db") == "current"
+    assert not _texts(root, "schema")
+    (kept,) = (root / ".bigstep" / "set-aside").glob("*-mlflow.db")
+    assert schema_state(kept) == "older"
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        assert connection.execute("SELECT name FROM experiments WHERE experiment_id = 7").fetchone() == ("mine",)
+
+
+def test_a_schema_that_nobody_knows_is_told_and_left_alone(root: Path) -> None:
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of the future'")
+        connection.commit()
+    (finding,) = [item for item in examine(root) if "schema" in item.text]
+    assert finding.repair is None
+    assert "install the one that wrote it" in finding.text
+
+
+def test_a_damaged_database_is_told_once_and_set_aside(root: Path) -> None:
+    content = bytearray((root / "mlflow.db").read_bytes())
+    content[:64] = b"x" * 64
+    (root / "mlflow.db").write_bytes(content)
+    assert len(_texts(root, "mlflow.db")) == 1
+    doctor(root, fix=True)
+    assert not _texts(root, "is damaged")
+
+
+def _dead_process() -> str:
+    code = "from bigstep.machine import process_name; print(process_name())"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = ProjectPaths(root).search / "search.journal"
+    study = open_study(open_storage(str(path)), "search", ["minimize"])
+    ledger = Ledger(study, 5, 50)
+    ledger.ensure("start-0", {"x": 0.5}, {})
+    trial = ledger.claim(None)
+    assert trial is not None
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr(WORKER, _dead_process())
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code": 9, "worker')
+    assert len(_texts(root, "half an operation")) == 1
+    assert path.read_bytes() != whole, "looking changes nothing"
+    assert doctor(root, fix=True) in (0, 4)
+    assert "1; the next start of the search takes them up once more" in capsys.readouterr().out
+    states = [item.state for item in optuna.load_study(study_name="search", storage=open_storage(str(path))).get_trials()]
+    assert states == [TrialState.FAIL, TrialState.WAITING]
+    assert not _texts(root, "RUNNING", "half an operation")
+
+
+def test_a_trial_of_a_living_worker_is_left_alone(root: Path) -> None:
+    path = ProjectPaths(root).search / "search.journal"
+    ledger = Ledger(open_study(open_storage(str(path)), "search", ["minimize"]), 5, 50)
+    ledger.ensure("start-0", {"x": 0.5}, {})
+    assert ledger.claim(None) is not None
+    assert not _texts(root, "RUNNING")
+
+
+def test_what_is_no_journal_is_set_aside(root: Path) -> None:
+    path = ProjectPaths(root).search / "search.journal"
+    path.parent.mkdir(parents=True)
+    path.write_text("no operation at all\n", encoding="utf-8")
+    doctor(root, fix=True)
+    assert not path.exists()
+    assert len(list((root / ".bigstep" / "set-aside").glob("*search.journal"))) == 1
