@@ -22,6 +22,7 @@ from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.starts import noise_point, start_points
 from bigstep.stages.display import Display
+from bigstep.stages.findings import Findings
 from bigstep.stages.slicings import slicing_rows, slicing_table
 from bigstep.stages.starting import ensure_noise_start, ensure_starts
 from bigstep.step.planning import Rung
@@ -176,6 +177,9 @@ def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -
     (verdict,) = compare(trials, done, 0.01, exact=exact)
     assert verdict.holds is holds
     assert verdict.micro_batch_sizes == (16, 8)
+    warnings = Findings(None, (), (verdict,), (), (), ()).warnings
+    assert len(warnings) == (not holds)
+    assert all(f"0.1 and {value:.6g}, apart by more than" in text and "`bigstep check`" in text for text in warnings)
 
 
 def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:

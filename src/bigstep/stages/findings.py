@@ -40,8 +40,9 @@ class Findings:
     def warnings(self) -> list[str]:
         """What the audits say against slice invariance."""
         return [
-            f"trial {item.of} in micro-batches of {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]}: "
-            f"{item.values[0]:.6g} and {item.values[1]:.6g} lie apart by more than {item.limit:.2g}"
+            f"trial {item.of} in micro-batches of {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
+            f"{item.values[0]:.6g} and {item.values[1]:.6g}, apart by more than {item.limit:.2g}: rounding grew over the "
+            "training, or the cut decides what is learned; `bigstep check` tells which"
             for item in self.verdicts
             if not item.holds
         ]

@@ -177,7 +177,7 @@ def _report(findings: Findings, params: Params) -> None:
         if verdict.holds:
             console.print(f"audit: trial {verdict.of} in micro-batches of {verdict.micro_batch_sizes[1]} agrees")
     for warning in findings.warnings:
-        console.print(f"WARNING: slice invariance does not hold: {warning}")
+        console.print(f"WARNING: {warning}")
     if findings.winner is None:
         console.print("no trial was trained to the end")
         return
