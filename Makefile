@@ -25,7 +25,7 @@ test: $(READY)  ## run every test, JOBS=2 files at a time
 test-fast: $(READY)  ## run the tests that take under a minute
 	@$(BIN)/python -m pytest -m "not slow"
 
-faults: $(READY)  ## ROUNDS=100 of every fault at most (hours), and docs/reliability.md from them
+faults: $(VENV)/.bench  ## ROUNDS=100 of every fault at most (hours), and docs/reliability.md from them
 	@rm -f .bigstep/faults.jsonl
 	@$(BIN)/python -m pytest tests/faults tests/test_out_of_memory.py -n $(JOBS) --rounds $(ROUNDS) --fault-results .bigstep/faults.jsonl
 	@$(BIN)/python benchmarks/stock_faults.py .bigstep/faults.jsonl
@@ -46,8 +46,7 @@ dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 documentation: $(READY)  ## write the table of parameters into the README
 	@$(BIN)/python tests/documentation.py
 
-peers: $(READY)  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
+peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
 	@$(BIN)/python benchmarks/correctness.py
 
 costs: $(READY)  ## measure what keyed randomness and the noise scale cost
@@ -66,6 +65,10 @@ clean:  ## remove results, data stores and caches; MLflow's history and .venv st
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests pipelines -name __pycache__ -type d -prune -exec rm -rf {} +
 	git checkout -q -- results 2>/dev/null || true
+
+$(VENV)/.bench: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
+	@touch $@
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer must run make, but $(PYTHON) is " + sys.version.split()[0] + "; call make PYTHON=python3.11")'

@@ -58,15 +58,17 @@ def half_saved(folder: Folder) -> str:
 
 def stopped(folder: Folder) -> str:
     """Row 5: SIGTERM."""
-    codes = []
-    for loop in ("plain.py", "lightning_loop.py"):
+    found = []
+    for name, loop, kept in (("plain loop", "plain.py", "ckpt.pt"), ("Lightning", "lightning_loop.py", "kept/last.ckpt")):
         process = folder.start(loop, EPOCHS="500")
         until(process, "epoch 1")
         time.sleep(0.05)
+        told = time.time()
         process.send_signal(signal.SIGTERM)
         process.communicate()
-        codes.append(process.returncode)
-    return f"plain loop: exit {codes[0]}, Lightning: exit {codes[1]}; the epoch is lost"
+        is_saved = (folder.root / kept).stat().st_mtime > told
+        found.append(f"{name}: exit {process.returncode}, a checkpoint at the stop: {'yes' if is_saved else 'no'}")
+    return "; ".join(found)
 
 
 def damaged(folder: Folder) -> str:
@@ -104,7 +106,7 @@ def not_finite(folder: Folder) -> str:
 
 def diverged(folder: Folder) -> str:
     """Row 15: a learning rate of 1e9."""
-    code, output = folder.plain(LR="1e38")
+    code, output = folder.plain(LR="1e9")
     return f"plain loop: exit {code}, weights NaN: {'yes' if 'nan True' in output else 'no'}"
 
 
@@ -112,10 +114,13 @@ def dead_worker(folder: Folder) -> str:
     """Row 40: a loader process is killed."""
     process = folder.start("plain.py", WORKERS="1", EPOCHS="50")
     until(process, "epoch 0")
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+    found: list[str] = []
+    while not found and process.poll() is None:
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
     for number in found:
         os.kill(int(number), signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
+    waits = process.poll() is None
     process.kill()
-    return f"plain loop: exit {process.returncode}, the epoch is lost"
+    return f"plain loop: {'waits for ever' if waits else f'exit {process.wait()}'}"
