@@ -16,6 +16,7 @@ from bigstep.search.storage import open_storage, open_study
 from bigstep.stages.doctor import doctor, examine
 from bigstep.stages.doctor_history import schema_state
 from bigstep.stages.paths import ProjectPaths
+from closures import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
 
@@ -82,6 +83,17 @@ def test_a_damaged_database_is_told_once_and_set_aside(root: Path) -> None:
     assert len(_texts(root, "mlflow.db")) == 1
     doctor(root, fix=True)
     assert not _texts(root, "is damaged")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_torn"),
+    [("", "", False), ("schema: '2.0'", "schema: '2.0", True), ("size:", "size: x", True), ("stages:", "stages: {", True)],
+)
+def test_a_lock_of_dvc_that_is_yaml_and_no_lock_is_torn_too(root: Path, old: str, new: str, is_torn: bool) -> None:
+    text = (ROOT / "dvc.lock").read_text(encoding="utf-8")
+    assert old in text
+    (root / "dvc.lock").write_text(text.replace(old, new, 1), encoding="utf-8")
+    assert bool(_texts(root, "dvc.lock is torn")) is is_torn
 
 
 def _dead_process() -> str:

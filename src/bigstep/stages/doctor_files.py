@@ -49,13 +49,20 @@ def find_dvc_lock(root: Path, aside: Aside) -> Iterator[Finding]:
     path = StagePaths(root).lock
     if not path.exists():
         return
-    try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        whole = isinstance(content, dict) and isinstance(content.get("stages"), dict) and "schema" in content
-    except (YAMLError, UnicodeDecodeError):
-        whole = False
-    if not whole:
+    if not _is_lock(path):
         yield Finding(f"{path} is torn", lambda: _restore_lock(root, path, aside))
+
+
+def _is_lock(path: Path) -> bool:
+    """Tell whether DVC will read it: half of a file may well be YAML, and no lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
+    except (YAMLError, UnicodeDecodeError, Invalid):
+        return False
+    return True
 
 
 def _restore_lock(root: Path, path: Path, aside: Aside) -> str:
