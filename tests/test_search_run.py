@@ -20,6 +20,7 @@ from bigstep.stages.worker import finish_name
 from browser import look
 from conftest import copy_project, read_rows
 from faults.project import Project
+from postgres import postgres
 from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -61,7 +62,7 @@ def test_a_search_writes_its_tables_and_says_what_it_found(quick: Project) -> No
     assert {row["number"] for row in slicings} == {"0", "1", "2", "3"}
     assert sum(row["trained"] == "True" for row in slicings) == 4
     output = quick.search_output  # type: ignore[attr-defined]
-    for text in ("the slicing is planned", "over 1 new seeds", "audit: trial", "winner: trial"):
+    for text in ("the slicing is planned", "over 1 new seed", "audit: trial", "winner: trial"):
         assert text in output, output
     assert (quick.root / "results" / "search" / "landscape.png").stat().st_size > 5000
 
@@ -160,6 +161,56 @@ def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) 
     parents, children = _runs(project)
     assert len(parents) == 1
     assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
+
+
+def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(
+    quick: Project, tmp_path: Path, empty_database: Path
+) -> None:
+    """The default sampler, an empty database, two workers; killed and run again."""
+    project = Project(copy_project(tmp_path / "postgresql", empty_database))
+    project.set(*QUICK)
+    (project.root / ".bigstep").mkdir()
+    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+    with postgres() as address:
+        command = ("search", "--trials", "8", "--workers", "2", "--storage", address)
+        for _ in range(2):
+            process = project.start(sys.executable, "-m", "bigstep.cli", *command, PYTHONPATH=str(project.root / "src"))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(12)
+                raise AssertionError("the search ended before it could be killed; use more trials")
+            for victim in project.processes(wait=0):
+                victim.kill()
+            process.wait(30)
+            assert process.stdout is not None
+            process.stdout.close()
+        output = project.bigstep(*command)
+        storage = open_storage(address)
+        trials = optuna.load_study(study_name="search", storage=storage).get_trials()
+        storage.remove_session()
+        storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage
+    assert len(counted(trials)) == 8
+    assert all(trial.state.is_finished() for trial in trials)
+    assert "winner: trial" in output
+    left = [path for path in project.root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in left if b"study:secret" in path.read_bytes()] == []
+
+
+def test_a_search_whose_worker_failed_names_no_winner(quick: Project, tmp_path: Path, empty_database: Path) -> None:
+    project = Project(copy_project(tmp_path / "failed", empty_database))
+    project.set(*QUICK)
+    module = project.root / "src" / "bigstep" / "search" / "samplers.py"
+    text = module.read_text(encoding="utf-8")
+    broken = 'AUTO = {}\n\n\ndef choose_sampler(*args: object, **kwargs: object) -> None:\n    raise ValueError("broken")\n'
+    module.write_text(broken, encoding="utf-8")
+    (project.root / ".bigstep").mkdir()
+    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+    output = project.bigstep("search", "--trials", "4", "--workers", "1", code=1)
+    assert "the search failed, so there is no winner" in output
+    assert "winner: trial" not in output
+    trials = open_stored_study(project, "search").get_trials()
+    assert not [trial for trial in trials if trial.state.name == "RUNNING"]
+    assert not (project.root / "results" / "search" / "best_params.yaml").exists()
+    module.write_text(text, encoding="utf-8")
 
 
 def test_mlflows_page_shows_the_search_and_its_trials(quick: Project, tmp_path: Path) -> None:

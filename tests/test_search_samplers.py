@@ -1,7 +1,7 @@
 """Samplers that are made anew for each ask: the same search after a kill, together with others, and no point twice."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ import optuna
 import pytest
 import torch
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from bigstep.config.params import parse_params
 from bigstep.search.samplers import AUTO, choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.starts import start_points
+from bigstep.search.storage import open_storage, open_study
+from postgres import postgres
 
 NAMES = ("tpe", "gp", "cmaes", "random", "qmc")
 Params = dict[str, Any]
@@ -53,6 +55,30 @@ def test_a_search_that_was_killed_goes_on_with_the_same_points(name: str, tmp_pa
     whole = _run(opened(tmp_path / "whole"), name, 16)
     _run(opened(tmp_path / "killed"), name, 9)
     assert _run(opened(tmp_path / "killed"), name, 7) == whole
+
+
+def _addresses(tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path / "study.journal")
+    yield f"sqlite:///{tmp_path / 'study.db'}"
+    with postgres() as address:
+        yield address
+
+
+def test_every_default_sampler_works_on_every_storage_and_in_its_second_study(tmp_path: Path) -> None:
+    """Optuna's Gaussian process refuses a second study, which it knows by an id that differs from storage to storage."""
+    for address in _addresses(tmp_path):
+        storage = open_storage(address)
+        for study_name in ("first", "second"):
+            for kind, directions in (("planned", 1), ("full", 1), ("planned", 2)):
+                study = open_study(storage, f"{study_name} {kind} {directions}", ["minimize"] * directions)
+                space = _space(space=kind)
+                for _ in range(8):
+                    trial, point = _ask(study, "auto", space, directions)
+                    study.tell(trial, [math.log10(point[RATE]) ** 2, 1.0][:directions])
+                assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 8, address
+        if isinstance(storage, RDBStorage):
+            storage.remove_session()
+            storage.engine.dispose()
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "cmaes"])

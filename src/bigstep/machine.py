@@ -36,14 +36,18 @@ def set_threads(hardware: Hardware) -> None:
 
 
 def process_name() -> str:
-    """Name this process so that it can be told from a later one with its number: host, boot, number and start."""
-    return f"{socket.gethostname()} {_boot()} {os.getpid()} {_started(os.getpid())}"
+    """Name this process so that no other has its name: host, boot, process id, start time and PID namespace."""
+    return f"{socket.gethostname()} {_boot()} {os.getpid()} {_started(os.getpid())} {_namespace()}"
 
 
 def is_alive(name: str) -> bool | None:
-    """Tell whether a process that :func:`process_name` named still runs; None where it was on another machine."""
-    host, boot, number, started = [*name.split(" "), "", "", "", ""][:4]
-    if host != socket.gethostname():
+    """Return whether a process that :func:`process_name` named still runs.
+
+    None where this process cannot see it: on another machine, or in another PID namespace (containers may share a host name).
+    A name without a namespace was written by an earlier version and is taken to be of this one.
+    """
+    host, boot, number, started, namespace = [*name.split(" "), "", "", "", "", ""][:5]
+    if host != socket.gethostname() or (boot == _boot() and namespace not in ("", _namespace())):
         return None
     return boot == _boot() and number.isdigit() and bool(started) and _started(int(number)) == started
 
@@ -51,6 +55,11 @@ def is_alive(name: str) -> bool | None:
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip()[:8] if path.exists() else "-"
+
+
+def _namespace() -> str:
+    path = Path("/proc/self/ns/pid")
+    return str(path.stat().st_ino) if path.exists() else "-"
 
 
 def _started(number: int) -> str:

@@ -1,7 +1,7 @@
 """Around Optuna's samplers: one that learns from every trial, and one that asks for no point twice."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -25,9 +25,13 @@ class SeesAll(BaseSampler):
     another has not: here the other keeps it.
     """
 
-    def __init__(self, inner: BaseSampler) -> None:
-        """Ask ``inner``."""
-        self._inner = inner
+    def __init__(self, make: Callable[[], BaseSampler]) -> None:
+        """Ask the samplers that ``make`` returns.
+
+        There are two, one for the study and one for the view of it: a sampler remembers the id of the first study that it
+        sees and refuses any other, and the two ids are equal by chance only.
+        """
+        self._inner, self._on_view = make(), make()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Give the dimensions that all trials share."""
@@ -38,7 +42,7 @@ class SeesAll(BaseSampler):
     ) -> dict[str, Any]:
         """Ask for a point, given all that is known."""
         del trial
-        view = optuna.create_study(directions=study.directions, sampler=self._inner)
+        view = optuna.create_study(directions=study.directions, sampler=self._on_view)
         view.add_trials(_as_complete([item for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]))
         with _one_thread():
             return view.ask(dict(search_space)).params if search_space else {}

@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.machine import is_alive, process_name
 
-__all__ = ["BEAT", "Ledger", "counted", "is_feasible", "live", "value_of"]
+__all__ = ["BEAT", "RETRIES", "Ledger", "counted", "is_feasible", "live", "value_of"]
 
 BEAT = 15.0  # seconds between two signs of life
 PATIENCE = 6 * BEAT  # without one, a worker of another machine is gone
+LOOK = 0.5  # seconds between two looks
 UNNAMED = 10.0  # a trial gets its worker's name right after its number
 KEY, WORKER, SIGN, ORIGIN, TRY = "key", "worker", "beat", "origin", "try"
 RETRIES = 1  # of a trial whose worker was killed; one that was told to stop goes on as often as it takes
@@ -89,11 +90,22 @@ class Ledger:
     def sweep(self) -> list[int]:
         """End trials whose worker is gone, and put each back as often as it may; gives their numbers."""
         ended = []
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING and self._is_gone(trial) and self.fail(trial.number):
+        for trial in self._running():
+            if self._is_gone(trial) and self.fail(trial.number):
                 self.put_back(trial, RETRIES)
                 ended.append(trial.number)
         return ended
+
+    def settle(self) -> None:
+        """End what dead workers left RUNNING, with those that died before their trial had their name."""
+        deadline = time.monotonic() + UNNAMED + 2 * LOOK
+        self.sweep()
+        while time.monotonic() < deadline and any(WORKER not in trial.user_attrs for trial in self._running()):
+            time.sleep(LOOK)
+            self.sweep()
+
+    def _running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def put_back(self, trial: FrozenTrial, retries: int | None = None) -> None:
         """Put a trial that did not end into the queue again, to go on from its checkpoint; at most ``retries`` times."""

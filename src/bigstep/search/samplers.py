@@ -46,7 +46,7 @@ def _make(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_RANDOM)
     if name == "gp":
-        return SeesAll(optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
+        return SeesAll(lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
     if name == "cmaes":
         return optuna.samplers.CmaEsSampler(
             seed=seed, n_startup_trials=1, consider_pruned_trials=True, warn_independent_sampling=False

@@ -8,6 +8,8 @@ takes back from a holder that is gone: stock locks wait for 30 seconds then.
 import fcntl
 import json
 import os
+import re
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +20,30 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # the type that the backend's lock must have
+from sqlalchemy import exc
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.files import whole_file
 from bigstep.tracking.database import file_lock
 
-__all__ = ["RepairingLock", "alone_with", "open_storage", "open_study", "without_password"]
+__all__ = [
+    "STORAGE_ERRORS",
+    "RepairingLock",
+    "alone_with",
+    "first_line",
+    "open_storage",
+    "open_study",
+    "storage_is_gone",
+    "without_password",
+]
 
 OPERATION = b'{"op_code"'  # how each line of a journal begins
 CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
 BUSY_SECONDS = 60
+START_SECONDS = 10.0  # a database that is just starting is waited for
+AWAY = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
+STORAGE_ERRORS = (exc.OperationalError, exc.InterfaceError, optuna.exceptions.StorageInternalError)
 
 
 def open_storage(address: str) -> BaseStorage:
@@ -168,15 +183,28 @@ def _whole_part(line: bytes, number: int) -> bytes:
 
 
 def _open_database(address: str) -> BaseStorage:
-    from sqlalchemy import exc
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return _create(_with_driver(address))
+        except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
+            if time.monotonic() > deadline or not isinstance(error, exc.OperationalError) or not AWAY.search(str(error)):
+                raise storage_is_gone(address, error) from None
+            time.sleep(0.5)
 
-    try:
-        return _create(_with_driver(address))
-    except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
-        line = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise ProjectError(
-            f"the storage of a study must answer, but {_shown(address)} does not: {line}; start it, or correct search.storage"
-        ) from None
+
+def storage_is_gone(address: str, error: Exception) -> ProjectError:
+    """Return the error to raise where the storage at ``address`` does not answer; it shows no password."""
+    return ProjectError(
+        f"the storage of a study must answer, but {_shown(address)} does not: {first_line(error)}; "
+        "start it, or correct search.storage"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return what a database's error says, in one line and without the statement that failed."""
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
+    return [*str(getattr(cause, "orig", None) or cause).strip().splitlines(), type(cause).__name__][0]
 
 
 def _shown(address: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from bigstep.config.section import Section
 from bigstep.errors import UserError
 from bigstep.files import whole_file
 from bigstep.stages.attempts import attempt_key, begin_stage, finish_stage, one_writer
+from bigstep.stages.inputs import StageInputs, read_inputs
 from bigstep.stages.lifeline import hold_lifeline
 from bigstep.stages.paths import ProjectPaths, StagePaths, find_project
 from bigstep.stages.signals import Signals, StoppedError
 
-__all__ = ["Stage", "report_user_error", "run_stage"]
+__all__ = ["INPUTS", "Stage", "report_user_error", "run_stage"]
 
+INPUTS = "BIGSTEP_INPUTS"  # a folder
 S = TypeVar("S", bound=Section)
 
 
@@ -39,6 +42,8 @@ class Stage:
     """Of its attempt."""
     signals: Signals
     """What the process was told meanwhile."""
+    inputs: StageInputs
+    """What was on disk when it started."""
 
     def section(self, kind: type[S]) -> S:
         """Give one section of params.yaml."""
@@ -59,6 +64,8 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
             with one_writer(stage.project.attempts / f"{stage.key}.lock"):
                 begin_stage(stage.project.attempts, stage.key, name, is_recorded=_is_recorded(stage))
                 body(stage)
+                stage.inputs.check()
+                _hand_over(stage)
                 _note_output(stage)
                 finish_stage(stage.project.attempts, stage.key, name)
     except UserError as error:
@@ -96,6 +103,14 @@ def _note_path(stage: Stage) -> Path:
     return stage.project.attempts / f"{stage.key}.{stage.name}.md5"  # the sum that DVC writes into dvc.lock
 
 
+def _hand_over(stage: Stage) -> None:
+    """Leave what the stage started with for a `bigstep` above DVC, which compares it with what DVC records."""
+    if INPUTS in os.environ:
+        with contextlib.suppress(OSError):  # whoever asked for it may be gone
+            record = {"params": stage.inputs.params, "files": stage.inputs.files}
+            Path(os.environ[INPUTS], f"{stage.name}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
 def _leave_code(code: int) -> int:
     if "BIGSTEP_EXIT_FILE" in os.environ:
         with contextlib.suppress(OSError):  # whoever asked for it may be gone
@@ -105,6 +120,7 @@ def _leave_code(code: int) -> int:
 
 def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
+    inputs = read_inputs(paths.root, name)
     content = read_yaml(paths.params)
     # Loaded by name: checking the other sections can refuse a file but changes nothing a stage does, so that these modules
     # are no dependencies of the stage in dvc.yaml.
@@ -113,4 +129,4 @@ def _open(name: str, signals: Signals) -> Stage:
     if "DVC_STAGE" in os.environ:
         checking.check_followed_by_dvc(params)
     key = attempt_key(checking.learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
-    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key, signals)
+    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key, signals, inputs)

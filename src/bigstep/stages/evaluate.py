@@ -55,6 +55,7 @@ def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tra
     probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
     labels = store.labels[store.indices(TEST)]
     scores = score(probabilities, labels, card.classes, calibration_bins=evaluate.calibration_bins)
+    stage.inputs.check()
     _write_results(stage.paths.evaluate, store, probabilities, scores, card, evaluate)
     with stage_run(stage, tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores)

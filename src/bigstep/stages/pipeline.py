@@ -15,6 +15,8 @@ from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.stages.checking import check_followed_by_dvc, check_params
 from bigstep.stages.children import follow_command
+from bigstep.stages.dvc_record import check_record
+from bigstep.stages.entry import INPUTS
 from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.workspace import private_workspace
@@ -115,10 +117,11 @@ def _run_dvc(folder: Path, root: Path, request: Request) -> int:
     arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
     with tempfile.TemporaryDirectory() as scratch:
         exit_file = Path(scratch, "exit")
-        environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file)}
+        environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file), INPUTS: scratch}
         if folder != root:
             environment["BIGSTEP_ROOT"] = str(root)
         code = follow_command([sys.executable, "-m", "dvc", *arguments], folder, environment)
+        check_record(folder, Path(scratch), lambda: cache_folder(folder))
         return int(exit_file.read_text(encoding="utf-8")) if code and exit_file.exists() else code
 
 

@@ -31,6 +31,7 @@ def prepare(stage: Stage, data: Data, hardware: Hardware) -> None:
         for _ in follow(prepare_store(source, data, folder), "images", len(source)):
             pass
         manifest = Manifest.read(StorePaths(folder).manifest)
+        stage.inputs.check()
     _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "refused.csv")
 
 

@@ -1,5 +1,6 @@
 """`bigstep search`: a study, workers that train its trials, and what they found."""
 
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -13,11 +14,12 @@ from bigstep.config.params import Params
 from bigstep.config.reading import Override, apply_overrides, read_yaml, write_yaml
 from bigstep.console import console
 from bigstep.data.store import Store
-from bigstep.errors import ProjectError
+from bigstep.errors import ProjectError, UserError
 from bigstep.files import whole_file
-from bigstep.search.ledger import Ledger
+from bigstep.search.ledger import Ledger, counted
 from bigstep.search.mlflow_callback import parent_run
 from bigstep.search.space import Space, build_space
+from bigstep.search.storage import STORAGE_ERRORS, without_password
 from bigstep.stages.checking import check_params
 from bigstep.stages.findings import Findings, find, winning_params, write_findings
 from bigstep.stages.paths import ProjectPaths, StagePaths
@@ -127,12 +129,16 @@ def _conduct(
     request = _with_parent(request, first.study)
     state = project.search / params.search.study
     told = {f"search.{key}": value for key, value in params.search.model_dump(mode="json").items()}
+    if params.search.storage is not None:
+        told["search.storage"] = without_password(params.search.storage)
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with told_run(state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given) as telling:
         code = 0 if has_ended(params, space, ledgers) else watch_workers(request, params, ledgers, state, workers)
         if code:
             telling.status = "KILLED" if code > 128 else "FAILED"
+        if 0 < code < 128:
+            return _report_failure(ledgers, params, code)
         findings = find(params, first, again)
         folder = StagePaths(project.root).search
         rungs = plan.ladders[0].rungs if plan is not None else ()
@@ -147,6 +153,18 @@ def _conduct(
     _report(findings, params)
     if adopt and code == 0:
         _adopt(project.root / "params.yaml", space, findings)
+    return code
+
+
+def _report_failure(ledgers: tuple[Ledger, Ledger], params: Params, code: int) -> int:
+    """Say that the search failed; it names no winner and leaves no trial RUNNING and no results."""
+    first, _ = ledgers
+    with contextlib.suppress(UserError, *STORAGE_ERRORS):
+        for ledger in ledgers:
+            ledger.settle()
+        done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in counted(first.trials()))
+        console.print(f"{done} of {params.search.trials} trials are trained, and are kept")
+    console.print("the search failed, so there is no winner; correct what the worker reported and run the same command again")
     return code
 
 
@@ -172,7 +190,9 @@ def _report(findings: Findings, params: Params) -> None:
     objective = params.search.objectives[0]
     for item in findings.standings:
         name = "the parameters it began with" if item.of == 0 else f"trial {item.of}"
-        console.print(f"{name}: {objective} {item.mean:.4f} ± {item.spread:.4f} over {len(item.values)} new seeds")
+        count = len(item.values)
+        spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
+        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} new {seeds}")
     for verdict in findings.verdicts:
         if verdict.holds:
             console.print(f"audit: trial {verdict.of} in micro-batches of {verdict.micro_batch_sizes[1]} agrees")

@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
 from bigstep.console import console, live_line
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import OutOfMemoryError, UserError
 from bigstep.files import check_writable
 from bigstep.models.classifier import Classifier
 from bigstep.stages.beginning import begin_training, judge_invariance
@@ -91,6 +92,7 @@ def train(  # the sections it reads
         card = write_results(stage.paths, store, state, model, train, batch, history.rows)
         log_results(stage.paths, tracker, store, card)
         state.guard.close()
+    stage.inputs.check()  # once more, before the checkpoints are deleted
     checkpoints.clear()
 
 
@@ -163,6 +165,7 @@ def _run(  # what training needs, each apart
                     save()
                 stage.signals.raise_if_told()
         stage.signals.raise_if_told()
+        _check_inputs(stage, save)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -177,6 +180,15 @@ def _run(  # what training needs, each apart
         tracker.set_tags({"bigstep.out_of_memory": str(state.guard.num_failures), "bigstep.final_micro_batch_size": str(size)})
     console.print(f"trained in {time.perf_counter() - started:.1f} s, {history.images_per_second:,.0f} images/s")
     return history
+
+
+def _check_inputs(stage: Stage, save: Callable[[], None]) -> None:
+    """Keep the trained state where the stage has to refuse to write its results."""
+    try:
+        stage.inputs.check()
+    except UserError:
+        save()
+        raise
 
 
 def _num_parameters(classifier: Classifier) -> int:

@@ -1,5 +1,6 @@
 """The workers of a search on this machine, begun, begun again where one is killed, and watched."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import final
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.search.ledger import Ledger
+from bigstep.search.storage import STORAGE_ERRORS
 from bigstep.stages.children import end_with_parent
 from bigstep.stages.display import Display, live_screen
 from bigstep.stages.ladder import source_folder
@@ -37,9 +39,11 @@ def watch_workers(request: SearchRequest, params: Params, ledgers: tuple[Ledger,
     with crew.signals_passed_on(), live_screen() as screen:
         crew.begin()
         while crew.is_working():
-            display.show(screen)
+            with contextlib.suppress(*STORAGE_ERRORS):  # the workers wait for it, and say so
+                display.show(screen)
             time.sleep(INTERVAL)
-        display.show(screen)
+        with contextlib.suppress(*STORAGE_ERRORS):
+            display.show(screen)
     return crew.code()
 
 

@@ -25,10 +25,10 @@ from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import UserError
 from bigstep.search.finish import Again, audits, best_trials, replicates
-from bigstep.search.ledger import BEAT, KEY, Ledger, counted, live
+from bigstep.search.ledger import BEAT, KEY, RETRIES, Ledger, counted, live
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import Space, build_space
-from bigstep.search.storage import open_storage, open_study
+from bigstep.search.storage import STORAGE_ERRORS, first_line, open_storage, open_study, storage_is_gone
 from bigstep.stages.checking import check_params
 from bigstep.stages.conducting import Conductor
 from bigstep.stages.paths import ProjectPaths
@@ -39,6 +39,7 @@ from bigstep.step.measuring import resident_bytes
 __all__ = ["SearchRequest", "Worker", "finish_name", "has_ended", "main", "open_ledgers", "things_to_do_again"]
 
 POLL = 0.5  # seconds between two looks at a study whose trials others train
+OUTAGE = 60.0  # seconds that a storage may be away under a search
 ASKS = 10  # times the budget: infeasible ones cost nothing but must end
 
 
@@ -135,18 +136,26 @@ class Worker:
     def _take(self, ledger: Ledger, *, is_first: bool) -> Iterator[optuna.Trial]:
         while True:
             self.signals.raise_if_told()
-            for number in ledger.sweep():
-                console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
-            if is_first:
-                ensure_noise_start(ledger, self.space)
-            in_time = time.monotonic() < self.deadline or not is_first
-            trial = ledger.claim(self._sampler if is_first else None) if in_time else None
+            try:
+                trial = self._next(ledger, is_first=is_first)
+                waits = trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
+            except STORAGE_ERRORS as error:
+                self._wait_for_storage(error)
+                continue
             if trial is not None:
                 yield trial
-            elif any(item.state == TrialState.RUNNING for item in ledger.trials()):
+            elif waits:
                 time.sleep(POLL)
             else:
                 return
+
+    def _next(self, ledger: Ledger, *, is_first: bool) -> optuna.Trial | None:
+        for number in ledger.sweep():
+            console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
+        if is_first:
+            ensure_noise_start(ledger, self.space)
+        in_time = time.monotonic() < self.deadline or not is_first
+        return ledger.claim(self._sampler if is_first else None) if in_time else None
 
     def _hold(self, ledger: Ledger, trial: optuna.Trial, train: Any) -> None:
         """Train with signs of life; a trial that is stopped goes back into the queue."""
@@ -154,14 +163,47 @@ class Worker:
             with beating(ledger, trial):
                 train()
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            if not ledger.trials()[trial.number].state.is_finished():
+            frozen = ledger.trials()[trial.number]
+            if ledger.fail(trial.number):
+                ledger.put_back(frozen, RETRIES)
                 raise
             console.print(f"trial {trial.number} was taken from this worker, which gave no sign of life; another has it now")
         except StoppedError:
-            frozen = ledger.trials()[trial.number]
-            ledger.fail(trial.number)
-            ledger.put_back(frozen)
+            self._give_back(ledger, trial.number)
             raise
+        except STORAGE_ERRORS as error:
+            self._wait_for_storage(error)
+            self._give_back(ledger, trial.number)
+        except Exception:
+            frozen = ledger.trials()[trial.number]
+            if ledger.fail(trial.number):
+                ledger.put_back(frozen, RETRIES)
+            raise
+
+    def _give_back(self, ledger: Ledger, number: int) -> None:
+        """Put a trial into the queue again, unless it has ended."""
+        frozen = ledger.trials()[number]
+        if ledger.fail(number):
+            ledger.put_back(frozen)
+
+    def _wait_for_storage(self, error: Exception) -> None:
+        """Wait until the study's storage answers.
+
+        Raises:
+            ProjectError: it does not for :data:`OUTAGE` seconds.
+        """
+        console.print(f"the study's storage does not answer ({first_line(error)}); waiting up to {OUTAGE:.0f} s")
+        deadline = time.monotonic() + OUTAGE
+        while True:
+            self.signals.raise_if_told()
+            try:
+                self.first.trials()
+            except STORAGE_ERRORS as problem:
+                if time.monotonic() > deadline:
+                    raise storage_is_gone(self.request.address, problem) from None
+                time.sleep(POLL)
+            else:
+                return
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         search = self.params.search
@@ -203,7 +245,7 @@ def beating(ledger: Ledger, trial: optuna.Trial) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(BEAT):
-            with contextlib.suppress(optuna.exceptions.OptunaError, OSError):  # it may be another's by now
+            with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may be another's by now
                 ledger.beat(trial)
 
     thread = threading.Thread(target=beat, name="bigstep-beat", daemon=True)

@@ -1,0 +1,122 @@
+"""What changes while a stage runs is never recorded with a result that was computed without it."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from bigstep.errors import ProjectError
+from bigstep.stages.inputs import read_inputs
+from conftest import copy_project
+from faults.project import Project
+
+DVC_YAML = "stages:\n  train:\n    deps:\n    - ${data.root}\n    - code.py\n    params:\n    - train\n"
+slow = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML, encoding="utf-8")
+    (tmp_path / "params.yaml").write_text("data: {root: raw}\ntrain: {epochs: 3, rate: 1e-3}\nevaluate: {bins: 3}\n")
+    (tmp_path / "code.py").write_text("a = 1\n", encoding="utf-8")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "image").write_bytes(b"abc")
+    return tmp_path
+
+
+def _edit(path: Path, before: str, after: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8").replace(before, after), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "said"),
+    [
+        ("params.yaml", "epochs: 3", "epochs: 4", "train.epochs was 3 and is 4"),
+        ("code.py", "1", "2", "code.py changed"),
+        ("raw/image", "abc", "abcd", "raw changed"),
+    ],
+)
+def test_a_change_of_what_the_stage_depends_on_is_refused(folder: Path, name: str, before: str, after: str, said: str) -> None:
+    inputs = read_inputs(folder, "train")
+    inputs.check()
+    _edit(folder / name, before, after)
+    with pytest.raises(ProjectError, match=said):
+        inputs.check()
+    _edit(folder / name, after, before)
+    if name != "raw/image":  # whose time has changed
+        inputs.check()
+
+
+def test_what_the_stage_does_not_read_may_change(folder: Path) -> None:
+    inputs = read_inputs(folder, "train")
+    _edit(folder / "params.yaml", "bins: 3", "bins: 4")
+    _edit(folder / "params.yaml", "1e-3", "0.001")
+    inputs.check()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Project:
+    """A project that trained without any change."""
+    project = Project(copy_project(tmp_path_factory.mktemp("inputs") / "project", empty_database))
+    project.set("train.epochs=12", "model.width=8", "train.effective_batch_size=128")
+    project.run("dvc", "repro", "train")
+    return project
+
+
+@slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ["params", "code"])
+def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
+    what: str, trained: Project, tmp_path: Path, empty_database: Path
+) -> None:
+    project = Project(copy_project(tmp_path / "project", empty_database))
+    shutil.copyfile(trained.root / "params.yaml", project.root / "params.yaml")
+    path, before, after = {
+        "params": (project.root / "params.yaml", "learning_rate: 0.004", "learning_rate: 0.04"),
+        "code": (project.root / "src" / "bigstep" / "training" / "optimization.py", '"""', '"""Another. '),
+    }[what]
+    original = path.read_text(encoding="utf-8")
+    process = project.start("dvc", "repro", "train")
+    project.until(process, lambda line: "epoch 2/12" in line or "epoch 2" in line)
+    _edit(path, before, after)
+    assert process.stdout is not None
+    output = process.stdout.read()
+    assert process.wait(60) != 0
+    process.stdout.close()
+    assert "must stay as it is while the stage runs" in output
+    lock = (project.root / "dvc.lock").read_text(encoding="utf-8")
+    assert "learning_rate: 0.04\n" not in lock
+    assert {run.info.status for run in project.runs()} <= {"FAILED", "KILLED"}
+    path.write_text(original, encoding="utf-8")
+    started = time.monotonic()
+    output = project.run("dvc", "repro", "train")
+    seconds = time.monotonic() - started
+    assert "goes on from the checkpoint" in output
+    assert seconds < 60
+    model = Path("results", "train", "model.safetensors")
+    assert (project.root / model).read_bytes() == (trained.root / model).read_bytes()
+    assert [run.info.status for run in project.runs()] == ["FINISHED"]
+
+
+@slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Path, empty_database: Path) -> None:
+    """DVC reads params.yaml once more when the stage has ended: here its last act is the edit."""
+    project = Project(copy_project(tmp_path / "project", empty_database))
+    project.set("train.epochs=1", "model.width=8")
+    script = project.root / "pipelines" / "train.py"
+    text = script.read_text(encoding="utf-8")
+    edit = (
+        "import atexit, pathlib\n"
+        "_path = pathlib.Path('params.yaml')\n"
+        "atexit.register(lambda: _path.write_text(_path.read_text().replace('learning_rate: 0.004', 'learning_rate: 0.04')))\n"
+    )
+    first, _, rest = text.partition("\n\n")
+    script.write_text(f"{first}\n\n{edit}{rest}", encoding="utf-8")
+    output = project.bigstep("train", code=2)
+    assert "dvc.lock must record what a stage ran with" in output
+    assert "learning_rate: 0.04\n" not in (project.root / "dvc.lock").read_text(encoding="utf-8")
+    output = project.bigstep("train")
+    assert "is cached" not in output
+    assert "learning_rate: 0.04\n" in (project.root / "dvc.lock").read_text(encoding="utf-8")
