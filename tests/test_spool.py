@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bigstep.stages.runs import deliver_others
+from bigstep.stages.runs import deliver_others, told_run
 from bigstep.tracking import delivery
 from bigstep.tracking.base import Metric, Tracker
 from bigstep.tracking.database import open_client
@@ -218,3 +218,38 @@ def test_a_spool_that_a_process_works_on_is_left_alone(uri: str, tmp_path: Path)
     leave.set()
     thread.join()
     assert deliver_others(tmp_path / "spools") == ["key.1"]
+
+
+def test_an_entry_that_mlflow_refuses_is_set_aside_and_what_is_behind_it_arrives(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = _begin(tmp_path / "spool", uri)
+    tracker.log_metrics([Metric("loss", 1.0, 0, 1)])
+    tracker.set_tags({"": "a tag without a name"})
+    tracker.log_metrics([Metric("loss", 0.5, 1, 2)])
+    tracker.finish("FINISHED")
+    assert _drain(tracker.spool, patience=5)
+    run_id = tracker.spool.sent.run_id
+    assert _history(uri, run_id) == [(0, 1.0), (1, 0.5)]
+    assert open_client(uri).get_run(run_id).info.status == "FINISHED"
+    (line,) = tracker.spool.refused.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["values"] == {"": "a tag without a name"}
+    output = capsys.readouterr().out
+    assert "MLflow refused an entry (tags)" in output
+    assert "does not answer" not in output
+
+
+def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: str, tmp_path: Path) -> None:
+    client = open_client(uri)
+    first, second = (client.create_run("0").info.run_id for _ in range(2))
+    told = {"params": {}, "tags": {}}
+    with told_run(tmp_path / "spool", uri, "Default", given=first, **told) as telling:
+        telling.tracker.log_metrics([Metric("loss", 1.0, 0, 1)])
+    spool = Spool(tmp_path / "spool")
+    SpoolTracker(spool).log_metrics([Metric("loss", 0.5, 1, 2)])  # a kill came before this was sent
+    spool.close()
+    with told_run(tmp_path / "spool", uri, "Default", given=second, **told) as telling:
+        telling.tracker.log_metrics([Metric("loss", 0.25, 2, 3)])
+    assert _history(uri, first) == [(0, 1.0), (1, 0.5)]
+    assert _history(uri, second) == [(0, 1.0), (1, 0.5), (2, 0.25)]
+    assert [client.get_run(run).info.status for run in (first, second)] == ["KILLED", "FINISHED"]

@@ -8,6 +8,8 @@ from bigstep.config.section import Section
 
 __all__ = ["Tracking"]
 
+MODEL_NAME = r"^[^/:'\"`\\]+$"  # MLflow takes no slash and no colon, and cannot look for quotes
+
 
 class Tracking(Section):
     """Names under which MLflow keeps what happened (DVC does not follow these keys)."""
@@ -19,6 +21,8 @@ class Tracking(Section):
         "first", description="measure the gradient noise scale from the first, or every, micro-batch of a step"
     )
     experiment: str = Field("bigstep", min_length=1, description="MLflow experiment, unless `mlflow run` names one")
-    registered_model: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="name in MLflow's registry; null = bigstep-<data.source>"
+    registered_model: Annotated[str, Field(pattern=MODEL_NAME)] | None = Field(
+        None,
+        json_schema_extra={"rule": "null or a name without quotes, slash, colon or backslash"},
+        description="name in MLflow's registry; null = bigstep-<data.source>",
     )

@@ -43,13 +43,18 @@ def doctor(root: Path, *, fix: bool) -> int:
     Returns:
         0, or 4 where a problem stays.
     """
-    left = 0
+    repaired, left = 0, 0
     for finding in examine(root):
         if fix and finding.repair is not None:
             console.print(f"{finding.text}: {finding.repair()}")
+            repaired += 1
         else:
             left += 1
             console.print(f"{finding.text}{'' if finding.repair is None else ' (--fix repairs this)'}")
+    for finding in examine(root) if repaired else ():  # a repair may have failed
+        if finding.repair is not None:
+            left += 1
+            console.print(f"not repaired: {finding.text}")
     if not left:
         console.print("nothing is in the way" if not fix else "nothing is in the way any more")
     return LEFT if left else 0

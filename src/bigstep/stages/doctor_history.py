@@ -13,7 +13,7 @@ from pathlib import Path
 from bigstep.stages.health import Aside, Finding
 from bigstep.stages.paths import ProjectPaths
 from bigstep.stages.runs import deliver_others, end_dead_runs
-from bigstep.tracking.database import tracking_uri
+from bigstep.tracking.database import set_aside_unused, tracking_uri
 from bigstep.tracking.spool import unfinished_spools
 
 __all__ = ["find_database", "find_runs", "schema_state"]
@@ -86,6 +86,8 @@ def _upgrade(uri: str, path: Path, aside: Aside) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "mlflow", "db", "upgrade", uri], capture_output=True, text=True, check=False, timeout=600
     )
+    if done.returncode and set_aside_unused(path):
+        return "it held no run; a new one is created at the next start"
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return f"`mlflow db upgrade` failed: {lines[-1] if lines else done.returncode}; as it was: {kept}"

@@ -12,7 +12,7 @@ from bigstep.files import whole_file
 
 __all__ = ["ignore_unhashable", "unhashable_files"]
 
-UNSAFE = re.compile(r"[^\w./-]")  # also what .gitignore patterns give a meaning to; `?` stands for any one character
+SPECIAL = re.compile(r"[\\*?\[\]#! ]")  # what a .gitignore pattern gives a meaning to
 
 
 def ignore_unhashable(project: Path, root: str) -> None:
@@ -33,7 +33,7 @@ def ignore_unhashable(project: Path, root: str) -> None:
         )
     path = project / ".dvcignore"
     present = path.read_text(encoding="utf-8") if path.exists() else ""
-    patterns = ["/" + UNSAFE.sub("?", f"{inside}/{name}") for name in found]
+    patterns = [_pattern(f"{inside}/{name}") for name in found]
     new = [pattern for pattern in dict.fromkeys(patterns) if pattern not in present.splitlines()]
     if new:
         ended = present if present.endswith("\n") or not present else present + "\n"
@@ -42,6 +42,19 @@ def ignore_unhashable(project: Path, root: str) -> None:
         console.print(
             f"{len(new)} files that DVC cannot hash (pipes, broken links) added to .dvcignore; prepare lists them as refused"
         )
+
+
+def _pattern(name: str) -> str:
+    """Return the pattern that matches the path ``name`` and no other.
+
+    Raises:
+        DataError: no pattern can, since the name holds the end of a line or bytes that are no text.
+    """
+    if len(name.splitlines()) != 1 or not name.isprintable():
+        raise DataError(
+            f"a file that DVC cannot hash must have a name that .dvcignore can hold, but {name!r} has none; rename or remove it"
+        )
+    return "/" + SPECIAL.sub(lambda found: "[ ]" if found[0] == " " else "\\" + found[0], name)
 
 
 def unhashable_files(folder: Path) -> Iterator[Path]:

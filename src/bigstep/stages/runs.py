@@ -61,6 +61,8 @@ def told_run(
         spool.begin(uri, experiment)
         tracker = SpoolTracker(spool)
         if given is not None:
+            if spool.sent.run_id not in (None, given):
+                _end_former(spool, tracker)
             tracker.continue_run(given)
         tracker.log_params(params)
         tracker.set_tags({**tags, "bigstep.process": process_name()})
@@ -79,6 +81,16 @@ def told_run(
             raise
         tracker.finish(telling.status)
         telling.delivered = _drain(courier)
+
+
+def _end_former(spool: Spool, tracker: SpoolTracker) -> None:
+    """Give the run of a killed `mlflow run` the rest of its history before another run takes it over."""
+    last = spool.last()
+    if last is not None and last["entry"] != "finish":
+        tracker.finish("KILLED")
+    courier = Courier(spool)
+    courier.start()
+    courier.drain(LAST_ROUND)
 
 
 @contextmanager

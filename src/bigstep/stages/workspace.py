@@ -50,6 +50,7 @@ def private_workspace(project: ProjectPaths, content: Mapping[str, Any], cache: 
     with _sole_user(folder.with_suffix(".lock")):
         _fill(folder, project.root, cache)
         _link_data(folder, project.root, str(content["data"]["root"]))
+        _name_data(content, project.root)
         with whole_file(folder / "params.yaml") as beside:
             write_yaml(content, beside)
         yield folder
@@ -78,18 +79,28 @@ def _fill(folder: Path, root: Path, cache: Path) -> None:
     if (root / "dvc.lock").exists() and not (folder / "dvc.lock").exists():
         shutil.copyfile(root / "dvc.lock", folder / "dvc.lock")
     for name in LINKS:
-        _link(folder / name, root / name)
+        _link(folder / name, root / name, folder)
     (folder / ".dvc").mkdir(exist_ok=True)
     (folder / ".dvc" / "config").write_text(DVC_CONFIG.format(cache=cache), encoding="utf-8")
+
+
+def _name_data(content: Mapping[str, Any], root: Path) -> None:
+    """Name data outside of the project by its absolute path: relative to the copy it would be another folder."""
+    inside = os.path.normpath(str(content["data"]["root"]))
+    if inside.startswith(".."):
+        content["data"]["root"] = str((root / inside).resolve())
 
 
 def _link_data(folder: Path, root: Path, data_root: str) -> None:
     inside = os.path.normpath(data_root)
     if not Path(inside).is_absolute():
-        _link(folder / inside, root / inside)
+        _link(folder / inside, root / inside, folder)
 
 
-def _link(link: Path, target: Path) -> None:
+def _link(link: Path, target: Path, folder: Path) -> None:
+    """Link, unless the link would lie outside of ``folder`` or in what is linked already."""
+    if not Path(os.path.normpath(link)).parent.resolve().is_relative_to(folder.resolve()):
+        return
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink():
         link.unlink()

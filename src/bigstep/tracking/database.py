@@ -2,15 +2,19 @@
 
 import fcntl
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bigstep.console import console
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["file_lock", "open_client", "open_experiment", "tracking_uri"]
+__all__ = ["file_lock", "open_client", "open_experiment", "set_aside_unused", "tracking_uri"]
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -31,8 +35,40 @@ def open_client(uri: str) -> "MlflowClient":
     mlflow.set_tracking_uri(uri)
     with _alone(uri):
         client = mlflow.MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        try:
+            client.search_experiments(max_results=1)
+        except Exception:
+            if not set_aside_unused(_database(uri)):
+                raise
+            client.search_experiments(max_results=1)
     return client
+
+
+def set_aside_unused(path: Path | None) -> bool:
+    """Rename an SQLite database that holds no run and no model, as a process leaves it that is killed while it creates one.
+
+    Returns:
+        Whether it was renamed; False where there is none, or where it holds something or cannot be read.
+    """
+    if path is None or not path.exists() or _holds_work(path):
+        return False
+    kept = path.with_name(f"{path.name}.half-made-{time.strftime('%Y%m%d-%H%M%S')}")
+    for suffix in ("-journal", "-wal", "-shm", ""):  # SQLite would apply a journal to the new database
+        if (part := path.with_name(path.name + suffix)).exists():
+            part.rename(kept.with_name(kept.name + suffix))
+    console.print(f"{path.name} was half made and held no run; it is kept as {kept.name}, and a new one is created")
+    return True
+
+
+def _holds_work(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            wanted = tables & {"runs", "registered_models", "logged_models"}
+            own = "experiments" in tables and connection.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] > 1
+            return own or any(connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in wanted)  # noqa: S608
+    except sqlite3.DatabaseError:
+        return True
 
 
 def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:

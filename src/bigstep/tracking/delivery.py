@@ -21,6 +21,7 @@ from bigstep.tracking.spool import Sent, Spool
 
 __all__ = ["Courier", "deliver"]
 
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")  # of MLflow; trying again is no use
 HEAVY = ("model", "promote", "finish")  # wait until the stage has ended
 INTERVAL, LONGEST, LONGEST_DRAINING = 1.0, 60.0, 5.0  # seconds between two tries
 PATIENCE, HANGING = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
@@ -130,7 +131,7 @@ class Courier:
                 for entry, offset in self.spool.messages(self.spool.sent.offset):
                     if entry["entry"] in HEAVY and not self._draining:
                         break
-                    deliver(tracker, entry, self.spool.folder)
+                    self._deliver_entry(tracker, entry)
                     self.spool.sent = Sent(tracker.run_id, offset)
                     self._moved = time.monotonic()
         except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage goes on
@@ -138,6 +139,17 @@ class Courier:
             return False
         self.problem = None
         return True
+
+    def _deliver_entry(self, tracker: MlflowTracker, entry: dict[str, Any]) -> None:
+        """Deliver one entry; one that MLflow refuses is set aside, so that it does not block what is behind it."""
+        try:
+            deliver(tracker, entry, self.spool.folder)
+        except Exception as error:
+            if getattr(error, "error_code", None) not in REFUSALS or not tracker.is_there():
+                raise
+            self.spool.set_aside(entry, str(error))
+            reason = str(error).splitlines()[0][:200]
+            console.print(f"MLflow refused an entry ({entry['entry']}): {reason}; it is kept in {self.spool.refused}")
 
     def _open(self) -> MlflowTracker:
         """Open the run; where it is another one than was told so far, it is told everything."""

@@ -124,6 +124,10 @@ class MlflowTracker:
         self.client.update_run(self.run_id, status="RUNNING")
         self.set_tags({**model.tags, MODEL_URI_TAG: str(info.model_uri)})
 
+    def is_there(self) -> bool:
+        """Return whether the run still exists."""
+        return _exists(self.client, self.run_id)
+
     def take_over(self, run_id: str) -> None:
         """Note that this run holds the history of ``run_id``, which was killed, and end that one."""
         self.set_tags({"continues": run_id})

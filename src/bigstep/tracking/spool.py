@@ -92,6 +92,16 @@ class Spool:
             if known is not None and known.uri != uri:
                 self.sent = Sent()
 
+    @property
+    def refused(self) -> Path:
+        """Where entries are kept that the server refused."""
+        return self.folder / "refused.jsonl"
+
+    def set_aside(self, entry: Mapping[str, Any], reason: str) -> None:
+        """Keep an entry that the server refused, with its reason."""
+        with self.refused.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"reason": reason, **entry}) + "\n")
+
     def last(self) -> dict[str, Any] | None:
         """Give the newest entry."""
         found = None

@@ -1,0 +1,74 @@
+"""Private copies of the project, and what is written into .dvcignore: neither touches what it does not own."""
+
+import os
+from pathlib import Path
+
+import pytest
+from dvc.fs import localfs
+from dvc.ignore import DvcIgnoreFilter
+
+from bigstep.errors import DataError
+from bigstep.stages.ignoring import ignore_unhashable
+from bigstep.stages.paths import ProjectPaths
+from bigstep.stages.workspace import private_workspace
+
+NAMES = (
+    "p q.jpg",
+    "a*b.jpg",
+    "[x].jpg",
+    "#first.jpg",
+    "!no.jpg",
+    "back\\slash.jpg",
+    "q?.jpg",
+    "end ",
+    "ü\u4e2d.jpg",
+    "a**",
+    "{a,b}.jpg",
+)
+DECOYS = ("p_q.jpg", "pxq.jpg", "aXb.jpg", "x.jpg", "first.jpg", "no.jpg", "backslash.jpg", "qx.jpg", "end", "ab", "a.jpg")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pattern_hides_the_file_meant_and_no_other(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "class"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / name)
+    for other in (*DECOYS, *NAMES):
+        if not (folder / other).exists():
+            (folder / other).write_bytes(b"")
+    (tmp_path / ".dvc").mkdir()
+    ignore_unhashable(tmp_path, "data")
+    rules = DvcIgnoreFilter(localfs, str(tmp_path))
+    hidden = {other for other in {*DECOYS, *NAMES} if rules.is_ignored_file(str(folder / other))}
+    assert hidden == {name}
+
+
+@pytest.mark.parametrize("name", ["two\nlines.jpg", "tab\t.jpg", os.fsdecode(b"\xff.jpg")])
+def test_a_name_that_no_pattern_can_hold_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data" / name)
+    with pytest.raises(DataError, match="rename or remove it"):
+        ignore_unhashable(tmp_path, "data")
+    assert not (tmp_path / ".dvcignore").exists()
+
+
+@pytest.mark.parametrize("data_root", ["../../../photos", "../../../w/photos", "../photos", "weights/photos"])
+def test_data_outside_of_a_private_copy_is_neither_linked_nor_replaced(data_root: str, tmp_path: Path) -> None:
+    root = tmp_path / "a" / "b" / "project"
+    for name in ("src", "pipelines", "weights"):
+        (root / name).mkdir(parents=True)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (root / "photos").symlink_to(mine)
+    (root / "weights" / "photos").symlink_to(mine)
+    target = root / data_root
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.mkdir()
+    before = sorted((str(path), str(path.readlink()) if path.is_symlink() else "") for path in tmp_path.rglob("*"))
+    content = {"data": {"root": data_root}}
+    with private_workspace(ProjectPaths(root), content, tmp_path / "cache") as folder:
+        assert (folder / content["data"]["root"]).resolve() == target.resolve()
+    found = sorted((str(path), str(path.readlink()) if path.is_symlink() else "") for path in tmp_path.rglob("*"))
+    state = str(root / ".bigstep")
+    assert [item for item in found if not item[0].startswith(state)] == before
