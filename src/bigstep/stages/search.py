@@ -172,7 +172,8 @@ def _report(findings: Findings, params: Params) -> None:
     objective = params.search.objectives[0]
     for item in findings.standings:
         name = "the parameters it began with" if item.of == 0 else f"trial {item.of}"
-        console.print(f"{name}: {objective} {item.mean:.4f} ± {item.spread:.4f} over {len(item.values)} new seeds")
+        spread = f" ± {item.spread:.4f}" if len(item.values) > 1 else ""
+        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {len(item.values)} new seeds")
     for verdict in findings.verdicts:
         if verdict.holds:
             console.print(f"audit: trial {verdict.of} in micro-batches of {verdict.micro_batch_sizes[1]} agrees")
