@@ -55,9 +55,12 @@ costs: $(READY)  ## measure what keyed randomness and the noise scale cost
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/memory.py
 
-lock: $(READY)  ## resolve requirements.txt anew from pyproject.toml
+lock: $(READY)  ## resolve requirements.txt, and the peers' requirements-bench.txt, from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --output-file requirements.txt
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --extra bench --constraint requirements.txt \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--output-file requirements-bench.txt
 	@sed -i "s/requirements.txt # .*/requirements.txt # $$(sha256sum requirements.txt | cut -c1-12)\"/" python_env.yaml
 
 clean:  ## remove results, data stores and caches; MLflow's history and .venv stay
@@ -66,8 +69,8 @@ clean:  ## remove results, data stores and caches; MLflow's history and .venv st
 	find src tests pipelines -name __pycache__ -type d -prune -exec rm -rf {} +
 	git checkout -q -- results 2>/dev/null || true
 
-$(VENV)/.bench: $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[bench]'
+$(VENV)/.bench: $(READY) requirements-bench.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --require-hashes -r requirements-bench.txt
 	@touch $@
 
 $(READY): requirements.txt pyproject.toml

@@ -266,3 +266,64 @@ def test_every_preset_is_valid() -> None:
         for section, values in read_yaml(path).items():
             content[section].update(values)
         check_params(content)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 3000 + "]" * 3000, "nests more than 32 deep"),
+        ("&a {x: *a}", "has the alias *a"),
+        ("[&a [1,1], &b [*a,*a,*a], [*b,*b,*b]]", "has the alias *a"),
+        ("- " * 3000 + "x", "nests more than 32 deep"),
+    ],
+)
+def test_yaml_that_nests_too_deep_or_has_aliases_is_one_line(value: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(f"train:\n  seed:\n    {value}\n", encoding="utf-8")
+    for read in (lambda: read_yaml(tmp_path / "params.yaml"), lambda: parse_overrides([f"train.seed={value}"])):
+        with pytest.raises(ConfigError, match=r"must (be|have a) YAML") as error:
+            read()
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "presets").mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_mistake_in_an_override_is_blamed_on_where_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (_project(tmp_path, monkeypatch) / "presets" / "mine.yaml").write_text("train: {epochs: none}\n", encoding="utf-8")
+    for arguments, message in {
+        (
+            "--set",
+            "train.learning_rat=1",
+        ): "--set: train.learning_rat must be a known key, but is not; did you mean 'learning_rate'",
+        ("--set", "train.epochs=x"): "--set: train.epochs must be",
+        ("--set", "trian.epochs=1"): "--set: trian must be a known section, but is not; did you mean 'train'?",
+        ("--preset", "mine"): "presets/mine.yaml: train.epochs must be",
+    }.items():
+        assert main(["repro", *arguments]) == 2
+        assert capsys.readouterr().err.startswith(f"bigstep: {message}")
+
+
+def test_a_preset_or_params_yaml_with_an_empty_section_takes_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bigstep.cli import _preset
+
+    (_project(tmp_path, monkeypatch) / "presets" / "mine.yaml").write_text("train:\ndata: {split_seed: 3}\n", encoding="utf-8")
+    assert _preset(tmp_path, "mine") == (("data", "split_seed", 3),)
+    content = apply_overrides({**_shipped(), "train": None}, parse_overrides(["train.seed=5"]))
+    assert check_params(content).train.seed == 5
+
+
+def test_a_misspelt_command_is_one_line_and_none_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rpro"]) == 2
+    assert capsys.readouterr().err == "bigstep: COMMAND must be one of bigstep's, but is 'rpro'; did you mean 'repro'?\n"
+    assert main([]) == 0
+    assert "bigstep repro" in capsys.readouterr().out

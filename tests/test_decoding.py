@@ -178,3 +178,20 @@ def test_a_bomb_is_refused_without_its_memory(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert isinstance(decode_file(tmp_path / "bomb.png", COLOUR), Refusal)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB; decoded it would take 140,000
+
+
+def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_by_name(tmp_path: Path) -> None:
+    image = Image.fromarray(random_images(1, 512, 3)[0])
+    stream = BytesIO()
+    image.save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content.rindex(b"\xff\xda")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    assert isinstance(decode_file(path, COLOUR), Decoded)
+    path.write_bytes(content + content[last:] * 3000)  # behind the end, as a video that a phone appends
+    assert isinstance(decode_file(path, COLOUR), Decoded)
+    path.write_bytes(content[:-2] + content[last:-2] * 3000 + content[-2:])
+    refusal = decode_file(path, COLOUR)
+    assert isinstance(refusal, Refusal)
+    assert "scans of 512 x 512 pixels, more than 500 megapixels in all" in refusal.reason

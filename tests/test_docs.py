@@ -86,3 +86,24 @@ def test_no_address_of_a_registry_or_path_of_a_machine_is_committed() -> None:
 def test_the_environment_of_mlflow_changes_with_the_lock() -> None:
     digest = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()[:12]
     assert f"requirements.txt # {digest}" in (ROOT / "python_env.yaml").read_text(encoding="utf-8"), "run `make lock`"
+
+
+def test_what_the_peers_install_is_locked_by_hash_and_agrees_with_the_rest() -> None:
+    locked = [_locked(ROOT / name) for name in ("requirements-bench.txt", "requirements.txt")]
+    assert all(hashes for _, hashes in locked[0].values())
+    assert locked[1].items() <= locked[0].items(), "run `make lock`"
+    assert locked[0]["lightning"][0] not in ("2.6.2", "2.6.3")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--require-hashes -r requirements-bench.txt" in makefile
+    assert not re.search(r"pip install .*\[bench\]", makefile)
+    assert "!=2.6.2,!=2.6.3" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def _locked(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
+    blocks = re.split(r"\n(?=\w)", path.read_text(encoding="utf-8"))
+    named = [re.match(r"([\w.-]+)(?:\[.*?\])?==([^\s;]+)(.*)", block, re.DOTALL) for block in blocks]
+    return {
+        f"{m[1]}" if ";" not in m[3] else f"{m[1]} {m[2]}": (m[2], frozenset(re.findall(r"sha256:\w+", m[3])))
+        for m in named
+        if m
+    }

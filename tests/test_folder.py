@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,50 @@ def test_names_with_every_kind_of_letter_are_listed(tmp_path: Path) -> None:
     listing = list_folder(_make(tmp_path, *names))
     assert {entry.name for entry in listing.entries} == set(names)
     assert list(listing.classes) == sorted(listing.classes, key=os.fsencode)
+
+
+def test_folders_joined_by_links_are_listed_once(tmp_path: Path) -> None:
+    root = _make(tmp_path, "a/x.png", "b/y.png")
+    for level in range(30):  # 2 ** 30 paths
+        folder = _make(root, f"a/level{level:02}/z.png") / f"a/level{level:02}"
+        for side in ("left", "right"):
+            (folder / side).symlink_to(f"../level{level + 1:02}")
+    entries = list_folder(root).entries
+    files = [entry.name for entry in entries if entry.refusal is None and entry.name.endswith(".png")]
+    assert sorted(files) == ["a/" + f"level{level:02}/z.png" for level in range(30)] + ["a/x.png", "b/y.png"]
+    assert {entry.refusal for entry in entries} == {None, "a link to a folder that is listed elsewhere"}
+
+
+def test_pairs_of_links_outside_the_root_are_followed_once(tmp_path: Path) -> None:
+    root = _make(tmp_path / "root", "a/x.png", "b/y.png")
+    for level in range(30):
+        _make(tmp_path, f"far/{level}/z.png")
+        for side in ("left", "right"):
+            (tmp_path / "far" / str(level) / side).symlink_to(f"../{level + 1}")
+    (root / "b" / "far").symlink_to(tmp_path / "far" / "0")
+    entries = list_folder(root).entries
+    assert len([entry for entry in entries if entry.name.endswith("z.png")]) == 30
+
+
+def test_a_link_never_takes_the_files_of_a_folder_of_another_class(tmp_path: Path) -> None:
+    root = _make(tmp_path, "a/x.png", "b/deep/y.png")
+    (root / "a" / "0").symlink_to("../b")
+    found = {entry.name: (entry.label, entry.refusal) for entry in list_folder(root).entries}
+    refusal = "a link to a folder that is listed elsewhere"
+    assert found == {"a/0": (0, refusal), "a/x.png": (0, None), "b/deep/y.png": (1, None)}
+
+
+def test_folders_nested_thousands_deep_are_refused_by_name(tmp_path: Path) -> None:
+    root = _make(tmp_path, "a/x.png", "b/y.png")
+    where = os.open(root / "a", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=where)
+        inner = os.open("d", os.O_RDONLY, dir_fd=where)
+        os.close(where)
+        where = inner
+    os.close(where)
+    try:
+        deep = [entry for entry in list_folder(root).entries if entry.refusal]
+    finally:
+        subprocess.run(["rm", "-rf", root / "a"], check=True)  # pytest's own cleaning is recursive
+    assert [(entry.name.count("/d"), entry.refusal) for entry in deep] == [(64, "a folder more than 64 folders deep")]

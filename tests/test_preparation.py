@@ -228,3 +228,24 @@ def test_a_damaged_store_is_one_line(damage: object, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prepare") as caught:
         Store(store.paths.root)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "parts.npy"])
+@pytest.mark.parametrize("damage", ["empty", "header", "value", "kind", "length"])
+def test_damaged_labels_and_parts_are_one_line(name: str, damage: str, digits: Store, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "prepared"
+    shutil.copytree(digits.paths.root, folder)
+    path, values = folder / name, np.load(folder / name)
+    content = path.read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "header":
+        path.write_bytes(content.replace(b"{", b"(((", 1))
+    else:
+        changed = {"value": np.where(values == 2, 77, values).astype(values.dtype), "kind": values * 1.0, "length": values[1:]}
+        np.save(path, changed[damage])
+    with pytest.raises(DataError, match="must be a whole prepared folder, but") as error:
+        Store(folder)
+    assert "\n" not in str(error.value)

@@ -47,8 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a user's error, 1 where a stage failed otherwise, 130 after Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        _parser().print_help()
+        return 0
     try:
+        _check_command(given[0])
+        options = _parser().parse_args(given)
         _check_numbers(options)
         return COMMANDS.get(options.command, _repro)(options)
     except UserError as error:
@@ -57,6 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _check_command(name: str) -> None:
+    known = [*STAGES, *COMMANDS]
+    if not name.startswith("-") and name not in known:
+        from bigstep.config.reading import nearest
+
+        raise ConfigError(f"COMMAND must be one of bigstep's, but is {name!r}; {nearest(name, known)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,16 +198,21 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> tuple[Override, ...]:
+    from bigstep.config.params import check_overrides
+
     short = _short(options.command)
     texts = [f"{target}={getattr(options, key)}" for key, target in short.items() if getattr(options, key, None) is not None]
     try:
         texts += shlex.split(getattr(options, "overrides", ""))
     except ValueError as error:
         raise ConfigError(f"--overrides must be words as in a shell, but {error}; balance the quotes") from None
-    return parse_overrides([*texts, *options.set])
+    found = parse_overrides([*texts, *options.set])
+    check_overrides(found, "--set")
+    return found
 
 
 def _preset(root: Path, name: str | None) -> tuple[Override, ...]:
+    from bigstep.config.params import check_overrides
     from bigstep.config.reading import nearest, read_yaml
 
     if name is None:
@@ -203,7 +221,12 @@ def _preset(root: Path, name: str | None) -> tuple[Override, ...]:
     if name not in known:
         raise ConfigError(f"--preset must name a file in presets/, but {name!r} is none; {nearest(name, known)}")
     content = read_yaml(root / "presets" / f"{name}.yaml")
-    return tuple((section, key, value) for section, values in content.items() for key, value in values.items())
+    for section, values in content.items():
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"presets/{name}.yaml: {section} must be a mapping of keys, but is not; indent its keys below it")
+    found = tuple((section, key, value) for section, values in content.items() for key, value in (values or {}).items())
+    check_overrides(found, f"presets/{name}.yaml")
+    return found
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -107,4 +107,7 @@ def read_json(path: Path) -> Any:
     Raises:
         OSError, ValueError: the file is missing, or is no JSON.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it nests too deep") from None

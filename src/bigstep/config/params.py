@@ -3,7 +3,7 @@
 A stage reads its own sections only; this module is loaded to refuse a bad file before anything is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,14 +14,14 @@ from bigstep.config.evaluate import Evaluate
 from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
 from bigstep.config.model import Model
-from bigstep.config.reading import nearest, parse_section
+from bigstep.config.reading import Override, nearest, parse_section, problems_of_key
 from bigstep.config.search import Search
 from bigstep.config.section import Section
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
 from bigstep.errors import ConfigError
 
-__all__ = ["SECTIONS", "Params", "flatten", "parse_params"]
+__all__ = ["SECTIONS", "Params", "check_overrides", "flatten", "parse_params"]
 
 SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Checkpoint, Tracking, Search)
 
@@ -71,6 +71,23 @@ def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     return params
+
+
+def check_overrides(overrides: Iterable[Override], origin: str) -> None:
+    """Check each override by itself, so that the message names where it was written.
+
+    Raises:
+        ConfigError: one line for each unknown key, or value of a wrong kind or size.
+    """
+    sections = {section.title: section for section in SECTIONS}
+    problems = []
+    for section, key, value in overrides:
+        if section in sections:
+            problems += problems_of_key(sections[section], key, value, origin)
+        else:
+            problems.append(f"{origin}: {section} must be a known section, but is not; {nearest(section, sections)}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def flatten(params: Params) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from bigstep.config.section import Section, rule_of
 from bigstep.errors import ConfigError
@@ -16,14 +17,17 @@ __all__ = [
     "Override",
     "apply_overrides",
     "example_of",
+    "load_plain",
     "nearest",
     "parse_overrides",
     "parse_section",
+    "problems_of_key",
     "read_yaml",
     "write_yaml",
 ]
 
 S = TypeVar("S", bound=Section)
+MAX_DEPTH = 32
 Override = tuple[str, str, Any]  # section, key, value
 
 
@@ -34,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is no YAML, or is no mapping of sections.
     """
     try:
-        content = YAML().load(path.read_text(encoding="utf-8"))
+        content = _load(path.read_text(encoding="utf-8"), YAML())
     except OSError as error:
         raise ConfigError(f"{path.name} must be a readable file, but: {error.strerror}; create it or name another") from None
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
@@ -42,6 +46,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name} must be a mapping of sections, but is {_shown(content)}; begin with `data:`")
     return content
+
+
+def load_plain(text: str) -> Any:
+    """Read YAML into plain values.
+
+    Raises:
+        YAMLError, ValueError: it is no YAML, nests too deep, or has aliases.
+    """
+    return _load(text, YAML(typ="safe", pure=True))
+
+
+def _load(text: str, reader: YAML) -> Any:
+    """Load after a look at the events: building a deep or a recursive value would exhaust the stack, aliases the memory."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if isinstance(event, AliasEvent):
+            raise ValueError(f"has the alias *{event.anchor}, which is not taken")  # noqa: TRY004 # of the text, not of a type
+        depth += isinstance(event, CollectionStartEvent)
+        depth -= isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nests more than {MAX_DEPTH} deep")
+    return reader.load(text)
 
 
 def write_yaml(content: Mapping[str, Any], path: Path) -> None:
@@ -65,7 +91,7 @@ def _parse_override(text: str, origin: str) -> Override:
     if not (equals and dot and section and key) or "." in key:
         raise ConfigError(f"{origin} takes section.key=value, but got {text!r}; write for example train.learning_rate=0.01")
     try:
-        return section, key, YAML(typ="safe", pure=True).load(value)
+        return section, key, load_plain(value)
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{origin} {name} must have a YAML value, but {_first_problem(error)}; quote it") from None
 
@@ -78,7 +104,9 @@ def apply_overrides(content: dict[str, Any], overrides: Collection[Override]) ->
     """
     chosen = {f"{section}.{key}": value for section, key, value in overrides}
     for section, key, value in [*overrides, *_giving_way(content, chosen)]:
-        target = content.setdefault(section, {})
+        if content.get(section) is None:
+            content[section] = {}
+        target = content[section]
         if not isinstance(target, dict):
             raise ConfigError(
                 f"params.yaml: {section} must be a mapping of keys, but is {_shown(target)}; indent its keys below it"
@@ -118,6 +146,16 @@ def parse_section(section: type[S], content: Mapping[str, Any], origin: str = "p
             problem["loc"][:1]: _line(section, values, dict(problem), origin) for problem in error.errors(include_url=False)
         }
         raise ConfigError("\n".join(lines.values())) from None
+
+
+def problems_of_key(section: type[Section], key: str, value: Any, origin: str) -> list[str]:
+    """Return one line for each rule that ``value`` breaks by itself, whatever the other keys are."""
+    try:
+        section.model_validate(_plain({key: value}))
+    except ValidationError as error:
+        own = [dict(problem) for problem in error.errors(include_url=False) if problem["loc"][:1] == (key,)]
+        return [_line(section, {key: value}, problem, origin) for problem in own[:1]]
+    return []
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

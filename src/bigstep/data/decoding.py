@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ __all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
 FORMATS = ("JPEG", "PNG", "WEBP")
 Image.MAX_IMAGE_PIXELS = None  # the limit is Layout.max_pixels, checked before anything is decoded
 MAX_FILE_BYTES = 1 << 28  # a compressed image above 256 MiB is no photograph
+
+MAX_SCANS = 32  # encoders write about ten
+MAX_SCANNED_PIXELS = 500e6
+MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")  # those left out have no length
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,21 @@ def _decode(content: bytes, layout: Layout) -> NDArray[np.uint8] | str:
         width, height = image.size
         if width * height > layout.max_pixels:
             return f"{width} x {height} pixels, more than {layout.max_pixels / 1e6:g} megapixels"
+        scans = _scans(content) if image.format == "JPEG" else 1
+        if scans > MAX_SCANS and scans * width * height > MAX_SCANNED_PIXELS:
+            return f"{scans} scans of {width} x {height} pixels, more than {MAX_SCANNED_PIXELS / 1e6:g} megapixels in all"
         image.load()
         pixels = _to_array(image, layout.channels)
         return pixels if layout.size is None else resize_array(pixels, layout.size)
+
+
+def _scans(content: bytes) -> int:
+    """Count the scans of a JPEG by its markers, up to its end: what cameras append behind it does not count."""
+    scans, found = 0, MARKER.search(content, 2)
+    while found is not None and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        found = MARKER.search(content, found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2])))
+    return scans
 
 
 def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:

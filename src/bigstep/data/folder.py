@@ -1,8 +1,9 @@
 """A folder of class folders: which files, which class, which split."""
 
+import contextlib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+
+
+MAX_DEPTH = 64
+Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Listing:
 def list_folder(root: Path) -> Listing:
     """List ``root/<class>/**``, or ``root/<train|val|test>/<class>/**`` where the root holds split folders only.
 
-    Hidden names (a leading dot) are passed over. Links to folders are followed once.
+    Hidden names (a leading dot) are passed over. Every folder is listed once, and under its own name where the root holds it:
+    a link to a folder that is listed elsewhere is refused, as is a folder more than 64 deep.
 
     Raises:
         DataError: there is no such folder or no class folder, or two class names are alike.
@@ -65,20 +71,22 @@ def list_folder(root: Path) -> Listing:
             found.setdefault(name, []).append((home / name, split))
     classes = tuple(sorted(found, key=os.fsencode))
     _check_names(classes, root)
+    seen = _Seen(root)
     entries = tuple(
         entry
         for label, name in enumerate(classes)
         for folder, split in found[name]
-        for entry in _entries(folder, root, label, split)
+        for entry in _entries(folder, root, label, split, seen)
     )
     return Listing(classes, entries, ignored)
 
 
 def _children(folder: Path) -> tuple[list[str], int]:
-    with os.scandir(folder) as items:
-        visible = [item for item in items if not item.name.startswith(".")]
-    folders = sorted((item.name for item in visible if Path(item.path).is_dir()), key=os.fsencode)
-    return folders, len(visible) - len(folders)
+    names, refusal = _names(folder)
+    if refusal is not None:
+        raise DataError(f"data.root must hold folders that can be read, but {folder} is {refusal}; change its owner or mode")
+    folders = [name for name, _ in names if os.path.isdir(folder / name)]  # noqa: PTH112 # Path.is_dir raises for some links
+    return folders, len(names) - len(folders)
 
 
 def _check_names(classes: tuple[str, ...], root: Path) -> None:
@@ -96,27 +104,75 @@ def _check_names(classes: tuple[str, ...], root: Path) -> None:
         seen[alike] = name
 
 
-def _entries(folder: Path, root: Path, label: int, split: str | None) -> Iterator[Entry]:
-    for path, refusal in _files(folder, ancestors=(_identity(folder),)):
+def _entries(folder: Path, root: Path, label: int, split: str | None, seen: "_Seen") -> Iterator[Entry]:
+    for path, refusal in _files(folder, root, seen):
         yield Entry(path.relative_to(root).as_posix(), label, split, refusal)
 
 
-def _files(folder: Path, ancestors: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, str | None]]:
-    for item in _sorted(folder):
-        path = folder / item.name
-        if not path.is_dir():  # false for a loop of links, where DirEntry.is_dir raises
+class _Seen:
+    """Folders by identity: each is listed once, and by its own name rather than a link's."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = _identity(root)
+        self.real = frozenset(_real_folders(root))
+        self.listed: set[Identity] = set()
+
+    def refusal(self, identity: Identity, above: tuple[Identity, ...], *, linked: bool) -> str | None:
+        """Say why a folder is not listed at this place."""
+        if identity in above:
+            return "a loop of links"
+        if identity in self.listed or (linked and identity in self.real):
+            return "a link to a folder that is listed elsewhere"
+        return f"a folder more than {MAX_DEPTH} folders deep" if len(above) > MAX_DEPTH else None
+
+
+def _real_folders(root: Path) -> Iterator[Identity]:
+    waiting = [(root, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as items:
+            for item in items:
+                if item.name.startswith(".") or not item.is_dir(follow_symlinks=False):
+                    continue
+                yield _identity(Path(item.path))
+                if depth <= MAX_DEPTH:
+                    waiting.append((Path(item.path), depth + 1))
+
+
+def _files(top: Path, root: Path, seen: _Seen) -> Iterator[tuple[Path, str | None]]:
+    linked = any((root / part).is_symlink() for part in _ways(top, root))
+    waiting: list[tuple[Path, tuple[Identity, ...], bool]] = [(top, (seen.root,), linked)]
+    while waiting:
+        path, above, linked = waiting.pop()
+        if not os.path.isdir(path):  # noqa: PTH112 # Path.is_dir raises for a name that is too long
             yield path, None
-        elif _identity(path) in ancestors:
-            yield path, "a loop of links"
-        else:
-            yield from _files(path, (*ancestors, _identity(path)))
+            continue
+        identity = _identity(path)
+        names: list[tuple[str, bool]] = []
+        refusal = seen.refusal(identity, above, linked=linked)
+        if refusal is None:
+            seen.listed.add(identity)
+            names, refusal = _names(path)
+        if refusal is not None:
+            yield path, refusal
+        below = (*above, identity)
+        waiting.extend((path / name, below, linked or is_link) for name, is_link in reversed(names))
 
 
-def _sorted(folder: Path) -> Iterable[os.DirEntry[str]]:
-    with os.scandir(folder) as items:
-        return sorted((item for item in items if not item.name.startswith(".")), key=lambda item: os.fsencode(item.name))
+def _ways(top: Path, root: Path) -> list[Path]:
+    relative = top.relative_to(root)
+    return [relative, *relative.parents]
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _names(folder: Path) -> tuple[list[tuple[str, bool]], str | None]:
+    try:
+        with os.scandir(folder) as items:
+            found = [(item.name, item.is_symlink()) for item in items if not item.name.startswith(".")]
+    except OSError as error:
+        return [], f"unreadable: {error.strerror}"
+    return sorted(found, key=lambda item: os.fsencode(item[0])), None
+
+
+def _identity(path: Path) -> Identity:
     status = path.stat()
     return status.st_dev, status.st_ino

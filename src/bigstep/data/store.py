@@ -15,6 +15,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,8 +145,10 @@ class Store:
             if self.paths.images.stat().st_size != int(np.prod(shape)):
                 raise ValueError("images.u8 has another size than the manifest says")
             self.images: NDArray[np.uint8] = np.memmap(self.paths.images, np.uint8, "r", shape=shape)
-            self.labels: NDArray[np.int64] = np.load(self.paths.labels, allow_pickle=False)
-            self.parts: NDArray[np.uint8] = np.load(self.paths.parts, allow_pickle=False)
+            self.labels: NDArray[np.int64] = _load(self.paths.labels, np.int64, self.manifest.num_samples)
+            self.parts: NDArray[np.uint8] = _load(self.paths.parts, np.uint8, self.manifest.num_samples)
+            _check_range(self.labels, len(self.manifest.classes), "labels.npy")
+            _check_range(self.parts, len(SPLITS), "parts.npy")
         except (OSError, ValueError) as error:
             raise DataError(f"{root} must be a whole prepared folder, but: {error}; run the stage prepare again") from None
 
@@ -171,6 +174,23 @@ class Store:
         """Give the source's name of each sample."""
         with self.paths.samples.open(newline="", encoding="utf-8") as file:
             return [row["name"] for row in csv.DictReader(file)]
+
+
+def _load(path: Path, kind: type, length: int) -> NDArray[Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 # of a damaged header: EOFError, SyntaxError, TokenError, ...
+        raise ValueError(f"{path.name} is damaged ({type(error).__name__})") from None
+    if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape != (length,):
+        raise ValueError(f"{path.name} does not hold one {np.dtype(kind).name} for each sample")
+    return array
+
+
+def _check_range(values: NDArray[Any], limit: int, name: str) -> None:
+    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
+        raise ValueError(f"{name} has a value that is not from 0 to {limit - 1}")
 
 
 def digest_parts(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from bigstep.config.reading import load_plain
 from bigstep.console import format_bytes
 from bigstep.files import read_json
 from bigstep.stages.attempts import read_attempt
@@ -59,8 +59,8 @@ def _is_lock(path: Path) -> bool:
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
-    except (YAMLError, UnicodeDecodeError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(load_plain(path.read_text(encoding="utf-8")))
+    except (YAMLError, ValueError, Invalid):
         return False
     return True
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from bigstep.checkpoint import check_folder
 from bigstep.config.params import Params
+from bigstep.config.reading import load_plain
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import UserError
@@ -93,9 +93,9 @@ def _cache(root: Path, lock: Path) -> Iterator[str]:
     if not lock.exists():
         return
     try:
-        content = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))
+        content = load_plain(lock.read_text(encoding="utf-8"))
         stages = content["stages"].values()
-    except (YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError):
         yield f"lock: {lock} is torn; `bigstep doctor --fix` puts it right"
         return
     cache = cache_folder(root) / "files" / "md5"
