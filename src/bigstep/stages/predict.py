@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from bigstep.errors import ModelError
 from bigstep.report.page import short_name
 from bigstep.stages.checking import check_params
 from bigstep.stages.paths import ProjectPaths
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["Predictor", "predict"]
 
@@ -80,20 +85,38 @@ def _from_folder(folder: Path) -> Predictor:
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     from bigstep.tracking.database import open_client, tracking_uri
+    from bigstep.tracking.sealing import checked_copy
 
-    open_client(tracking_uri(project.root))
+    client = open_client(tracking_uri(project.root))
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    address = name if name.startswith("models:/") else f"models:/{name}@champion"
     try:
-        model = mlflow.pyfunc.load_model(address)
+        with checked_copy(client, _find_version(client, name)) as folder:
+            model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
         problem = str(error).splitlines()[0]
         raise ModelError(
-            f"--model must name a registered model, but {address} is none ({problem}); run `bigstep repro` first"
+            f"--model must name a registered model, but {name} is none ({problem}); run `bigstep repro` first"
         ) from None
     classes = tuple((model.metadata.metadata or {}).get("classes", ()))
     if not classes or model.metadata.signature is None:
-        raise ModelError(f"--model must be a model of bigstep's, but {address} names no classes; take another")
+        raise ModelError(f"--model must be a model of bigstep's, but {name} names no classes; take another")
     return Predictor(model.predict, classes, int(model.metadata.signature.inputs.inputs[0].shape[-1]))
+
+
+def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":
+    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` stands for."""
+    scheme, _, rest = address.rpartition(":/")
+    name, _, number = rest.partition("/")
+    if scheme == "runs":
+        found = client.search_model_versions(f"run_id='{name}'") if name.isalnum() else []
+        if found:
+            return found[0]
+        raise ModelError(f"--model must name a run with a registered model, but {address} has none; name a registered model")
+    if number.isdecimal():
+        return client.get_model_version(name, number)
+    name, _, alias = rest.partition("@")
+    if "/" in rest:
+        raise ModelError(f"--model must be NAME, models:/NAME/VERSION or models:/NAME@ALIAS, but is {address}; correct it")
+    return client.get_model_version_by_alias(name, alias or "champion")

@@ -6,9 +6,10 @@ DVC does not: it takes a cache object for whole by its name and its file mode, a
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml.error import YAMLError
 
@@ -17,10 +18,15 @@ from bigstep.config.params import Params
 from bigstep.config.reading import load_plain
 from bigstep.console import console
 from bigstep.data.store import Store
-from bigstep.errors import UserError
+from bigstep.errors import ModelError, UserError
 from bigstep.models.saving import load_classifier
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.pipeline import cache_folder
+from bigstep.tracking.sealing import SEAL_TAG, checked_copy
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["find_damage", "verify"]
 
@@ -39,7 +45,7 @@ def verify(root: Path, params: Params) -> int:
     if count:
         console.print(f"{count} damaged")
         return DAMAGED
-    console.print("everything that is there is what it was: sources, store, checkpoints, model, DVC's cache and outputs")
+    console.print("everything that is there is what it was: sources, store, checkpoints, models, DVC's cache and outputs")
     return 0
 
 
@@ -64,6 +70,39 @@ def find_damage(root: Path, params: Params) -> Iterator[str]:
         except UserError as error:
             yield f"model: {error}"
     yield from _cache(root, paths.lock)
+    yield from _registered(root)
+
+
+def _registered(root: Path) -> Iterator[str]:
+    """Hash the files of registered models that have a digest, where there is a store and it answers."""
+    from bigstep.tracking.database import open_client, tracking_uri
+
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():
+        return
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = open_client(tracking_uri(root))
+        versions = [item for item in _versions(client) if SEAL_TAG in item.tags]
+    except (MlflowException, OSError) as error:
+        console.print(f"registered models are left out: MLflow does not answer ({type(error).__name__})")
+        return
+    for version in versions:
+        try:
+            with checked_copy(client, version):
+                pass
+        except ModelError as error:
+            yield f"registered model: {error}"
+
+
+def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
+    token = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _sources(store: Store, folder: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from bigstep.tracking.base import DatasetRecord, Metric, ModelPackage, finite, split_params
 from bigstep.tracking.database import open_client, open_experiment
+from bigstep.tracking.sealing import seal_source
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,7 +123,8 @@ class MlflowTracker:
                 metadata={"classes": list(model.classes), **model.tags},
             )
         self.client.update_run(self.run_id, status="RUNNING")
-        self.set_tags({**model.tags, MODEL_URI_TAG: str(info.model_uri)})
+        source = str(info.model_uri)
+        self.set_tags({**model.tags, **seal_source(self.client, source), MODEL_URI_TAG: source})
 
     def is_there(self) -> bool:
         """Return whether the run still exists."""

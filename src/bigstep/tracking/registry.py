@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG
+from bigstep.tracking.sealing import COUNT_TAG, SEAL_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +50,7 @@ def promote(client: "MlflowClient", run_id: str, name: str, *, metric: str, smal
     tags = client.get_run(run_id).data.tags
     if MODEL_URI_TAG not in tags:
         return None
-    kept = {key: tags[key] for key in (WEIGHTS, DIGEST, f"bigstep.{metric}") if key in tags}
+    kept = {key: tags[key] for key in (WEIGHTS, DIGEST, SEAL_TAG, COUNT_TAG, f"bigstep.{metric}") if key in tags}
     version = _registered(client, run_id, name, tags[MODEL_URI_TAG], kept)
     client.set_registered_model_alias(name, "challenger", version)
     is_better, reason = _beats(kept, _champion(client, name), version, f"bigstep.{metric}", smaller=smaller_is_better)

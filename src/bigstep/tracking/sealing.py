@@ -1,0 +1,143 @@
+"""Digests of a registered model's files, kept as tags of its version, and a private copy that is checked against them.
+
+MLflow and torch.export run code that a model's files name (``loader_module``, ``code``, ``expr_str`` in the pt2), so the
+files are checked before either reads them, and loaded from the copy that was checked.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from bigstep.errors import ModelError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["COUNT_TAG", "SEAL_TAG", "checked_copy", "seal", "seal_source"]
+
+SEAL_TAG, COUNT_TAG = "bigstep.files_sha256", "bigstep.files_count"
+LOADER = "mlflow.pytorch"
+WAY_OUT = "take another version, or run `bigstep repro --force`, which registers a new one"
+
+
+def seal(folder: Path) -> dict[str, str]:
+    """Return the tags for a folder: the number of its files, and one digest over their sorted paths and digests.
+
+    Raises:
+        ModelError: there is anything but plain files and folders.
+    """
+    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in _plain_files(folder)}
+    whole = json.dumps(sorted(files.items())).encode()
+    return {SEAL_TAG: hashlib.sha256(whole).hexdigest(), COUNT_TAG: str(len(files))}
+
+
+def seal_source(client: "MlflowClient", source: str) -> dict[str, str]:
+    """Return the tags for a model that was just logged, ``models:/m-…``, as it reached the store."""
+    with tempfile.TemporaryDirectory(prefix="bigstep-model-") as scratch:
+        return seal(_fetch(client, source, Path(scratch) / "model"))
+
+
+@contextmanager
+def checked_copy(client: "MlflowClient", version: "ModelVersion") -> Iterator[Path]:
+    """Yield a private copy of a version's files that matches its tags; it is deleted at the end of the block.
+
+    Raises:
+        ModelError: the version has no digest, its files cannot be read, or they are not those that were registered.
+    """
+    name = f"version {version.version} of {version.name}"
+    if SEAL_TAG not in version.tags:
+        raise ModelError(
+            f"{name} must have the tag {SEAL_TAG}, but was registered without one; {WAY_OUT}, "
+            "or name the folder of an exported model"
+        )
+    with tempfile.TemporaryDirectory(prefix="bigstep-model-") as scratch:
+        copy = _fetch_or_refuse(client, version, Path(scratch) / "model", name)
+        _compare(seal(copy), version.tags, name)
+        _check_loader(copy / "MLmodel", name)
+        yield copy
+
+
+def _compare(found: Mapping[str, str], tags: Mapping[str, str], name: str) -> None:
+    if found[COUNT_TAG] != tags.get(COUNT_TAG):
+        raise ModelError(
+            f"{name} must have the {tags.get(COUNT_TAG)} files it was registered with, but has {found[COUNT_TAG]}; {WAY_OUT}"
+        )
+    if found[SEAL_TAG] != tags[SEAL_TAG]:
+        raise ModelError(f"{name} must have the files it was registered with, but they have changed; {WAY_OUT}")
+
+
+def _check_loader(path: Path, name: str) -> None:
+    try:
+        flavour = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
+        loader, code = flavour.get("loader_module"), flavour.get("code")
+    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{name} must have an MLmodel with a python_function, but has none; {WAY_OUT}") from None
+    if loader != LOADER or code is not None:
+        raise ModelError(f"{name} must be loaded by {LOADER} alone, but names {loader!r} and code {code!r}; {WAY_OUT}")
+
+
+def _fetch(client: "MlflowClient", source: str, target: Path) -> Path:
+    """Copy a model's files once; a folder of this machine is copied without following links."""
+    from mlflow.artifacts import download_artifacts
+
+    location = source
+    if source.startswith("models:/"):
+        location = str(client.get_logged_model(source.removeprefix("models:/")).artifact_location)
+    local = _local(location)
+    target.mkdir()
+    if local is None:
+        return Path(download_artifacts(artifact_uri=location, dst_path=str(target)))
+    for path in _plain_files(local):
+        beside = target / path.relative_to(local)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        _copy(path, beside)
+    return target
+
+
+def _fetch_or_refuse(client: "MlflowClient", version: "ModelVersion", target: Path, name: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _fetch(client, str(version.source), target)
+    except (MlflowException, OSError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} must have files that can be read, but: {problem}; {WAY_OUT}") from None
+
+
+def _copy(path: Path, target: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def _local(location: str) -> Path | None:
+    parts = urlparse(location)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(location) if parts.scheme == "" else None
+
+
+def _plain_files(folder: Path) -> Iterator[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        raise ModelError(f"{folder} must be the folder of a registered model, but is not; {WAY_OUT}")
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{folder} must hold plain files only, but {path.name!r} is not one; {WAY_OUT}")
+        if path.is_file():
+            yield path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
