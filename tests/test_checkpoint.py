@@ -14,6 +14,7 @@ from bigstep.data.store import Store
 from bigstep.errors import CheckpointError
 from bigstep.models.building import InputShape
 from bigstep.models.saving import build_classifier
+from bigstep.stages.resume import Checkpoints, checkpoint_interval
 from bigstep.training.batches import TrainingBatches
 from bigstep.training.loop import train_epochs
 from bigstep.training.records import EpochRecord, StepRecord
@@ -208,3 +209,35 @@ def test_values_on_disk_are_plain_json(digits: Store, tmp_path: Path) -> None:
     state = _begin(digits, Train(), Batch(64, 64, 1), Model(width=4))
     path = save_checkpoint(tmp_path, take_snapshot(state, micro_batch_size=64), {})
     assert json.loads((path / "values.json").read_text(encoding="utf-8"))["counters"]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("longest", "cost", "life", "expected"),
+    [
+        (60, None, None, 5),  # the first of a start comes soon
+        (60, None, 15, 5),
+        (2, None, None, 2),  # never later than checkpoint.every
+        (60, 0.01, None, 5),
+        (60, 0.2, None, 20),  # a hundredth of the time
+        (60, 5.0, None, 60),
+        (60, 0.3, 15, 3),  # Young: sqrt(2 * 0.3 * 15)
+        (60, 0.3, 100_000, 60),
+    ],
+)
+def test_the_interval_follows_the_cost_and_the_kills(longest: float, cost: float, life: float, expected: float) -> None:
+    assert checkpoint_interval(longest, cost, life) == pytest.approx(expected)
+
+
+def test_starts_are_counted_and_forgotten_at_the_end(tmp_path: Path) -> None:
+    now = [0.0]
+    first = Checkpoints(tmp_path / "a.1", 60.0, {}, clock=lambda: now[0])
+    assert first.restore(None, micro_batch_size=1) is None  # type: ignore[arg-type] # there is nothing to restore
+    now[0] = 4.9
+    assert not first.is_due(at_epoch_end=False)
+    now[0] = 5.1
+    assert first.is_due(at_epoch_end=False)
+    second = Checkpoints(tmp_path / "a.1", 60.0, {})
+    second.restore(None, micro_batch_size=1)  # type: ignore[arg-type]
+    assert len(json.loads((tmp_path / "a.1.starts.json").read_text())["starts"]) == 2
+    second.clear()
+    assert not list(tmp_path.iterdir())

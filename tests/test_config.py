@@ -175,6 +175,8 @@ def test_every_key_has_a_range_to_test_or_none() -> None:
             r"\(8\) with model.norm batch, but is 4",
         ),
         (["train.effective_batch_size=10", "hardware.accumulation_steps=6"], "which is 5 for 10 / 2, but is 6"),
+        (["tracking.registered_model=a'b"], "must be null or a name without quotes"),
+        (["tracking.registered_model=a/b"], "must be null or a name without quotes"),
     ],
 )
 def test_impossible_combinations_are_refused(overrides: list[str], message: str) -> None:

@@ -68,8 +68,10 @@ def test_pictures_are_the_same_bytes_again(tmp_path: Path) -> None:
 def test_names_from_the_data_are_escaped_on_the_page(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
     scores = Scores(0.5, 1.0, 0.7, 0.5, 0.1, (ClassScores(evil, 1, 1, 1, 3),))
+    (tmp_path / "a.png").write_bytes(b"picture")
     write_page(evil, scores, {"x": evil}, {evil: "a.png"}, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in text
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 4
     assert not re.search(r'="[^"]*<', text)

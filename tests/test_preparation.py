@@ -11,7 +11,7 @@ import pytest
 from bigstep.config.data import Data
 from bigstep.data.preparation import prepare_store
 from bigstep.data.sources import Source, open_source
-from bigstep.data.store import Store
+from bigstep.data.store import Manifest, Store
 from bigstep.errors import DataError
 from conftest import random_images, read_rows
 from images import add_damaged, encode
@@ -248,4 +248,28 @@ def test_damaged_labels_and_parts_are_one_line(name: str, damage: str, digits: S
         np.save(path, changed[damage])
     with pytest.raises(DataError, match="must be a whole prepared folder, but") as error:
         Store(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": [0.9]}, "not those that prepare wrote"),
+        ({"std": [0.9]}, "not those that prepare wrote"),
+        ({"classes": list("abcdefghij")}, "not those that prepare wrote"),
+        ({"counts": {}}, "not those that prepare wrote"),
+        ({"mean": [float("nan")], "record": ""}, "one finite number"),
+        ({"std": [], "record": ""}, "one finite number"),
+        ({"std": [0.0], "record": ""}, "std is not above zero"),
+        ({"num_samples": 0, "record": ""}, "no samples"),
+    ],
+)
+def test_a_changed_manifest_is_one_line(change: dict[str, object], message: str, digits: Store, tmp_path: Path) -> None:
+    content = json.loads(digits.paths.manifest.read_text(encoding="utf-8"))
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**content, "record": ""}), encoding="utf-8")
+    assert Manifest.read(path).digest == digits.manifest.digest  # of an earlier version
+    path.write_text(json.dumps({**content, **change}), encoding="utf-8")
+    with pytest.raises(DataError, match=message) as error:
+        Manifest.read(path)
     assert "\n" not in str(error.value)

@@ -28,6 +28,7 @@ class Checkpoint(Section):
 
     every: Annotated[str, Field(pattern=DURATION)] = Field(
         "60s",
-        description="time between two checkpoints; one is written at the end of each epoch besides; none = only there",
+        description="longest time between two checkpoints; the first of a start comes after 5 s, the others as often as they "
+        "are worth their cost; one is written at the end of each epoch besides; none = only there",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )

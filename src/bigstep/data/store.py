@@ -99,6 +99,8 @@ class Manifest:
     num_ignored: int
     digests: dict[str, str]
     format: int = field(default=FORMAT)
+    record: str = field(default="")
+    """SHA-256 of all other fields; stores of earlier versions have none."""
 
     @property
     def digest(self) -> str:
@@ -107,7 +109,29 @@ class Manifest:
 
     def to_json(self) -> str:
         """Write as JSON, keys in order."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=True) + "\n"
+        return json.dumps({**asdict(self), "record": self.summed()}, indent=2, ensure_ascii=True) + "\n"
+
+    def summed(self) -> str:
+        """Return the SHA-256 of all fields but ``record``."""
+        fields = {name: value for name, value in asdict(self).items() if name != "record"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Refuse what prepare never writes.
+
+        Raises:
+            ValueError: the format, the statistics or the digest of the record.
+        """
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format}")
+        if min(self.size, self.channels, self.num_samples) < 1 or not self.classes or "all" not in self.digests:
+            raise ValueError("it describes no samples")
+        if not len(self.mean) == len(self.std) == self.channels or not np.isfinite([*self.mean, *self.std]).all():
+            raise ValueError("mean and std are not one finite number for each channel")
+        if min(self.std) <= 0:
+            raise ValueError("std is not above zero")
+        if self.record not in ("", self.summed()):
+            raise ValueError("its fields are not those that prepare wrote")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -118,8 +142,7 @@ class Manifest:
         """
         try:
             manifest = read_record(cls, path)
-            if manifest.format != FORMAT:
-                raise ValueError(f"format {manifest.format}")
+            manifest.check()
             return manifest
         except OSError as error:
             raise DataError(f"{path} must be readable, but: {error.strerror}; run the stage prepare") from None

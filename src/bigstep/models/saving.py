@@ -1,6 +1,7 @@
 """A trained model on disk: weights as safetensors, and beside them a JSON that says all that is needed to rebuild it."""
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bigstep.models.weights import read_tensors
 __all__ = ["ModelCard", "build_classifier", "load_classifier", "save_model"]
 
 FORMAT = 1
+MAX_SIZE = 4096  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,14 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
     if not path.is_file() or _sha256(path) != card.weights_sha256:
         raise ModelError(f"{path} must be the file that model.json describes, but is not; run the stage train again")
     model = parse_section(Model, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
-    classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
-    classifier.network.load_state_dict(read_tensors(path))
+    try:
+        classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
+        classifier.network.load_state_dict(read_tensors(path))
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise ModelError(
+            f"{folder / 'model.json'} must describe the network of {path.name}, but does not ({type(error).__name__}); "
+            "run the stage train again"
+        ) from None
     classifier.to(torch.float64 if card.precision == "float64" else torch.float32)
     return classifier.eval(), card
 
@@ -104,11 +112,27 @@ def _read_card(path: Path) -> ModelCard:
         card = read_record(ModelCard, path)
         if card.format != FORMAT:
             raise ValueError(f"format {card.format}")
+        _check(card)
         return card
     except OSError as error:
         raise ModelError(f"{path} must be readable, but: {error.strerror}; run the stage train") from None
     except ValueError as error:
         raise ModelError(f"{path} must describe a model, but does not ({error}); run the stage train again") from None
+
+
+def _check(card: ModelCard) -> None:
+    """Refuse values of the right type that no model can have."""
+    if card.channels not in (1, 3) or not 1 <= card.size <= MAX_SIZE:
+        raise ValueError(f"{card.channels} channels of size {card.size}")
+    if not card.classes or len(set(card.classes)) < len(card.classes):
+        raise ValueError("classes must be there, each once")
+    for name, values in (("mean", card.mean), ("std", card.std)):
+        if len(values) != card.channels or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must be {card.channels} finite numbers")
+    if card.precision not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"precision {card.precision}")
+    if not all(value > 0 for value in card.std):
+        raise ValueError("std must be positive")
 
 
 def _sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The pictures and the page a person looks at. Names from the data are escaped; no time or path is written."""
 
+import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def draw_mistakes(
 
 
 def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: dict[str, str], path: Path) -> None:
-    """Write one HTML page: totals, facts, scores by class, and pictures that lie beside it (caption -> file)."""
+    """Write one HTML page: totals, facts, scores by class, and pictures from beside it (caption -> file), embedded."""
     totals = "".join(f"<tr><th>{_text(name)}</th><td>{value:.4f}</td></tr>" for name, value in scores.summary().items())
     rows = "".join(
         f"<tr><th>{_text(item.name)}</th><td>{item.precision:.3f}</td><td>{item.recall:.3f}</td><td>{item.f1:.3f}</td>"
@@ -82,7 +83,8 @@ def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: d
     )
     noted = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in facts.items())
     figures = "".join(
-        f'<figure><img src="{_text(file)}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+        f'<figure><img src="{_embedded(path.parent / file)}" alt="{_text(caption)}">'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
         for caption, file in pictures.items()
     )
     path.write_text(
@@ -106,6 +108,11 @@ figcaption {{ color: #6b7280 }}
         encoding="utf-8",
         errors="backslashreplace",
     )
+
+
+def _embedded(picture: Path) -> str:
+    """Return a picture as a data URI: MLflow's artifact view loads a page without the files beside it."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
 
 
 def _text(value: Any) -> str:

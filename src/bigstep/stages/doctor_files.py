@@ -1,5 +1,6 @@
 """Files that a crash or another program left in the way: DVC's, half-written ones, those of the state folder."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -67,10 +68,11 @@ def _is_lock(path: Path) -> bool:
 
 def _restore_lock(root: Path, path: Path, aside: Aside) -> str:
     done = aside.move(path)
-    kept = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=root, capture_output=True, check=False)
-    if kept.returncode == 0:
-        path.write_bytes(kept.stdout)
-        return f"{done}; the committed one was put back, and `dvc repro` brings it up to date"
+    with contextlib.suppress(OSError):  # git may not be installed
+        kept = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=root, capture_output=True, check=False)
+        if kept.returncode == 0:
+            path.write_bytes(kept.stdout)
+            return f"{done}; the committed one was put back, and `dvc repro` brings it up to date"
     return f"{done}; `dvc repro` writes it anew, from its run cache"
 
 

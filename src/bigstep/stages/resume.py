@@ -1,10 +1,12 @@
 """Where a training goes on: its checkpoints, which belong to one attempt, one data set and one state of the code."""
 
+import contextlib
 import hashlib
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,15 +21,18 @@ from bigstep.config.model import Model
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import CheckpointError
+from bigstep.files import read_json, write_json
 from bigstep.stages.attempts import begin_stage, read_attempt
 from bigstep.stages.entry import Stage
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState
 
-__all__ = ["Checkpoints", "Resumed", "digest_code", "open_checkpoints"]
+__all__ = ["Checkpoints", "Resumed", "checkpoint_interval", "digest_code", "open_checkpoints"]
 
 DECIDING = ("step", "data", "models", "training")  # packages whose code decides what is learned
 ANYWAY = "BIGSTEP_RESUME_ANYWAY"
+FIRST = 5.0  # seconds from a start to its first checkpoint
+KEPT_STARTS = 9
 SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that writing one may take
 
 
@@ -73,13 +78,17 @@ def _began_otherwise(known: str, data: str) -> str:
 class Checkpoints:
     """Writes the checkpoints of one training when they are due, and finds the latest."""
 
-    def __init__(self, folder: Path, every_seconds: float, tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, every_seconds: float, tags: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Keep them in ``folder``; ``tags`` tell of what differs from when the training began."""
         self.folder = folder
+        self._clock = clock
+        self._life: float | None = None
         self.every_seconds = every_seconds
         self.tags = tags
         self.num_written, self.written_seconds = 0, 0.0
-        self._written = time.monotonic()
+        self._written = self._clock()
         self._cost = 0.0
 
     def restore(self, state: TrainingState, *, micro_batch_size: int) -> Resumed | None:
@@ -88,6 +97,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are some, and none can be used.
         """
+        self._life = self._note_start()
         found = load_latest(self.folder)
         if found is None:
             return None
@@ -112,12 +122,13 @@ class Checkpoints:
 
     def is_due(self, *, at_epoch_end: bool) -> bool:
         """Tell whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""
-        passed = time.monotonic() - self._written
-        return passed >= self.every_seconds or (at_epoch_end and self._cost <= SHARE * passed)
+        passed = self._clock() - self._written
+        interval = checkpoint_interval(self.every_seconds, self._cost if self.num_written else None, self._life)
+        return passed >= interval or (at_epoch_end and self._cost <= SHARE * passed)
 
     def save(self, state: TrainingState, kept: Mapping[str, Any], *, micro_batch_size: int) -> bool:
         """Write one, with plain values of the caller's; False, and one line, where that cannot be: the training goes on."""
-        started = time.monotonic()
+        started = self._clock()
         if not is_finite(state):
             console.print(f"no checkpoint at step {state.step}: a parameter is not finite; the one before stays")
             return False
@@ -127,9 +138,9 @@ class Checkpoints:
             save_checkpoint(self.folder, whole, _versions())
         except (OSError, SafetensorError) as error:
             console.print(f"no checkpoint at step {state.step}: {error}; the one before stays, and the training goes on")
-            self._written = time.monotonic()
+            self._written = self._clock()
             return False
-        self._written = time.monotonic()
+        self._written = self._clock()
         self._cost = self._written - started
         self.num_written, self.written_seconds = self.num_written + 1, self.written_seconds + self._cost
         return True
@@ -137,6 +148,46 @@ class Checkpoints:
     def clear(self) -> None:
         """Delete them: the training has ended."""
         clear_checkpoints(self.folder)
+        self._starts.unlink(missing_ok=True)
+
+    @property
+    def _starts(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.starts.json")
+
+    def _note_start(self) -> float | None:
+        """Note that the training starts now.
+
+        Returns:
+            The mean seconds from one start to the next; None at the first.
+        """
+        try:
+            starts = [float(item) for item in read_json(self._starts)["starts"]]
+        except (OSError, ValueError, TypeError, KeyError):
+            starts = []
+        starts = [*starts[-KEPT_STARTS:], time.time()]
+        with contextlib.suppress(OSError):  # a full disk does not end a training
+            self._starts.parent.mkdir(parents=True, exist_ok=True)
+            write_json({"starts": starts}, self._starts)
+        return max(0.0, starts[-1] - starts[0]) / (len(starts) - 1) if len(starts) > 1 else None
+
+
+def checkpoint_interval(longest: float, cost: float | None, life: float | None) -> float:
+    """Return the seconds from one checkpoint to the next.
+
+    The first of a start comes soon, or a training that is killed often never advances. Where nothing killed it the others take
+    at most :data:`SHARE` of the time; where something did, the interval is the one that loses least
+    (J. W. Young, A first order approximation to the optimum checkpoint interval, 1974): sqrt(2 * cost * life).
+
+    Args:
+        longest: seconds, of ``checkpoint.every``.
+        cost: seconds that writing the last one took; None before the first.
+        life: mean seconds between two starts of this training; None at its first start.
+    """
+    if cost is None:
+        return min(longest, FIRST)
+    if life is None:
+        return min(longest, max(FIRST, cost / SHARE))
+    return min(longest, max(math.sqrt(2 * cost * life), cost))
 
 
 def _digest_data(store: Store, weights: Path | None) -> str:
