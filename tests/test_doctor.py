@@ -11,11 +11,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.machine import process_name
 from bigstep.search.ledger import WORKER, Ledger
 from bigstep.search.storage import open_storage, open_study
 from bigstep.stages.doctor import doctor, examine
 from bigstep.stages.doctor_history import schema_state
 from bigstep.stages.paths import ProjectPaths
+from bigstep.stages.runs import PROCESS, claim_given_run
 from bigstep.tracking.database import open_client
 from closures import ROOT
 
@@ -185,3 +187,18 @@ def test_a_repair_that_failed_is_not_called_done(root: Path, capsys: pytest.Capt
     output = capsys.readouterr().out
     assert "not repaired" in output
     assert "nothing is in the way" not in output
+
+
+def test_a_run_of_mlflow_run_has_its_process_from_the_start_and_dead_ones_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill before the stage train left a run RUNNING for ever."""
+    client = open_client(f"sqlite:///{root / 'mlflow.db'}")
+    dead, own = (client.create_run("0").info.run_id for _ in range(2))
+    client.set_tag(dead, PROCESS, _dead_process())
+    claim_given_run(root)
+    assert PROCESS not in client.get_run(own).data.tags
+    monkeypatch.setenv("MLFLOW_RUN_ID", own)
+    claim_given_run(root)
+    assert client.get_run(own).data.tags[PROCESS] == process_name()
+    assert [client.get_run(run).info.status for run in (dead, own)] == ["KILLED", "RUNNING"]

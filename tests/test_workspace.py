@@ -1,15 +1,18 @@
 """Private copies of the project, and what is written into .dvcignore: neither touches what it does not own."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import zc.lockfile
 from dvc.fs import localfs
 from dvc.ignore import DvcIgnoreFilter
 
-from bigstep.errors import DataError
+from bigstep.errors import DataError, ProjectError
 from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths
+from bigstep.stages.pipeline import wait_for_lock
 from bigstep.stages.workspace import private_workspace
 
 NAMES = (
@@ -72,3 +75,19 @@ def test_data_outside_of_a_private_copy_is_neither_linked_nor_replaced(data_root
     found = sorted((str(path), str(path.readlink()) if path.is_symlink() else "") for path in tmp_path.rglob("*"))
     state = str(root / ".bigstep")
     assert [item for item in found if not item[0].startswith(state)] == before
+
+
+def test_dvcs_lock_is_waited_for_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = tmp_path / ".dvc" / "tmp" / "lock"
+    wait_for_lock(tmp_path)
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    holder = zc.lockfile.LockFile(str(lock))
+    with pytest.raises(ProjectError, match="another dvc holds it"):
+        wait_for_lock(tmp_path, patience=0.3)
+    timer = threading.Timer(0.5, holder.close)
+    timer.start()
+    wait_for_lock(tmp_path)
+    timer.join()
+    assert capsys.readouterr().out.count("waiting for its lock") == 2
+    zc.lockfile.LockFile(str(lock)).close()  # it is free for dvc

@@ -4,6 +4,7 @@ import argparse
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -171,8 +172,11 @@ def _repro(options: argparse.Namespace) -> int:
     stage = {"repro": getattr(options, "stage", None), "check": "prepare", "plan": "prepare"}.get(
         options.command, options.command
     )
+    claiming = threading.Thread(target=_claim_run, args=(root,), name="bigstep-claim")
+    claiming.start()  # beside the stages: importing MLflow takes seconds
     request = Request(None if stage == "evaluate" else stage, tuple(group for group in groups if group), options.force)
     code, paths, params = run_pipeline(root, request)
+    claiming.join()
     if options.command == "check" and code == 0:
         from bigstep.stages.check import check
 
@@ -183,6 +187,13 @@ def _repro(options: argparse.Namespace) -> int:
         chosen = {name: getattr(options, name) for name in ("budget", "again", "adopt", "seconds")}
         return plan(ProjectPaths(root), paths, params, **chosen)
     return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
+
+
+def _claim_run(root: Path) -> None:
+    if "MLFLOW_RUN_ID" in os.environ:
+        from bigstep.stages.runs import claim_given_run
+
+        claim_given_run(root)
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -231,9 +242,10 @@ def _preset(root: Path, name: str | None) -> tuple[Override, ...]:
 
 def _predict(options: argparse.Namespace) -> int:
     from bigstep.stages.pipeline import find_project_root
-    from bigstep.stages.predict import predict
+    from bigstep.stages.predict import is_exported, predict
 
-    return predict(find_project_root(Path.cwd()), [Path(name) for name in options.images], options.model)
+    root = None if options.model is not None and is_exported(options.model) else find_project_root(Path.cwd())
+    return predict(root, [Path(name) for name in options.images], options.model)
 
 
 def _verify(options: argparse.Namespace) -> int:

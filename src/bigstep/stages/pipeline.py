@@ -1,9 +1,11 @@
 """Run stages through DVC: in the project, or with overrides in a private copy of it."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,10 @@ from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.workspace import private_workspace
 
-__all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline"]
+__all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
+
+
+LOCK_SECONDS = 30.0  # dvc itself waits for 3
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,33 @@ def cache_folder(root: Path) -> Path:
     return (root / output.stdout.strip()).resolve()
 
 
+def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
+    """Wait until DVC's lock of the project in ``folder`` is free: right after a kill a dying process still holds it.
+
+    Raises:
+        ProjectError: another process keeps it.
+    """
+    path = folder / ".dvc" / "tmp" / "lock"
+    if not path.exists():
+        return
+    deadline, waits = time.monotonic() + patience, False
+    with path.open("r+b") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ProjectError(f"{path} must be free, but another dvc holds it; wait for it, or stop it") from None
+                if not waits:
+                    console.print("another dvc works in this project; waiting for its lock")
+                waits = True
+                time.sleep(0.2)
+            else:
+                return
+
+
 def _run_dvc(folder: Path, root: Path, request: Request) -> int:
+    wait_for_lock(folder)
     arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
     with tempfile.TemporaryDirectory() as scratch:
         exit_file = Path(scratch, "exit")

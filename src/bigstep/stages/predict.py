@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Predictor", "predict"]
+__all__ = ["Predictor", "is_exported", "predict"]
 
 MAX_SHOWN = 3
 
@@ -34,7 +34,7 @@ class Predictor:
     channels: int
 
 
-def predict(root: Path, images: list[Path], model: str | None) -> int:
+def predict(root: Path | None, images: list[Path], model: str | None) -> int:
     """Print the likeliest classes of each image.
 
     Returns:
@@ -45,9 +45,9 @@ def predict(root: Path, images: list[Path], model: str | None) -> int:
     """
     from bigstep.config.reading import read_yaml
 
-    params = check_params(read_yaml(root / "params.yaml"))
+    params = check_params({} if root is None else read_yaml(root / "params.yaml"))
     name = model or params.tracking.registered_model or f"bigstep-{params.data.source}"
-    predictor = _from_folder(Path(name)) if (Path(name) / "model.json").is_file() else _from_registry(ProjectPaths(root), name)
+    predictor = _from_folder(Path(name)) if root is None or is_exported(name) else _from_registry(ProjectPaths(root), name)
     layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
     refused = 0
     for path in images:
@@ -66,6 +66,11 @@ def predict(root: Path, images: list[Path], model: str | None) -> int:
     return 2 if refused else 0
 
 
+def is_exported(name: str) -> bool:
+    """Return whether ``name`` is a folder with an exported model, which needs no project around it."""
+    return (Path(name) / "model.json").is_file()
+
+
 def _from_folder(folder: Path) -> Predictor:
     import torch
 
@@ -77,17 +82,17 @@ def _from_folder(folder: Path) -> Predictor:
 
     def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
-            answers: NDArray[np.float32] = served(torch.from_numpy(images)).numpy()
+            answers: NDArray[np.float32] = served(torch.tensor(images)).numpy()
         return answers
 
     return Predictor(probabilities, card.classes, card.channels)
 
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
-    from bigstep.tracking.database import open_client, tracking_uri
+    from bigstep.tracking.database import connect, tracking_uri
     from bigstep.tracking.sealing import checked_copy
 
-    client = open_client(tracking_uri(project.root))
+    client = connect(tracking_uri(project.root))
     import mlflow
     from mlflow.exceptions import MlflowException
 

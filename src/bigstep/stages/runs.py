@@ -1,5 +1,6 @@
 """The MLflow run of a stage: found or begun, told through a spool on disk, and ended truthfully."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -19,8 +20,9 @@ from bigstep.tracking.delivery import Courier
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, prune_spools, unfinished_spools
 
-__all__ = ["Telling", "deliver_others", "end_dead_runs", "stage_run", "timed", "told_run"]
+__all__ = ["Telling", "claim_given_run", "deliver_others", "end_dead_runs", "stage_run", "timed", "told_run"]
 
+PROCESS = "bigstep.process"  # tag: the process that writes to the run
 FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
 LAST_ROUND = 5.0  # seconds for a stage that was told to stop
 
@@ -65,7 +67,7 @@ def told_run(
                 _end_former(spool, tracker)
             tracker.continue_run(given)
         tracker.log_params(params)
-        tracker.set_tags({**tags, "bigstep.process": process_name()})
+        tracker.set_tags({**tags, PROCESS: process_name()})
         courier = Courier(spool)
         courier.start(FIRST_ROUND)
         telling = Telling(tracker, told=lambda: spool.sent.run_id)
@@ -154,6 +156,19 @@ def timed(values: Mapping[str, float], step: int) -> list[Metric]:
     return [Metric(key, value, step, now) for key, value in values.items()]
 
 
+def claim_given_run(root: Path) -> None:
+    """Put this process's name on the run of `mlflow run`, if any, and end the runs that killed processes left RUNNING.
+
+    The stages name themselves later; a kill before them would leave a run that nobody can tell from a living one.
+    """
+    given = os.environ.get("MLFLOW_RUN_ID")
+    if given is None:
+        return
+    with contextlib.suppress(Exception):  # whatever is wrong with MLflow, the stages report it
+        open_client(tracking_uri(root)).set_tag(given, PROCESS, process_name())
+        end_dead_runs(root, end=True)
+
+
 def end_dead_runs(root: Path, *, end: bool) -> list[str]:
     """Give the names of runs in the project's store that a process of this machine, now dead, left RUNNING.
 
@@ -168,7 +183,7 @@ def end_dead_runs(root: Path, *, end: bool) -> list[str]:
     client, found = open_client(uri), []
     experiments = [item.experiment_id for item in client.search_experiments()]
     for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
-        process = run.data.tags.get("bigstep.process")
+        process = run.data.tags.get(PROCESS)
         if process is not None and is_alive(process) is False:
             found.append(str(run.info.run_name))
             if end:

@@ -41,7 +41,7 @@ from bigstep.stages.starting import ensure_starts
 from bigstep.stages.watching import watch_workers
 from bigstep.stages.worker import SearchRequest, has_ended, open_ledgers
 from bigstep.step.measuring import resident_bytes
-from bigstep.tracking.database import open_client, open_experiment, tracking_uri
+from bigstep.tracking.database import connect, open_experiment, tracking_uri
 from bigstep.tracking.mlflow_tracker import git_tags
 
 __all__ = ["search"]
@@ -170,7 +170,7 @@ def _report_failure(ledgers: tuple[Ledger, Ledger], params: Params, code: int) -
 
 def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
     """Find or begin the run of the whole study; that of `mlflow run`, where there is one."""
-    client = open_client(request.uri)
+    client = connect(request.uri)
     given = os.environ.get("MLFLOW_RUN_ID")
     if given is not None:
         experiment_id = str(client.get_run(given).info.experiment_id)

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigstep.console import console
+from bigstep.errors import ProjectError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["file_lock", "open_client", "open_experiment", "set_aside_unused", "tracking_uri"]
+__all__ = ["connect", "file_lock", "open_client", "open_experiment", "set_aside_unused", "tracking_uri", "without_login"]
+
+START_SECONDS = 10.0  # a server that is just starting is waited for
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -42,6 +46,33 @@ def open_client(uri: str) -> "MlflowClient":
                 raise
             client.search_experiments(max_results=1)
     return client
+
+
+def connect(uri: str) -> "MlflowClient":
+    """Connect as :func:`open_client` does, with patience for a server that is just starting.
+
+    Raises:
+        ProjectError: it does not answer; one line, without a password that the address may hold.
+    """
+    from mlflow.exceptions import MlflowException
+
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return open_client(uri)
+        except (MlflowException, OSError) as error:
+            if time.monotonic() > deadline:
+                cause = without_login(str(error)).splitlines()[0][:200]
+                raise ProjectError(
+                    f"MLflow must answer at {without_login(uri)}, but does not: {cause}; start it, or correct "
+                    "$MLFLOW_TRACKING_URI"
+                ) from None
+            time.sleep(1.0)
+
+
+def without_login(text: str) -> str:
+    """Return a text with the user name and password of each address in it left out."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def set_aside_unused(path: Path | None) -> bool:

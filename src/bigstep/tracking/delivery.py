@@ -15,6 +15,7 @@ from bigstep.console import console
 from bigstep.models.classifier import ServedClassifier
 from bigstep.models.saving import load_classifier
 from bigstep.tracking.base import DatasetRecord, Metric, ModelPackage
+from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.registry import produced_by, promote
 from bigstep.tracking.spool import Sent, Spool
@@ -135,7 +136,7 @@ class Courier:
                     self.spool.sent = Sent(tracker.run_id, offset)
                     self._moved = time.monotonic()
         except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage goes on
-            self.problem, self._tracker = f"{type(error).__name__}: {error}".splitlines()[0][:200], None
+            self.problem, self._tracker = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200], None
             return False
         self.problem = None
         return True
@@ -148,7 +149,7 @@ class Courier:
             if getattr(error, "error_code", None) not in REFUSALS or not tracker.is_there():
                 raise
             self.spool.set_aside(entry, str(error))
-            reason = str(error).splitlines()[0][:200]
+            reason = without_login(str(error)).splitlines()[0][:200]
             console.print(f"MLflow refused an entry ({entry['entry']}): {reason}; it is kept in {self.spool.refused}")
 
     def _open(self) -> MlflowTracker:

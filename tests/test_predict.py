@@ -1,0 +1,58 @@
+"""`bigstep predict` with an exported model, where there is no project; and MLflow that does not answer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bigstep.config.model import Model
+from bigstep.errors import ProjectError
+from bigstep.models.building import InputShape
+from bigstep.models.saving import ModelCard, build_classifier, save_model
+from bigstep.stages.predict import predict
+from bigstep.tracking import database
+
+CARD = ModelCard(
+    Model(width=4).model_dump(mode="json"), ("cat", "dog"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
+)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """A folder with a model of two classes, and an image beside it."""
+    classifier = build_classifier(Model(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
+    save_model(classifier.network.state_dict(), CARD, tmp_path / "model")
+    Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(tmp_path / "photo.png")
+    return tmp_path
+
+
+def test_an_exported_model_answers_in_any_folder_with_class_names_and_no_warning(exported: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bigstep.cli", "predict", "photo.png", "--model", "model"],
+        cwd=exported,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "cat" in done.stdout
+    assert "dog" in done.stdout
+
+
+def test_a_server_that_does_not_answer_is_one_line_without_its_password(
+    tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "START_SECONDS", 0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "params.yaml").write_text("data: {}\n", encoding="utf-8")
+    with pytest.raises(ProjectError) as caught:
+        predict(tmp_path, [exported / "photo.png"], None)
+    message = str(caught.value)
+    assert "MLflow must answer at http://127.0.0.1:9" in message
+    assert "secret" not in message
+    assert len(message.splitlines()) == 1
