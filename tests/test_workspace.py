@@ -12,7 +12,7 @@ from dvc.ignore import DvcIgnoreFilter
 from bigstep.errors import DataError, ProjectError
 from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths
-from bigstep.stages.pipeline import wait_for_lock
+from bigstep.stages.pipeline import find_project_root, wait_for_lock
 from bigstep.stages.workspace import private_workspace
 
 NAMES = (
@@ -91,3 +91,20 @@ def test_dvcs_lock_is_waited_for_after_a_kill(tmp_path: Path, capsys: pytest.Cap
     timer.join()
     assert capsys.readouterr().out.count("waiting for its lock") == 2
     zc.lockfile.LockFile(str(lock)).close()  # it is free for dvc
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "what?", "100%", "#1"])
+def test_a_project_in_a_folder_that_mlflow_cannot_address_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    for file in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name / file).touch()
+    with pytest.raises(ProjectError, match="rename or move the folder"):
+        find_project_root(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["two words", "проект"])
+def test_spaces_and_other_letters_are_no_reason(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    for file in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name / file).touch()
+    assert find_project_root(tmp_path / name) == tmp_path / name

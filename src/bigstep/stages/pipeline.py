@@ -26,6 +26,7 @@ from bigstep.stages.workspace import private_workspace
 __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
 
 
+UNUSABLE = "'\"?#%"
 LOCK_SECONDS = 30.0  # dvc itself waits for 3
 
 
@@ -46,11 +47,20 @@ def find_project_root(start: Path) -> Path:
     """
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            _check_name(folder)
             _check_code(folder)
             return folder
     raise ProjectError(
         f"bigstep must be called in a project with params.yaml and dvc.yaml, but {start} is in none; change folder"
     )
+
+
+def _check_name(root: Path) -> None:
+    if any(letter in str(root) for letter in UNUSABLE):
+        raise ProjectError(
+            f"the path of a project must hold none of {' '.join(UNUSABLE)}, which MLflow's addresses cannot hold, but is "
+            f"{root}; rename or move the folder"
+        )
 
 
 def _check_code(root: Path) -> None:
