@@ -222,6 +222,8 @@ def test_values_on_disk_are_plain_json(digits: Store, tmp_path: Path) -> None:
         (60, 5.0, None, 60),
         (60, 0.3, 15, 3),  # Young: sqrt(2 * 0.3 * 15)
         (60, 0.3, 100_000, 60),
+        (float("inf"), None, None, float("inf")),  # none: at the ends of epochs only
+        (float("inf"), 0.3, 15, float("inf")),
     ],
 )
 def test_the_interval_follows_the_cost_and_the_kills(longest: float, cost: float, life: float, expected: float) -> None:
@@ -239,5 +241,6 @@ def test_starts_are_counted_and_forgotten_at_the_end(tmp_path: Path) -> None:
     second = Checkpoints(tmp_path / "a.1", 60.0, {})
     second.restore(None, micro_batch_size=1)  # type: ignore[arg-type]
     assert len(json.loads((tmp_path / "a.1.starts.json").read_text())["starts"]) == 2
+    assert second.is_due(at_epoch_end=False) is False
     second.clear()
     assert not list(tmp_path.iterdir())

@@ -17,11 +17,11 @@ from bigstep.stages.inputs import flat_text
 __all__ = ["check_record"]
 
 
-def check_record(folder: Path, notes: Path, find_cache: Callable[[], Path]) -> None:
+def check_record(folder: Path, notes: Path, before: bytes, find_cache: Callable[[], Path]) -> None:
     """Compare dvc.lock with the notes of the stages that ran; an entry that differs is taken out, of the run cache too.
 
     DVC reads params.yaml and the code once more after a stage has ended, so that an edit at that moment is recorded with a
-    result that it had no part in.
+    result that it had no part in. ``before`` is dvc.lock as it was: an entry that DVC did not write now is not judged.
 
     Raises:
         ProjectError: an entry differs.
@@ -31,8 +31,9 @@ def check_record(folder: Path, notes: Path, find_cache: Callable[[], Path]) -> N
     content = _load(lock) if noted else None
     if content is None:
         return
-    entries = content.get("stages") or {}
-    wrong = [name for name, note in noted.items() if name in entries and _differs(entries[name], note)]
+    entries, former = content.get("stages") or {}, (_parse(before) or {}).get("stages") or {}
+    written = [name for name in noted if name in entries and entries[name] != former.get(name)]
+    wrong = [name for name in written if _differs(entries[name], noted[name])]
     if not wrong:
         return
     cache = find_cache()
@@ -81,7 +82,14 @@ def _essence(entry: Mapping[str, Any]) -> str:
 
 def _load(path: Path) -> dict[str, Any] | None:
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError, UnicodeDecodeError):
+        return _parse(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        content = YAML(typ="safe", pure=True).load(text.decode("utf-8"))
+    except (YAMLError, UnicodeDecodeError):
         return None
     return content if isinstance(content, dict) else None

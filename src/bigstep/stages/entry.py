@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from bigstep.config.reading import parse_section, read_yaml
 from bigstep.config.section import Section
 from bigstep.errors import UserError
-from bigstep.files import whole_file
+from bigstep.files import whole_file, write_json
 from bigstep.stages.attempts import attempt_key, begin_stage, finish_stage, one_writer
 from bigstep.stages.inputs import StageInputs, read_inputs
 from bigstep.stages.lifeline import hold_lifeline
@@ -108,7 +107,7 @@ def _hand_over(stage: Stage) -> None:
     if INPUTS in os.environ:
         with contextlib.suppress(OSError):  # whoever asked for it may be gone
             record = {"params": stage.inputs.params, "files": stage.inputs.files}
-            Path(os.environ[INPUTS], f"{stage.name}.json").write_text(json.dumps(record), encoding="utf-8")
+            write_json(record, Path(os.environ[INPUTS], f"{stage.name}.json"))
 
 
 def _leave_code(code: int) -> int:

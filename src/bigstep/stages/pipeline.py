@@ -161,8 +161,10 @@ def _run_dvc(folder: Path, root: Path, request: Request) -> int:
         environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file), INPUTS: scratch}
         if folder != root:
             environment["BIGSTEP_ROOT"] = str(root)
+        lock = StagePaths(folder).lock
+        before = lock.read_bytes() if lock.exists() else b""
         code = follow_command([sys.executable, "-m", "dvc", *arguments], folder, environment)
-        check_record(folder, Path(scratch), lambda: cache_folder(folder))
+        check_record(folder, Path(scratch), before, lambda: cache_folder(folder))
         return int(exit_file.read_text(encoding="utf-8")) if code and exit_file.exists() else code
 
 

@@ -84,6 +84,7 @@ class Checkpoints:
         """Keep them in ``folder``; ``tags`` tell of what differs from when the training began."""
         self.folder = folder
         self._clock = clock
+        self._opened, self._tried = clock(), False
         self._life: float | None = None
         self.every_seconds = every_seconds
         self.tags = tags
@@ -123,7 +124,8 @@ class Checkpoints:
     def is_due(self, *, at_epoch_end: bool) -> bool:
         """Tell whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""
         passed = self._clock() - self._written
-        interval = checkpoint_interval(self.every_seconds, self._cost if self.num_written else None, self._life)
+        lived = None if self._life is None else max(self._life, self._clock() - self._opened)
+        interval = checkpoint_interval(self.every_seconds, self._cost if self._tried else None, lived)
         return passed >= interval or (at_epoch_end and self._cost <= SHARE * passed)
 
     def save(self, state: TrainingState, kept: Mapping[str, Any], *, micro_batch_size: int) -> bool:
@@ -138,12 +140,15 @@ class Checkpoints:
             save_checkpoint(self.folder, whole, _versions())
         except (OSError, SafetensorError) as error:
             console.print(f"no checkpoint at step {state.step}: {error}; the one before stays, and the training goes on")
-            self._written = self._clock()
+            self._note_cost(started)
             return False
-        self._written = self._clock()
-        self._cost = self._written - started
+        self._note_cost(started)
         self.num_written, self.written_seconds = self.num_written + 1, self.written_seconds + self._cost
         return True
+
+    def _note_cost(self, started: float) -> None:
+        self._written, self._tried = self._clock(), True
+        self._cost = self._written - started
 
     def clear(self) -> None:
         """Delete them: the training has ended."""
@@ -183,6 +188,8 @@ def checkpoint_interval(longest: float, cost: float | None, life: float | None) 
         cost: seconds that writing the last one took; None before the first.
         life: mean seconds between two starts of this training; None at its first start.
     """
+    if math.isinf(longest):
+        return longest  # at the ends of epochs only
     if cost is None:
         return min(longest, FIRST)
     if life is None:

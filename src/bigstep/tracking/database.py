@@ -38,13 +38,29 @@ def open_client(uri: str) -> "MlflowClient":
 
     mlflow.set_tracking_uri(uri)
     with _alone(uri):
-        client = mlflow.MlflowClient(uri)
         try:
-            client.search_experiments(max_results=1)
+            return _answering(uri)
         except Exception:
             if not set_aside_unused(_database(uri)):
                 raise
-            client.search_experiments(max_results=1)
+            _forget_engine(uri)
+            return _answering(uri)
+
+
+def _forget_engine(uri: str) -> None:
+    """Close MLflow's connections, which would keep using the renamed file; MLflow keeps them for good."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = getattr(SqlAlchemyStore, "_engine_map", {}).pop(uri, None)  # private, and there is no public way
+    if engine is not None:
+        engine.dispose()
+
+
+def _answering(uri: str) -> "MlflowClient":
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    client.search_experiments(max_results=1)
     return client
 
 
