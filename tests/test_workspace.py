@@ -1,7 +1,10 @@
 """Private copies of the project, and what is written into .dvcignore: neither touches what it does not own."""
 
+import json
 import os
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from dvc.ignore import DvcIgnoreFilter
 from bigstep.errors import DataError, ProjectError
 from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths
-from bigstep.stages.pipeline import find_project_root, wait_for_lock
+from bigstep.stages.pipeline import find_project_root, wait_for_dying, wait_for_lock
 from bigstep.stages.workspace import private_workspace
 
 NAMES = (
@@ -108,3 +111,18 @@ def test_spaces_and_other_letters_are_no_reason(name: str, tmp_path: Path) -> No
     for file in ("params.yaml", "dvc.yaml"):
         (tmp_path / name / file).touch()
     assert find_project_root(tmp_path / name) == tmp_path / name
+
+
+def test_a_zombie_that_dvcs_rwlock_names_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / ".dvc" / "tmp" / "rwlock"
+    wait_for_dying(tmp_path)
+    path.parent.mkdir(parents=True)
+    child = subprocess.Popen(["true"])
+    path.write_text(json.dumps({"write": {"data": {"pid": child.pid, "cmd": "dvc repro"}}}), encoding="utf-8")
+    timer = threading.Timer(1.5, child.wait)  # a zombie until then
+    timer.start()
+    started = time.monotonic()
+    wait_for_dying(tmp_path)
+    assert time.monotonic() - started > 1.2
+    timer.join()
+    wait_for_dying(tmp_path, patience=0.1)

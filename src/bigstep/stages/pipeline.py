@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bigstep.config.params import Params
 from bigstep.config.reading import Override, apply_overrides, read_yaml
@@ -27,6 +30,7 @@ __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait
 
 
 UNUSABLE = "'\"?#%"
+DYING_SECONDS = 1.0  # from a kill until the process is seen to be dead
 LOCK_SECONDS = 30.0  # dvc itself waits for 3
 
 
@@ -153,8 +157,27 @@ def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
                 return
 
 
+def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
+    """Wait until processes that were killed are gone: DVC takes a zombie that its rwlock names for a living one."""
+    path, started = folder / ".dvc" / "tmp" / "rwlock", time.monotonic()
+    while path.exists() and (waited := time.monotonic() - started) < patience:
+        numbers = re.findall(r'"pid": (\d+)', path.read_text(encoding="utf-8", errors="replace"))
+        if not any(_may_be_dying(int(number), waited) for number in numbers):
+            return
+        time.sleep(0.2)
+
+
+def _may_be_dying(number: int, waited: float) -> bool:
+    try:
+        is_zombie = psutil.Process(number).status() == psutil.STATUS_ZOMBIE  # type: ignore[no-untyped-call] # psutil's
+    except psutil.Error:
+        return False
+    return is_zombie or waited < DYING_SECONDS
+
+
 def _run_dvc(folder: Path, root: Path, request: Request) -> int:
     wait_for_lock(folder)
+    wait_for_dying(folder)
     arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
     with tempfile.TemporaryDirectory() as scratch:
         exit_file = Path(scratch, "exit")
