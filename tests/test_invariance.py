@@ -156,7 +156,7 @@ def test_in_float32_the_cut_is_far_below_the_spread_of_seeds(digits: Store) -> N
     for micro in (16, 7):
         loss, right = judge(0, micro)
         assert abs(loss - seeds[0][0]) <= 0.3 * spread
-        assert abs(right - seeds[0][1]) <= 5  # of 359: images on the boundary, more on some processors than on others
+        assert abs(right - seeds[0][1]) <= 5  # of 359; it was 3, and is 4 on one machine, for a reason not found yet
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -218,7 +218,9 @@ def test_batch_norm_is_named_recalibrated_and_tagged(trained: Path) -> None:
     assert run.data.tags["slice_invariant_reason"].startswith("BatchNorm2d in network.features.2")
 
 
-def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path) -> None:
+def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # newer kernels reorder more than the limit below, which is of AVX2
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     before = (trained / "params.yaml").read_bytes()
     first = _run(trained, "python", "pipelines/plan.py", "--seconds", "12")
     assert "measuring small_cnn in float32, contiguous" in first
@@ -248,10 +250,9 @@ def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path) ->
     assert run.data.params["train.effective_batch_size"] == "64"
     assert run.data.tags["bigstep.micro_batch_size"] == str(chosen["micro_batch_size"])
     assert run.data.metrics["peak_memory_bytes"] <= 1300 * 2**20
-    # grey images lie in both layouts at once: oneDNN reorders the largest weight (295 kB), once or twice by the processor,
-    # which fake tensors do not show
+    # grey images lie in both layouts at once: oneDNN reorders the largest weight (295 kB), which fake tensors do not show
     measured, predicted = (run.data.metrics[key] for key in ("peak_tensor_bytes", "predicted_peak_bytes"))
-    assert measured == pytest.approx(predicted, abs=2.1 * 128 * 64 * 9 * 4)
+    assert measured == pytest.approx(predicted, abs=1.1 * 128 * 64 * 9 * 4)
     again = _run(trained, "python", "pipelines/plan.py", "--adopt")
     assert "hardware.micro_batch_size is now" in again
     assert "measuring" not in again
