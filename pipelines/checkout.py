@@ -4,6 +4,7 @@ MLflow keeps environments and reuses them, so one made for another checkout may 
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,18 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 @contextmanager
-def own_source() -> Iterator[None]:
-    """Import `bigstep` from this checkout within the block; exit with code 2 and one line where that cannot be."""
+def own_source() -> Iterator[float]:
+    """Import `bigstep` from this checkout within the block; exit with code 2 and one line where that cannot be.
+
+    Yields:
+        The time, as of ``time.time()``, before the first import.
+    """
+    started = time.time()
     sys.path.insert(0, str(SOURCE))
     try:
         import bigstep
 
-        yield
+        yield started
     except ModuleNotFoundError as error:
         _refuse(
             f"every requirement must be installed, but {sys.executable} has no module {error.name!r}; "

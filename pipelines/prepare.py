@@ -2,8 +2,8 @@
 
 from checkout import own_source
 
-with own_source():
+with own_source() as started:
     from bigstep.stages.prepare import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(started))

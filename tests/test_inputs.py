@@ -1,5 +1,6 @@
 """What changes while a stage runs is never recorded with a result that was computed without it."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -64,9 +65,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> P
     return project
 
 
+def test_code_written_while_it_is_imported_is_refused(folder: Path) -> None:
+    inputs = read_inputs(folder, "train")
+    written = (folder / "code.py").stat().st_mtime
+    inputs.check_code(written)
+    with pytest.raises(ProjectError, match=r"code\.py was written meanwhile"):
+        inputs.check_code(written - 1)
+    later = time.time() + 3600
+    os.utime(folder / "code.py", (later, later))
+    inputs.check_code(written - 1)  # a clock that is ahead: the time says nothing
+
+
 @slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("what", ["params", "code"])
+@pytest.mark.parametrize("what", ["params", "code", "branch"])
 def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     what: str, trained: Project, tmp_path: Path, empty_database: Path
 ) -> None:
@@ -75,11 +87,17 @@ def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     path, before, after = {
         "params": (project.root / "params.yaml", "learning_rate: 0.004", "learning_rate: 0.04"),
         "code": (project.root / "src" / "bigstep" / "training" / "optimization.py", '"""', '"""Another. '),
+        "branch": (project.root / "params.yaml", "learning_rate: 0.004", "learning_rate: 0.04"),
     }[what]
+    if what == "branch":
+        _commit_branch(project, path, before, after)
     original = path.read_text(encoding="utf-8")
     process = project.start("dvc", "repro", "train")
     project.until(process, lambda line: "epoch 2/12" in line or "epoch 2" in line)
-    _edit(path, before, after)
+    if what == "branch":
+        project.run("git", "checkout", "-q", "other")
+    else:
+        _edit(path, before, after)
     assert process.stdout is not None
     output = process.stdout.read()
     assert process.wait(60) != 0
@@ -88,12 +106,72 @@ def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     lock = (project.root / "dvc.lock").read_text(encoding="utf-8")
     assert "learning_rate: 0.04\n" not in lock
     assert {run.info.status for run in project.runs()} <= {"FAILED", "KILLED"}
-    path.write_text(original, encoding="utf-8")
+    if what == "branch":
+        project.run("git", "checkout", "-q", "-")
+    else:
+        path.write_text(original, encoding="utf-8")
     started = time.monotonic()
     output = project.run("dvc", "repro", "train")
     seconds = time.monotonic() - started
     assert "goes on from the checkpoint" in output
     assert seconds < 60
+    model = Path("results", "train", "model.safetensors")
+    assert (project.root / model).read_bytes() == (trained.root / model).read_bytes()
+    assert [run.info.status for run in project.runs()] == ["FINISHED"]
+
+
+def _commit_branch(project: Project, path: Path, before: str, after: str) -> None:
+    """Commit params.yaml as it is, and an edit of it on the branch `other`."""
+    commit = ("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-a", "-m", "another")
+    project.run(*commit)
+    project.run("git", "checkout", "-q", "-b", "other")
+    _edit(path, before, after)
+    project.run(*commit)
+    project.run("git", "checkout", "-q", "-")
+
+
+@slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("stage", "module", "line", "edit"),
+    [
+        ("train", "curves.py", "def draw_curves(", ("learning_rate: 0.004", "learning_rate: 0.04")),
+        ("evaluate", "page.py", "def draw_confusion(", ("calibration_bins: 15", "calibration_bins: 16")),
+    ],
+)
+def test_an_edit_while_results_are_written_ends_no_run_well(
+    stage: str, module: str, line: str, edit: tuple[str, str], trained: Project, tmp_path: Path, empty_database: Path
+) -> None:
+    """The project's own drawing of a picture edits params.yaml, once."""
+    project = Project(copy_project(tmp_path / "project", empty_database))
+    shutil.copyfile(trained.root / "params.yaml", project.root / "params.yaml")
+    original = (project.root / "params.yaml").read_text(encoding="utf-8")
+    assert edit[0] in original
+    code = project.root / "src" / "bigstep" / "report" / module
+    text = code.read_text(encoding="utf-8")
+    first = (
+        "import pathlib as _pathlib\n\n"
+        "if not _pathlib.Path('edited').exists():\n"
+        "    def _edit():\n"
+        "        path = _pathlib.Path('params.yaml')\n"
+        f"        path.write_text(path.read_text().replace({edit[0]!r}, {edit[1]!r}))\n"
+        "        _pathlib.Path('edited').touch()\n"
+        "else:\n"
+        "    def _edit():\n"
+        "        pass\n\n\n"
+    )
+    head, _, body = text.partition(line)
+    signature, _, rest = body.partition('    """')
+    code.write_text(f'{head}{first}{line}{signature}    _edit()\n    """{rest}', encoding="utf-8")
+    output = project.bigstep(stage, code=2)
+    assert "must stay as it is while the stage runs" in output
+    runs = project.runs()
+    assert [run.info.status for run in runs] == ["FAILED"]
+    assert runs[0].data.tags["bigstep.stage"] == stage
+    assert "champion" not in output
+    (project.root / "params.yaml").write_text(original, encoding="utf-8")
+    output = project.bigstep(stage)
+    assert ("goes on from the checkpoint" in output) == (stage == "train")
     model = Path("results", "train", "model.safetensors")
     assert (project.root / model).read_bytes() == (trained.root / model).read_bytes()
     assert [run.info.status for run in project.runs()] == ["FINISHED"]

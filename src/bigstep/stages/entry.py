@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,13 @@ class Stage:
         return parse_section(kind, self.content)
 
 
-def run_stage(name: str, body: Callable[[Stage], None]) -> int:
+def run_stage(name: str, body: Callable[[Stage], None], started: float | None = None) -> int:
     """Run a stage in the current folder.
+
+    Args:
+        name: of the stage in dvc.yaml.
+        body: what it does.
+        started: ``time.time()`` before this code was imported; code written since then is refused.
 
     Returns:
         The exit code: 0, that of a user's error (2 for most), or 143 and 130 after SIGTERM and SIGINT.
@@ -60,6 +66,7 @@ def run_stage(name: str, body: Callable[[Stage], None]) -> int:
         with signals.watched():
             hold_lifeline(signals)
             stage = _open(name, signals)
+            stage.inputs.check_code(time.time() if started is None else started)
             with one_writer(stage.project.attempts / f"{stage.key}.lock"):
                 begin_stage(stage.project.attempts, stage.key, name, is_recorded=_is_recorded(stage))
                 body(stage)
@@ -105,22 +112,22 @@ def _note_path(stage: Stage) -> Path:
 def _hand_over(stage: Stage) -> None:
     """Leave what the stage started with for a `bigstep` above DVC, which compares it with what DVC records."""
     if INPUTS in os.environ:
-        with contextlib.suppress(OSError):  # whoever asked for it may be gone
+        with contextlib.suppress(OSError):  # the bigstep above may have been killed
             record = {"params": stage.inputs.params, "files": stage.inputs.files}
             write_json(record, Path(os.environ[INPUTS], f"{stage.name}.json"))
 
 
 def _leave_code(code: int) -> int:
     if "BIGSTEP_EXIT_FILE" in os.environ:
-        with contextlib.suppress(OSError):  # whoever asked for it may be gone
+        with contextlib.suppress(OSError):  # the bigstep above may have been killed
             Path(os.environ["BIGSTEP_EXIT_FILE"]).write_text(str(code), encoding="utf-8")
     return code
 
 
 def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
-    inputs = read_inputs(paths.root, name)
     content = read_yaml(paths.params)
+    inputs = read_inputs(paths.root, name, content)
     # Loaded by name: checking the other sections can refuse a file but changes nothing a stage does, so that these modules
     # are no dependencies of the stage in dvc.yaml.
     checking = importlib.import_module("bigstep.stages.checking")

@@ -31,13 +31,13 @@ TEST = 2
 BATCH = 256  # images of a forward pass
 
 
-def main() -> int:
-    """Run the stage in the current folder."""
+def main(started: float | None = None) -> int:
+    """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
 
     def body(stage: Stage) -> None:
         evaluate(stage, stage.section(Evaluate), stage.section(Hardware), stage.section(Tracking))
 
-    return run_stage("evaluate", body)
+    return run_stage("evaluate", body, started)
 
 
 def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tracking) -> None:
@@ -59,6 +59,7 @@ def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tra
     _write_results(stage.paths.evaluate, store, probabilities, scores, card, evaluate)
     with stage_run(stage, tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores)
+        stage.inputs.check()
         name = tracking.registered_model or f"bigstep-{store.manifest.source}"
         tracker.promote(name, card.weights_sha256)
 

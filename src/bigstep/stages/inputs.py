@@ -6,6 +6,7 @@ was computed from the former state, so a stage compares before it leaves its out
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,21 @@ class StageInputs:
     params: dict[str, str]
     files: dict[str, str]
 
+    def check_code(self, started: float) -> None:
+        """Check that no Python file was written since ``started`` (``time.time()`` before any was imported).
+
+        Raises:
+            ProjectError: one was, so that it is not known which text of it runs.
+        """
+        paths = [self.root / name for name in sorted(self.files) if name.endswith(".py")]
+        now = time.time()  # a time in the future says nothing
+        changed = [path for path in paths if path.is_file() and started < path.stat().st_mtime <= now]
+        if changed:
+            raise ProjectError(
+                f"the code of stage {self.stage} must stay as it is while the stage starts, but {changed[0]} was written "
+                "meanwhile; run the same command again"
+            )
+
     def check(self) -> None:
         """Compare with what is on disk now.
 
@@ -45,15 +61,20 @@ class StageInputs:
             )
 
 
-def read_inputs(root: Path, stage: str) -> StageInputs:
+def read_inputs(root: Path, stage: str, content: Mapping[str, Any] | None = None) -> StageInputs:
     """Read what dvc.yaml lists for ``stage``; nothing where there is no dvc.yaml.
+
+    Args:
+        root: of the project, or of the private copy that the stage runs in.
+        stage: its name in dvc.yaml.
+        content: of params.yaml, where it was read before.
 
     Raises:
         ConfigError: params.yaml or dvc.yaml cannot be read.
     """
     if not (root / "dvc.yaml").exists():
         return StageInputs(root, stage, {}, {})
-    content = read_yaml(root / "params.yaml")
+    content = read_yaml(root / "params.yaml") if content is None else content
     listed = (read_yaml(root / "dvc.yaml").get("stages") or {}).get(stage) or {}
     params = flat_text({section: content.get(section) or {} for section in listed.get("params", [])})
     data_root = str((content.get("data") or {}).get("root", "data/raw"))

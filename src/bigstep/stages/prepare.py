@@ -14,9 +14,9 @@ from bigstep.stages.entry import Stage, run_stage
 __all__ = ["main", "prepare"]
 
 
-def main() -> int:
-    """Run the stage in the current folder."""
-    return run_stage("prepare", lambda stage: prepare(stage, stage.section(Data), stage.section(Hardware)))
+def main(started: float | None = None) -> int:
+    """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
+    return run_stage("prepare", lambda stage: prepare(stage, stage.section(Data), stage.section(Hardware)), started)
 
 
 def prepare(stage: Stage, data: Data, hardware: Hardware) -> None:

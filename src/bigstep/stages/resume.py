@@ -89,6 +89,7 @@ class Checkpoints:
         self.every_seconds = every_seconds
         self.tags = tags
         self.num_written, self.written_seconds = 0, 0.0
+        self.saved_step: int | None = None
         self._written = self._clock()
         self._cost = 0.0
 
@@ -144,6 +145,7 @@ class Checkpoints:
             return False
         self._note_cost(started)
         self.num_written, self.written_seconds = self.num_written + 1, self.written_seconds + self._cost
+        self.saved_step = snapshot.step
         return True
 
     def _note_cost(self, started: float) -> None:

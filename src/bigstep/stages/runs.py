@@ -102,7 +102,7 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
     assert attempt is not None
     name = f"{stage.key}.{attempt.number}"
     folder, given = stage.project.spools / name, os.environ.get("MLFLOW_RUN_ID")
-    tags = {**git_tags(root), "bigstep.attempt": name}
+    tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
     with told_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
         yield telling.tracker
     note_run(stage.project.attempts, stage.key, telling.told())

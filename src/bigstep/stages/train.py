@@ -2,7 +2,6 @@
 
 import importlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
 from bigstep.console import console, live_line
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError, UserError
+from bigstep.errors import OutOfMemoryError
 from bigstep.files import check_writable
 from bigstep.models.classifier import Classifier
 from bigstep.stages.beginning import begin_training, judge_invariance
@@ -42,14 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["main", "train"]
 
 
-def main() -> int:
-    """Run the stage in the current folder."""
+def main(started: float | None = None) -> int:
+    """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
 
     def body(stage: Stage) -> None:
         sections = stage.section(Model), stage.section(Train), stage.section(Hardware)
         train(stage, *sections, stage.section(Memory), stage.section(Tracking), stage.section(Checkpoint))
 
-    return run_stage("train", body)
+    return run_stage("train", body, started)
 
 
 def train(  # the sections it reads
@@ -90,6 +89,7 @@ def train(  # the sections it reads
             console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
         _report_noise(state, tracker, batch)
         card = write_results(stage.paths, store, state, model, train, batch, history.rows)
+        stage.inputs.check()
         log_results(stage.paths, tracker, store, card)
         state.guard.close()
     stage.inputs.check()  # once more, before the checkpoints are deleted
@@ -164,8 +164,10 @@ def _run(  # what training needs, each apart
                 if stage.signals.told is not None or keeping.checkpoints.is_due(at_epoch_end=ends):
                     save()
                 stage.signals.raise_if_told()
+        if keeping.checkpoints.saved_step != state.step:
+            save()  # the results may be refused, or the process killed as it writes them
         stage.signals.raise_if_told()
-        _check_inputs(stage, save)
+        stage.inputs.check()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -180,15 +182,6 @@ def _run(  # what training needs, each apart
         tracker.set_tags({"bigstep.out_of_memory": str(state.guard.num_failures), "bigstep.final_micro_batch_size": str(size)})
     console.print(f"trained in {time.perf_counter() - started:.1f} s, {history.images_per_second:,.0f} images/s")
     return history
-
-
-def _check_inputs(stage: Stage, save: Callable[[], None]) -> None:
-    """Keep the trained state where the stage has to refuse to write its results."""
-    try:
-        stage.inputs.check()
-    except UserError:
-        save()
-        raise
 
 
 def _num_parameters(classifier: Classifier) -> int:
