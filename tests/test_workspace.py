@@ -126,3 +126,14 @@ def test_a_zombie_that_dvcs_rwlock_names_is_waited_for(tmp_path: Path) -> None:
     assert time.monotonic() - started > 1.2
     timer.join()
     wait_for_dying(tmp_path, patience=0.1)
+
+
+def test_an_rwlock_torn_by_a_kill_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / ".dvc" / "tmp" / "rwlock"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"write": {"data": {"pid": 1', encoding="utf-8")
+    wait_for_dying(tmp_path, patience=0.5)  # too soon to tell it from one that is being written
+    assert path.exists()
+    wait_for_dying(tmp_path)
+    assert not path.exists()
+    assert path.with_suffix(".torn").exists()

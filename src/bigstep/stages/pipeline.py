@@ -1,6 +1,7 @@
 """Run stages through DVC: in the project, or with overrides in a private copy of it."""
 
 import fcntl
+import json
 import os
 import re
 import subprocess
@@ -158,13 +159,29 @@ def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
 
 
 def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
-    """Wait until processes that were killed are gone: DVC takes a zombie that its rwlock names for a living one."""
+    """Wait until processes that were killed are gone: DVC takes a zombie that its rwlock names for a living one.
+
+    A kill can also tear the rwlock, which DVC then refuses to read; a torn one is set aside.
+    """
     path, started = folder / ".dvc" / "tmp" / "rwlock", time.monotonic()
     while path.exists() and (waited := time.monotonic() - started) < patience:
-        numbers = re.findall(r'"pid": (\d+)', path.read_text(encoding="utf-8", errors="replace"))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        numbers = re.findall(r'"pid": (\d+)', text)
         if not any(_may_be_dying(int(number), waited) for number in numbers):
-            return
+            if _is_json(text):
+                return
+            if waited >= DYING_SECONDS:  # or another dvc is just writing it
+                path.replace(path.with_suffix(".torn"))
+                console.print(f"{path} was torn by a kill; set aside as {path.with_suffix('.torn').name}")
         time.sleep(0.2)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _may_be_dying(number: int, waited: float) -> bool:
