@@ -41,6 +41,7 @@ class Registered:
     run_id: str
     artifacts: Path
     backup: Path
+    module: ServedClassifier
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,13 @@ def logged(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
     classifier = build_classifier(Model(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
     example = np.zeros((2, 8, 8, 1), np.uint8)
     tags = {"bigstep.weights_sha256": "w", "bigstep.validation_digest": "d", "bigstep.val_loss": "0.5"}
-    tracker.log_model(ModelPackage(ServedClassifier(classifier, 8).eval(), example, ("cat", "dog"), tags))
+    module = ServedClassifier(classifier, 8).eval()
+    tracker.log_model(ModelPackage(module, example, ("cat", "dog"), tags))
     assert promote(tracker.client, tracker.run_id, "pets", metric="val_loss", smaller_is_better=True)
     artifacts = next((root / "mlruns").rglob("MLmodel")).parent
     backup = tmp_path_factory.mktemp("backup") / "model"
     shutil.copytree(artifacts, backup)
-    return Registered(root, tracker.run_id, artifacts, backup)
+    return Registered(root, tracker.run_id, artifacts, backup, module)
 
 
 @pytest.fixture
@@ -75,6 +77,15 @@ def test_an_untouched_model_answers_by_every_address(registered: Registered, add
     assert found.classes == ("cat", "dog")
     assert found.probabilities(np.zeros((1, 9, 9, 1), np.uint8)).shape == (1, 2)
     assert not list(find_damage(registered.root, check_params({})))
+
+
+@pytest.mark.parametrize("value", [0, 1, 2, 255])
+def test_an_image_of_one_value_however_dark_answers_as_the_exported_folder(registered: Registered, value: int) -> None:
+    found = _from_registry(ProjectPaths(registered.root), "pets")
+    image = np.full((1, 9, 9, 1), value, np.uint8)
+    with torch.no_grad():
+        expected = registered.module(torch.from_numpy(image)).numpy()
+    np.testing.assert_allclose(found.probabilities(image), expected, atol=1e-6)
 
 
 def _rewrite(pt2: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None) -> None:

