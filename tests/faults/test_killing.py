@@ -1,9 +1,11 @@
 """Rows 1 to 6 and 31: processes that are killed or told to stop."""
 
+import contextlib
 import os
 import random
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -114,6 +116,41 @@ def test_told_as_a_group_the_stage_still_commits(round_number: int, project: Pro
     output = project.finish("train")
     assert "goes on from the checkpoint" in output
     assert project.end_state() == undisturbed
+
+
+@pytest.mark.fault(48, "params.yaml edited while a stage runs, and put back", rounds=20, rare=True)
+def test_an_edit_while_it_runs_leaves_no_result_and_costs_nothing(
+    round_number: int, project: Project, judged: EndState
+) -> None:
+    process = project.start("bigstep", "repro", PYTHONPATH=str(project.root / "src"))
+    project.until(process, lambda line: line.startswith("small_cnn"))  # train has read its parameters
+    time.sleep(random.Random(round_number).uniform(0, LONGEST / 2))
+    params = project.root / "params.yaml"
+    original = params.read_text(encoding="utf-8")
+    project.set("train.learning_rate=0.05", "evaluate.calibration_bins=9")
+    output, _ = process.communicate(timeout=120)
+    lock = (project.root / "dvc.lock").read_text(encoding="utf-8")
+    assert "Traceback" not in output
+    assert "learning_rate: 0.05" not in lock, output
+    assert process.returncode == (2 if "must stay as it is" in output or "must record" in output else 0), output
+    params.write_text(original, encoding="utf-8")
+    project.finish()
+    assert project.end_state() == judged
+
+
+@pytest.mark.fault(49, "the same command again, at once after a kill, ten times", rounds=5, rare=True)
+def test_started_again_at_once_after_a_kill_it_never_refuses(round_number: int, project: Project, judged: EndState) -> None:
+    draw = random.Random(3000 + round_number)
+    output = ""
+    for _ in range(10):
+        process = project.start("bigstep", "repro", PYTHONPATH=str(project.root / "src"))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output, _ = process.communicate(timeout=draw.uniform(0.5, LONGEST / 3))
+        assert process.poll() in (None, 0), output
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    project.bigstep("repro")
+    assert project.end_state() == judged
 
 
 def test_the_lines_of_the_state_folder_are_swept(project: Project) -> None:
