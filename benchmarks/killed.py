@@ -1,6 +1,6 @@
-"""How much of the time is useful when a training is killed again and again: `bigstep train`, killed every 15, 60 and 300 s.
+"""How much of the time is useful when a training is killed again and again: `bigstep train`, every 15, 60 and 300 s.
 
-Each case trains in two git clones of this checkout at once, with one thread each: in one piece, and killed (SIGKILL to the whole
+Each case trains in two git clones of this checkout at once, with one thread each: in one piece, and killed (SIGKILL to the
 group, S seconds after each start). The share is the seconds of the training in one piece over the seconds until the killed one
 has ended, so that what is computed again, the starts of DVC, Python and torch, and the checkpoints all count as waste.
 """
