@@ -1,7 +1,12 @@
 """Law 2 with everything on: the cut and the number of workers change nothing that is learned."""
 
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,17 +151,38 @@ def test_without_keys_the_cut_changes_the_weights(digits: Store) -> None:
 
 @pytest.mark.slow
 def test_in_float32_the_cut_is_far_below_the_spread_of_seeds(digits: Store) -> None:
+    """Rounding grows over 300 steps at this rate, so the limits are for one set of kernels, which every x86 of today has.
+
+    With those of AVX-512 it is 5 images instead of 3, and the loss within 0.1 of the spread.
+    """
+    kernels = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    code = f"import test_invariance; test_invariance.print_cuts({str(digits.paths.manifest.parent)!r})"
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env={**os.environ, **kernels},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    seeds, cuts = json.loads(finished.stdout.splitlines()[-1])
+    spread = float(torch.tensor([loss for loss, _ in seeds]).std())
+    assert len(cuts) == 2
+    for loss, right in cuts:
+        assert abs(loss - seeds[0][0]) <= 0.3 * spread
+        assert abs(right - seeds[0][1]) <= 3  # of 359
+
+
+def print_cuts(folder: str) -> None:
+    """Print, for five seeds in one piece and then for two cuts of the first, the test loss and how many are right."""
+    store = Store(Path(folder))
+
     def judge(seed: int, micro: int) -> tuple[float, int]:
-        state = _run(digits, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
-        found = validate(state.judged, ordered_batches(digits, 2, 359))
+        state = _run(store, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
+        found = validate(state.judged, ordered_batches(store, 2, 359))
         return found.loss, round(found.accuracy * 359)
 
-    seeds = [judge(seed, 64) for seed in range(5)]
-    spread = float(torch.tensor([loss for loss, _ in seeds]).std())
-    for micro in (16, 7):
-        loss, right = judge(0, micro)
-        assert abs(loss - seeds[0][0]) <= 0.3 * spread
-        assert abs(right - seeds[0][1]) <= 5  # of 359; it was 3, and is 4 on one machine, for a reason not found yet
+    sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(5)], [judge(0, micro) for micro in (16, 7)]]) + "\n")
 
 
 @pytest.mark.parametrize("workers", [1, 4])
