@@ -18,8 +18,9 @@ from bigstep.errors import ProjectError, UserError
 from bigstep.files import whole_file
 from bigstep.search.ledger import Ledger, counted
 from bigstep.search.mlflow_callback import parent_run
+from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.space import Space, build_space
-from bigstep.search.storage import STORAGE_ERRORS, without_password
+from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
 from bigstep.stages.checking import check_params
 from bigstep.stages.findings import Findings, find, winning_params, write_findings
 from bigstep.stages.paths import ProjectPaths, StagePaths
@@ -82,11 +83,14 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, adopt: bo
     largest = largest_micro(project, content, space, store)
     plan = plan_slicings(project, content, space, store)
     address = study_address(project, params)
-    first, again = open_ledgers(params, address)
-    check_same(first.study, params, space, store)
-    ensure_starts(first, params, space, prior)
     request = _request(project, paths, content, address, reason, largest, params)
-    return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
+    try:
+        first, again = open_ledgers(params, address)
+        check_same(first.study, params, space, store)
+        ensure_starts(first, params, space, prior)
+        return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
+    except STORAGE_ERRORS as error:
+        raise storage_is_gone(address, error) from None
 
 
 def _request(
@@ -139,7 +143,13 @@ def _conduct(
             telling.status = "KILLED" if code > 128 else "FAILED"
         if 0 < code < 128:
             return _report_failure(ledgers, params, code)
-        findings = find(params, first, again)
+        try:
+            findings = patiently(lambda: find(params, first, again), request.address, seconds=0.0 if code else OUTAGE)
+        except ProjectError as error:
+            if not code:
+                raise
+            console.print(str(error))
+            return code
         folder = StagePaths(project.root).search
         rungs = plan.ladders[0].rungs if plan is not None else ()
         room = room_for_training(check_params(request.content).hardware, resident_bytes()) if plan is not None else None
