@@ -1,7 +1,6 @@
 """`bigstep search`: a study, workers that train its trials, and what they found."""
 
 import contextlib
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from bigstep.search.mlflow_callback import parent_run
 from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
+from bigstep.stages.caller import given_run, pointing_run
 from bigstep.stages.checking import check_params
 from bigstep.stages.findings import Findings, find, winning_params, write_findings
 from bigstep.stages.paths import ProjectPaths, StagePaths
@@ -138,6 +138,8 @@ def _conduct(
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with told_run(state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given) as telling:
+        if (pointing := pointing_run(params.tracking.experiment)) is not None:
+            telling.tracker.point_from(pointing)
         code = 0 if has_ended(params, space, ledgers) else watch_workers(request, params, ledgers, state, workers)
         if code:
             telling.status = "KILLED" if code > 128 else "FAILED"
@@ -179,9 +181,9 @@ def _report_failure(ledgers: tuple[Ledger, Ledger], params: Params, code: int) -
 
 
 def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
-    """Find or begin the run of the whole study; that of `mlflow run`, where there is one."""
+    """Find or begin the run of the whole study; that of `mlflow run`, where somebody named its experiment."""
     client = connect(request.uri)
-    given = os.environ.get("MLFLOW_RUN_ID")
+    given = given_run(request.experiment)
     if given is not None:
         experiment_id = str(client.get_run(given).info.experiment_id)
         name = str(client.get_experiment(experiment_id).name)
