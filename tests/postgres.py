@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -28,26 +27,54 @@ def binaries() -> Path:
     return Path(initdb).parent
 
 
+class Server:
+    """A server with an empty database, which can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        """Set it up in ``folder``, whose path must be short: that of a socket has a limit."""
+        self._folder, self._bin = folder, binaries()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._options = {"preexec_fn": _unprivileged(folder), "cwd": folder, **quiet}
+        self.port = free_port(0)
+        self.address = f"postgresql://study:secret@127.0.0.1:{self.port}/postgres"
+        self._run("initdb", "-A", "trust", "-U", "study")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        settings = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", str(self._folder), "-p", str(self.port)]
+        self._server = subprocess.Popen([self._bin / "postgres", "-D", self._folder / "data", *settings], **self._options)
+        _wait_for(self.address, self._server)
+
+    def stop(self, mode: str) -> None:
+        """Stop it ``fast``, or ``immediate``: as a crash does."""
+        if self._server.poll() is None:
+            self._run("pg_ctl", "stop", "-m", mode)
+        self._server.wait(30)
+
+    def _run(self, name: str, *arguments: str) -> None:
+        subprocess.run([self._bin / name, *arguments, "-D", self._folder / "data"], check=True, **self._options)
+
+
+@contextmanager
+def postgres_server() -> Iterator[Server]:
+    """Run a server while the block does."""
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    try:
+        server = Server(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop("fast")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
     """Run a server while the block does; gives the address of an empty database."""
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the path of a socket has a limit
-    bin_, port, change = binaries(), free_port(0), _unprivileged(folder)
-    try:
-        options = {"preexec_fn": change, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-        data = folder / "data"
-        subprocess.run([bin_ / "initdb", "-A", "trust", "-U", "study", "-D", data], check=True, **options)
-        settings = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", str(folder), "-p", str(port)]
-        server = subprocess.Popen([bin_ / "postgres", "-D", data, *settings], **options)
-        try:
-            address = f"postgresql://study:secret@127.0.0.1:{port}/postgres"
-            _wait_for(address, server)
-            yield address
-        finally:
-            server.send_signal(signal.SIGINT)  # of its own accord it waits for every connection to end
-            server.wait(30)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres_server() as server:
+        yield server.address
 
 
 def _unprivileged(folder: Path):

@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.errors import ProjectError
 from bigstep.machine import process_name
 from bigstep.search.ledger import WORKER, Ledger
 from bigstep.search.storage import open_storage, open_study
@@ -176,6 +177,41 @@ def test_tables_of_an_unfinished_migration_are_set_aside(by: str, root: Path) ->
         assert not _texts(root, "schema")
     open_client(f"sqlite:///{root / 'mlflow.db'}").create_run("0")
     assert schema_state(root / "mlflow.db") == "current"
+
+
+def _hold_a_run_half_made(path: Path, how: str) -> None:
+    open_client(f"sqlite:///{path}").create_run("0")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(how)
+        connection.commit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        "DROP TABLE datasets; DROP TABLE alembic_version",  # MLflow begins again, and finds its tables
+        "UPDATE alembic_version SET version_num = '451aebb31d03'",
+    ],
+)
+def test_a_half_made_database_that_holds_runs_is_one_line_and_is_left_alone(
+    how: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "half.db"  # MLflow does not look again at a file that it has open
+    _hold_a_run_half_made(root / "mlflow.db", how)
+    shutil.copyfile(root / "mlflow.db", path)
+    with pytest.raises(ProjectError) as caught:
+        open_client(f"sqlite:///{path}")
+    message = str(caught.value)
+    assert message.startswith(f"MLflow must open {path}, but cannot: ")
+    assert "`bigstep doctor`" in message
+    assert len(message.splitlines()) == 1
+    assert not list(root.glob("half.db.half-made*"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    assert doctor(root, fix=True) == 4
+    assert f"to begin a new history, move {path} away" in capsys.readouterr().out
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM runs").fetchone() == (1,)
 
 
 def test_a_repair_that_failed_is_not_called_done(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

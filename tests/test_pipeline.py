@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
@@ -66,6 +67,10 @@ def _runs(root: Path) -> list[Any]:
     client = _client(root)
     experiments = [item.experiment_id for item in client.search_experiments()]
     return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
+
+
+def _experiment(root: Path, run: Any) -> str:
+    return str(_client(root).get_experiment(run.info.experiment_id).name)
 
 
 def _history(root: Path, run: Any, key: str) -> list[int]:
@@ -149,10 +154,12 @@ def test_forcing_leaves_the_same_bytes_and_trains_every_step(trained: Path) -> N
 
 def test_mlflow_run_with_parameters_leaves_the_tree_alone_and_serves_the_model(trained: Path, tmp_path: Path) -> None:
     before, runs = _tree(trained), len(_runs(trained))
-    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "-P", "learning_rate=1e-3", "-P", "accumulation_steps=8")
+    parameters = ("-P", "learning_rate=1e-3", "-P", "accumulation_steps=8")
+    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "--experiment-name", "mine", *parameters)
     assert _tree(trained) == before
     assert _run(trained, "git", "status", "--porcelain") == ""
     (run,) = _runs(trained)[runs:]
+    assert _experiment(trained, run) == "mine"
     given = {
         "learning_rate": "1e-3",
         "accumulation_steps": "8",
@@ -183,12 +190,57 @@ def test_mlflow_run_with_parameters_leaves_the_tree_alone_and_serves_the_model(t
 
 def test_mlflow_run_of_what_is_up_to_date_is_complete_and_names_the_run_that_made_it(trained: Path) -> None:
     runs = _runs(trained)
-    _run(trained, "mlflow", "run", ".", "--env-manager", "local")
+    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "--experiment-name", "mine")
     (run,) = _runs(trained)[len(runs) :]
     assert run.data.tags["bigstep.up_to_date"] == "true"
     assert run.data.tags["bigstep.produced_by"] in {old.info.run_id for old in runs}
     assert "test_accuracy" in run.data.metrics
     assert run.data.params["train.epochs"] == "2"
+
+
+def _pointers(root: Path) -> dict[str, Any]:
+    return {run.info.run_id: run for run in _runs(root) if _experiment(root, run) == "Default"}
+
+
+def test_mlflow_run_without_an_experiment_writes_to_that_of_params_yaml_and_its_own_run_points_there(trained: Path) -> None:
+    runs, before = {run.info.run_id for run in _runs(trained)}, _pointers(trained)
+    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=1")
+    (pointer,) = (run for name, run in _pointers(trained).items() if name not in before)
+    (run,) = (run for run in _runs(trained) if run.info.run_id not in {*runs, pointer.info.run_id})
+    assert _experiment(trained, run) == "bigstep"
+    assert {item.info.status for item in (run, pointer)} == {"FINISHED"}
+    assert run.data.params["train.epochs"] == "1"
+    assert "test_accuracy" in run.data.metrics
+    assert _history(trained, run, "train_loss") == list(range(20))
+    assert pointer.data.params == {"epochs": "1"}
+    assert pointer.data.metrics == {}
+    assert pointer.data.tags["bigstep.run_id"] == run.info.run_id
+    assert f"/runs/{run.info.run_id}) of experiment bigstep" in pointer.data.tags["mlflow.note.content"]
+    runs = {run.info.run_id for run in _runs(trained)}
+    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=1")
+    (again,) = (item for item in _runs(trained) if item.info.run_id not in runs)
+    assert _experiment(trained, again) == "Default"
+    assert again.data.tags["bigstep.run_id"] == run.info.run_id, "what is up to date has its results in the run that made it"
+
+
+def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(trained: Path) -> None:
+    before = {run.info.run_id for run in _runs(trained)}
+    command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=30", "-P", "overrides=checkpoint.every=0.2s")
+    process = subprocess.Popen(command, cwd=trained, env=_environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((trained / ".bigstep" / "checkpoints").glob("*/step-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for item in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        item.kill()
+    process.wait()
+    assert "goes on from the checkpoint of step" in _run(trained, *command)
+    new = [run for run in _runs(trained) if run.info.run_id not in before]
+    killed, ended = (run for run in new if _experiment(trained, run) == "Default")
+    (run,) = (run for run in new if _experiment(trained, run) == "bigstep")
+    assert [item.info.status for item in (killed, ended, run)] == ["KILLED", "FINISHED", "FINISHED"]
+    assert killed.data.tags["bigstep.run_id"] == ended.data.tags["bigstep.run_id"] == run.info.run_id
+    assert _history(trained, run, "train_loss") == list(range(600))
 
 
 def test_mlflow_run_refuses_unknown_names_and_bad_values(trained: Path) -> None:
@@ -453,7 +505,8 @@ def served(trained: Path) -> Iterator[str]:
 
 def test_a_git_address_brings_metrics_and_model_into_the_callers_store(served: str, tmp_path: Path) -> None:
     _run(tmp_path, "mlflow", "run", served, "--env-manager", "local", "-P", "epochs=1", "-P", "micro_batch_size=64")
-    (run,) = _runs(tmp_path)
+    (run,) = (run for run in _runs(tmp_path) if _experiment(tmp_path, run) == "bigstep")
+    assert len(_runs(tmp_path)) == 2
     assert "test_accuracy" in run.data.metrics
     assert run.data.params["hardware.micro_batch_size"] == "64"
     model = _client(tmp_path).get_model_version_by_alias("bigstep-digits", "champion")

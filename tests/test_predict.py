@@ -1,5 +1,6 @@
 """`bigstep predict` with an exported model, where there is no project; and MLflow that does not answer."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
 from bigstep.models.saving import ModelCard, build_classifier, save_model
 from bigstep.stages.predict import predict
+from bigstep.stages.servers import free_port
 from bigstep.tracking import database
 
 CARD = ModelCard(
@@ -56,3 +58,17 @@ def test_a_server_that_does_not_answer_is_one_line_without_its_password(
     assert "MLflow must answer at http://127.0.0.1:9" in message
     assert "secret" not in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_verification_without_mlflow_says_so_and_does_not_say_that_all_is_well(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("data: {}\n", encoding="utf-8")
+    (tmp_path / "dvc.yaml").touch()
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://user:secret@127.0.0.1:{free_port(0)}"}
+    command = [sys.executable, "-m", "bigstep.cli", "verify"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bigstep: registered models could not be checked: MLflow must answer at http://127.0.0.1:")
+    assert "secret" not in line

@@ -81,6 +81,15 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quic
     assert {trial.user_attrs["mlflow_run_id"] for trial in trials} <= {run.info.run_id for run in children}
 
 
+def test_a_search_by_mlflow_run_has_its_run_in_the_same_experiment(quick: Project) -> None:
+    (parent,), before = _runs(quick)[0], {run.info.run_id for run in quick.runs()}
+    quick.run("mlflow", "run", ".", "-e", "search", "--env-manager", "local", "-P", "trials=4", "-P", "workers=1")
+    (pointer,) = (run for run in quick.runs() if run.info.run_id not in before)
+    assert pointer.info.experiment_id == "0"
+    assert pointer.info.status == "FINISHED"
+    assert pointer.data.tags["bigstep.run_id"] == parent.info.run_id
+
+
 def open_stored_study(project: Project, name: str) -> optuna.Study:
     storage = open_storage(str(project.root / ".bigstep" / "search" / "search.journal"))
     return optuna.load_study(study_name=name, storage=storage)

@@ -2,9 +2,13 @@
 
 import json
 import os
+import pwd
 import subprocess
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,6 +98,32 @@ def test_dvcs_lock_is_waited_for_after_a_kill(tmp_path: Path, capsys: pytest.Cap
     timer.join()
     assert capsys.readouterr().out.count("waiting for its lock") == 2
     zc.lockfile.LockFile(str(lock)).close()  # it is free for dvc
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Root may read and write everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(pwd.getpwnam("nobody").pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize(("name", "wait"), [("lock", wait_for_lock), ("rwlock", wait_for_dying)])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lock_of_dvc_that_belongs_to_another_user_is_one_line(name: str, wait: Callable[[Path], None], kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        path = Path(folder, ".dvc", "tmp", name)
+        path.parent.mkdir(parents=True)
+        path.mkdir() if kind == "folder" else path.touch(0)
+        with _as_nobody(), pytest.raises(ProjectError, match="must be a file that this user may write") as caught:
+            wait(Path(folder))
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', "what?", "100%", "#1"])

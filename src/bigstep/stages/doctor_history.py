@@ -31,6 +31,8 @@ def find_database(uri: str, aside: Aside) -> Iterator[Finding]:
         yield Finding(f"{path} is damaged: {answer}", lambda: f"{aside.move(path)}; a new one is made at the next start")
     elif state == "older":
         yield Finding(f"{path} has the schema of an older MLflow", lambda: _upgrade(uri, path, aside))
+    elif state == "half made":
+        yield Finding(f"{path} was half made: it has tables, but no schema", lambda: _upgrade(uri, path, aside))
     elif state == "unknown":
         yield Finding(f"{path} has a schema that MLflow {version('mlflow')} does not know; install the one that wrote it", None)
 
@@ -52,13 +54,17 @@ def _answer(path: Path) -> str:
 
 
 def schema_state(path: Path) -> str:
-    """Compare a database's schema with the installed MLflow's: ``current``, ``older``, ``unknown``, or ``none`` to compare."""
+    """Compare a schema with that of MLflow: ``current``, ``older``, ``unknown``, ``half made``, or ``none`` to compare."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            versions = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else None
+            found = None if versions is None else versions.fetchone()
     except sqlite3.DatabaseError:
-        return "none"  # no tables yet, held by another, or damaged
-    return "none" if found is None else _place(found[0])
+        return "none"  # held by another, or damaged
+    if found is None:
+        return "half made" if tables - {"alembic_version"} else "none"
+    return _place(found[0])
 
 
 def _place(revision: str) -> str:
@@ -90,7 +96,8 @@ def _upgrade(uri: str, path: Path, aside: Aside) -> str:
         return "it held no run; a new one is created at the next start"
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return f"`mlflow db upgrade` failed: {lines[-1] if lines else done.returncode}; as it was: {kept}"
+        why = lines[-1] if lines else done.returncode
+        return f"`mlflow db upgrade` failed ({why}); as it was: {kept}; to begin a new history, move {path} away"
     return f"upgraded; as it was: {kept}"
 
 

@@ -137,35 +137,55 @@ def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
     """Wait until DVC's lock of the project in ``folder`` is free: right after a kill a dying process still holds it.
 
     Raises:
-        ProjectError: another process keeps it.
+        ProjectError: another process keeps it, or this user may not write it.
     """
     path = folder / ".dvc" / "tmp" / "lock"
-    if not path.exists():
+    try:
+        with path.open("r+b") as file:
+            _wait_for_lock(path, file.fileno(), patience)
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _wait_for_lock(path: Path, file: int, patience: float) -> None:
     deadline, waits = time.monotonic() + patience, False
-    with path.open("r+b") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ProjectError(f"{path} must be free, but another dvc holds it; wait for it, or stop it") from None
-                if not waits:
-                    console.print("another dvc works in this project; waiting for its lock")
-                waits = True
-                time.sleep(0.2)
-            else:
-                return
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ProjectError(f"{path} must be free, but another dvc holds it; wait for it, or stop it") from None
+            if not waits:
+                console.print("another dvc works in this project; waiting for its lock")
+            waits = True
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _not_writable(path: Path, error: OSError) -> ProjectError:
+    return ProjectError(
+        f"{path} must be a file that this user may write, but is not ({error.strerror}); "
+        "run as the project's owner, or give it to this user with `chown`"
+    )
 
 
 def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
     """Wait until processes that were killed are gone: DVC takes a zombie that its rwlock names for a living one.
 
     A kill can also tear the rwlock, which DVC then refuses to read; a torn one is set aside.
+
+    Raises:
+        ProjectError: this user may not read DVC's rwlock.
     """
     path, started = folder / ".dvc" / "tmp" / "rwlock", time.monotonic()
     while path.exists() and (waited := time.monotonic() - started) < patience:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise _not_writable(path, error) from None
         numbers = re.findall(r'"pid": (\d+)', text)
         if not any(_may_be_dying(int(number), waited) for number in numbers):
             if _is_json(text):

@@ -12,6 +12,7 @@ from pathlib import Path
 from bigstep.console import console
 from bigstep.machine import is_alive, process_name
 from bigstep.stages.attempts import note_run, read_attempt
+from bigstep.stages.caller import given_run, pointing_run
 from bigstep.stages.entry import Stage
 from bigstep.stages.signals import StoppedError
 from bigstep.tracking.base import Metric
@@ -97,13 +98,15 @@ def _end_former(spool: Spool, tracker: SpoolTracker) -> None:
 
 @contextmanager
 def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
-    """Tell the run of the stage's attempt, or that of ``mlflow run``."""
+    """Tell the run of the stage's attempt, or that of ``mlflow run`` where somebody named its experiment."""
     root, attempt = stage.project.root, read_attempt(stage.project.attempts, stage.key)
     assert attempt is not None
     name = f"{stage.key}.{attempt.number}"
-    folder, given = stage.project.spools / name, os.environ.get("MLFLOW_RUN_ID")
+    folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
     tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
     with told_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
+        if pointing is not None:
+            telling.tracker.point_from(pointing)
         yield telling.tracker
     note_run(stage.project.attempts, stage.key, telling.told())
     if telling.delivered:

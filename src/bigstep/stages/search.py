@@ -1,7 +1,6 @@
 """`bigstep search`: a study, workers that train its trials, and what they found."""
 
 import contextlib
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from bigstep.errors import ProjectError, UserError
 from bigstep.files import whole_file
 from bigstep.search.ledger import Ledger, counted
 from bigstep.search.mlflow_callback import parent_run
+from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.space import Space, build_space
-from bigstep.search.storage import STORAGE_ERRORS, without_password
+from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
+from bigstep.stages.caller import given_run, pointing_run
 from bigstep.stages.checking import check_params
 from bigstep.stages.findings import Findings, find, winning_params, write_findings
 from bigstep.stages.paths import ProjectPaths, StagePaths
@@ -82,11 +83,14 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, adopt: bo
     largest = largest_micro(project, content, space, store)
     plan = plan_slicings(project, content, space, store)
     address = study_address(project, params)
-    first, again = open_ledgers(params, address)
-    check_same(first.study, params, space, store)
-    ensure_starts(first, params, space, prior)
     request = _request(project, paths, content, address, reason, largest, params)
-    return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
+    try:
+        first, again = open_ledgers(params, address)
+        check_same(first.study, params, space, store)
+        ensure_starts(first, params, space, prior)
+        return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
+    except STORAGE_ERRORS as error:
+        raise storage_is_gone(address, error) from None
 
 
 def _request(
@@ -134,12 +138,20 @@ def _conduct(
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with told_run(state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given) as telling:
+        if (pointing := pointing_run(params.tracking.experiment)) is not None:
+            telling.tracker.point_from(pointing)
         code = 0 if has_ended(params, space, ledgers) else watch_workers(request, params, ledgers, state, workers)
         if code:
             telling.status = "KILLED" if code > 128 else "FAILED"
         if 0 < code < 128:
             return _report_failure(ledgers, params, code)
-        findings = find(params, first, again)
+        try:
+            findings = patiently(lambda: find(params, first, again), request.address, seconds=0.0 if code else OUTAGE)
+        except ProjectError as error:
+            if not code:
+                raise
+            console.print(str(error))
+            return code
         folder = StagePaths(project.root).search
         rungs = plan.ladders[0].rungs if plan is not None else ()
         room = room_for_training(check_params(request.content).hardware, resident_bytes()) if plan is not None else None
@@ -169,9 +181,9 @@ def _report_failure(ledgers: tuple[Ledger, Ledger], params: Params, code: int) -
 
 
 def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
-    """Find or begin the run of the whole study; that of `mlflow run`, where there is one."""
+    """Find or begin the run of the whole study; that of `mlflow run`, where somebody named its experiment."""
     client = connect(request.uri)
-    given = os.environ.get("MLFLOW_RUN_ID")
+    given = given_run(request.experiment)
     if given is not None:
         experiment_id = str(client.get_run(given).info.experiment_id)
         name = str(client.get_experiment(experiment_id).name)

@@ -18,7 +18,7 @@ from bigstep.config.params import Params
 from bigstep.config.reading import load_plain
 from bigstep.console import console
 from bigstep.data.store import Store
-from bigstep.errors import ModelError, UserError
+from bigstep.errors import ModelError, ProjectError, UserError
 from bigstep.models.saving import load_classifier
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.pipeline import cache_folder
@@ -38,19 +38,31 @@ def verify(root: Path, params: Params) -> int:
 
     Returns:
         0, or 4 where something is.
+
+    Raises:
+        ProjectError: nothing is, but not everything could be read.
     """
-    count = 0
-    for count, line in enumerate(find_damage(root, params), 1):  # noqa: B007 # counted
-        console.print(line)
+    count, unread = 0, None
+    try:
+        for count, line in enumerate(find_damage(root, params), 1):  # noqa: B007 # counted
+            console.print(line)
+    except ProjectError as error:
+        unread = error
+    if unread is not None and not count:
+        raise unread
     if count:
-        console.print(f"{count} damaged")
+        console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
         return DAMAGED
     console.print("everything that is there is what it was: sources, store, checkpoints, models, DVC's cache and outputs")
     return 0
 
 
 def find_damage(root: Path, params: Params) -> Iterator[str]:
-    """Give a line for each file that is not what was noted when it was written; what is not there yet is passed over."""
+    """Give a line for each file that is not what was noted when it was written; what is not there yet is passed over.
+
+    Raises:
+        ProjectError: MLflow does not answer, or this is no DVC project.
+    """
     paths, project = StagePaths(root), ProjectPaths(root)
     if paths.prepared.exists():
         try:
@@ -74,25 +86,29 @@ def find_damage(root: Path, params: Params) -> Iterator[str]:
 
 
 def _registered(root: Path) -> Iterator[str]:
-    """Hash the files of registered models that have a digest, where there is a store and it answers."""
-    from bigstep.tracking.database import open_client, tracking_uri
+    """Hash the files of registered models that have a digest, where there is a store."""
+    from bigstep.tracking.database import connect, tracking_uri, without_login
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():
         return
     from mlflow.exceptions import MlflowException
 
     try:
-        client = open_client(tracking_uri(root))
+        client = connect(tracking_uri(root))
         versions = [item for item in _versions(client) if SEAL_TAG in item.tags]
-    except (MlflowException, OSError) as error:
-        console.print(f"registered models are left out: MLflow does not answer ({type(error).__name__})")
-        return
+    except (ProjectError, MlflowException, OSError) as error:
+        cause = without_login(str(error)).splitlines()[0]
+        raise ProjectError(f"registered models could not be checked: {cause}") from None
     for version in versions:
-        try:
-            with checked_copy(client, version):
-                pass
-        except ModelError as error:
-            yield f"registered model: {error}"
+        yield from _version(client, version)
+
+
+def _version(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
+    try:
+        with checked_copy(client, version):
+            pass
+    except ModelError as error:
+        yield f"registered model: {error}"
 
 
 def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import optuna
 from optuna.trial import TrialState
@@ -26,9 +26,10 @@ from bigstep.data.store import Store
 from bigstep.errors import UserError
 from bigstep.search.finish import Again, audits, best_trials, replicates
 from bigstep.search.ledger import BEAT, KEY, RETRIES, Ledger, counted, live
+from bigstep.search.patience import patiently
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import Space, build_space
-from bigstep.search.storage import STORAGE_ERRORS, first_line, open_storage, open_study, storage_is_gone
+from bigstep.search.storage import STORAGE_ERRORS, first_line, open_storage, open_study
 from bigstep.stages.checking import check_params
 from bigstep.stages.conducting import Conductor
 from bigstep.stages.paths import ProjectPaths
@@ -38,8 +39,8 @@ from bigstep.step.measuring import resident_bytes
 
 __all__ = ["SearchRequest", "Worker", "finish_name", "has_ended", "main", "open_ledgers", "things_to_do_again"]
 
+T = TypeVar("T")
 POLL = 0.5  # seconds between two looks at a study whose trials others train
-OUTAGE = 60.0  # seconds that a storage may be away under a search
 ASKS = 10  # times the budget: infeasible ones cost nothing but must end
 
 
@@ -110,7 +111,7 @@ class Worker:
         """Open the study that ``request`` names."""
         self.request, self.signals = request, signals
         self.params = check_params(request.content)
-        self.first, self.again = open_ledgers(self.params, request.address)
+        self.first, self.again = self._patiently(lambda: open_ledgers(self.params, request.address))
         self.store = Store(Path(request.prepared))
         project = ProjectPaths(Path(request.root))
         self.space = build_space(self.params, request.reason).cut(request.largest)
@@ -125,7 +126,7 @@ class Worker:
         """
         for trial in self._take(self.first, is_first=True):
             self._hold(self.first, trial, lambda trial=trial: self.conductor.search(self.first.study, trial))
-        self._ensure_again()
+        self._patiently(self._ensure_again)
         for trial in self._take(self.again, is_first=False):
             self._hold(
                 self.again,
@@ -135,13 +136,7 @@ class Worker:
 
     def _take(self, ledger: Ledger, *, is_first: bool) -> Iterator[optuna.Trial]:
         while True:
-            self.signals.raise_if_told()
-            try:
-                trial = self._next(ledger, is_first=is_first)
-                waits = trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
-            except STORAGE_ERRORS as error:
-                self._wait_for_storage(error)
-                continue
+            trial, waits = self._patiently(lambda: self._next(ledger, is_first=is_first))
             if trial is not None:
                 yield trial
             elif waits:
@@ -149,13 +144,15 @@ class Worker:
             else:
                 return
 
-    def _next(self, ledger: Ledger, *, is_first: bool) -> optuna.Trial | None:
+    def _next(self, ledger: Ledger, *, is_first: bool) -> tuple[optuna.Trial | None, bool]:
+        """Take a trial; where there is none, tell whether others still train."""
         for number in ledger.sweep():
             console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
         if is_first:
             ensure_noise_start(ledger, self.space)
         in_time = time.monotonic() < self.deadline or not is_first
-        return ledger.claim(self._sampler if is_first else None) if in_time else None
+        trial = ledger.claim(self._sampler if is_first else None) if in_time else None
+        return trial, trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
 
     def _hold(self, ledger: Ledger, trial: optuna.Trial, train: Any) -> None:
         """Train with signs of life; a trial that is stopped goes back into the queue."""
@@ -169,11 +166,12 @@ class Worker:
                 raise
             console.print(f"trial {trial.number} was taken from this worker, which gave no sign of life; another has it now")
         except StoppedError:
-            self._give_back(ledger, trial.number)
+            with contextlib.suppress(*STORAGE_ERRORS):  # the next start sees that this worker is gone
+                self._give_back(ledger, trial.number)
             raise
         except STORAGE_ERRORS as error:
-            self._wait_for_storage(error)
-            self._give_back(ledger, trial.number)
+            console.print(f"trial {trial.number} goes back into the queue: the study's storage failed ({first_line(error)})")
+            self._patiently(lambda: self._give_back(ledger, trial.number))
         except Exception:
             frozen = ledger.trials()[trial.number]
             if ledger.fail(trial.number):
@@ -186,24 +184,8 @@ class Worker:
         if ledger.fail(number):
             ledger.put_back(frozen)
 
-    def _wait_for_storage(self, error: Exception) -> None:
-        """Wait until the study's storage answers.
-
-        Raises:
-            ProjectError: it does not for :data:`OUTAGE` seconds.
-        """
-        console.print(f"the study's storage does not answer ({first_line(error)}); waiting up to {OUTAGE:.0f} s")
-        deadline = time.monotonic() + OUTAGE
-        while True:
-            self.signals.raise_if_told()
-            try:
-                self.first.trials()
-            except STORAGE_ERRORS as problem:
-                if time.monotonic() > deadline:
-                    raise storage_is_gone(self.request.address, problem) from None
-                time.sleep(POLL)
-            else:
-                return
+    def _patiently(self, action: Callable[[], T]) -> T:
+        return patiently(action, self.request.address, check=self.signals.raise_if_told)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         search = self.params.search

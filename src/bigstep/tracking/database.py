@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["connect", "file_lock", "open_client", "open_experiment", "set_aside_unused", "tracking_uri", "without_login"]
 
 START_SECONDS = 10.0  # a server that is just starting is waited for
+PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -33,18 +34,32 @@ def tracking_uri(root: Path) -> str:
 
 
 def open_client(uri: str) -> "MlflowClient":
-    """Connect; an SQLite database is created or upgraded by one process while the others wait (they would break it)."""
+    """Connect; an SQLite database is created or upgraded by one process while the others wait (they would break it).
+
+    Raises:
+        ProjectError: MLflow cannot open the database although it holds runs; it is left as it is.
+    """
     import mlflow
 
     mlflow.set_tracking_uri(uri)
+    path = _database(uri)
     with _alone(uri):
         try:
             return _answering(uri)
-        except Exception:
-            if not set_aside_unused(_database(uri)):
+        except Exception as error:
+            if set_aside_unused(path):
+                _forget_engine(uri)
+                return _answering(uri)
+            if path is None or not path.exists() or PASSING.search(str(error)):
                 raise
-            _forget_engine(uri)
-            return _answering(uri)
+            raise _does_not_open(path, error) from None
+
+
+def _does_not_open(path: Path, error: Exception) -> ProjectError:
+    cause = str(error).splitlines()[0][:120].partition(". ")[0]
+    return ProjectError(
+        f"MLflow must open {path}, but cannot: {cause}; it may hold runs and is left as it is: `bigstep doctor` says what to do"
+    )
 
 
 def _forget_engine(uri: str) -> None:
@@ -71,12 +86,13 @@ def connect(uri: str) -> "MlflowClient":
         ProjectError: it does not answer; one line, without a password that the address may hold.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             return open_client(uri)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, SQLAlchemyError) as error:
             if time.monotonic() > deadline:
                 cause = without_login(str(error)).splitlines()[0][:200]
                 raise ProjectError(

@@ -24,6 +24,7 @@ __all__ = ["Courier", "deliver"]
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")  # of MLflow; trying again is no use
 HEAVY = ("model", "promote", "finish")  # wait until the stage has ended
+ABOUT_OTHERS = {"continues": MlflowTracker.take_over, "pointer": MlflowTracker.point_from}
 INTERVAL, LONGEST, LONGEST_DRAINING = 1.0, 60.0, 5.0  # seconds between two tries
 PATIENCE, HANGING = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
 
@@ -45,8 +46,8 @@ def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None
         _deliver_model(tracker, entry, folder)
     elif kind == "promote":
         _promote(tracker, entry["name"], entry["weights_sha256"])
-    elif kind == "continues":
-        tracker.take_over(entry["run_id"])
+    elif kind in ABOUT_OTHERS:
+        ABOUT_OTHERS[kind](tracker, entry["run_id"])
     elif kind == "finish":
         tracker.finish(entry["status"])
 

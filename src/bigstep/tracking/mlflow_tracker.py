@@ -21,7 +21,7 @@ __all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run"]
 T = TypeVar("T")
 METRICS_A_MESSAGE, PARAMS_A_MESSAGE = 1000, 100  # MLflow's limits
 DIGEST_LENGTH = 36  # MLflow's limit
-MODEL_URI_TAG, KEY_TAG = "bigstep.model_uri", "bigstep.run_key"
+MODEL_URI_TAG, KEY_TAG, POINTER_TAG = "bigstep.model_uri", "bigstep.run_key", "bigstep.run_id"
 
 
 def open_run(
@@ -143,6 +143,16 @@ class MlflowTracker:
         self.client.set_tag(run_id, "continued_by", self.run_id)
         if self.client.get_run(run_id).info.status == "RUNNING":
             self.client.set_terminated(run_id, "KILLED")
+
+    def point_from(self, run_id: str) -> None:
+        """Note in the run ``run_id`` that this one has the history."""
+        if not _exists(self.client, run_id):
+            return
+        experiment = self.client.get_experiment(self.client.get_run(self.run_id).info.experiment_id)
+        link = f"[{self.run_id}](#/experiments/{experiment.experiment_id}/runs/{self.run_id})"
+        text = f"The results are in run {link} of experiment {experiment.name}; `--experiment-name` names another."
+        self.client.set_tag(run_id, POINTER_TAG, self.run_id)
+        self.client.set_tag(run_id, "mlflow.note.content", text)
 
     def finish(self, status: str) -> None:
         """End the run, which does nothing where it has this status."""

@@ -232,6 +232,10 @@ class SpoolTracker:
                 self._append("continues", run_id=old)
             self.spool.sent = Sent(run_id, 0)
 
+    def point_from(self, run_id: str) -> None:
+        """Have another run say that this one has the history."""
+        self._append("pointer", run_id=run_id)
+
     def finish(self, status: str) -> None:
         """End the run."""
         self._append("finish", status=status)

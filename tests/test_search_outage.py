@@ -1,0 +1,138 @@
+"""`bigstep search` on a PostgreSQL server that is away: at the start, and while a trial trains."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import psycopg
+import pytest
+from optuna.trial import FrozenTrial
+
+from bigstep.errors import ProjectError
+from bigstep.search.ledger import counted
+from bigstep.search.patience import patiently
+from bigstep.search.storage import open_storage, open_study
+from bigstep.stages.servers import free_port
+from bigstep.stages.worker import finish_name
+from conftest import copy_project
+from faults.project import Project
+from postgres import Server, postgres_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+QUICK = ("train.epochs=4", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
+TRIALS, AWAY = 6, 10.0
+TRAINS = """
+    SELECT count(*) FROM trials JOIN trial_intermediate_values USING (trial_id)
+    WHERE state = 'RUNNING' AND number >= 1
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path) -> Project:
+    project = Project(copy_project(tmp_path / "project", empty_database))
+    project.set(*QUICK)
+    return project
+
+
+def _wait_until_a_trial_trains(server: Server, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(server.address) as connection:
+            if connection.execute(TRAINS).fetchone() != (0,):
+                return
+        time.sleep(0.1)
+    raise AssertionError("no trial trained")
+
+
+def _trials(address: str, name: str) -> list[FrozenTrial]:
+    storage = open_storage(address)
+    trials = optuna.load_study(study_name=name, storage=storage).get_trials()
+    storage.remove_session()
+    storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage
+    return trials
+
+
+def _logs(project: Project) -> str:
+    logs = (project.root / ".bigstep" / "search").rglob("worker-*.log")
+    return "".join(path.read_text(encoding="utf-8") for path in logs)
+
+
+def test_a_search_outlives_a_crash_of_its_database(project: Project) -> None:
+    command = ("search", "--trials", str(TRIALS), "--workers", "2", "--storage")
+    with postgres_server() as server:
+        process = project.start(
+            sys.executable, "-m", "bigstep.cli", *command, server.address, PYTHONPATH=str(project.root / "src")
+        )
+        _wait_until_a_trial_trains(server, process)
+        server.stop("immediate")
+        time.sleep(AWAY)
+        assert process.poll() is None, "the search ended while its database was away"
+        server.start()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        found = {name: _trials(server.address, name) for name in ("search", finish_name("search"))}
+    assert "Traceback" not in output
+    assert "winner: trial" in output
+    assert len(counted(found["search"])) == TRIALS
+    assert [trial for trials in found.values() for trial in trials if not trial.state.is_finished()] == []
+    assert "the study's storage does not answer" in _logs(project)
+    assert "Traceback" not in _logs(project)
+    runs = {run.info.run_id: run.info.status for run in project.runs()}
+    assert "RUNNING" not in runs.values()
+    assert {runs[trial.user_attrs["mlflow_run_id"]] for trial in counted(found["search"])} == {"FINISHED"}
+
+
+def test_a_search_stopped_while_its_database_is_away_ends_at_once_and_is_completed_later(project: Project) -> None:
+    command = ("search", "--trials", "3", "--workers", "1", "--storage")
+    with postgres_server() as server:
+        process = project.start(
+            sys.executable, "-m", "bigstep.cli", *command, server.address, PYTHONPATH=str(project.root / "src")
+        )
+        _wait_until_a_trial_trains(server, process)
+        server.stop("immediate")
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        assert "Traceback" not in output + _logs(project)
+        assert "winner" not in output
+        server.start()
+        output = project.bigstep(*command, server.address)
+        trials = _trials(server.address, "search")
+    assert "winner: trial" in output
+    assert len(counted(trials)) == 3
+    assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_what_needs_a_storage_is_done_again_until_it_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    with postgres_server() as server:
+        storage = open_storage(server.address)
+        study = open_study(storage, "study", ["minimize"])
+        server.stop("immediate")
+        with pytest.raises(ProjectError, match="the storage of a study must answer, but postgresql") as caught:
+            patiently(study.get_trials, server.address, seconds=1)
+        assert len(str(caught.value).splitlines()) == 1
+        assert "secret" not in str(caught.value)
+        timer = threading.Timer(2, server.start)
+        timer.start()
+        assert patiently(study.get_trials, server.address) == []
+        timer.join()
+        storage.remove_session()
+        storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage
+    assert capsys.readouterr().out.count("the study's storage does not answer") == 2
+
+
+def test_a_database_that_is_away_at_the_start_is_one_line(project: Project) -> None:
+    address = f"postgresql://study:secret@127.0.0.1:{free_port(0)}/postgres"
+    output = project.bigstep("search", "--trials", "2", "--workers", "1", "--storage", address, code=2)
+    assert "Traceback" not in output
+    assert "secret" not in output
+    lines = [line for line in output.splitlines() if line.startswith("bigstep: ")]
+    assert len(lines) == 1
+    assert "the storage of a study must answer, but postgresql" in lines[0]
