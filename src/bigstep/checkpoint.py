@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from bigstep.errors import CheckpointError
-from bigstep.files import read_record, sync, write_json
+from bigstep.files import read_json, read_record, sync, write_json
 from bigstep.training.snapshot import Snapshot
 
 __all__ = ["Commit", "check_folder", "clear_checkpoints", "load_latest", "read_commit", "save_checkpoint"]
@@ -89,9 +89,9 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
         if problem is None:
             commit = read_commit(path)
             try:
-                values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+                values = read_json(path / VALUES)
                 tensors = safetensors.torch.load_file(path / TENSORS, device=device)
-            except (ValueError, RecursionError, SafetensorError) as error:
+            except (ValueError, SafetensorError) as error:
                 problem = f"{path} does not read ({type(error).__name__})"
             else:
                 return Snapshot(commit.step, tensors, values), commit, problems
