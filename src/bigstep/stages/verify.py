@@ -3,7 +3,6 @@
 DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
 """
 
-import csv
 import hashlib
 import os
 from collections.abc import Iterator
@@ -107,8 +106,7 @@ def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
 def _sources(store: Store, folder: Path) -> Iterator[str]:
     """Hash the files that prepare has read, wherever the source keeps them."""
     if store.manifest.source == "image-folder":
-        with store.paths.samples.open(newline="", encoding="utf-8") as file:
-            expected = [(folder / row["name"], row["sha256"]) for row in csv.DictReader(file)]
+        expected = [(folder / name, sha256) for name, sha256 in store.origins()]
     else:
         home = _package_data() if store.manifest.source == "digits" else folder
         found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
