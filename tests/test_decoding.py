@@ -195,3 +195,8 @@ def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_by_name(tmp_path: P
     refusal = decode_file(path, COLOUR)
     assert isinstance(refusal, Refusal)
     assert "scans of 512 x 512 pixels, more than 500 megapixels in all" in refusal.reason
+    pair = BytesIO()
+    image.save(pair, "MPO", save_all=True, append_images=[image])
+    index = pair.getvalue()[2 : pair.getvalue().index(b"\xff\xdb")]  # by which Pillow takes a JPEG for several
+    path.write_bytes(content[:2] + index + content[2:-2] + content[last:-2] * 3000 + content[-2:])
+    assert isinstance(decode_file(path, COLOUR), Refusal)

@@ -119,3 +119,38 @@ def test_folders_nested_thousands_deep_are_refused_by_name(tmp_path: Path) -> No
     finally:
         subprocess.run(["rm", "-rf", root / "a"], check=True)  # pytest's own cleaning is recursive
     assert [(entry.name.count("/d"), entry.refusal) for entry in deep] == [(64, "a folder more than 64 folders deep")]
+
+
+def _linked(tmp_path: Path) -> Path:
+    """Class folders with 7 entries of their own, and 60 behind a link."""
+    root = _make(tmp_path / "root", "a/x.png", "b/deep/y.png", "b/.hidden")
+    _make(tmp_path, *(f"far/{part}/{number}.png" for part in range(4) for number in range(14)))
+    (root / "a" / "all").symlink_to(tmp_path / "far")
+    return root
+
+
+def test_a_link_to_more_entries_than_the_limit_is_named_in_one_line(tmp_path: Path) -> None:
+    root = _linked(tmp_path)
+    assert len(list_folder(root, max_entries=67).entries) == 58
+    for limit in (66, 40):
+        with pytest.raises(
+            DataError, match=f"at most {limit} files and folders.*below the link '{root / 'a' / 'all'}'"
+        ) as caught:
+            list_folder(root, max_entries=limit)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", [("a/1", "a/2", "a/3"), ("a/.1", "a/.2", "a/.3"), ("a/d/1", "a/2"), ("a/1", "b/1", "c")])
+def test_what_the_root_itself_holds_counts_too(names: tuple[str, ...], tmp_path: Path) -> None:
+    root = _make(tmp_path / "root", *names)
+    count = len(list(root.rglob("*")))
+    assert list_folder(root, max_entries=count).classes[0] == "a"
+    with pytest.raises(DataError, match=f"at most {count - 1} files and folders"):
+        list_folder(root, max_entries=count - 1)
+
+
+def test_nothing_is_walked_beyond_the_limit(tmp_path: Path) -> None:
+    root = _make(tmp_path / "root", "a/x.png", "b/y.png")
+    (root / "a" / "all").symlink_to("/proc")  # grows while it is read
+    with pytest.raises(DataError, match="at most 500 files and folders"):
+        list_folder(root, max_entries=500)

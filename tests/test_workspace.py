@@ -53,6 +53,23 @@ def test_a_pattern_hides_the_file_meant_and_no_other(name: str, tmp_path: Path) 
     assert hidden == {name}
 
 
+def test_a_pattern_of_an_earlier_version_is_replaced_and_no_other_line(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "class"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "p q.jpg")
+    (folder / "p_q.jpg").touch()
+    lines = ["# mine", "", "/data/class/p?q.jpg", "/data/class/x?.jpg", "p?q.jpg", "/else/"]
+    (tmp_path / ".dvcignore").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / ".dvc").mkdir()
+    for _ in range(2):
+        ignore_unhashable(tmp_path, "data")
+        found = (tmp_path / ".dvcignore").read_text(encoding="utf-8")
+        assert found.splitlines() == [*lines[:2], *lines[3:], "/data/class/p[ ]q.jpg"]
+    (tmp_path / ".dvcignore").write_text(found.replace("\np?q.jpg", ""), encoding="utf-8")
+    rules = DvcIgnoreFilter(localfs, str(tmp_path))
+    assert [rules.is_ignored_file(str(folder / name)) for name in ("p q.jpg", "p_q.jpg")] == [True, False]
+
+
 @pytest.mark.parametrize("name", ["two\nlines.jpg", "tab\t.jpg", os.fsdecode(b"\xff.jpg")])
 def test_a_name_that_no_pattern_can_hold_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()

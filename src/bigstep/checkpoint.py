@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from bigstep.errors import CheckpointError
-from bigstep.files import read_record, sync, write_json
+from bigstep.files import read_json, read_record, sync, write_json
 from bigstep.training.snapshot import Snapshot
 
 __all__ = ["Commit", "check_folder", "clear_checkpoints", "load_latest", "read_commit", "save_checkpoint"]
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, versions: Mapping[str, str
     Raises:
         OSError: it could not be written; earlier checkpoints stay.
     """
-    target = folder / f"step-{snapshot.step:09}"
+    target = folder / _name(snapshot.step)
     if target.exists() and check_folder(target) is None:
         return target
     beside = folder / f".{target.name}.{os.getpid()}.tmp"
@@ -89,9 +89,9 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
         if problem is None:
             commit = read_commit(path)
             try:
-                values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+                values = read_json(path / VALUES)
                 tensors = safetensors.torch.load_file(path / TENSORS, device=device)
-            except (ValueError, RecursionError, SafetensorError) as error:
+            except (ValueError, SafetensorError) as error:
                 problem = f"{path} does not read ({type(error).__name__})"
             else:
                 return Snapshot(commit.step, tensors, values), commit, problems
@@ -109,6 +109,8 @@ def check_folder(path: Path) -> str | None:
         commit = read_commit(path)
     except (OSError, ValueError) as error:
         return f"{path / COMMIT} does not read ({error})"
+    if path.name != _name(commit.step):
+        return f"{path / COMMIT} is of step {commit.step}, which its folder is not"
     for name in (TENSORS, VALUES):
         expected, file = commit.files.get(name), path / name
         if expected is None or not file.is_file() or file.stat().st_size != expected.num_bytes:
@@ -136,6 +138,10 @@ def clear_checkpoints(folder: Path) -> None:
     for path in _committed(folder):
         (path / COMMIT).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09}"
 
 
 def _fill(folder: Path, snapshot: Snapshot, versions: Mapping[str, str]) -> None:

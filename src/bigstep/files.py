@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bigstep.errors import ProjectError
 
-__all__ = ["check_writable", "read_json", "read_record", "sync", "whole_file", "whole_folder", "write_json"]
+__all__ = ["check_writable", "parse_json", "read_json", "read_record", "sync", "whole_file", "whole_folder", "write_json"]
 
 T = TypeVar("T")
 
@@ -107,7 +107,16 @@ def read_json(path: Path) -> Any:
     Raises:
         OSError, ValueError: the file is missing, or is no JSON.
     """
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; text that nests too deep for Python's parser is refused like any other that is no JSON.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it nests too deep") from None

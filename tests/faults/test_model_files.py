@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from bigstep.errors import UserError
 from bigstep.models.building import InputShape
 from bigstep.models.saving import ModelCard, build_classifier, load_classifier, save_model
 from bigstep.models.weights import load_weights, read_tensors
+from faults.mutations import Damage, mutated, mutated_json, read_damaged
 
-MUTATIONS = int(os.environ.get("BIGSTEP_MUTATIONS", "300"))
 NAN = math.nan
 CARD = ModelCard(
     Model(width=4).model_dump(mode="json"), ("a", "b"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
@@ -48,30 +46,11 @@ def test_a_model_json_that_does_not_fit_is_one_line(folder: Path, key: str, valu
     assert len(str(caught.value).splitlines()) == 1
 
 
-def _mutated(content: bytes, dice: random.Random) -> bytes:
-    damaged = bytearray(content)
-    for _ in range(dice.choice([1, 1, 2, 8])):
-        start = dice.randrange(len(damaged))
-        kind = dice.randrange(3)
-        damaged[start : start + kind * dice.randrange(1, 9)] = dice.randbytes(dice.randrange(0, 5))
-        damaged = damaged if damaged else bytearray(b"x")
-    return bytes(damaged)
-
-
-def _rounds(path: Path, read: Any) -> None:
-    content, dice = path.read_bytes(), random.Random(0)
-    for _ in range(MUTATIONS):
-        path.write_bytes(_mutated(content, dice))
-        line = ""
-        try:
-            read()
-        except UserError as error:
-            line = str(error)
-        assert "\n" not in line
-
-
-def test_mutated_model_json_is_read_or_one_line(folder: Path) -> None:
-    _rounds(folder / "model.json", lambda: load_classifier(folder))
+@pytest.mark.parametrize("damage", [mutated, mutated_json])
+def test_mutated_model_json_is_read_or_one_line(folder: Path, damage: Damage) -> None:
+    found = read_damaged(folder / "model.json", lambda: load_classifier(folder), damage)
+    assert found["read"]
+    assert found["refused"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
@@ -83,4 +62,4 @@ def test_mutated_weights_are_read_or_one_line(folder: Path, kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_tensors(path)
-        _rounds(path, lambda: load_weights(classifier.network, path, 2))
+    assert read_damaged(path, lambda: load_weights(classifier.network, path, 2))["refused"]

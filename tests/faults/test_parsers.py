@@ -2,17 +2,20 @@
 
 import contextlib
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigstep.checkpoint import Commit, FileSum, check_folder, load_latest, save_checkpoint
+from bigstep.checkpoint import check_folder, load_latest, read_commit, save_checkpoint
 from bigstep.config.batch import Batch
 from bigstep.config.model import Model
 from bigstep.config.params import SECTIONS
@@ -29,6 +32,7 @@ from bigstep.stages.resume import Checkpoints
 from bigstep.tracking.spool import Spool
 from bigstep.training.snapshot import Snapshot, take_snapshot
 from bigstep.training.state import build_state
+from faults.mutations import Damage, mutated, mutated_json, read_damaged
 
 KEYS = [f"{section.title}.{key}" for section in SECTIONS for key in section.model_fields]
 SCALARS = st.one_of(
@@ -115,20 +119,28 @@ def test_manifests(data: st.DataObject, digits: Store, tmp_path_factory: pytest.
     _ours(lambda: Manifest.read(path))
 
 
-@CASES
-@given(data=st.data())
-def test_commits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.getbasetemp() / "commits"
-    if not folder.exists():
-        import torch
+def test_commits(tmp_path: Path) -> None:
+    """A checkpoint whose commit was changed is refused by name, or it is the one that was saved."""
+    path = save_checkpoint(tmp_path, Snapshot(1, {"a": torch.ones(2)}, {"x": 1}), {"torch": "2"}) / "commit.json"
+    commit, original, taken = read_commit(path.parent), json.loads(path.read_bytes()), Counter[str]()
 
-        save_checkpoint(folder, Snapshot(1, {"a": torch.zeros(2)}, {"x": 1}), {"torch": "2"})
-    path = folder / "step-000000001" / "commit.json"
-    sums = {name: FileSum(1, "0" * 64) for name in ("tensors.safetensors", "values.json")}
-    original = asdict(Commit(1, sums, {"torch": "2"}))
-    path.write_bytes(data.draw(st.composite(lambda draw: _mutated(original, draw))()))
-    assert check_folder(path.parent) is None or isinstance(check_folder(path.parent), str)
-    _ours(lambda: load_latest(folder))
+    @CASES
+    @given(data=st.data())
+    def change(data: st.DataObject) -> None:
+        path.write_bytes(data.draw(st.composite(lambda draw: _mutated(original, draw))()))
+        problem = check_folder(path.parent)
+        taken["refused" if problem else "loaded"] += 1
+        if problem is None:
+            loaded = load_latest(tmp_path)
+            assert loaded is not None
+            assert (loaded[0].step, loaded[0].tensors["a"].tolist(), loaded[0].values) == (1, [1.0, 1.0], {"x": 1})
+            assert (loaded[1].step, loaded[1].files) == (commit.step, commit.files)
+        else:
+            with pytest.raises(CheckpointError, match=re.escape(problem)):
+                load_latest(tmp_path)
+
+    change()
+    assert min(taken["refused"], taken["loaded"]) > 100, taken
 
 
 @settings(max_examples=400)
@@ -179,3 +191,41 @@ def test_journals(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> N
     assert spool.last() == {"entry": "tags", "values": {}}
     assert spool.origin is None
     spool.close()
+
+
+@pytest.fixture
+def store(digits: Store, tmp_path: Path) -> Store:
+    """A real prepared store that may be damaged."""
+    shutil.copytree(digits.paths.root, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def _same(root: Path, whole: Store) -> None:
+    """Open a store as the stages do; what is read must be what prepare wrote."""
+    found = Store(root)
+    found.verify()
+    if found.manifest.record:  # stores of earlier versions have none
+        assert found.manifest == whole.manifest
+    assert found.manifest.counts == whole.manifest.counts
+    assert np.array_equal(found.labels, whole.labels)
+    assert np.array_equal(found.parts, whole.parts)
+    assert np.array_equal(found.images, whole.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *[(name, mutated) for name in ("manifest.json", "parts.npy", "labels.npy", "images.u8")],
+        ("manifest.json", mutated_json),
+        *[(name, lambda content, dice: mutated(content[:128], dice) + content[128:]) for name in ("parts.npy", "labels.npy")],
+    ],
+    ids=["manifest", "parts", "labels", "images", "manifest-fields", "parts-header", "labels-header"],
+)
+def test_damaged_files_of_a_store(name: str, damage: Damage, store: Store, digits: Store) -> None:
+    found = read_damaged(store.paths.root / name, lambda: _same(store.paths.root, digits), damage)
+    assert found["refused"] > found["read"]
+
+
+def test_damaged_lists_of_samples(store: Store) -> None:
+    found = read_damaged(store.paths.samples, lambda: [store.names(), store.origins()])
+    assert min(found["read"], found["refused"]) > 0

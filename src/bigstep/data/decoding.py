@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import os
-import re
 import stat
 import warnings
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bigstep.data.pieces import MAX_PIECES, count_pieces
 from bigstep.data.resize import centre_resize
 
 __all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
@@ -25,7 +25,6 @@ MAX_FILE_BYTES = 1 << 28  # a compressed image above 256 MiB is no photograph
 
 MAX_SCANS = 32  # encoders write about ten
 MAX_SCANNED_PIXELS = 500e6
-MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")  # those left out have no length
 
 
 @dataclass(frozen=True)
@@ -104,25 +103,18 @@ def _kind(mode: int) -> str:
 
 
 def _decode(content: bytes, layout: Layout) -> NDArray[np.uint8] | str:
+    pieces, scans = count_pieces(content)
+    if pieces > MAX_PIECES:
+        return f"more than {MAX_PIECES} chunks or segments"
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         width, height = image.size
         if width * height > layout.max_pixels:
             return f"{width} x {height} pixels, more than {layout.max_pixels / 1e6:g} megapixels"
-        scans = _scans(content) if image.format == "JPEG" else 1
         if scans > MAX_SCANS and scans * width * height > MAX_SCANNED_PIXELS:
             return f"{scans} scans of {width} x {height} pixels, more than {MAX_SCANNED_PIXELS / 1e6:g} megapixels in all"
         image.load()
         pixels = _to_array(image, layout.channels)
         return pixels if layout.size is None else resize_array(pixels, layout.size)
-
-
-def _scans(content: bytes) -> int:
-    """Count the scans of a JPEG by its markers, up to its end: what cameras append behind it does not count."""
-    scans, found = 0, MARKER.search(content, 2)
-    while found is not None and found[1] != b"\xd9":
-        scans += found[1] == b"\xda"
-        found = MARKER.search(content, found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2])))
-    return scans
 
 
 def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:

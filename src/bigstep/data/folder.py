@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigstep.data.counting import MAX_ENTRIES, EntryCount
 from bigstep.errors import DataError
 
 __all__ = ["Entry", "Listing", "list_folder"]
@@ -46,18 +47,20 @@ class Listing:
     """Files beside the class folders, which belong to no class."""
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
     """List ``root/<class>/**``, or ``root/<train|val|test>/<class>/**`` where the root holds split folders only.
 
     Hidden names (a leading dot) are passed over. Every folder is listed once, and under its own name where the root holds it:
     a link to a folder that is listed elsewhere is refused, as is a folder more than 64 deep.
 
     Raises:
-        DataError: there is no such folder or no class folder, or two class names are alike.
+        DataError: there is no such folder or no class folder, two class names are alike, or there are more than ``max_entries``
+            files and folders.
     """
     if not root.is_dir():
         raise DataError(f"data.root must be a folder of class folders, but {root} is none; correct data.root in params.yaml")
-    folders, ignored = _children(root)
+    count = EntryCount(max_entries)
+    folders, ignored = _children(root, EntryCount(max_entries))
     splits = {name: SPLITS.get(name.lower()) for name in folders}
     if "train" in splits.values() and all(splits.values()):
         homes = [(root / name, split) for name, split in splits.items()]
@@ -65,24 +68,24 @@ def list_folder(root: Path) -> Listing:
         homes = [(root, None)]
     found: dict[str, list[tuple[Path, str | None]]] = {}
     for home, split in homes:
-        names, beside = _children(home)
+        names, beside = _children(home, count)
         ignored += beside if home != root else 0
         for name in names:
             found.setdefault(name, []).append((home / name, split))
     classes = tuple(sorted(found, key=os.fsencode))
     _check_names(classes, root)
-    seen = _Seen(root)
+    seen = _Seen(root, EntryCount(max_entries))
     entries = tuple(
         entry
         for label, name in enumerate(classes)
         for folder, split in found[name]
-        for entry in _entries(folder, root, label, split, seen)
+        for entry in _entries(folder, root, label, split, seen, count)
     )
     return Listing(classes, entries, ignored)
 
 
-def _children(folder: Path) -> tuple[list[str], int]:
-    names, refusal = _names(folder)
+def _children(folder: Path, count: EntryCount) -> tuple[list[str], int]:
+    names, refusal = _names(folder, folder, count)
     if refusal is not None:
         raise DataError(f"data.root must hold folders that can be read, but {folder} is {refusal}; change its owner or mode")
     folders = [name for name, _ in names if os.path.isdir(folder / name)]  # noqa: PTH112 # Path.is_dir raises for some links
@@ -104,17 +107,17 @@ def _check_names(classes: tuple[str, ...], root: Path) -> None:
         seen[alike] = name
 
 
-def _entries(folder: Path, root: Path, label: int, split: str | None, seen: "_Seen") -> Iterator[Entry]:
-    for path, refusal in _files(folder, root, seen):
+def _entries(folder: Path, root: Path, label: int, split: str | None, seen: "_Seen", count: EntryCount) -> Iterator[Entry]:
+    for path, refusal in _files(folder, root, seen, count):
         yield Entry(path.relative_to(root).as_posix(), label, split, refusal)
 
 
 class _Seen:
     """Folders by identity: each is listed once, and by its own name rather than a link's."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, count: EntryCount) -> None:
         self.root = _identity(root)
-        self.real = frozenset(_real_folders(root))
+        self.real = frozenset(_real_folders(root, count))
         self.listed: set[Identity] = set()
 
     def refusal(self, identity: Identity, above: tuple[Identity, ...], *, linked: bool) -> str | None:
@@ -126,12 +129,14 @@ class _Seen:
         return f"a folder more than {MAX_DEPTH} folders deep" if len(above) > MAX_DEPTH else None
 
 
-def _real_folders(root: Path) -> Iterator[Identity]:
+def _real_folders(root: Path, count: EntryCount) -> Iterator[Identity]:
     waiting = [(root, 0)]
     while waiting:
         folder, depth = waiting.pop()
+        home = root.joinpath(*folder.relative_to(root).parts[:1])
         with contextlib.suppress(OSError), os.scandir(folder) as items:
             for item in items:
+                count.add(home)
                 if item.name.startswith(".") or not item.is_dir(follow_symlinks=False):
                     continue
                 yield _identity(Path(item.path))
@@ -139,11 +144,12 @@ def _real_folders(root: Path) -> Iterator[Identity]:
                     waiting.append((Path(item.path), depth + 1))
 
 
-def _files(top: Path, root: Path, seen: _Seen) -> Iterator[tuple[Path, str | None]]:
+def _files(top: Path, root: Path, seen: _Seen, count: EntryCount) -> Iterator[tuple[Path, str | None]]:
+    """List what is below ``top``; ``home`` is the link, or the class folder, that led to a path."""
     linked = any((root / part).is_symlink() for part in _ways(top, root))
-    waiting: list[tuple[Path, tuple[Identity, ...], bool]] = [(top, (seen.root,), linked)]
+    waiting: list[tuple[Path, tuple[Identity, ...], bool, Path]] = [(top, (seen.root,), linked, top)]
     while waiting:
-        path, above, linked = waiting.pop()
+        path, above, linked, home = waiting.pop()
         if not os.path.isdir(path):  # noqa: PTH112 # Path.is_dir raises for a name that is too long
             yield path, None
             continue
@@ -152,11 +158,12 @@ def _files(top: Path, root: Path, seen: _Seen) -> Iterator[tuple[Path, str | Non
         refusal = seen.refusal(identity, above, linked=linked)
         if refusal is None:
             seen.listed.add(identity)
-            names, refusal = _names(path)
+            names, refusal = _names(path, home, count)
         if refusal is not None:
             yield path, refusal
         below = (*above, identity)
-        waiting.extend((path / name, below, linked or is_link) for name, is_link in reversed(names))
+        for name, is_link in reversed(names):
+            waiting.append((path / name, below, linked or is_link, path / name if is_link else home))
 
 
 def _ways(top: Path, root: Path) -> list[Path]:
@@ -164,10 +171,14 @@ def _ways(top: Path, root: Path) -> list[Path]:
     return [relative, *relative.parents]
 
 
-def _names(folder: Path) -> tuple[list[tuple[str, bool]], str | None]:
+def _names(folder: Path, home: Path, count: EntryCount) -> tuple[list[tuple[str, bool]], str | None]:
+    found = []
     try:
         with os.scandir(folder) as items:
-            found = [(item.name, item.is_symlink()) for item in items if not item.name.startswith(".")]
+            for item in items:
+                count.add(home)
+                if not item.name.startswith("."):
+                    found.append((item.name, item.is_symlink()))
     except OSError as error:
         return [], f"unreadable: {error.strerror}"
     return sorted(found, key=lambda item: os.fsencode(item[0])), None

@@ -13,6 +13,7 @@
 import csv
 import hashlib
 import json
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ class Manifest:
             raise ValueError("std is not above zero")
         if self.record not in ("", self.summed()):
             raise ValueError("its fields are not those that prepare wrote")
+        if self.counts.keys() != set(SPLITS) or any(part.keys() != set(self.classes) for part in self.counts.values()):
+            raise ValueError("counts are not there for each part and class")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -172,6 +175,7 @@ class Store:
             self.parts: NDArray[np.uint8] = _load(self.paths.parts, np.uint8, self.manifest.num_samples)
             _check_range(self.labels, len(self.manifest.classes), "labels.npy")
             _check_range(self.parts, len(SPLITS), "parts.npy")
+            _check_counts(self.manifest, self.labels, self.parts)
         except (OSError, ValueError) as error:
             raise DataError(f"{root} must be a whole prepared folder, but: {error}; run the stage prepare again") from None
 
@@ -194,14 +198,36 @@ class Store:
         return np.flatnonzero(self.parts == part)
 
     def names(self) -> list[str]:
-        """Give the source's name of each sample."""
-        with self.paths.samples.open(newline="", encoding="utf-8") as file:
-            return [row["name"] for row in csv.DictReader(file)]
+        """Return the source's name of each sample.
+
+        Raises:
+            DataError: samples.csv is not what prepare wrote.
+        """
+        return [name for name, _ in self.origins()]
+
+    def origins(self) -> list[tuple[str, str]]:
+        """Return the source's name of each sample, and the SHA-256 of its file.
+
+        Raises:
+            DataError: samples.csv is not what prepare wrote.
+        """
+        try:
+            with self.paths.samples.open(newline="", encoding="utf-8") as file:
+                found = [(row["name"], row["sha256"]) for row in csv.DictReader(file)]
+            if len(found) != self.manifest.num_samples or any(None in pair for pair in found):
+                raise ValueError(f"it does not hold {self.manifest.num_samples} whole rows")
+            return found
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            raise DataError(
+                f"{self.paths.samples} must hold a row for each sample, but: {error}; run the stage prepare again"
+            ) from None
 
 
 def _load(path: Path, kind: type, length: int) -> NDArray[Any]:
     try:
-        array = np.load(path, allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a header that is refused below
+            array = np.load(path, allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 # of a damaged header: EOFError, SyntaxError, TokenError, ...
@@ -214,6 +240,13 @@ def _load(path: Path, kind: type, length: int) -> NDArray[Any]:
 def _check_range(values: NDArray[Any], limit: int, name: str) -> None:
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
         raise ValueError(f"{name} has a value that is not from 0 to {limit - 1}")
+
+
+def _check_counts(manifest: Manifest, labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> None:
+    for part, name in enumerate(SPLITS):
+        found = np.bincount(labels[parts == part], minlength=len(manifest.classes)).tolist()
+        if [manifest.counts[name][item] for item in manifest.classes] != found:
+            raise ValueError(f"manifest.json counts other samples in the part {name} than there are")
 
 
 def digest_parts(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:

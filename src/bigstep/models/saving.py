@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bigstep.config.model import Model
 from bigstep.config.reading import parse_section
-from bigstep.errors import ModelError
+from bigstep.errors import ConfigError, ModelError
 from bigstep.files import read_record, whole_file, write_json
 from bigstep.models.building import InputShape, build_network
 from bigstep.models.checkpointing import checkpoint_blocks
@@ -94,7 +94,10 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
     path = folder / "model.safetensors"
     if not path.is_file() or _sha256(path) != card.weights_sha256:
         raise ModelError(f"{path} must be the file that model.json describes, but is not; run the stage train again")
-    model = parse_section(Model, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
+    try:
+        model = parse_section(Model, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
+    except ConfigError as error:
+        raise ModelError(f"{str(error).splitlines()[0]}, in {folder}") from None
     try:
         classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
         classifier.network.load_state_dict(read_tensors(path))
@@ -130,7 +133,7 @@ def _check(card: ModelCard) -> None:
         if len(values) != card.channels or not all(math.isfinite(value) for value in values):
             raise ValueError(f"{name} must be {card.channels} finite numbers")
     if card.precision not in ("float32", "bfloat16", "float16", "float64"):
-        raise ValueError(f"precision {card.precision}")
+        raise ValueError(f"precision {card.precision!r}")
     if not all(value > 0 for value in card.std):
         raise ValueError("std must be positive")
 

@@ -6,7 +6,6 @@ takes back from a holder that is gone: stock locks wait for 30 seconds then.
 """
 
 import fcntl
-import json
 import os
 import re
 import time
@@ -24,7 +23,7 @@ from sqlalchemy import exc
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.files import whole_file
+from bigstep.files import parse_json, whole_file
 from bigstep.tracking.database import file_lock
 
 __all__ = [
@@ -173,7 +172,7 @@ def _whole_part(line: bytes, number: int) -> bytes:
     start = 0
     while True:
         try:
-            if "op_code" in json.loads(line[start:]):
+            if "op_code" in parse_json(line[start:]):
                 return line[start:]
         except (ValueError, TypeError):
             pass

@@ -1,7 +1,6 @@
 """Files that a crash or another program left in the way: DVC's, half-written ones, those of the state folder."""
 
 import contextlib
-import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from ruamel.yaml.error import YAMLError
 
 from bigstep.config.reading import load_plain
 from bigstep.console import format_bytes
-from bigstep.files import read_json
+from bigstep.files import parse_json, read_json
 from bigstep.stages.attempts import read_attempt
 from bigstep.stages.health import Aside, Finding, remove
 from bigstep.stages.paths import ProjectPaths, StagePaths
 
-__all__ = ["find_checkpoints", "find_dvc_lock", "find_dvc_locks", "find_half_written", "find_state_files"]
+__all__ = ["find_checkpoints", "find_dvc_lock", "find_dvc_locks", "find_half_written", "find_state_files", "is_lock"]
 
 HALF = re.compile(r"^\.(.+)\.(\d+)\.tmp")
 
@@ -50,12 +49,12 @@ def find_dvc_lock(root: Path, aside: Aside) -> Iterator[Finding]:
     path = StagePaths(root).lock
     if not path.exists():
         return
-    if not _is_lock(path):
+    if not is_lock(path):
         yield Finding(f"{path} is torn", lambda: _restore_lock(root, path, aside))
 
 
-def _is_lock(path: Path) -> bool:
-    """Tell whether DVC will read it: half of a file may well be YAML, and no lock."""
+def is_lock(path: Path) -> bool:
+    """Tell whether DVC will read dvc.lock: half of a file may well be YAML, and no lock."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
     from voluptuous import Invalid
 
@@ -103,7 +102,7 @@ def find_state_files(project: ProjectPaths, aside: Aside) -> Iterator[Finding]:
 def _ends_whole(path: Path) -> bool:
     content = path.read_bytes()
     try:
-        return not content or (content.endswith(b"\n") and bool(json.loads(content.splitlines()[-1])))
+        return not content or (content.endswith(b"\n") and bool(parse_json(content.splitlines()[-1])))
     except ValueError:
         return False
 

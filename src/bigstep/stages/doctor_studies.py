@@ -1,12 +1,12 @@
 """What is wrong with the studies of searches: torn journals, trials whose worker is gone."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 
 from bigstep.errors import ProjectError
+from bigstep.files import parse_json
 from bigstep.machine import is_alive
 from bigstep.search.ledger import WORKER, Ledger
 from bigstep.search.storage import open_storage
@@ -37,7 +37,7 @@ def _is_torn(path: Path) -> bool:
     content = path.read_bytes()
     try:
         return not content.endswith(b"\n" if content else b"") or any(
-            "op_code" not in json.loads(line) for line in content.splitlines()
+            "op_code" not in parse_json(line) for line in content.splitlines()
         )
     except (ValueError, TypeError):
         return True

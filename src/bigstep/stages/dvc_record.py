@@ -14,7 +14,21 @@ from bigstep.errors import ProjectError
 from bigstep.files import whole_file
 from bigstep.stages.inputs import flat_text
 
-__all__ = ["check_record"]
+__all__ = ["check_record", "read_record_before"]
+
+
+def read_record_before(lock: Path) -> bytes:
+    """Return dvc.lock as it is before DVC runs; empty where there is none.
+
+    Raises:
+        ProjectError: it is no YAML, or nests too deep for DVC.
+    """
+    if not lock.exists():
+        return b""
+    text = lock.read_bytes()
+    if text.strip() and _parse(text) is None:
+        raise ProjectError(f"{lock} must be what DVC wrote, but is torn; run `bigstep doctor --fix`")
+    return text
 
 
 def check_record(folder: Path, notes: Path, before: bytes, find_cache: Callable[[], Path]) -> None:
@@ -67,8 +81,9 @@ def _runs_of(runs: Path, command: str, entry: Mapping[str, Any]) -> Iterator[Pat
     wanted = _essence(entry)
     for path in runs.glob("*/*/*"):
         found = _load(path) if path.is_file() else None
-        if found is not None and found.get("cmd") == command and _essence(found) == wanted:
-            yield path
+        with contextlib.suppress(TypeError, KeyError, AttributeError):  # damaged: DVC does not use it either
+            if found is not None and found.get("cmd") == command and _essence(found) == wanted:
+                yield path
 
 
 def _essence(entry: Mapping[str, Any]) -> str:
@@ -90,6 +105,6 @@ def _load(path: Path) -> dict[str, Any] | None:
 def _parse(text: bytes) -> dict[str, Any] | None:
     try:
         content = YAML(typ="safe", pure=True).load(text.decode("utf-8"))
-    except (YAMLError, UnicodeDecodeError):
+    except (YAMLError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -13,10 +13,13 @@ from bigstep.files import whole_file
 __all__ = ["ignore_unhashable", "unhashable_files"]
 
 SPECIAL = re.compile(r"[\\*?\[\]#! ]")  # what a .gitignore pattern gives a meaning to
+FORMER = re.compile(r"[^\w./-]")  # earlier versions wrote `?` for these, which hides other files too
 
 
 def ignore_unhashable(project: Path, root: str) -> None:
     """Add what DVC cannot hash below ``root`` (relative to ``project``) to the project's .dvcignore.
+
+    A line that an earlier version wrote for one of these files, with ``?`` in it, is replaced.
 
     Raises:
         DataError: there is such a file, and ``root`` lies where .dvcignore does not reach.
@@ -31,17 +34,27 @@ def ignore_unhashable(project: Path, root: str) -> None:
             f"data.root outside the project must hold regular files only, since DVC cannot hash others, but {folder} holds "
             f"{found[0]!r} ({len(found)} such); remove it, or link the folder into the project and name the link as data.root"
         )
-    path = project / ".dvcignore"
-    present = path.read_text(encoding="utf-8") if path.exists() else ""
-    patterns = [_pattern(f"{inside}/{name}") for name in found]
-    new = [pattern for pattern in dict.fromkeys(patterns) if pattern not in present.splitlines()]
+    patterns = dict.fromkeys(_pattern(f"{inside}/{name}") for name in found)
+    former = {"/" + FORMER.sub("?", f"{inside}/{name}") for name in found} - patterns.keys()
+    _replace(project / ".dvcignore", list(patterns), former)
+
+
+def _replace(path: Path, patterns: list[str], former: set[str]) -> None:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    present = text.removesuffix("\n").split("\n") if text else []
+    kept = [line for line in present if line not in former]
+    new = [pattern for pattern in patterns if pattern not in kept]
+    replaced = len(present) - len(kept)
+    if not new and not replaced:
+        return
+    with whole_file(path) as beside:
+        beside.write_text("".join(f"{line}\n" for line in [*kept, *new]), encoding="utf-8")
     if new:
-        ended = present if present.endswith("\n") or not present else present + "\n"
-        with whole_file(path) as beside:
-            beside.write_text(ended + "".join(f"{pattern}\n" for pattern in new), encoding="utf-8")
         console.print(
             f"{len(new)} files that DVC cannot hash (pipes, broken links) added to .dvcignore; prepare lists them as refused"
         )
+    if replaced:
+        console.print(f"{replaced} lines of an earlier version taken out of .dvcignore: they hid other files as well")
 
 
 def _pattern(name: str) -> str:

@@ -21,7 +21,7 @@ from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.stages.checking import check_followed_by_dvc, check_params
 from bigstep.stages.children import follow_command
-from bigstep.stages.dvc_record import check_record
+from bigstep.stages.dvc_record import check_record, read_record_before
 from bigstep.stages.entry import INPUTS
 from bigstep.stages.ignoring import ignore_unhashable
 from bigstep.stages.paths import ProjectPaths, StagePaths
@@ -221,8 +221,7 @@ def _run_dvc(folder: Path, root: Path, request: Request) -> int:
         environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file), INPUTS: scratch}
         if folder != root:
             environment["BIGSTEP_ROOT"] = str(root)
-        lock = StagePaths(folder).lock
-        before = lock.read_bytes() if lock.exists() else b""
+        before = read_record_before(StagePaths(folder).lock)
         code = follow_command([sys.executable, "-m", "dvc", *arguments], folder, environment)
         check_record(folder, Path(scratch), before, lambda: cache_folder(folder))
         return int(exit_file.read_text(encoding="utf-8")) if code and exit_file.exists() else code

@@ -3,15 +3,11 @@
 DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
 """
 
-import csv
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ruamel.yaml.error import YAMLError
 
 from bigstep.checkpoint import check_folder
 from bigstep.config.params import Params
@@ -19,7 +15,9 @@ from bigstep.config.reading import load_plain
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ModelError, ProjectError, UserError
+from bigstep.files import read_json
 from bigstep.models.saving import load_classifier
+from bigstep.stages.doctor_files import is_lock
 from bigstep.stages.paths import ProjectPaths, StagePaths
 from bigstep.stages.pipeline import cache_folder
 from bigstep.tracking.sealing import SEAL_TAG, checked_copy
@@ -124,8 +122,7 @@ def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
 def _sources(store: Store, folder: Path) -> Iterator[str]:
     """Hash the files that prepare has read, wherever the source keeps them."""
     if store.manifest.source == "image-folder":
-        with store.paths.samples.open(newline="", encoding="utf-8") as file:
-            expected = [(folder / row["name"], row["sha256"]) for row in csv.DictReader(file)]
+        expected = [(folder / name, sha256) for name, sha256 in store.origins()]
     else:
         home = _package_data() if store.manifest.source == "digits" else folder
         found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
@@ -147,16 +144,13 @@ def _cache(root: Path, lock: Path) -> Iterator[str]:
     """Hash the cache objects and workspace files that dvc.lock names as outputs."""
     if not lock.exists():
         return
-    try:
-        content = load_plain(lock.read_text(encoding="utf-8"))
-        stages = content["stages"].values()
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError):
+    if not is_lock(lock):
         yield f"lock: {lock} is torn; `bigstep doctor --fix` puts it right"
         return
     cache = cache_folder(root) / "files" / "md5"
-    for stage in stages:
-        for out in stage.get("outs", []):
-            digest = str(out["md5"])
+    for stage in (load_plain(lock.read_text(encoding="utf-8")).get("stages") or {}).values():
+        for out in stage.get("outs") or []:
+            digest = str(out.get("md5"))
             yield from _object(cache, digest, out["path"])
             yield from _workspace(root / out["path"], cache, digest)
 
@@ -186,9 +180,11 @@ def _workspace(path: Path, cache: Path, digest: str) -> Iterator[str]:
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
+        found = read_json(path)
     except ValueError:
-        return []  # told by its digest
+        return []  # its digest differs, which is reported
+    listed = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return [entry for entry in listed if all(isinstance(entry.get(name), str) for name in ("md5", "relpath"))]
 
 
 def _path_of(cache: Path, digest: str) -> Path:

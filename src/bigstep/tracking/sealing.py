@@ -81,7 +81,7 @@ def _check_loader(path: Path, name: str) -> None:
     try:
         flavour = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
         loader, code = flavour.get("loader_module"), flavour.get("code")
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, UnicodeDecodeError, YAMLError, RecursionError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{name} must have an MLmodel with a python_function, but has none; {WAY_OUT}") from None
     if loader != LOADER or code is not None:
         raise ModelError(f"{name} must be loaded by {LOADER} alone, but names {loader!r} and code {code!r}; {WAY_OUT}")

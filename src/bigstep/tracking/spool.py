@@ -25,6 +25,7 @@ from typing import Any, final
 
 from bigstep.files import read_record, whole_folder, write_json
 from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite
+from bigstep.tracking.entries import read_entry
 
 __all__ = ["Origin", "Sent", "Spool", "SpoolTracker", "alone_in", "prune_spools", "unfinished_spools"]
 
@@ -66,9 +67,10 @@ class Spool:
     def sent(self) -> Sent:
         """What was delivered so far; a file that does not read counts as nothing."""
         try:
-            return read_record(Sent, self.folder / "sent.json")
+            found = read_record(Sent, self.folder / "sent.json")
         except (OSError, ValueError):
             return Sent()
+        return found if found.offset >= 0 else Sent()
 
     @sent.setter
     def sent(self, value: Sent) -> None:
@@ -115,14 +117,16 @@ class Spool:
         self._file.flush()
 
     def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """Give each whole entry from ``offset`` on, and the offset after it."""
+        """Give each whole entry from ``offset`` on, and the offset after it; a damaged line is passed over."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 offset += len(line)
-                yield json.loads(line), offset
+                entry = read_entry(line)
+                if entry is not None:
+                    yield entry, offset
 
     def messages(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
         """Give the entries from ``offset`` on, metrics that follow one another joined up to a thousand rows."""
@@ -165,19 +169,12 @@ class Spool:
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         start = whole
-        while start and not _is_entry(content[content.rfind(b"\n", 0, start - 1) + 1 : start]):
+        while start and read_entry(content[content.rfind(b"\n", 0, start - 1) + 1 : start]) is None:
             start = content.rfind(b"\n", 0, start - 1) + 1
         if start != len(content):
             self._file.truncate(start)
         if self.sent.offset > start:
             self.sent = Sent(self.sent.run_id, start)
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 @final
