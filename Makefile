@@ -28,7 +28,7 @@ test-fast: $(READY)  ## run the tests that take under a minute
 faults: $(VENV)/.bench  ## ROUNDS=100 of every fault at most (hours), and docs/reliability.md from them
 	@rm -f .bigstep/faults.jsonl
 	@$(BIN)/python -m pytest tests/faults tests/test_out_of_memory.py -n $(JOBS) --rounds $(ROUNDS) --fault-results .bigstep/faults.jsonl
-	@$(BIN)/python benchmarks/stock_faults.py .bigstep/faults.jsonl
+	@$(BIN)/python benchmarks/faults/reliability_table.py .bigstep/faults.jsonl
 
 check: $(READY)  ## format, lint, types and documentation, as CI does
 	@$(BIN)/ruff format --check .
@@ -41,19 +41,19 @@ format: $(READY)  ## format the code and mend what lint can
 	@$(BIN)/ruff format .
 
 dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
-	@$(BIN)/python tests/closures.py
+	@$(BIN)/python tools/dvc_dependencies.py
 
 documentation: $(READY)  ## write the table of parameters into the README
-	@$(BIN)/python tests/documentation.py
+	@$(BIN)/python tools/parameter_table.py
 
 peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
-	@$(BIN)/python benchmarks/correctness.py
+	@$(BIN)/python benchmarks/peers/correctness.py
 
 costs: $(READY)  ## measure what keyed randomness and the noise scale cost
-	@$(BIN)/python benchmarks/costs.py
+	@$(BIN)/python benchmarks/costs/keyed_randomness.py
 
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
-	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/costs/memory_prediction.py
 
 lock: $(READY)  ## resolve requirements.txt, and the peers' requirements-bench.txt, from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
@@ -79,5 +79,5 @@ $(READY): requirements.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/python -c 'from pathlib import Path; from bigstep.stages.doctor import keep_site_cache_private as private; from bigstep.stages.paths import ProjectPaths; private(ProjectPaths(Path.cwd()))'
+	@$(BIN)/python -c 'from pathlib import Path; from bigstep.diagnostics.doctor import keep_site_cache_private as private; from bigstep.project.paths import ProjectPaths; private(ProjectPaths(Path.cwd()))'
 	@touch $(READY)

@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from bigstep.config.data import Data
-from bigstep.data.preparation import prepare_store
 from bigstep.data.sources import open_source
 from bigstep.data.store import Store
+from bigstep.data.store_writer import prepare_store
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bigstep.tracking.base import DatasetRecord, Metric, Tracker
+from bigstep.tracking.tracker import DatasetRecord, Metric, Tracker
 
 
 class TrackerContract:

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.errors import UserError
-from bigstep.machine import headroom_bytes
 from bigstep.models.building import InputShape
-from bigstep.models.saving import build_classifier
-from bigstep.stages.marks import MarkedBatches, read_mark
+from bigstep.models.model_files import build_classifier
+from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
+from bigstep.runtime.device import headroom_bytes
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.state import build_state
 

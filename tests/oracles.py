@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigstep.step.randomness import KeyedRandomness
+from bigstep.step.keyed_randomness import KeyedRandomness
 
 
 def full_batch_gradients(model: nn.Module, mean_loss: Any, inputs: Any, targets: Any) -> tuple[list[Tensor], Tensor]:

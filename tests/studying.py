@@ -8,9 +8,9 @@ import time
 
 import optuna
 
-from bigstep.search.ledger import Ledger
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.storage import open_storage, open_study
+from bigstep.search.trial_queue import Ledger
 
 
 def main() -> None:

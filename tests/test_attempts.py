@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from bigstep.atomic_files import whole_file, whole_folder
 from bigstep.errors import ProjectError
-from bigstep.files import whole_file, whole_folder
-from bigstep.stages.attempts import Attempt, attempt_key, begin_stage, finish_stage, note_run, one_writer, read_attempt
+from bigstep.project.attempts import Attempt, attempt_key, begin_stage, finish_stage, note_run, one_writer, read_attempt
 
 
 def test_stages_of_one_execution_share_a_run(tmp_path: Path) -> None:

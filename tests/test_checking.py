@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from bigstep import losses
+from bigstep.commands.check import check, cut_sizes
 from bigstep.config.params import parse_params
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
-from bigstep.stages.check import check, cut_sizes
-from bigstep.stages.paths import ProjectPaths, StagePaths
-from bigstep.step.checking import check_cuts
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.step.exactness import check_cuts
 
 
 def _model(norm: nn.Module) -> nn.Module:

@@ -6,20 +6,20 @@ from typing import Any
 import pytest
 import torch
 
-from bigstep.checkpoint import check_folder, clear_checkpoints, load_latest, read_commit, save_checkpoint
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.data.store import Store
 from bigstep.errors import CheckpointError
 from bigstep.models.building import InputShape
-from bigstep.models.saving import build_classifier
-from bigstep.stages.resume import Checkpoints, checkpoint_interval
-from bigstep.training.batches import TrainingBatches
+from bigstep.models.model_files import build_classifier
+from bigstep.runs.checkpoint_files import check_folder, clear_checkpoints, load_latest, read_commit, save_checkpoint
+from bigstep.runs.checkpoints import Checkpoints, checkpoint_interval
 from bigstep.training.loop import train_epochs
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState, build_state
+from bigstep.training.training_batches import TrainingBatches
 
 
 def _snapshot(step: int) -> Snapshot:

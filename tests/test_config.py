@@ -5,10 +5,10 @@ import pytest
 
 from bigstep.cli import main
 from bigstep.config.params import SECTIONS, flatten, parse_params
-from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.config.section import Section
+from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.errors import ConfigError
-from bigstep.stages.checking import check_followed_by_dvc, check_params, learning_values
+from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = [(section, key) for section in SECTIONS for key in section.model_fields]

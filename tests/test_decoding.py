@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file, resize_array
-from bigstep.data.pool import decode_files
+from bigstep.data.parallel_decoding import decode_files
 from bigstep.data.resize import centre_resize
 from conftest import random_images
 from images import add_damaged, encode

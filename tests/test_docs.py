@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bigstep.cli import _parser
-from closures import ROOT
-from documentation import with_table
+from dvc_dependencies import ROOT
+from parameter_table import with_table
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
 MODULES = sorted(path for path in (ROOT / "src/bigstep").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))

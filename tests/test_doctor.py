@@ -11,16 +11,16 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.diagnostics.doctor import doctor, examine
+from bigstep.diagnostics.mlflow_history import schema_state
 from bigstep.errors import ProjectError
-from bigstep.machine import process_name
-from bigstep.search.ledger import WORKER, Ledger
+from bigstep.project.paths import ProjectPaths
+from bigstep.runs.tracked_run import PROCESS, claim_given_run
+from bigstep.runtime.device import process_name
 from bigstep.search.storage import open_storage, open_study
-from bigstep.stages.doctor import doctor, examine
-from bigstep.stages.doctor_history import schema_state
-from bigstep.stages.paths import ProjectPaths
-from bigstep.stages.runs import PROCESS, claim_given_run
+from bigstep.search.trial_queue import WORKER, Ledger
 from bigstep.tracking.database import open_client
-from closures import ROOT
+from dvc_dependencies import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
 
@@ -101,7 +101,7 @@ def test_a_lock_of_dvc_that_is_yaml_and_no_lock_is_torn_too(root: Path, old: str
 
 
 def _dead_process() -> str:
-    code = "from bigstep.machine import process_name; print(process_name())"
+    code = "from bigstep.runtime.device import process_name; print(process_name())"
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 

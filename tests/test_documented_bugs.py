@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
-from bigstep.data.batches import ordered_batches
 from bigstep.data.mixing import mix_batch
+from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
-from bigstep.step.measuring import peak_growth
+from bigstep.memory.measurement import peak_growth
 from bigstep.training.loop import take_step, validate
 from bigstep.training.records import EpochRecord, StepRecord
 from conftest import random_images

@@ -8,8 +8,8 @@ from torch import nn
 
 from bigstep.evaluation import ClassScores, Scores, predict_probabilities, score
 from bigstep.models.classifier import Classifier
-from bigstep.report.curves import draw_curves
-from bigstep.report.page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
+from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
+from bigstep.report.training_curves import draw_curves
 from conftest import random_images
 
 CLASSES = ("a", "b", "c", "d", "e", "f")

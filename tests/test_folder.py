@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bigstep.data.folder import list_folder
+from bigstep.data.image_folder import list_folder
 from bigstep.errors import DataError
 
 

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from bigstep.stages.history import History
-from bigstep.tracking.base import RecordingTracker
+from bigstep.runs.metric_log import History
+from bigstep.tracking.tracker import RecordingTracker
 from bigstep.training.records import StepRecord
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from closures import ROOT, files_of, import_closure, imported_names
+from dvc_dependencies import ROOT, files_of, import_closure, imported_names
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LAYERS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bigstep.errors import ProjectError
-from bigstep.stages.inputs import read_inputs
+from bigstep.project.stage_inputs import read_inputs
 from conftest import copy_project
 from faults.project import Project
 

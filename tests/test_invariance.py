@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.train import Train
-from bigstep.data.batches import ordered_batches
+from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.models.classifier import Classifier
-from bigstep.step.normalization import freeze_statistics
-from bigstep.training.batches import TrainingBatches
+from bigstep.step.batch_norm import freeze_statistics
 from bigstep.training.invariance import find_invariance
 from bigstep.training.loop import train_epochs, validate
 from bigstep.training.records import StepRecord
 from bigstep.training.state import TrainingState, build_state
+from bigstep.training.training_batches import TrainingBatches
 
 # four workers on two cores are slow, which is no matter here
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

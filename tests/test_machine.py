@@ -9,9 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from bigstep.machine import is_alive, process_name
-from bigstep.search.ledger import Ledger
+from bigstep.runtime.device import is_alive, process_name
 from bigstep.search.storage import open_storage, open_study
+from bigstep.search.trial_queue import Ledger
 
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -38,7 +38,7 @@ def test_a_name_without_a_namespace_is_judged_as_before() -> None:
 
 @pytest.mark.usefixtures("namespaces")
 def test_a_process_of_another_pid_namespace_cannot_be_judged_from_here_nor_we_from_there() -> None:
-    code = "import sys; from bigstep.machine import *; print(process_name(), flush=True); print(is_alive(input()), flush=True)"
+    code = "from bigstep.runtime.device import *; print(process_name(), flush=True); print(is_alive(input()), flush=True)"
     with _python("-c", code) as process:
         assert process.stdout is not None
         assert process.stdin is not None

@@ -16,13 +16,13 @@ from bigstep import predict_memory
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.errors import ConfigError
-from bigstep.models.checkpointing import checkpoint_blocks
+from bigstep.memory import prediction as memory
+from bigstep.memory.measurement import held_bytes, peak_growth
+from bigstep.memory.storage_tracker import ACTIVATIONS, DIRECT, PLAIN, OperationCall, StorageTracker
+from bigstep.models.activation_checkpointing import checkpoint_blocks
 from bigstep.models.small_cnn import SmallCNN
-from bigstep.stages import marks
-from bigstep.stages.marks import MarkedBatches, read_mark
-from bigstep.step import memory
-from bigstep.step.footprint import ACTIVATIONS, DIRECT, PLAIN, OperationCall, StorageTracker
-from bigstep.step.measuring import held_bytes, peak_growth
+from bigstep.runs import low_memory_marker as marks
+from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.optimization import build_optimizer
 

@@ -12,10 +12,10 @@ from bigstep.config.model import Model
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.building import InputShape, build_network, check_model, head_parameters
 from bigstep.models.classifier import Classifier, ServedClassifier
-from bigstep.models.norms import replace_norms
-from bigstep.models.saving import ModelCard, build_classifier, load_classifier, save_model
-from bigstep.models.weights import read_tensors
-from bigstep.step.normalization import BATCH_NORMS
+from bigstep.models.model_files import ModelCard, build_classifier, load_classifier, save_model
+from bigstep.models.norm_layers import replace_norms
+from bigstep.models.starting_weights import read_tensors
+from bigstep.step.batch_norm import BATCH_NORMS
 from conftest import random_images
 
 SMALL = InputShape(channels=1, size=8, num_classes=10)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
-from bigstep.step import attempt
-from bigstep.step.noise import NoiseSample, NoiseScale, NoiseSummary, advise
+from bigstep.step import micro_batch_loop as attempt
+from bigstep.step.noise_scale import NoiseSample, NoiseScale, NoiseSummary, advise
 
 DIM, N = 50, 64
 

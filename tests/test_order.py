@@ -1,8 +1,8 @@
 import numpy as np
 
 from bigstep.data.augmentation import augment
-from bigstep.data.keys import derive_key, random_words
 from bigstep.data.order import effective_batches, epoch_order
+from bigstep.data.seeding import derive_key, random_words
 from conftest import random_images
 
 

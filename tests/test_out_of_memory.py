@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from bigstep.config.params import parse_params
-from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.store import Store
+from bigstep.memory.measurement import resident_bytes
+from bigstep.planning.memory_budget import fit_batch
+from bigstep.planning.plan import OVERHEAD_BYTES, find_plan
+from bigstep.project.paths import ProjectPaths
 from bigstep.stages import train as stage
-from bigstep.stages.budget import fit_batch
-from bigstep.stages.paths import ProjectPaths
-from bigstep.stages.plan import OVERHEAD_BYTES, find_plan
-from bigstep.step.measuring import resident_bytes
 from conftest import ROOT, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

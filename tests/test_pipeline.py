@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.commands.mlflow_ui import free_port
+from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.store import Store
-from bigstep.stages.servers import free_port
 from conftest import copy_project, random_images, read_rows
 from images import add_damaged, encode
 from serving import wait_for_port

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigstep.config.batch import resolve_batch
+from bigstep.config.batch_sizes import resolve_batch
 from bigstep.config.hardware import Hardware, parse_size
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.errors import ConfigError
-from bigstep.step.planning import Rung, choose, climb, ladder
+from bigstep.planning.throughput import Rung, choose, climb, ladder
 
 
 def _rungs(*speeds: float) -> list[Rung]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigstep.commands.mlflow_ui import free_port
+from bigstep.commands.predict import predict
 from bigstep.config.model import Model
 from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
-from bigstep.models.saving import ModelCard, build_classifier, save_model
-from bigstep.stages.predict import predict
-from bigstep.stages.servers import free_port
+from bigstep.models.model_files import ModelCard, build_classifier, save_model
 from bigstep.tracking import database
 
 CARD = ModelCard(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bigstep.config.data import Data
-from bigstep.data.preparation import prepare_store
 from bigstep.data.sources import Source, open_source
 from bigstep.data.store import Manifest, Store
+from bigstep.data.store_writer import prepare_store
 from bigstep.errors import DataError
 from conftest import random_images, read_rows
 from images import add_damaged, encode

@@ -11,10 +11,10 @@ from torchvision.ops import StochasticDepth
 
 from bigstep import Accumulator, losses
 from bigstep.errors import RandomnessError
-from bigstep.step.normalization import freeze_statistics
-from bigstep.step.probing import find_sites
-from bigstep.step.randomness import KeyedRandomness
-from bigstep.step.words import bernoulli_mask, derive_seed, normal_values, uniform_values
+from bigstep.step.batch_norm import freeze_statistics
+from bigstep.step.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
+from bigstep.step.keyed_randomness import KeyedRandomness
+from bigstep.step.random_calls import find_sites
 from oracles import keyed_gradients, relative_error
 
 N, CUTS = 12, (5, 4, 1, 12)

@@ -15,20 +15,20 @@ import pytest
 import torch
 import yaml
 
+from bigstep.commands.predict import _from_registry
 from bigstep.config.model import Model
+from bigstep.diagnostics.verify import find_damage
 from bigstep.errors import ModelError
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import ServedClassifier
-from bigstep.models.saving import build_classifier
-from bigstep.stages.checking import check_params
-from bigstep.stages.paths import ProjectPaths
-from bigstep.stages.predict import _from_registry
-from bigstep.stages.verify import find_damage
-from bigstep.tracking.base import ModelPackage
+from bigstep.models.model_files import build_classifier
+from bigstep.project.parameters import check_params
+from bigstep.project.paths import ProjectPaths
 from bigstep.tracking.database import open_client
 from bigstep.tracking.mlflow_tracker import open_run
-from bigstep.tracking.registry import promote
+from bigstep.tracking.model_registry import promote
 from bigstep.tracking.sealing import SEAL_TAG
+from bigstep.tracking.tracker import ModelPackage
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own
 

@@ -17,14 +17,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
+from bigstep.commands.mlflow_ui import free_port, mlflow_command
 from bigstep.errors import ConfigError
-from bigstep.search import mlflow_callback
-from bigstep.search.identity import database_name
-from bigstep.search.mlflow_callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
+from bigstep.optuna_mlflow import callback as mlflow_callback
+from bigstep.optuna_mlflow.callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
+from bigstep.optuna_mlflow.study_identity import database_name
 from bigstep.search.storage import open_storage
-from bigstep.stages.servers import free_port, mlflow_command
 from bigstep.tracking.database import open_client, open_experiment
-from closures import ROOT
+from dvc_dependencies import ROOT
 from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own, and Optuna's on what is new
@@ -361,7 +361,7 @@ KILLED = """
 import os, signal, sys
 import optuna
 from mlflow import MlflowClient
-from bigstep.search.mlflow_callback import MLflowCallback
+from bigstep.optuna_mlflow.callback import MLflowCallback
 from bigstep.search.storage import open_storage
 
 kind, name, count = {"client": MlflowClient, "study": optuna.Study}[sys.argv[3]], sys.argv[4], int(sys.argv[5])

@@ -12,11 +12,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from bigstep.config.reading import read_yaml
-from bigstep.search.ledger import counted
+from bigstep.commands.mlflow_ui import free_port
+from bigstep.config.yaml_files import read_yaml
 from bigstep.search.storage import open_storage
-from bigstep.stages.servers import free_port
-from bigstep.stages.worker import finish_name
+from bigstep.search.trial_queue import counted
+from bigstep.search.workers.worker import finish_name
 from browser import look
 from conftest import copy_project, read_rows
 from faults.project import Project

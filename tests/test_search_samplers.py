@@ -13,9 +13,9 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from bigstep.config.params import parse_params
+from bigstep.search.initial_points import start_points
 from bigstep.search.samplers import AUTO, choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
-from bigstep.search.starts import start_points
 from bigstep.search.storage import open_storage, open_study
 from postgres import postgres
 

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.export.passes import move_to_device_pass
 
+from bigstep.commands.mlflow_ui import free_port
 from bigstep.config.model import Model
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
-from bigstep.models.saving import build_classifier
-from bigstep.stages.servers import free_port
-from bigstep.tracking.base import ModelPackage
+from bigstep.models.model_files import build_classifier
 from bigstep.tracking.mlflow_tracker import open_run
-from bigstep.tracking.registry import promote
-from closures import ROOT
+from bigstep.tracking.model_registry import promote
+from bigstep.tracking.tracker import ModelPackage
 from conftest import random_images
+from dvc_dependencies import ROOT
 from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bigstep.stages.signals import Signals, StoppedError
+from bigstep.runtime.stop_signals import Signals, StoppedError
 
 CODE = """
 import sys, time
-from bigstep.stages.signals import Signals, StoppedError
+from bigstep.runtime.stop_signals import Signals, StoppedError
 signals = Signals()
 try:
     with signals.watched(), signals.deferred():
@@ -66,7 +66,8 @@ def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path) -> None:
     code = "import subprocess, sys; p = subprocess.Popen([sys.executable, sys.argv[1]]); print(p.pid, flush=True); p.wait()"
     script = tmp_path / "stage.py"
     script.write_text(
-        "import time\nfrom bigstep.stages.lifeline import hold_lifeline\nfrom bigstep.stages.signals import Signals\n"
+        "import time\nfrom bigstep.runtime.parent_watchdog import hold_lifeline\n"
+        "from bigstep.runtime.stop_signals import Signals\n"
         "signals = Signals()\nwith signals.watched():\n    hold_lifeline(signals)\n    time.sleep(60)\n",
         encoding="utf-8",
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from bigstep.stages.runs import deliver_others, told_run
-from bigstep.tracking import delivery
-from bigstep.tracking.base import Metric, Tracker
+from bigstep.runs.tracked_run import deliver_others, told_run
+from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
-from bigstep.tracking.delivery import Courier
 from bigstep.tracking.spool import Sent, Spool, SpoolTracker, alone_in, unfinished_spools
+from bigstep.tracking.spool_delivery import Courier
+from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

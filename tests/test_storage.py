@@ -13,9 +13,9 @@ import pytest
 from optuna.trial import TrialState
 
 from bigstep.errors import ProjectError
-from bigstep.search import ledger as ledgers
-from bigstep.search.ledger import Ledger, counted
+from bigstep.search import trial_queue as ledgers
 from bigstep.search.storage import open_storage, open_study, without_password
+from bigstep.search.trial_queue import Ledger, counted
 from postgres import postgres
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

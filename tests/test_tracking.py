@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bigstep.tracking.base import NullTracker, RecordingTracker, Tracker
 from bigstep.tracking.database import open_client, open_experiment, tracking_uri
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
-from bigstep.tracking.registry import promote
+from bigstep.tracking.model_registry import promote
+from bigstep.tracking.tracker import NullTracker, RecordingTracker, Tracker
 from contracts import TrackerContract
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own

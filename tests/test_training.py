@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigstep.config.batch import resolve_batch
+from bigstep.config.batch_sizes import resolve_batch
 from bigstep.config.hardware import Hardware
 from bigstep.config.model import Model
 from bigstep.config.train import Train
-from bigstep.data.batches import ordered_batches
+from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.models.building import InputShape
-from bigstep.models.saving import build_classifier
+from bigstep.models.model_files import build_classifier
 from bigstep.step.losses import CrossEntropy
-from bigstep.training.auxiliary import AuxiliaryLoss
-from bigstep.training.batches import TrainingBatches
+from bigstep.training.auxiliary_loss import AuxiliaryLoss
 from bigstep.training.loop import take_step, train_epochs, validate
 from bigstep.training.optimization import build_optimizer, build_schedule
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.state import TrainingState, build_state
+from bigstep.training.training_batches import TrainingBatches
 
 
 def _train(**values: Any) -> Train:

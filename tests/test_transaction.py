@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.models.building import InputShape
-from bigstep.models.saving import build_classifier
-from bigstep.training.batches import TrainingBatches
-from bigstep.training.guard import Guard, MemoryExhaustedError, is_out_of_memory
+from bigstep.models.model_files import build_classifier
 from bigstep.training.loop import set_training_mode, take_step, train_epochs
+from bigstep.training.out_of_memory_guard import Guard, MemoryExhaustedError, is_out_of_memory
 from bigstep.training.state import TrainingState, build_state
+from bigstep.training.training_batches import TrainingBatches
 
 TEXT = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
@@ -202,7 +202,7 @@ def test_a_thread_that_cannot_begin_is_not_waited_for(monkeypatch: pytest.Monkey
     def fail(number: int) -> None:
         raise MemoryError(number)
 
-    monkeypatch.setattr("bigstep.training.guard.BEGINNING", 0.2)
+    monkeypatch.setattr("bigstep.training.out_of_memory_guard.BEGINNING", 0.2)
     monkeypatch.setattr(torch, "set_num_threads", fail)
     guard = Guard(torch.device("cpu"))
     with pytest.raises(MemoryExhaustedError, match="can't allocate"):

@@ -17,10 +17,10 @@ from dvc.fs import localfs
 from dvc.ignore import DvcIgnoreFilter
 
 from bigstep.errors import DataError, ProjectError
-from bigstep.stages.ignoring import ignore_unhashable
-from bigstep.stages.paths import ProjectPaths
-from bigstep.stages.pipeline import find_project_root, wait_for_dying, wait_for_lock
-from bigstep.stages.workspace import private_workspace
+from bigstep.project.dvc import find_project_root, wait_for_dying, wait_for_lock
+from bigstep.project.dvcignore import ignore_unhashable
+from bigstep.project.paths import ProjectPaths
+from bigstep.project.workspace import private_workspace
 
 NAMES = (
     "p q.jpg",

@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bigstep.memory.prediction import MemoryPrediction, predict_memory
     from bigstep.step import losses
     from bigstep.step.accumulate import Accumulator, BackwardResult
-    from bigstep.step.memory import MemoryPrediction, predict_memory
 
 __all__ = ["Accumulator", "BackwardResult", "MemoryPrediction", "__version__", "losses", "predict_memory"]
 
@@ -18,8 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Accumulator": "bigstep.step.accumulate",
     "BackwardResult": "bigstep.step.accumulate",
-    "MemoryPrediction": "bigstep.step.memory",
-    "predict_memory": "bigstep.step.memory",
+    "MemoryPrediction": "bigstep.memory.prediction",
+    "predict_memory": "bigstep.memory.prediction",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigstep import __version__
-from bigstep.config.reading import Override, parse_overrides
+from bigstep.config.yaml_files import Override, parse_overrides
 from bigstep.errors import ConfigError, UserError
 
 __all__ = ["main"]
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check_command(name: str) -> None:
     known = [*STAGES, *COMMANDS]
     if not name.startswith("-") and name not in known:
-        from bigstep.config.reading import nearest
+        from bigstep.config.yaml_files import nearest
 
         raise ConfigError(f"COMMAND must be one of bigstep's, but is {name!r}; {nearest(name, known)}")
 
@@ -161,9 +161,9 @@ def _short(name: str) -> dict[str, str]:
 
 
 def _repro(options: argparse.Namespace) -> int:
-    from bigstep.stages.paths import ProjectPaths
-    from bigstep.stages.pipeline import Request, find_project_root, run_pipeline
-    from bigstep.stages.summary import finish_pipeline
+    from bigstep.commands.repro import finish_pipeline
+    from bigstep.project.dvc import Request, find_project_root, run_pipeline
+    from bigstep.project.paths import ProjectPaths
 
     root = find_project_root(Path.cwd())
     if getattr(options, "resume_anyway", False):
@@ -178,11 +178,11 @@ def _repro(options: argparse.Namespace) -> int:
     code, paths, params = run_pipeline(root, request)
     claiming.join()
     if options.command == "check" and code == 0:
-        from bigstep.stages.check import check
+        from bigstep.commands.check import check
 
         return check(ProjectPaths(root), paths, params, options.samples)
     if options.command == "plan" and code == 0:
-        from bigstep.stages.advice import plan
+        from bigstep.commands.plan import plan
 
         chosen = {name: getattr(options, name) for name in ("budget", "again", "adopt", "seconds")}
         return plan(ProjectPaths(root), paths, params, **chosen)
@@ -191,7 +191,7 @@ def _repro(options: argparse.Namespace) -> int:
 
 def _claim_run(root: Path) -> None:
     if "MLFLOW_RUN_ID" in os.environ:
-        from bigstep.stages.runs import claim_given_run
+        from bigstep.runs.tracked_run import claim_given_run
 
         claim_given_run(root)
 
@@ -203,7 +203,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError(f"--seconds must be from 1 to 3600, but is {options.seconds:g}; write for example 60")
     if getattr(options, "budget", None) is not None:
         from bigstep.config.hardware import Hardware
-        from bigstep.config.reading import parse_section
+        from bigstep.config.yaml_files import parse_section
 
         parse_section(Hardware, {"hardware": {"memory_budget": options.budget}}, "--budget")
 
@@ -224,7 +224,7 @@ def _overrides(options: argparse.Namespace) -> tuple[Override, ...]:
 
 def _preset(root: Path, name: str | None) -> tuple[Override, ...]:
     from bigstep.config.params import check_overrides
-    from bigstep.config.reading import nearest, read_yaml
+    from bigstep.config.yaml_files import nearest, read_yaml
 
     if name is None:
         return ()
@@ -241,18 +241,18 @@ def _preset(root: Path, name: str | None) -> tuple[Override, ...]:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from bigstep.stages.pipeline import find_project_root
-    from bigstep.stages.predict import is_exported, predict
+    from bigstep.commands.predict import is_exported, predict
+    from bigstep.project.dvc import find_project_root
 
     root = None if options.model is not None and is_exported(options.model) else find_project_root(Path.cwd())
     return predict(root, [Path(name) for name in options.images], options.model)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bigstep.config.reading import read_yaml
-    from bigstep.stages.checking import check_params
-    from bigstep.stages.pipeline import find_project_root
-    from bigstep.stages.verify import verify
+    from bigstep.config.yaml_files import read_yaml
+    from bigstep.diagnostics.verify import verify
+    from bigstep.project.dvc import find_project_root
+    from bigstep.project.parameters import check_params
 
     del options
     root = find_project_root(Path.cwd())
@@ -260,15 +260,15 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from bigstep.stages.doctor import doctor
-    from bigstep.stages.pipeline import find_project_root
+    from bigstep.diagnostics.doctor import doctor
+    from bigstep.project.dvc import find_project_root
 
     return doctor(find_project_root(Path.cwd()), fix=options.fix)
 
 
 def _search(options: argparse.Namespace) -> int:
-    from bigstep.stages.pipeline import find_project_root
-    from bigstep.stages.search import search
+    from bigstep.commands.search import search
+    from bigstep.project.dvc import find_project_root
 
     root = find_project_root(Path.cwd())
     groups = tuple(group for group in (_preset(root, options.preset), _overrides(options)) if group)
@@ -276,15 +276,15 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from bigstep.stages.dashboard import serve_dashboard
-    from bigstep.stages.pipeline import find_project_root
+    from bigstep.commands.dashboard import serve_dashboard
+    from bigstep.project.dvc import find_project_root
 
     return serve_dashboard(find_project_root(Path.cwd()), storage=options.storage, port=options.port, expose=options.expose)
 
 
 def _mlflow(options: argparse.Namespace) -> int:
-    from bigstep.stages.pipeline import find_project_root
-    from bigstep.stages.servers import serve_mlflow
+    from bigstep.commands.mlflow_ui import serve_mlflow
+    from bigstep.project.dvc import find_project_root
 
     return serve_mlflow(find_project_root(Path.cwd()), port=options.port, expose=options.expose)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 
 BIN = Path(sys.executable).parent
 STRIKE = Path(__file__).with_name("strike")

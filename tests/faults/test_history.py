@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bigstep.stages.servers import free_port, mlflow_command
+from bigstep.commands.mlflow_ui import free_port, mlflow_command
 from faults.project import EndState, Project
 from serving import wait_for_port
 

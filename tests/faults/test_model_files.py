@@ -12,8 +12,8 @@ import torch
 from bigstep.config.model import Model
 from bigstep.errors import UserError
 from bigstep.models.building import InputShape
-from bigstep.models.saving import ModelCard, build_classifier, load_classifier, save_model
-from bigstep.models.weights import load_weights, read_tensors
+from bigstep.models.model_files import ModelCard, build_classifier, load_classifier, save_model
+from bigstep.models.starting_weights import load_weights, read_tensors
 from faults.mutations import Damage, mutated, mutated_json, read_damaged
 
 NAN = math.nan

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from bigstep.config.reading import load_plain, read_yaml
+from bigstep.atomic_files import read_json, read_record
+from bigstep.config.yaml_files import load_plain, read_yaml
 from bigstep.data.store import Manifest
+from bigstep.diagnostics.finding import Aside
+from bigstep.diagnostics.state_files import find_dvc_lock, find_state_files
 from bigstep.errors import ConfigError, DataError, ProjectError
-from bigstep.files import read_json, read_record
-from bigstep.stages.doctor_files import find_dvc_lock, find_state_files
-from bigstep.stages.dvc_record import check_record, read_record_before
-from bigstep.stages.health import Aside
-from bigstep.stages.paths import ProjectPaths
+from bigstep.project.dvc_record import check_record, read_record_before
+from bigstep.project.paths import ProjectPaths
 from bigstep.tracking.entries import read_entry
 from bigstep.tracking.spool import Origin, Sent, Spool, SpoolTracker
 

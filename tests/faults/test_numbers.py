@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError
 from bigstep.models.building import InputShape
-from bigstep.models.saving import build_classifier
-from bigstep.training.batches import TrainingBatches
+from bigstep.models.model_files import build_classifier
 from bigstep.training.loop import set_training_mode, take_step, train_epochs
 from bigstep.training.snapshot import is_finite
 from bigstep.training.state import TrainingState, build_state
+from bigstep.training.training_batches import TrainingBatches
 from faults.project import Project, kill_group
 
 SIZE, MICRO = 64, 16

@@ -15,20 +15,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigstep.checkpoint import check_folder, load_latest, read_commit, save_checkpoint
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.params import SECTIONS
-from bigstep.config.reading import apply_overrides, parse_overrides, read_yaml
 from bigstep.config.train import Train
+from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml
 from bigstep.data.store import Manifest, Store
 from bigstep.errors import CheckpointError, UserError
 from bigstep.models.building import InputShape
-from bigstep.models.saving import build_classifier
-from bigstep.stages.attempts import read_attempt
-from bigstep.stages.checking import check_params
-from bigstep.stages.plan import read_measured
-from bigstep.stages.resume import Checkpoints
+from bigstep.models.model_files import build_classifier
+from bigstep.planning.plan import read_measured
+from bigstep.project.attempts import read_attempt
+from bigstep.project.parameters import check_params
+from bigstep.runs.checkpoint_files import check_folder, load_latest, read_commit, save_checkpoint
+from bigstep.runs.checkpoints import Checkpoints
 from bigstep.tracking.spool import Spool
 from bigstep.training.snapshot import Snapshot, take_snapshot
 from bigstep.training.state import build_state

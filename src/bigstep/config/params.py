@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bigstep.config.batch import Batch, resolve_batch
+from bigstep.config.batch_sizes import Batch, resolve_batch
 from bigstep.config.checkpoint import Checkpoint
 from bigstep.config.data import Data
 from bigstep.config.evaluate import Evaluate
 from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
 from bigstep.config.model import Model
-from bigstep.config.reading import Override, nearest, parse_section, problems_of_key
 from bigstep.config.search import Search
 from bigstep.config.section import Section
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
+from bigstep.config.yaml_files import Override, nearest, parse_section, problems_of_key
 from bigstep.errors import ConfigError
 
 __all__ = ["SECTIONS", "Params", "check_overrides", "flatten", "parse_params"]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.data.keys import derive_key, random_words
+from bigstep.data.seeding import derive_key, random_words
 
 __all__ = ["augment"]
 

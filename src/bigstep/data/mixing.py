@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigstep.data.keys import derive_key
+from bigstep.data.seeding import derive_key
 
 __all__ = ["mix_batch"]
 

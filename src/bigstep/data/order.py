@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.data.keys import derive_key
+from bigstep.data.seeding import derive_key
 
 __all__ = ["effective_batches", "epoch_order"]
 

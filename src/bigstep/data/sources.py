@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bigstep.config.data import Data
 from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array
-from bigstep.data.folder import Listing, list_folder
-from bigstep.data.pool import decode_files
+from bigstep.data.image_folder import Listing, list_folder
+from bigstep.data.parallel_decoding import decode_files
 from bigstep.data.split import SPLITS
 from bigstep.data.store import SourceFile
 from bigstep.errors import DataError

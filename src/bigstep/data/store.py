@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigstep.atomic_files import read_record
 from bigstep.data.split import SPLITS
 from bigstep.errors import DataError
-from bigstep.files import read_record
 
 __all__ = ["FORMAT", "Manifest", "SourceFile", "Store", "StorePaths", "digest_parts"]
 

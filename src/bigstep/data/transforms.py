@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigstep.config.reading import nearest
-from bigstep.data.keys import derive_key
+from bigstep.config.yaml_files import nearest
+from bigstep.data.seeding import derive_key
 from bigstep.errors import ConfigError
 
 __all__ = ["build_transforms", "keyed_random", "transform_sample"]

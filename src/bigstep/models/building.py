@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from bigstep.config.model import Model
-from bigstep.config.reading import nearest
+from bigstep.config.yaml_files import nearest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
-from bigstep.models.norms import replace_norms
+from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
 
 __all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "check_model", "head_parameters"]
@@ -67,7 +67,7 @@ def build_network(model: Model, shape: InputShape, weights: Path | None = None) 
         )
     _check_size(network, model, shape)
     if weights is not None:
-        from bigstep.models.weights import load_weights
+        from bigstep.models.starting_weights import load_weights
 
         load_weights(network, weights, shape.num_classes)
     if model.freeze_backbone:

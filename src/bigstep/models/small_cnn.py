@@ -15,7 +15,7 @@ class SmallCNN(nn.Module):
     """Convolutions (3 x 3) of width w, 2w and 4w, the first two followed by halving, then a linear head on all places."""
 
     def __init__(self, *, channels: int, size: int, num_classes: int, width: int, dropout: float) -> None:
-        """Build for images of shape ``(channels, size, size)``; BatchNorm, which :mod:`bigstep.models.norms` may replace."""
+        """Build for images of shape ``(channels, size, size)``, with BatchNorm (see :mod:`bigstep.models.norm_layers`)."""
         super().__init__()
         widths = (channels, width, 2 * width, 4 * width)
         blocks: list[nn.Module] = []

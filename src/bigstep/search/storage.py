@@ -21,9 +21,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # the type that the backend's lock must have
 from sqlalchemy import exc
 
+from bigstep.atomic_files import parse_json, whole_file
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.files import parse_json, whole_file
 from bigstep.tracking.database import file_lock
 
 __all__ = [

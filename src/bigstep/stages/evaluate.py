@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigstep.atomic_files import read_json, whole_file, write_json
 from bigstep.config.evaluate import Evaluate
 from bigstep.config.hardware import Hardware
 from bigstep.config.tracking import Tracking
-from bigstep.data.batches import ordered_batches
+from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
-from bigstep.files import read_json, whole_file, write_json
-from bigstep.machine import MEMORY_FORMATS, choose_device, set_threads
-from bigstep.models.saving import ModelCard, load_classifier
-from bigstep.report.page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
-from bigstep.stages.entry import Stage, run_stage
-from bigstep.stages.runs import stage_run, timed
-from bigstep.tracking.base import DatasetRecord
+from bigstep.models.model_files import ModelCard, load_classifier
+from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
+from bigstep.runs.tracked_run import stage_run, timed
+from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.tracking.spool import SpoolTracker
+from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]
 

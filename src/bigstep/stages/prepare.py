@@ -2,14 +2,14 @@
 
 import os
 
+from bigstep.atomic_files import whole_folder
 from bigstep.config.data import Data
 from bigstep.config.hardware import Hardware
 from bigstep.console import console, follow
-from bigstep.data.preparation import prepare_store
 from bigstep.data.sources import open_source
 from bigstep.data.store import Manifest, StorePaths
-from bigstep.files import whole_folder
-from bigstep.stages.entry import Stage, run_stage
+from bigstep.data.store_writer import prepare_store
+from bigstep.stages.stage_runner import Stage, run_stage
 
 __all__ = ["main", "prepare"]
 

@@ -7,11 +7,11 @@ from optuna.trial import TrialState
 
 from bigstep.config.params import Params
 from bigstep.errors import ConfigError
-from bigstep.search.identity import storage_of
-from bigstep.search.ledger import KEY, Ledger, counted, live
+from bigstep.optuna_mlflow.study_identity import storage_of
+from bigstep.search.initial_points import noise_point, start_points
 from bigstep.search.space import Space
-from bigstep.search.starts import noise_point, start_points
-from bigstep.stages.conducting import NOISE
+from bigstep.search.trial_queue import KEY, Ledger, counted, live
+from bigstep.search.workers.trial_runner import NOISE
 
 __all__ = ["ensure_noise_start", "ensure_starts"]
 

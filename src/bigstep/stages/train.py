@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigstep.config.batch import Batch
+from bigstep.atomic_files import check_writable
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.checkpoint import Checkpoint, parse_duration
 from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
@@ -16,27 +17,26 @@ from bigstep.config.train import Train
 from bigstep.console import console, live_line
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
-from bigstep.files import check_writable
 from bigstep.models.classifier import Classifier
-from bigstep.stages.beginning import begin_training, judge_invariance
-from bigstep.stages.entry import Stage, run_stage
-from bigstep.stages.history import History
-from bigstep.stages.marks import MarkedBatches, read_mark
-from bigstep.stages.results import dataset_record, log_results, write_results
-from bigstep.stages.resume import Checkpoints, Resumed, open_checkpoints
-from bigstep.stages.runs import stage_run, timed
-from bigstep.step.noise import advise
-from bigstep.tracking.base import Tracker
+from bigstep.runs.checkpoints import Checkpoints, Resumed, open_checkpoints
+from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
+from bigstep.runs.metric_log import History
+from bigstep.runs.tracked_run import stage_run, timed
+from bigstep.stages.stage_runner import Stage, run_stage
+from bigstep.stages.train_outputs import dataset_record, log_results, write_results
+from bigstep.step.noise_scale import advise
 from bigstep.tracking.spool import SpoolTracker
-from bigstep.training.batches import TrainingBatches
-from bigstep.training.guard import is_out_of_memory
+from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance
 from bigstep.training.loop import recalibrate_best, train_epochs
+from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import EpochRecord, StepRecord
+from bigstep.training.setup import begin_training, judge_invariance
 from bigstep.training.state import TrainingState
+from bigstep.training.training_batches import TrainingBatches
 
 if TYPE_CHECKING:
-    from bigstep.stages.budget import Fit
+    from bigstep.planning.memory_budget import Fit
 
 __all__ = ["main", "train"]
 
@@ -108,8 +108,8 @@ class _Keeping:
 
 def _fit(stage: Stage, store: Store, died_at: int | None) -> "Fit":
     """Choose the slicing; loaded by name, since it decides nothing that is learned and is no dependency of the stage."""
-    budget = importlib.import_module("bigstep.stages.budget")
-    checking = importlib.import_module("bigstep.stages.checking")
+    budget = importlib.import_module("bigstep.planning.memory_budget")
+    checking = importlib.import_module("bigstep.project.parameters")
     found: Fit = budget.fit_batch(stage.project, checking.check_params(stage.content), store, died_at)
     return found
 

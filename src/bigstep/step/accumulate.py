@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.errors import LossError, RandomnessError
-from bigstep.step.attempt import Attempt, MicroBatch, PerSampleLoss, Settings
-from bigstep.step.batches import cut_batch, map_tensors, num_samples
-from bigstep.step.gradients import GradientSum
+from bigstep.step.batch_norm import DeferredStatistics, holding, put_back_on_error
+from bigstep.step.gradient_sum import GradientSum
+from bigstep.step.keyed_randomness import KeyedRandomness, KeyedStep, PlanChangedError
 from bigstep.step.losses import Loss
-from bigstep.step.noise import NoiseSample
-from bigstep.step.normalization import DeferredStatistics, holding, put_back_on_error
-from bigstep.step.randomness import KeyedRandomness, KeyedStep, PlanChangedError
+from bigstep.step.micro_batch_loop import Attempt, MicroBatch, PerSampleLoss, Settings
+from bigstep.step.nested_tensors import cut_batch, map_tensors, num_samples
+from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.slicing import balanced_sizes, slices
 
 __all__ = ["Accumulator", "BackwardResult"]
@@ -76,7 +76,7 @@ class Accumulator:
                 they do not depend on the cut; None leaves them to torch's generators, which do.
             autocast: run the forward pass under :class:`torch.autocast` of this type (torch.bfloat16 or torch.float16).
             scaler: scales each micro-batch's loss by its constant; unscaling and updating stay with the caller, once per step.
-            noise: measure squared gradient norms for :class:`bigstep.step.noise.NoiseScale`: ``"first"`` of the first
+            noise: measure squared gradient norms for :class:`bigstep.step.noise_scale.NoiseScale`: ``"first"`` of the first
                 micro-batch and the whole, ``"every"`` of each micro-batch, which settles sooner and costs more; None does not.
             statistics: collects BatchNorm's statistics for one update per step.
 

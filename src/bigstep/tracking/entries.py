@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bigstep.files import parse_json
+from bigstep.atomic_files import parse_json
 
 __all__ = ["read_entry"]
 

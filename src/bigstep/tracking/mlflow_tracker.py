@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from bigstep.tracking.base import DatasetRecord, Metric, ModelPackage, finite, split_params
 from bigstep.tracking.database import open_client, open_experiment
 from bigstep.tracking.sealing import seal_source
+from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite, split_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from bigstep.files import read_record, whole_folder, write_json
-from bigstep.tracking.base import DatasetRecord, Metric, ModelRecord, finite
+from bigstep.atomic_files import read_record, whole_folder, write_json
 from bigstep.tracking.entries import read_entry
+from bigstep.tracking.tracker import DatasetRecord, Metric, ModelRecord, finite
 
 __all__ = ["Origin", "Sent", "Spool", "SpoolTracker", "alone_in", "prune_spools", "unfinished_spools"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bigstep.errors import ConfigError, RandomnessError
-from bigstep.step.normalization import BatchLayer, find_batch_layers
-from bigstep.step.probing import find_sites
+from bigstep.step.batch_norm import BatchLayer, find_batch_layers
+from bigstep.step.random_calls import find_sites
 
 __all__ = ["Invariance", "find_invariance"]
 

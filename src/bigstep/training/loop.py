@@ -17,16 +17,16 @@ from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bigstep.config.train import Train
-from bigstep.data.batches import ordered_batches
 from bigstep.data.mixing import mix_batch
+from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, OutOfMemoryError
+from bigstep.memory.measurement import held_bytes, peak_growth
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import BackwardResult
-from bigstep.step.gradients import squared_norm
-from bigstep.step.measuring import held_bytes, peak_growth
-from bigstep.step.normalization import BATCH_NORMS, freeze_statistics, recalibrate
-from bigstep.training.guard import MemoryExhaustedError
+from bigstep.step.batch_norm import BATCH_NORMS, freeze_statistics, recalibrate
+from bigstep.step.gradient_sum import squared_norm
+from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.state import Best, TrainingState
 from bigstep.training.transaction import apply_update, compute_gradient, rehearse

@@ -8,19 +8,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bigstep.config.batch import Batch
+from bigstep.config.batch_sizes import Batch
 from bigstep.config.model import Model
 from bigstep.config.train import Train
 from bigstep.models.building import AUXILIARY_WEIGHTS
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import Accumulator
+from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.losses import CrossEntropy, Loss
-from bigstep.step.noise import NoiseScale
-from bigstep.step.normalization import DeferredStatistics
+from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
-from bigstep.training.auxiliary import AuxiliaryLoss
-from bigstep.training.guard import Guard
+from bigstep.training.auxiliary_loss import AuxiliaryLoss
 from bigstep.training.optimization import build_optimizer, build_schedule
+from bigstep.training.out_of_memory_guard import Guard
 
 __all__ = ["Best", "TrainingState", "build_state"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bigstep.errors import OutOfMemoryError
-from bigstep.step.normalization import BATCH_NORMS
-from bigstep.training.guard import MemoryExhaustedError
+from bigstep.step.batch_norm import BATCH_NORMS
+from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState
 
 __all__ = ["apply_update", "compute_gradient", "rehearse"]

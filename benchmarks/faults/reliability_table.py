@@ -1,0 +1,88 @@
+"""The table of docs/reliability.md: what `make faults` counted, and what people use otherwise does under the same fault.
+
+python benchmarks/faults/reliability_table.py RESULTS: reads the rounds, measures plain torch, Lightning, DVC, MLflow and
+Optuna, each as it comes, and writes the table.
+"""
+
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+import dvc_mlflow_faults
+import optuna_faults
+import torch_lightning_faults
+from sandbox import Folder
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- table: written by `make faults` -->", "<!-- end of table -->"
+STOCK: dict[str, Callable[[Folder], str]] = {
+    "1, 31": torch_lightning_faults.killed,
+    "2": torch_lightning_faults.half_saved,
+    "5": torch_lightning_faults.stopped,
+    "7, 8": torch_lightning_faults.damaged,
+    "10": torch_lightning_faults.full_disk,
+    "13, 14": torch_lightning_faults.not_finite,
+    "15": torch_lightning_faults.diverged,
+    "18": optuna_faults.infeasible,
+    "23": optuna_faults.torn_journal,
+    "24": optuna_faults.left_lock,
+    "25": optuna_faults.killed_workers,
+    "26": optuna_faults.nothing_there,
+    "27": dvc_mlflow_faults.locked,
+    "28": dvc_mlflow_faults.no_server,
+    "29, 30": optuna_faults.stands_still,
+    "32": dvc_mlflow_faults.rotten,
+    "33": dvc_mlflow_faults.torn,
+    "34": dvc_mlflow_faults.bomb,
+    "35": dvc_mlflow_faults.open_door,
+    "40": torch_lightning_faults.dead_worker,
+}
+
+
+def measure(row: str) -> str:
+    """Give what the stock tool does under the fault of a row, in words."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return STOCK[row](Folder(Path(scratch)))
+
+
+def count(lines: list[str]) -> dict[str, dict[str, Any]]:
+    """Count rounds, passes and notes of each row; a round, even one run again, passes where all that it told of is good."""
+    rounds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, lines):
+        rounds.setdefault((line["row"], line["title"], line["test"]), []).append(line)
+    rows: dict[str, dict[str, Any]] = {}
+    for (row, title, _), told in rounds.items():
+        item = rows.setdefault(row, {"title": title, "rounds": 0, "passes": 0, "notes": Counter()})
+        item["rounds"] += 1
+        item["passes"] += all(line["passed"] for line in told)
+        item["notes"].update(line["note"] for line in told[-1:] if line["note"])
+    return rows
+
+
+def main() -> None:
+    """Write the table."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    results = count(Path(sys.argv[1]).read_text(encoding="utf-8").splitlines())
+    lines = ["| row | fault | rounds | passes | stock tools under the same fault |", "| --- | --- | ---: | ---: | --- |"]
+    for row in sorted(results, key=lambda name: int("".join(filter(str.isdigit, name.partition(",")[0])))):
+        found = measure(row) if row in STOCK else ""
+        item = results[row]
+        struck = "; ".join(f"{name} {times}" for name, times in sorted(item["notes"].items()))
+        title = f"{item['title']} (struck: {struck})" if struck else item["title"]
+        lines.append(f"| {row} | {title} | {item['rounds']} | {item['passes']} | {found} |")
+        print(lines[-1], flush=True)
+    page = PAGE.read_text(encoding="utf-8")
+    head, tail = page[: page.index(BEGIN) + len(BEGIN)], page[page.index(END) :]
+    PAGE.write_text("\n".join([head, *lines, tail]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One module for each `bigstep ...` command that is no stage."""

@@ -1,0 +1,110 @@
+"""`bigstep check`: is the configured training exact, layer by layer?"""
+
+import torch
+from rich.table import Table
+
+from bigstep.config.params import Params
+from bigstep.console import console
+from bigstep.data.mixing import mix_batch
+from bigstep.data.seeding import derive_key
+from bigstep.data.store import Store
+from bigstep.errors import ModelError, RandomnessError
+from bigstep.models.building import InputShape
+from bigstep.models.model_files import build_classifier
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.step.batch_norm import BatchLayer, find_batch_layers
+from bigstep.step.exactness import LayerCheck, check_cuts
+from bigstep.training.class_weights import class_weights
+from bigstep.training.loop import set_training_mode
+from bigstep.training.state import TrainingState, build_state
+from bigstep.training.training_batches import TrainingBatches
+
+__all__ = ["check", "cut_sizes"]
+
+
+def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples: int) -> int:
+    """Compare accumulated with full-batch gradients in float64 for one effective batch, and print a verdict for each layer.
+
+    Args:
+        project: whose ``weights/`` the model may start from.
+        paths: where the prepared data lie.
+        params: the configuration.
+        num_samples: of the batch, at most the effective batch.
+
+    Returns:
+        0 where every layer is exact, else 1.
+    """
+    store = Store(paths.prepared)
+    train = params.train.model_copy(update={"precision": "float64"})
+    state = _state(project, store, params)
+    size = min(num_samples, params.batch.effective_batch_size, len(store.indices(0)))
+    images, labels = next(TrainingBatches(store, train, size, 0).epoch(0))
+    options = {"mixup_alpha": train.mixup_alpha, "cutmix_alpha": train.cutmix_alpha, "seed": train.seed, "step": 0}
+    inputs, targets = mix_batch(images, labels, state.num_classes, **options)  # type: ignore[arg-type] # each of its own type
+    set_training_mode(state)
+    cuts = cut_sizes(size, params.batch.micro_batch_size)
+    seed = train.seed if train.keyed_randomness else None
+    try:
+        layers = check_cuts(state.classifier, state.loss, inputs, targets, cuts, seed=seed)
+    except RandomnessError as error:
+        raise ModelError(f"{error}: set train.keyed_randomness=false") from None
+    except ValueError as error:
+        raise ModelError(
+            f"every micro-batch must pass through the model, but: {error}; BatchNorm needs two samples at least"
+        ) from None
+    _print(layers, find_batch_layers(state.classifier), cuts, size)
+    return 0 if all(layer.is_exact for layer in layers) else 1
+
+
+def cut_sizes(size: int, micro_batch_size: int) -> tuple[int, ...]:
+    """Choose micro-batch sizes to compare: the configured one, halves, a ragged one, and single samples."""
+    wanted = (micro_batch_size, size // 2, size // 4, 7, 1)
+    return tuple(sorted({cut for cut in wanted if 1 <= cut < size} or {size}, reverse=True))
+
+
+def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState:
+    manifest = store.manifest
+    torch.manual_seed(derive_key("weights", params.train.seed))
+    classifier = build_classifier(
+        params.model,
+        InputShape(manifest.channels, manifest.size, len(manifest.classes)),
+        mean=manifest.mean,
+        std=manifest.std,
+        weights=None if params.model.weights is None else project.resolve(params.model.weights),
+    )
+    return build_state(
+        classifier,
+        params.train.model_copy(update={"precision": "float64"}),
+        params.batch,
+        num_samples=len(store.indices(0)),
+        num_classes=len(manifest.classes),
+        class_weights=class_weights(params.train, store),
+        model=params.model,
+    )
+
+
+def _print(layers: tuple[LayerCheck, ...], across: tuple[BatchLayer, ...], cuts: tuple[int, ...], size: int) -> None:
+    table = Table(title=f"accumulated against full-batch gradients, float64, {size} samples", title_justify="left")
+    table.add_column("layer")
+    for cut in cuts:
+        table.add_column(f"m = {cut}", justify="right")
+    table.add_column("verdict")
+    for layer in layers:
+        verdict = "exact" if layer.is_exact else f"off by {_share(max(layer.errors))}"
+        table.add_row(f"{layer.name} ({layer.kind})", *(f"{error:.0e}" for error in layer.errors), verdict)
+    console.print(table)
+    worst = max(max(layer.errors) for layer in layers)
+    if all(layer.is_exact for layer in layers):
+        console.print(f"exact in every layer, for every cut: the largest relative error is {worst:.0e}, which is rounding")
+        return
+    console.print(f"not exact: gradients depend on the cut, by up to {_share(worst)}")
+    for cause in across:
+        console.print(f"  because {cause.name} ({cause.kind}) {cause.reason}")
+    if not across:
+        console.print(
+            "  because the model draws random numbers that are not keyed, or looks across samples in a layer of its own"
+        )
+
+
+def _share(error: float) -> str:
+    return f"{error:.1%}" if error >= 0.001 else f"{error:.0e}"

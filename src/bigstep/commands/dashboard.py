@@ -1,0 +1,106 @@
+"""`bigstep dashboard`: the page of optuna-dashboard on the study, for this machine only unless somebody says otherwise."""
+
+import contextlib
+import socketserver
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from bigstep.commands.mlflow_ui import LOOPBACK, free_port
+from bigstep.config.params import parse_params
+from bigstep.config.yaml_files import read_yaml
+from bigstep.console import console
+from bigstep.errors import ProjectError
+from bigstep.project.paths import ProjectPaths
+from bigstep.search.setup import study_address
+from bigstep.search.storage import open_storage, without_password
+from bigstep.search.trial_queue import is_feasible, value_of
+
+__all__ = ["make_dashboard", "serve_dashboard"]
+
+FIRST_PORT = 8080
+
+
+def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, expose: str | None = None) -> int:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        root: of the project.
+        storage: of the study; None: that of params.yaml.
+        port: to listen on; 0: the first free one from 8080 on.
+        expose: an address to listen on in the place of 127.0.0.1.
+
+    Returns:
+        0
+
+    Raises:
+        ProjectError: there is no study, its storage does not answer, or the port is taken.
+    """
+    project = ProjectPaths(root)
+    address = storage or study_address(project, parse_params(read_yaml(root / "params.yaml")))
+    if "://" not in address and not Path(address).exists():
+        raise ProjectError(f"a study must have been begun, but {address} does not exist; run `bigstep search`")
+    host = expose or LOOPBACK
+    port = free_port(port, host, FIRST_PORT)
+    if expose is not None:
+        console.print(f"WARNING: whoever reaches {expose}:{port} can read, change and delete every study; there is no password")
+    server = make_dashboard(address, project.search / "artifacts", host, port)
+    console.print(f"http://{host}:{port} (Ctrl-C ends it); the storage is {without_password(address)}")
+    with server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    return 0
+
+
+def make_dashboard(address: str, artifacts: Path, host: str, port: int) -> WSGIServer:
+    """Make the server of the page on the storage ``address``; it answers to its own names only."""
+    from optuna.artifacts import FileSystemArtifactStore
+    from optuna_dashboard import wsgi
+
+    artifacts.mkdir(parents=True, exist_ok=True)
+    storage = open_storage(address)
+    storage.get_best_trial = partial(_best_feasible, storage)  # type: ignore[method-assign] # the page's own forgets constraints
+    application = wsgi(storage, FileSystemArtifactStore(base_path=str(artifacts)))
+    names = {f"{name}:{port}" for name in (host, LOOPBACK, "localhost")}
+    return make_server(host, port, _guarded(application, names), _Server, _Handler)
+
+
+def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
+    """Give the best trial that keeps its constraints; where none does, the dashboard shows none.
+
+    Raises:
+        ValueError: there is none.
+    """
+    trials = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = 1 if storage.get_study_directions(study_id)[0] == StudyDirection.MINIMIZE else -1
+    return min((trial for trial in trials if is_feasible(trial)), key=lambda trial: sign * value_of(trial))
+
+
+def _guarded(application: Any, names: set[str]) -> Callable[..., Iterable[bytes]]:
+    """Refuse requests that name another host, or come from another page: a page elsewhere must not reach the study."""
+    origins = {f"http://{name}" for name in names}
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        if host not in names or (origin is not None and origin not in origins):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"this page answers to its own address only\n"]
+        return application(environ, start_response)  # type: ignore[no-any-return] # WSGI
+
+    return guarded
+
+
+@final
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+@final
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 # the name that is overridden
+        """Say nothing of each request."""

@@ -1,0 +1,63 @@
+"""Pages for the browser: on this machine only, unless somebody says otherwise."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from bigstep.console import console
+from bigstep.errors import ProjectError
+from bigstep.runtime.child_process import follow_command
+from bigstep.tracking.database import open_client, tracking_uri
+
+__all__ = ["LOOPBACK", "free_port", "mlflow_command", "serve_mlflow"]
+
+LOOPBACK = "127.0.0.1"
+FIRST_PORT = 5000
+
+
+def serve_mlflow(root: Path, *, port: int = 0, expose: str | None = None) -> int:
+    """Serve MLflow's page on the project's history until Ctrl-C.
+
+    Raises:
+        ProjectError: the history is on a server already, or the port is taken.
+    """
+    uri = tracking_uri(root)
+    if uri.startswith(("http://", "https://")):
+        raise ProjectError(
+            f"the history must be in a database to be served from here, but MLFLOW_TRACKING_URI is {uri}; open it"
+        )
+    open_client(uri)
+    port = free_port(port, expose or LOOPBACK)
+    if expose is not None:
+        console.print(f"WARNING: whoever reaches {expose}:{port} can read, change and delete every run; there is no password")
+    console.print(f"http://{expose or LOOPBACK}:{port} (Ctrl-C ends it)")
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    code = follow_command(mlflow_command(uri, expose or LOOPBACK, port), root, environment)
+    return 0 if code == 130 else code
+
+
+def mlflow_command(uri: str, host: str, port: int) -> list[str]:
+    """Give the command of a server that answers to its own name only: a page elsewhere cannot reach it by another."""
+    names = [f"{name}:{port}" for name in dict.fromkeys((host, LOOPBACK, "localhost"))]
+    origins = ",".join(f"http://{name}" for name in names)
+    allowed = ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", origins]
+    where = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *where, *allowed]
+
+
+def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
+    """Give ``port``, or for 0 the one from ``first`` on that nobody uses.
+
+    Raises:
+        ProjectError: it is taken.
+    """
+    for candidate in [port] if port else range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError:
+                continue
+            return candidate
+    raise ProjectError(f"--port must be free on {host}, but {port or f'all from {first} on'} is taken; choose another")

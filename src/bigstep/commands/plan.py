@@ -1,0 +1,125 @@
+"""What `bigstep plan` shows and writes: a table, a plot, plan.json, and where asked for params.yaml."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.table import Table
+
+from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import apply_overrides, read_yaml, write_yaml
+from bigstep.console import console, format_bytes
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError
+from bigstep.memory.measurement import resident_bytes
+from bigstep.planning.plan import Plan, budget_bytes, find_plan, recommend, room_for_training
+from bigstep.planning.throughput import Choice
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.report.plan_plot import draw_plan
+
+__all__ = ["plan"]
+
+
+def plan(
+    project: ProjectPaths, paths: StagePaths, params: Params, *, budget: str | None, again: bool, adopt: bool, seconds: float
+) -> int:
+    """Measure or read the plan, show it, and write ``plan.json`` and ``plan.png`` beside it.
+
+    Args:
+        project: whose state keeps the plan, and whose params.yaml may take the choice.
+        paths: where the prepared data lie.
+        params: the configuration.
+        budget: a limit in the place of ``hardware.memory_budget``.
+        again: measure also where there is a plan.
+        adopt: write the choice into params.yaml.
+        seconds: to measure for, at most.
+
+    Returns:
+        0
+
+    Raises:
+        ConfigError: with model.norm batch the slicing is no choice.
+    """
+    ghost = params.model.ghost_batch_size
+    if ghost is not None:
+        raise ConfigError(
+            f"a slicing must be free to be planned, but with model.norm batch every micro-batch is model.ghost_batch_size, "
+            f"{ghost}; set model.norm to group"
+        )
+    if budget is not None:
+        params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": budget}))
+    store = Store(paths.prepared)
+    effective = params.batch.effective_batch_size
+    found = find_plan(project, params, store, again=again, seconds=seconds, others=True)
+    limit, room = budget_bytes(params.hardware), room_for_training(params.hardware, resident_bytes())
+    choice = recommend(found, effective, room)
+    _print(found, choice, room)
+    _predicted_line(found, limit)
+    _write(found, choice, limit, room)
+    if adopt:
+        _adopt(project.root / "params.yaml", choice)
+    return 0
+
+
+def _print(found: Plan, choice: Choice, room: int | None) -> None:
+    for ladder in found.ladders:
+        table = Table(title=f"{ladder.precision}, {ladder.memory_format}", title_justify="left")
+        for name in ("micro-batch", "images/s", "process grows by", "tensors, predicted", ""):
+            table.add_column(name, justify="left" if name == "" else "right")
+        for rung in ladder.rungs:
+            fits = room is None or rung.resident_growth_bytes <= room
+            chosen = ladder is found.ladders[0] and rung.micro_batch_size == choice.micro_batch_size
+            table.add_row(
+                str(rung.micro_batch_size),
+                f"{rung.samples_per_second:,.0f}",
+                format_bytes(rung.resident_growth_bytes),
+                format_bytes(rung.predicted_bytes),
+                "chosen" if chosen else "" if fits else "over the budget",
+            )
+        console.print(table)
+    console.print(
+        f"recommended for an effective batch of {choice.effective_batch_size}: micro-batches of {choice.micro_batch_size}, "
+        f"{choice.accumulation_steps} a step, {choice.samples_per_second:,.0f} images/s"
+    )
+    largest = [rung for rung in found.ladders[0].rungs if rung.micro_batch_size >= choice.effective_batch_size]
+    if choice.accumulation_steps > 1 and largest and (room is None or largest[-1].resident_growth_bytes <= room):
+        console.print("the whole batch would fit too: accumulating is chosen here because it is as fast, or faster")
+
+
+def _predicted_line(found: Plan, limit: int | None) -> None:
+    rungs = found.ladders[0].rungs
+    if len(rungs) < 2 or limit is None:
+        return
+    first, last = rungs[0], rungs[-1]
+    slope = (last.predicted_bytes - first.predicted_bytes) / (last.micro_batch_size - first.micro_batch_size)
+    fixed = first.predicted_bytes - slope * first.micro_batch_size
+    size = max(0, int((limit - fixed) / max(slope, 1)))
+    console.print(
+        f"tensors alone: {format_bytes(int(fixed))} and {format_bytes(int(slope))} an image, so a GPU with "
+        f"{format_bytes(limit)} takes up to {size} at a time (its libraries' own workspaces not counted)"
+    )
+
+
+def _write(found: Plan, choice: Choice, limit: int | None, room: int | None) -> None:
+    ladder = found.ladders[0]
+    content = {
+        "recommended": {**asdict(choice), "precision": ladder.precision, "memory_format": ladder.memory_format},
+        "budget_bytes": limit,
+        "room_bytes": room,
+        "ladders": [asdict(item) for item in found.ladders],
+    }
+    write_json(content, found.folder / "plan.json")
+    with whole_file(found.folder / "plan.png") as beside:
+        draw_plan(found.ladders, choice, room, beside)
+    console.print(f"plan: {_relative(found.folder / 'plan.json')} and plan.png")
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _adopt(path: Path, choice: Choice) -> None:
+    overrides = (("hardware", "micro_batch_size", choice.micro_batch_size), ("hardware", "accumulation_steps", None))
+    with whole_file(path) as beside:
+        write_yaml(apply_overrides(read_yaml(path), overrides), beside)
+    console.print(f"params.yaml: hardware.micro_batch_size is now {choice.micro_batch_size}")

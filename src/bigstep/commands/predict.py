@@ -1,0 +1,135 @@
+"""`bigstep predict`: the class of single images, by a model of the registry or of a folder."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.console import console
+from bigstep.data.decoding import Layout, Refusal, decode_file
+from bigstep.errors import ModelError
+from bigstep.project.parameters import check_params
+from bigstep.project.paths import ProjectPaths
+from bigstep.report.evaluation_page import short_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["Predictor", "is_exported", "predict"]
+
+MAX_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities ``(1, num_classes)``."""
+
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    classes: tuple[str, ...]
+    channels: int
+
+
+def predict(root: Path | None, images: list[Path], model: str | None) -> int:
+    """Print the likeliest classes of each image.
+
+    Returns:
+        0, or 2 where an image could not be read.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from bigstep.config.yaml_files import read_yaml
+
+    params = check_params({} if root is None else read_yaml(root / "params.yaml"))
+    name = model or params.tracking.registered_model or f"bigstep-{params.data.source}"
+    predictor = _from_folder(Path(name)) if root is None or is_exported(name) else _from_registry(ProjectPaths(root), name)
+    layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
+    refused = 0
+    for path in images:
+        decoded = decode_file(path, layout)
+        if isinstance(decoded, Refusal):
+            print(
+                f"bigstep: {path} must be an image, but is not taken: {decoded.reason}; name another file",
+                file=sys.stderr,
+            )
+            refused += 1
+            continue
+        shares = predictor.probabilities(decoded.pixels[None])[0]
+        best = np.argsort(-shares, kind="stable")[:MAX_SHOWN]
+        answers = "   ".join(f"{short_name(predictor.classes[index], 40)} {shares[index]:.4f}" for index in best)
+        console.print(f"{path}: {answers}")
+    return 2 if refused else 0
+
+
+def is_exported(name: str) -> bool:
+    """Return whether ``name`` is a folder with an exported model, which needs no project around it."""
+    return (Path(name) / "model.json").is_file()
+
+
+def _from_folder(folder: Path) -> Predictor:
+    import torch
+
+    from bigstep.models.classifier import ServedClassifier
+    from bigstep.models.model_files import load_classifier
+
+    classifier, card = load_classifier(folder)
+    served = ServedClassifier(classifier, card.size).eval()
+
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            answers: NDArray[np.float32] = served(torch.tensor(images)).numpy()
+        return answers
+
+    return Predictor(probabilities, card.classes, card.channels)
+
+
+def _from_registry(project: ProjectPaths, name: str) -> Predictor:
+    from bigstep.tracking.database import connect, tracking_uri
+    from bigstep.tracking.sealing import checked_copy
+
+    client = connect(tracking_uri(project.root))
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with checked_copy(client, _find_version(client, name)) as folder:
+            model = mlflow.pyfunc.load_model(str(folder))
+    except MlflowException as error:
+        problem = str(error).splitlines()[0]
+        raise ModelError(
+            f"--model must name a registered model, but {name} is none ({problem}); run `bigstep repro` first"
+        ) from None
+    classes = tuple((model.metadata.metadata or {}).get("classes", ()))
+    if not classes or model.metadata.signature is None:
+        raise ModelError(f"--model must be a model of bigstep's, but {name} names no classes; take another")
+    taken = model.metadata.signature.inputs.inputs[0]
+
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # beside a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
+        shown = np.concatenate([images, np.full_like(images[:1], 255)])
+        answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]
+        return answers
+
+    return Predictor(probabilities, classes, int(taken.shape[-1]))
+
+
+def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":
+    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` stands for."""
+    scheme, _, rest = address.rpartition(":/")
+    name, _, number = rest.partition("/")
+    if scheme == "runs":
+        found = client.search_model_versions(f"run_id='{name}'") if name.isalnum() else []
+        if found:
+            return found[0]
+        raise ModelError(f"--model must name a run with a registered model, but {address} has none; name a registered model")
+    if number.isdecimal():
+        return client.get_model_version(name, number)
+    name, _, alias = rest.partition("@")
+    if "/" in rest:
+        raise ModelError(f"--model must be NAME, models:/NAME/VERSION or models:/NAME@ALIAS, but is {address}; correct it")
+    return client.get_model_version_by_alias(name, alias or "champion")

@@ -1,0 +1,96 @@
+"""What a person sees at the end of the pipeline; and the history of an execution in which nothing had to run."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from bigstep.atomic_files import read_json
+from bigstep.config.params import Params, flatten
+from bigstep.console import console
+from bigstep.project.attempts import Attempt, attempt_key, read_attempt
+from bigstep.project.parameters import learning_values
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.stages.caller import given_run, pointing_run
+
+if TYPE_CHECKING:
+    from bigstep.tracking.mlflow_tracker import MlflowTracker
+
+__all__ = ["finish_pipeline"]
+
+FILES = {"train": ("train",), "evaluate": ("train", "evaluate")}
+
+
+def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -> int:
+    """Print the metrics up to ``stage``, and complete the MLflow run that called, if any.
+
+    Returns:
+        0
+    """
+    values = {
+        key: value
+        for name in FILES.get(stage, ())
+        for key, value in read_json(paths.root / "results" / name / "metrics.json").items()
+    }
+    if values:
+        _print_table(values, params)
+        where = paths.evaluate if stage == "evaluate" else paths.train
+        console.print(f"results: {os.path.relpath(where)}   history: bigstep mlflow")
+    run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
+    if run_id is not None:
+        _complete_run(ProjectPaths(root), params, values, run_id, stage)
+    elif pointing is not None and values:
+        _point(ProjectPaths(root), params, values, pointing)
+    return 0
+
+
+def _print_table(values: dict[str, float], params: Params) -> None:
+    table = Table(title=f"{params.model.name} on {params.data.source}, {params.batch}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for key, value in values.items():
+        table.add_row(key, f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
+    console.print(table)
+
+
+def _complete_run(project: ProjectPaths, params: Params, values: dict[str, float], run_id: str, stage: str) -> None:
+    """Fill the run of `mlflow run` where its stages were up to date, and so wrote nothing to it."""
+    attempt = _attempt(project, params)
+    if attempt is not None and attempt.run_id == run_id and stage in attempt.finished:
+        return
+    produced = {} if attempt is None or attempt.run_id is None else {"bigstep.produced_by": attempt.run_id}
+    _fill_run(project, params, values, run_id, produced)
+
+
+def _fill_run(
+    project: ProjectPaths, params: Params, values: dict[str, float], run_id: str | None, tags: dict[str, str]
+) -> "MlflowTracker":
+    from bigstep.runs.tracked_run import timed
+    from bigstep.tracking.database import tracking_uri
+    from bigstep.tracking.mlflow_tracker import open_run
+
+    tracker = open_run(tracking_uri(project.root), run_id=run_id, experiment=params.tracking.experiment)
+    tracker.log_params(flatten(params))
+    tracker.log_metrics(timed(values, step=int(values.get("num_updates", 0))))
+    tracker.set_tags({"bigstep.up_to_date": "true", **tags})
+    tracker.finish("FINISHED")
+    return tracker
+
+
+def _point(project: ProjectPaths, params: Params, values: dict[str, float], pointing: str) -> None:
+    """Have the run of `mlflow run` point to the run that has these results, which is made where there is none."""
+    from bigstep.tracking.database import open_client, tracking_uri
+    from bigstep.tracking.mlflow_tracker import MlflowTracker
+
+    attempt, uri = _attempt(project, params), tracking_uri(project.root)
+    tracker = None
+    if attempt is not None and attempt.run_id is not None:
+        tracker = MlflowTracker(open_client(uri), uri, attempt.run_id)
+    if tracker is None or not tracker.is_there():
+        tracker = _fill_run(project, params, values, None, {})
+    tracker.point_from(pointing)
+
+
+def _attempt(project: ProjectPaths, params: Params) -> Attempt | None:
+    return read_attempt(project.attempts, attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", "")))

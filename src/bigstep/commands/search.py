@@ -1,0 +1,235 @@
+"""`bigstep search`: a study, workers that train its trials, and what they found."""
+
+import contextlib
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from bigstep.atomic_files import whole_file
+from bigstep.config.checkpoint import parse_duration
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import Override, apply_overrides, read_yaml, write_yaml
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import ProjectError, UserError
+from bigstep.memory.measurement import resident_bytes
+from bigstep.optuna_mlflow.callback import parent_run
+from bigstep.planning.plan import Plan, room_for_training
+from bigstep.project.dvc import Request, run_pipeline
+from bigstep.project.parameters import check_params
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.runs.tracked_run import deliver_others, told_run
+from bigstep.search.patience import OUTAGE, patiently
+from bigstep.search.results.dashboard_plots import draw_plots, show_study
+from bigstep.search.results.summary import Findings, find, winning_params, write_findings
+from bigstep.search.setup import (
+    check_same,
+    describe_space,
+    largest_micro,
+    num_workers,
+    plan_slicings,
+    share_machine,
+    study_address,
+    why_in_full,
+)
+from bigstep.search.space import Space, build_space
+from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
+from bigstep.search.trial_queue import Ledger, counted
+from bigstep.search.workers.supervisor import watch_workers
+from bigstep.search.workers.worker import SearchRequest, has_ended, open_ledgers
+from bigstep.stages.caller import given_run, pointing_run
+from bigstep.stages.starting import ensure_starts
+from bigstep.tracking.database import connect, open_experiment, tracking_uri
+from bigstep.tracking.mlflow_tracker import git_tags
+
+__all__ = ["search"]
+
+
+def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, adopt: bool, prior: str | None) -> int:
+    """Search until the budget of params.yaml is used up; what an earlier start or another machine did counts.
+
+    Args:
+        root: of the project.
+        overrides: of params.yaml, in groups.
+        adopt: write the winner into params.yaml.
+        prior: a study of the same storage whose best points are tried first.
+
+    Returns:
+        0, or 130 and 143 where it was told to stop.
+
+    Raises:
+        UserError: a rule is broken.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    project = ProjectPaths(root)
+    content = read_yaml(root / "params.yaml")
+    for group in overrides:
+        content = apply_overrides(content, group)
+    params = check_params(content)
+    data = tuple(item for group in overrides for item in group if item[0] == "data")
+    code, paths, _ = run_pipeline(root, Request("prepare", (data,) if data else ()))
+    if code:
+        return code
+    store = Store(paths.prepared)
+    store.verify()
+    reason = why_in_full(project, params, store)
+    space = build_space(params, reason)
+    console.print(describe_space(params, space))
+    workers = num_workers(params)
+    content = share_machine(content, params, workers)
+    largest = largest_micro(project, content, space, store)
+    plan = plan_slicings(project, content, space, store)
+    address = study_address(project, params)
+    request = _request(project, paths, content, address, reason, largest, params)
+    try:
+        first, again = open_ledgers(params, address)
+        check_same(first.study, params, space, store)
+        ensure_starts(first, params, space, prior)
+        return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
+    except STORAGE_ERRORS as error:
+        raise storage_is_gone(address, error) from None
+
+
+def _request(
+    project: ProjectPaths,
+    paths: StagePaths,
+    content: dict[str, Any],
+    address: str,
+    reason: str,
+    largest: int | None,
+    params: Params,
+) -> SearchRequest:
+    seconds = parse_duration(params.search.max_time)
+    return SearchRequest(
+        root=str(project.root),
+        prepared=str(paths.prepared),
+        content=content,
+        address=address,
+        uri=tracking_uri(project.root),
+        experiment=params.tracking.experiment,
+        experiment_id="",
+        parent_run="",
+        reason=reason,
+        largest=largest,
+        until=time.time() + min(seconds, 1e9),
+    )
+
+
+def _conduct(
+    project: ProjectPaths,
+    params: Params,
+    space: Space,
+    plan: Plan | None,
+    request: SearchRequest,
+    ledgers: tuple[Ledger, Ledger],
+    workers: int,
+    *,
+    adopt: bool,
+) -> int:
+    first, again = ledgers
+    request = _with_parent(request, first.study)
+    state = project.search / params.search.study
+    told = {f"search.{key}": value for key, value in params.search.model_dump(mode="json").items()}
+    if params.search.storage is not None:
+        told["search.storage"] = without_password(params.search.storage)
+    tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
+    given = request.parent_run or None
+    with told_run(state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given) as telling:
+        if (pointing := pointing_run(params.tracking.experiment)) is not None:
+            telling.tracker.point_from(pointing)
+        code = 0 if has_ended(params, space, ledgers) else watch_workers(request, params, ledgers, state, workers)
+        if code:
+            telling.status = "KILLED" if code > 128 else "FAILED"
+        if 0 < code < 128:
+            return _report_failure(ledgers, params, code)
+        try:
+            findings = patiently(lambda: find(params, first, again), request.address, seconds=0.0 if code else OUTAGE)
+        except ProjectError as error:
+            if not code:
+                raise
+            console.print(str(error))
+            return code
+        folder = StagePaths(project.root).search
+        rungs = plan.ladders[0].rungs if plan is not None else ()
+        room = room_for_training(check_params(request.content).hardware, resident_bytes()) if plan is not None else None
+        write_findings(findings, space, rungs, room, folder)
+        draw_plots(findings, params.search.objectives, folder)
+        show_study(first.study, findings, params.search.objectives, rungs, room, request)
+        for path in sorted(folder.iterdir()):
+            telling.tracker.log_file(path)
+        telling.tracker.set_tags(_tags(findings))
+    deliver_others(state / "spools")
+    _report(findings, params)
+    if adopt and code == 0:
+        _adopt(project.root / "params.yaml", space, findings)
+    return code
+
+
+def _report_failure(ledgers: tuple[Ledger, Ledger], params: Params, code: int) -> int:
+    """Say that the search failed; it names no winner and leaves no trial RUNNING and no results."""
+    first, _ = ledgers
+    with contextlib.suppress(UserError, *STORAGE_ERRORS):
+        for ledger in ledgers:
+            ledger.settle()
+        done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in counted(first.trials()))
+        console.print(f"{done} of {params.search.trials} trials are trained, and are kept")
+    console.print("the search failed, so there is no winner; correct what the worker reported and run the same command again")
+    return code
+
+
+def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
+    """Find or begin the run of the whole study; that of `mlflow run`, where somebody named its experiment."""
+    client = connect(request.uri)
+    given = given_run(request.experiment)
+    if given is not None:
+        experiment_id = str(client.get_run(given).info.experiment_id)
+        name = str(client.get_experiment(experiment_id).name)
+        return replace(request, experiment=name, experiment_id=experiment_id, parent_run=given)
+    experiment_id = open_experiment(client, request.uri, request.experiment)
+    return replace(request, experiment_id=experiment_id, parent_run=parent_run(client, experiment_id, study))
+
+
+def _tags(findings: Findings) -> dict[str, str]:
+    winner = findings.winner
+    found = {"bigstep.audit": "; ".join(findings.warnings) or "agrees" if findings.verdicts else "none"}
+    return found if winner is None else {**found, "bigstep.winner": str(winner.number)}
+
+
+def _report(findings: Findings, params: Params) -> None:
+    objective = params.search.objectives[0]
+    for item in findings.standings:
+        name = "the parameters it began with" if item.of == 0 else f"trial {item.of}"
+        count = len(item.values)
+        spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
+        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} new {seeds}")
+    for verdict in findings.verdicts:
+        if verdict.holds:
+            console.print(f"audit: trial {verdict.of} in micro-batches of {verdict.micro_batch_sizes[1]} agrees")
+    for warning in findings.warnings:
+        console.print(f"WARNING: {warning}")
+    if findings.winner is None:
+        console.print("no trial was trained to the end")
+        return
+    known = findings.winner.user_attrs
+    console.print(
+        f"winner: trial {findings.winner.number}, learning rate {known['learning_rate']:.3g}, effective batch "
+        f"{known['effective_batch_size']} = {known['accumulation_steps']} micro-batches of at most {known['micro_batch_size']}"
+    )
+    if known["accumulation_steps"] == 1:
+        console.print("accumulation does not pay here: the whole batch at once is as fast, and fits")
+    console.print("results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --adopt` takes it into params.yaml")
+
+
+def _adopt(path: Path, space: Space, findings: Findings) -> None:
+    if findings.winner is None:
+        raise ProjectError(
+            "a search must have a winner to be adopted, but no trial was trained to its end; raise search.trials"
+        )
+    chosen = winning_params(space, findings.winner)
+    triples = tuple((section, key, value) for section, values in chosen.items() for key, value in values.items())
+    with whole_file(path) as beside:
+        write_yaml(apply_overrides(read_yaml(path), triples), beside)
+    console.print("params.yaml has the winner's parameters now; `dvc repro` trains it in full")

@@ -1,0 +1,1 @@
+"""`bigstep doctor` and `bigstep verify`: what is damaged, stale or left behind, and its repair."""

@@ -1,0 +1,127 @@
+"""`bigstep doctor`: what a crash, a full disk or another program left in the way; with ``--fix`` it is put right.
+
+Nothing is lost by a repair: what does not read is moved to ``.bigstep/set-aside``.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bigstep.console import console, format_bytes
+from bigstep.diagnostics.finding import Aside, Finding
+from bigstep.diagnostics.mlflow_history import find_database, find_runs
+from bigstep.diagnostics.state_files import (
+    find_checkpoints,
+    find_dvc_lock,
+    find_dvc_locks,
+    find_half_written,
+    find_state_files,
+)
+from bigstep.diagnostics.studies import find_studies
+from bigstep.project.paths import ProjectPaths
+from bigstep.tracking.database import tracking_uri
+
+__all__ = ["doctor", "examine", "keep_site_cache_private"]
+
+LEFT = 4  # exit code where problems stay
+LEAST_FREE = 2**30  # bytes
+FLOORS = {  # below: holes that are known, see SECURITY.md
+    "torch": "2.10",
+    "mlflow": "3.14",
+    "pillow": "11.3",
+    "dvc": "3.60",
+    "optuna": "5.0",
+}
+
+
+def doctor(root: Path, *, fix: bool) -> int:
+    """Print every problem, and with ``fix`` what was done about it.
+
+    Returns:
+        0, or 4 where a problem stays.
+    """
+    repaired, left = 0, 0
+    for finding in examine(root):
+        if fix and finding.repair is not None:
+            console.print(f"{finding.text}: {finding.repair()}")
+            repaired += 1
+        else:
+            left += 1
+            console.print(f"{finding.text}{'' if finding.repair is None else ' (--fix repairs this)'}")
+    for finding in examine(root) if repaired else ():  # a repair may have failed
+        if finding.repair is not None:
+            left += 1
+            console.print(f"not repaired: {finding.text}")
+    if not left:
+        console.print("nothing is in the way" if not fix else "nothing is in the way any more")
+    return LEFT if left else 0
+
+
+def examine(root: Path) -> Iterator[Finding]:
+    """Give what is wrong, each check after the repair of the one before."""
+    project = ProjectPaths(root)
+    aside = Aside(project.state / "set-aside")
+    yield from find_dvc_locks(root, aside)
+    yield from find_dvc_lock(root, aside)
+    yield from find_half_written(root)
+    yield from find_state_files(project, aside)
+    yield from find_database(tracking_uri(root), aside)
+    yield from find_runs(project)
+    yield from find_studies(project, aside)
+    yield from find_checkpoints(project)
+    yield from _permissions(project)
+    yield from _space(root)
+    yield from _versions()
+
+
+def _permissions(project: ProjectPaths) -> Iterator[Finding]:
+    if project.state.exists() and project.state.stat().st_mode & 0o022:
+        yield Finding(f"{project.state} may be written by others, who could plant what DVC unpickles", lambda: _close(project))
+    local = project.root / ".dvc" / "config.local"
+    configured = local.exists() and "site_cache_dir" in local.read_text(encoding="utf-8")
+    if (project.root / ".dvc").exists() and not configured and "DVC_SITE_CACHE_DIR" not in os.environ:
+        yield Finding(
+            "a plain `dvc` keeps notes that it unpickles in /var/tmp/dvc, where others may write (CVE-2025-69872)",
+            lambda: keep_site_cache_private(project),
+        )
+
+
+def _close(project: ProjectPaths) -> str:
+    project.state.chmod(0o700)
+    return "closed to others"
+
+
+def keep_site_cache_private(project: ProjectPaths) -> str:
+    """Have every `dvc` in this project keep its notes below the state folder."""
+    project.site_cache.mkdir(parents=True, exist_ok=True)
+    project.state.chmod(0o700)
+    local = project.root / ".dvc" / "config.local"
+    text = local.read_text(encoding="utf-8") if local.exists() else ""
+    if "site_cache_dir" in text:
+        return f"core.site_cache_dir stands in {local} already"
+    local.write_text(f"{text}[core]\n    site_cache_dir = {project.site_cache}\n", encoding="utf-8")
+    return f"set core.site_cache_dir in {local}"
+
+
+def _space(root: Path) -> Iterator[Finding]:
+    free = shutil.disk_usage(root).free
+    if free < LEAST_FREE:
+        yield Finding(f"{format_bytes(free)} are free on the disk of {root}, less than {format_bytes(LEAST_FREE)}", None)
+
+
+def _versions() -> Iterator[Finding]:
+    for package, floor in FLOORS.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            yield Finding(f"{package} is not installed; run `make install`", None)
+            continue
+        if _numbers(found) < _numbers(floor):
+            yield Finding(f"{package} {found} has known holes; install {floor} or later", None)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])

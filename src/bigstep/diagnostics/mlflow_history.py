@@ -1,0 +1,125 @@
+"""What is wrong with MLflow's history: its database, histories not told, runs whose process is gone."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from bigstep.diagnostics.finding import Aside, Finding
+from bigstep.project.paths import ProjectPaths
+from bigstep.runs.tracked_run import deliver_others, end_dead_runs
+from bigstep.tracking.database import set_aside_unused, tracking_uri
+from bigstep.tracking.spool import unfinished_spools
+
+__all__ = ["find_database", "find_runs", "schema_state"]
+
+
+def find_database(uri: str, aside: Aside) -> Iterator[Finding]:
+    """Look whether MLflow's database is whole, and of the installed MLflow's schema."""
+    path = _database(uri)
+    if path is None:
+        return
+    answer, state = _answer(path), schema_state(path)
+    if answer.startswith("busy"):
+        yield Finding(f"{path} does not answer: {answer}; end the program that holds it", None)
+    elif answer != "ok":
+        yield Finding(f"{path} is damaged: {answer}", lambda: f"{aside.move(path)}; a new one is made at the next start")
+    elif state == "older":
+        yield Finding(f"{path} has the schema of an older MLflow", lambda: _upgrade(uri, path, aside))
+    elif state == "half made":
+        yield Finding(f"{path} was half made: it has tables, but no schema", lambda: _upgrade(uri, path, aside))
+    elif state == "unknown":
+        yield Finding(f"{path} has a schema that MLflow {version('mlflow')} does not know; install the one that wrote it", None)
+
+
+def _database(uri: str) -> Path | None:
+    path = Path(uri.removeprefix("sqlite:///"))
+    return path if uri.startswith("sqlite:///") and path.exists() else None
+
+
+def _answer(path: Path) -> str:
+    """Ask the database whether it is whole."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
+            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        return f"busy, {error}"
+    except sqlite3.DatabaseError as error:
+        return str(error)
+
+
+def schema_state(path: Path) -> str:
+    """Compare a schema with that of MLflow: ``current``, ``older``, ``unknown``, ``half made``, or ``none`` to compare."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            versions = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else None
+            found = None if versions is None else versions.fetchone()
+    except sqlite3.DatabaseError:
+        return "none"  # held by another, or damaged
+    if found is None:
+        return "half made" if tables - {"alembic_version"} else "none"
+    return _place(found[0])
+
+
+def _place(revision: str) -> str:
+    from alembic.script import ScriptDirectory
+    from alembic.util.exc import CommandError
+
+    package = find_spec("mlflow")
+    assert package is not None
+    assert package.origin is not None
+    scripts = ScriptDirectory(str(Path(package.origin).parent / "store" / "db_migrations"))
+    if revision in scripts.get_heads():
+        return "current"
+    try:
+        return "unknown" if scripts.get_revision(revision) is None else "older"
+    except CommandError:
+        return "unknown"
+
+
+def _upgrade(uri: str, path: Path, aside: Aside) -> str:
+    """Bring the schema up to date; the database of before is kept."""
+    aside.folder.mkdir(parents=True, exist_ok=True)
+    kept = aside.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{path.name}"
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(kept)) as target:
+        source.backup(target)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", "db", "upgrade", uri], capture_output=True, text=True, check=False, timeout=600
+    )
+    if done.returncode and set_aside_unused(path):
+        return "it held no run; a new one is created at the next start"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        why = lines[-1] if lines else done.returncode
+        return f"`mlflow db upgrade` failed ({why}); as it was: {kept}; to begin a new history, move {path} away"
+    return f"upgraded; as it was: {kept}"
+
+
+def find_runs(project: ProjectPaths) -> Iterator[Finding]:
+    """Look for histories that MLflow was not told, and for runs whose process is gone."""
+    path = _database(tracking_uri(project.root))
+    if path is not None and (_answer(path) != "ok" or schema_state(path) not in ("current", "none")):
+        return  # MLflow opens no such database; it was told of above
+    folders = [project.spools, *sorted(project.search.glob("*/spools"))]
+    waiting = [path for folder in folders for path in unfinished_spools(folder)]
+    if waiting:
+        names = ", ".join(path.name for path in waiting)
+        yield Finding(f"histories that MLflow was not told to the end: {names}", lambda: _deliver(folders))
+    dead = end_dead_runs(project.root, end=False)
+    if dead:
+        yield Finding(
+            f"runs of dead processes stand as RUNNING: {', '.join(dead)}",
+            lambda: f"ended as KILLED: {len(end_dead_runs(project.root, end=True))}",
+        )
+
+
+def _deliver(folders: Sequence[Path]) -> str:
+    done = [name for folder in folders for name in deliver_others(folder)]
+    left = sum(len(unfinished_spools(folder)) for folder in folders)
+    return f"told {len(done)}" + (f"; {left} wait for a process that works on them, or for MLflow" if left else "")

@@ -1,0 +1,124 @@
+"""Files that a crash or another program left in the way: DVC's, half-written ones, those of the state folder."""
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml.error import YAMLError
+
+from bigstep.atomic_files import parse_json, read_json
+from bigstep.config.yaml_files import load_plain
+from bigstep.console import format_bytes
+from bigstep.diagnostics.finding import Aside, Finding, remove
+from bigstep.project.attempts import read_attempt
+from bigstep.project.paths import ProjectPaths, StagePaths
+
+__all__ = ["find_checkpoints", "find_dvc_lock", "find_dvc_locks", "find_half_written", "find_state_files", "is_lock"]
+
+HALF = re.compile(r"^\.(.+)\.(\d+)\.tmp")
+
+
+def find_dvc_locks(root: Path, aside: Aside) -> Iterator[Finding]:
+    """Look for locks of DVC that are torn, or whose holders are gone."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    if not path.exists():
+        return
+    try:
+        content = read_json(path)
+        entries = [*content.get("write", {}).values(), *(i for items in content.get("read", {}).values() for i in items)]
+        pids = {int(entry["pid"]) for entry in entries}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        yield Finding(f"{path} is torn, and stops every `dvc repro`", lambda: aside.move(path))
+        return
+    stale = sorted(pid for pid in pids if not _is_dvc(pid))
+    if stale:
+        yield Finding(f"{path} names processes that are gone: {', '.join(map(str, stale))}", lambda: aside.move(path))
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def find_dvc_lock(root: Path, aside: Aside) -> Iterator[Finding]:
+    """Look whether dvc.lock is whole."""
+    path = StagePaths(root).lock
+    if not path.exists():
+        return
+    if not is_lock(path):
+        yield Finding(f"{path} is torn", lambda: _restore_lock(root, path, aside))
+
+
+def is_lock(path: Path) -> bool:
+    """Tell whether DVC will read dvc.lock: half of a file may well be YAML, and no lock."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(load_plain(path.read_text(encoding="utf-8")))
+    except (YAMLError, ValueError, Invalid):
+        return False
+    return True
+
+
+def _restore_lock(root: Path, path: Path, aside: Aside) -> str:
+    done = aside.move(path)
+    with contextlib.suppress(OSError):  # git may not be installed
+        kept = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=root, capture_output=True, check=False)
+        if kept.returncode == 0:
+            path.write_bytes(kept.stdout)
+            return f"{done}; the committed one was put back, and `dvc repro` brings it up to date"
+    return f"{done}; `dvc repro` writes it anew, from its run cache"
+
+
+def find_half_written(root: Path) -> Iterator[Finding]:
+    """Look for files that a process which is gone did not finish."""
+    for folder in (root / "results", root / "data", root / ".bigstep", root / "docs"):
+        for path in sorted(folder.rglob(".*.tmp*")):
+            match = HALF.match(path.name)
+            if match is not None and path.exists() and not Path(f"/proc/{match[2]}").exists():
+                yield Finding(f"{path} was left half-written by process {match[2]}", lambda path=path: remove(path))  # type: ignore[misc] # bound now
+
+
+def find_state_files(project: ProjectPaths, aside: Aside) -> Iterator[Finding]:
+    """Look for attempts, plans and spools that do not read."""
+    for path in sorted(project.attempts.glob("*.json")):
+        if ".memory" not in path.name and read_attempt(project.attempts, path.stem) is None:
+            yield Finding(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+    for path in sorted(project.plans.rglob("*.json")):
+        try:
+            read_json(path)
+        except ValueError:
+            yield Finding(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+    for path in sorted(project.spools.glob("*/journal.jsonl")):
+        if not _ends_whole(path):
+            yield Finding(f"{path} ends in half a line", lambda path=path: _cut(path))  # type: ignore[misc] # bound now
+
+
+def _ends_whole(path: Path) -> bool:
+    content = path.read_bytes()
+    try:
+        return not content or (content.endswith(b"\n") and bool(parse_json(content.splitlines()[-1])))
+    except ValueError:
+        return False
+
+
+def _cut(path: Path) -> str:
+    from bigstep.tracking.spool import Spool
+
+    Spool(path.parent).close()  # opening cuts it
+    return "cut after the last whole line"
+
+
+def find_checkpoints(project: ProjectPaths) -> Iterator[Finding]:
+    """Look for checkpoints that nothing goes on with."""
+    for folder in sorted(project.checkpoints.glob("*")):
+        key, _, number = folder.name.rpartition(".")
+        attempt = read_attempt(project.attempts, key)
+        if attempt is not None and number.isdigit() and (attempt.number != int(number) or "train" in attempt.finished):
+            size = format_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+            yield Finding(f"{folder} ({size}) belongs to a training that nothing goes on with", lambda f=folder: remove(f))  # type: ignore[misc] # bound now

@@ -1,0 +1,72 @@
+"""What is wrong with the studies of searches: torn journals, trials whose worker is gone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+
+from bigstep.atomic_files import parse_json
+from bigstep.diagnostics.finding import Aside, Finding
+from bigstep.errors import ProjectError
+from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.device import is_alive
+from bigstep.search.storage import open_storage
+from bigstep.search.trial_queue import WORKER, Ledger
+
+__all__ = ["find_studies"]
+
+
+def find_studies(project: ProjectPaths, aside: Aside) -> Iterator[Finding]:
+    """Look at every journal of the project: whether it reads, and for RUNNING trials of dead processes of this machine."""
+    for path in sorted(project.search.glob("*.journal")):
+        if _is_torn(path):
+            yield Finding(f"{path} holds half an operation", lambda path=path: _mend(path, aside))  # type: ignore[misc] # bound now
+        if not path.exists() or _is_torn(path):
+            continue  # set aside, or not mended
+        try:
+            dead = _dead_trials(path)
+        except ProjectError as error:
+            yield Finding(str(error), lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            continue
+        if dead:
+            yield Finding(f"trials whose worker is gone stand as RUNNING: {', '.join(dead)}", lambda path=path: _sweep(path))  # type: ignore[misc] # bound now
+
+
+def _is_torn(path: Path) -> bool:
+    """Tell whether a line is no operation; reading changes nothing."""
+    content = path.read_bytes()
+    try:
+        return not content.endswith(b"\n" if content else b"") or any(
+            "op_code" not in parse_json(line) for line in content.splitlines()
+        )
+    except (ValueError, TypeError):
+        return True
+
+
+def _mend(path: Path, aside: Aside) -> str:
+    try:
+        open_storage(str(path))  # cuts off what is torn
+    except ProjectError:
+        return aside.move(path)
+    return "cut off; whole operations stay"
+
+
+def _ledgers(path: Path) -> list[Ledger]:
+    storage = open_storage(str(path))
+    names = optuna.get_all_study_names(storage)
+    return [Ledger(optuna.load_study(study_name=name, storage=storage), 0, 0) for name in names]
+
+
+def _dead_trials(path: Path) -> list[str]:
+    found = []
+    for ledger in _ledgers(path):
+        for trial in ledger.trials():
+            worker = trial.user_attrs.get(WORKER)
+            if trial.state == optuna.trial.TrialState.RUNNING and worker is not None and is_alive(worker) is False:
+                found.append(f"{ledger.study.study_name} {trial.number}")
+    return found
+
+
+def _sweep(path: Path) -> str:
+    ended = [number for ledger in _ledgers(path) for number in ledger.sweep()]
+    return f"ended: {len(ended)}; the next start of the search takes them up once more"

@@ -1,0 +1,196 @@
+"""`bigstep verify`: read every byte that results rest on, and name what is not what it was.
+
+DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigstep.atomic_files import read_json
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import load_plain
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.diagnostics.state_files import is_lock
+from bigstep.errors import ModelError, ProjectError, UserError
+from bigstep.models.model_files import load_classifier
+from bigstep.project.dvc import cache_folder
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.runs.checkpoint_files import check_folder
+from bigstep.tracking.sealing import SEAL_TAG, checked_copy
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["find_damage", "verify"]
+
+DAMAGED = 4  # exit code
+
+
+def verify(root: Path, params: Params) -> int:
+    """Print what is damaged, one line each.
+
+    Returns:
+        0, or 4 where something is.
+
+    Raises:
+        ProjectError: nothing is, but not everything could be read.
+    """
+    count, unread = 0, None
+    try:
+        for count, line in enumerate(find_damage(root, params), 1):  # noqa: B007 # counted
+            console.print(line)
+    except ProjectError as error:
+        unread = error
+    if unread is not None and not count:
+        raise unread
+    if count:
+        console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
+        return DAMAGED
+    console.print("everything that is there is what it was: sources, store, checkpoints, models, DVC's cache and outputs")
+    return 0
+
+
+def find_damage(root: Path, params: Params) -> Iterator[str]:
+    """Give a line for each file that is not what was noted when it was written; what is not there yet is passed over.
+
+    Raises:
+        ProjectError: MLflow does not answer, or this is no DVC project.
+    """
+    paths, project = StagePaths(root), ProjectPaths(root)
+    if paths.prepared.exists():
+        try:
+            store = Store(paths.prepared)
+            store.verify()
+        except UserError as error:
+            yield f"store: {error}"
+        else:
+            yield from _sources(store, project.resolve(params.data.root))
+    for folder in sorted(project.checkpoints.glob("*/step-*")):
+        problem = check_folder(folder)
+        if problem is not None:
+            yield f"checkpoint: {problem}; delete {folder}, the one before is taken then"
+    if (paths.train / "model.json").exists():
+        try:
+            load_classifier(paths.train)
+        except UserError as error:
+            yield f"model: {error}"
+    yield from _cache(root, paths.lock)
+    yield from _registered(root)
+
+
+def _registered(root: Path) -> Iterator[str]:
+    """Hash the files of registered models that have a digest, where there is a store."""
+    from bigstep.tracking.database import connect, tracking_uri, without_login
+
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():
+        return
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = connect(tracking_uri(root))
+        versions = [item for item in _versions(client) if SEAL_TAG in item.tags]
+    except (ProjectError, MlflowException, OSError) as error:
+        cause = without_login(str(error)).splitlines()[0]
+        raise ProjectError(f"registered models could not be checked: {cause}") from None
+    for version in versions:
+        yield from _version(client, version)
+
+
+def _version(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
+    try:
+        with checked_copy(client, version):
+            pass
+    except ModelError as error:
+        yield f"registered model: {error}"
+
+
+def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
+    token = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _sources(store: Store, folder: Path) -> Iterator[str]:
+    """Hash the files that prepare has read, wherever the source keeps them."""
+    if store.manifest.source == "image-folder":
+        expected = [(folder / name, sha256) for name, sha256 in store.origins()]
+    else:
+        home = _package_data() if store.manifest.source == "digits" else folder
+        found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
+        expected = [(found[item.name], item.sha256) for item in store.manifest.files]
+    for path, digest in expected:
+        if not path.is_file():
+            yield f"source: {str(path)!r} has vanished since prepare; put it back, or run the stage prepare again"
+        elif _digest(path, "sha256") != digest:
+            yield f"source: {str(path)!r} has changed since prepare; put it back, or run the stage prepare again"
+
+
+def _package_data() -> Path:
+    import sklearn.datasets
+
+    return Path(sklearn.datasets.__file__).parent / "data"
+
+
+def _cache(root: Path, lock: Path) -> Iterator[str]:
+    """Hash the cache objects and workspace files that dvc.lock names as outputs."""
+    if not lock.exists():
+        return
+    if not is_lock(lock):
+        yield f"lock: {lock} is torn; `bigstep doctor --fix` puts it right"
+        return
+    cache = cache_folder(root) / "files" / "md5"
+    for stage in (load_plain(lock.read_text(encoding="utf-8")).get("stages") or {}).values():
+        for out in stage.get("outs") or []:
+            digest = str(out.get("md5"))
+            yield from _object(cache, digest, out["path"])
+            yield from _workspace(root / out["path"], cache, digest)
+
+
+def _object(cache: Path, digest: str, name: str) -> Iterator[str]:
+    path = _path_of(cache, digest)
+    if not path.is_file():
+        return
+    if _digest(path, "md5") != digest.removesuffix(".dir"):
+        yield f"cache: {path}, of {name}, holds other bytes than its name says; delete it, then run `bigstep repro --force`"
+        return
+    for entry in _entries(path) if digest.endswith(".dir") else []:
+        yield from _object(cache, entry["md5"], f"{name}/{entry['relpath']}")
+
+
+def _workspace(path: Path, cache: Path, digest: str) -> Iterator[str]:
+    if not digest.endswith(".dir"):
+        expected = {path: digest}
+    elif _path_of(cache, digest).is_file():
+        expected = {path / entry["relpath"]: entry["md5"] for entry in _entries(_path_of(cache, digest))}
+    else:
+        return
+    for file, wanted in expected.items():
+        if file.is_file() and _digest(file, "md5") != wanted:
+            yield f"output: {file} holds other bytes than dvc.lock says; run `bigstep repro --force`"
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = read_json(path)
+    except ValueError:
+        return []  # its digest differs, which is reported
+    listed = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return [entry for entry in listed if all(isinstance(entry.get(name), str) for name in ("md5", "relpath"))]
+
+
+def _path_of(cache: Path, digest: str) -> Path:
+    return cache / digest[:2] / digest[2:]
+
+
+def _digest(path: Path, kind: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()

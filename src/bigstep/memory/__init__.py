@@ -1,0 +1,1 @@
+"""What a step costs in bytes: predicted, measured, tracked."""

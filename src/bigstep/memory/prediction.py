@@ -1,0 +1,245 @@
+"""Peak memory of an optimizer step, before it is run.
+
+The step runs under fake tensors, which have sizes and no content, as its second micro-batch and later: gradients and
+optimizer state are alive. What oneDNN allocates inside an operation no fake tensor shows, so such operations run once, each
+by itself, on tensors of the right shape. The peak is affine in the micro-batch size, but for changes of kernel.
+"""
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bigstep.memory.measurement import held_bytes, peak_growth
+from bigstep.memory.storage_tracker import OperationCall, StorageTracker, TensorShape
+from bigstep.step.precision import PRECISIONS
+
+__all__ = ["MemoryPrediction", "OptimizerFactory", "predict_memory"]
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
+OPTIMIZERS: dict[str, OptimizerFactory] = {
+    "sgd": lambda parameters: SGD(parameters, lr=1e-9, momentum=0.9),
+    "adam": lambda parameters: Adam(parameters, lr=1e-9),
+    "adamw": lambda parameters: AdamW(parameters, lr=1e-9),
+}
+PROBE_SECONDS = 1.5
+MARGIN = 64 * 2**20  # bytes of scratch that an operation may take whatever its size
+SLACK, SMALL_MARGIN = 4, 4 * 2**20  # the same, where half the samples took a known number of bytes
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """Bytes of tensors alive at the peak of a step, for one micro-batch size and, by a line through two, for any."""
+
+    peak_bytes: int
+    fixed_bytes: int
+    bytes_per_sample: int
+    micro_batch_size: int
+    method: str
+    """``fake``: predicted; ``measured``: the model cannot run on fake tensors, and was run on real ones."""
+
+    def at(self, micro_batch_size: int) -> int:
+        """Give the bytes at another micro-batch size."""
+        return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
+
+    def largest(self, budget_bytes: int) -> int:
+        """Give the largest micro-batch size within ``budget_bytes``; 0 where none fits."""
+        return max(0, (budget_bytes - self.fixed_bytes) // max(self.bytes_per_sample, 1))
+
+
+@dataclass(frozen=True)
+class _Step:
+    model: nn.Module
+    sample_shape: tuple[int, ...]
+    dtype: torch.dtype
+    optimizer: OptimizerFactory
+    autocast: torch.dtype | None
+    loss: Callable[[Any], Tensor]
+    held_samples: int
+    extra_bytes: int
+
+
+def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
+    model: nn.Module,
+    sample_shape: Sequence[int],
+    micro_batch_size: int,
+    *,
+    optimizer: str | OptimizerFactory = "sgd",
+    precision: str = "float32",
+    input_dtype: torch.dtype | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+    effective_batch_size: int | None = None,
+    average: bool = False,
+) -> MemoryPrediction:
+    """Predict the most bytes of tensors alive during one optimizer step: parameters, gradients, optimizer state, activations.
+
+    Args:
+        model: on the CPU or a GPU, in the mode in which it is trained; it stays as it is.
+        sample_shape: of one sample, without the batch dimension.
+        micro_batch_size: samples of a forward and backward pass.
+        optimizer: ``sgd`` (with momentum), ``adam``, ``adamw``, or a function of the parameters.
+        precision: ``float32``, ``bfloat16``, ``float16`` or ``float64``, as ``train.precision``.
+        input_dtype: of the samples; None is that of the parameters.
+        loss: of what the model gives, to a scalar; None is the cross-entropy of logits, or the mean where there are none.
+        effective_batch_size: samples held while the step runs, where they lie on the model's device; None holds a micro-batch.
+        average: whether an exponential moving average of the weights is kept beside them.
+
+    Raises:
+        ValueError: ``micro_batch_size`` is below 1, or a name is unknown.
+    """
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be at least 1, but is {micro_batch_size}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}")
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)} or a function, but is {optimizer!r}")
+    kind = PRECISIONS[precision]
+    step = _Step(
+        model=model,
+        sample_shape=tuple(sample_shape),
+        dtype=input_dtype or kind.parameter_dtype,
+        optimizer=OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer,
+        autocast=kind.autocast,
+        loss=loss or _mean_loss,
+        held_samples=effective_batch_size or 0,
+        extra_bytes=held_bytes(_in_dtype(model, kind.parameter_dtype)) if average else 0,
+    )
+    other = micro_batch_size // 2 if micro_batch_size >= 4 else 2 * micro_batch_size  # BatchNorm takes no single sample
+    try:
+        method = "fake"
+        fake = FakeTensorMode()
+        fake_model = _fake_copy(_in_dtype(model, kind.parameter_dtype), fake)
+        with fake:
+            peaks = _predict(step, fake_model, (micro_batch_size, other))
+    except Exception:  # noqa: BLE001 # whatever a model does that fake tensors do not know: run it instead
+        method = "measured"
+        peaks = _measure(step, _in_dtype(copy.deepcopy(model), kind.parameter_dtype), (micro_batch_size, other))
+    slope = round((peaks[0] - peaks[1]) / (micro_batch_size - other))
+    return MemoryPrediction(peaks[0], peaks[0] - slope * micro_batch_size, slope, micro_batch_size, method)
+
+
+def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+def _fake_copy(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    with FakeCopyMode(fake):
+        return copy.deepcopy(model)
+
+
+def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
+    tracker, update = StorageTracker(), 0
+    peaks: dict[int, int] = {}
+    known: list[int | None] = []
+    with tracker:
+        tracker.track_module(model)
+        optimizer = _prepare(step, model)
+        for size in sorted(sizes):  # the smaller one's probes take less, and spare most of the larger one's
+            inputs = _inputs(step, model, size)
+            tracker.restart()
+            _micro_batch(step, model, inputs[:size])
+            inner, known = _inner_peak(tracker.calls, tracker.peak_bytes, known)
+            before = tracker.current_bytes
+            if not peaks:  # what the update takes on top does not depend on the size
+                tracker.restart()
+                optimizer.step()
+                update = tracker.peak_bytes - before
+            peaks[size] = step.extra_bytes + max(inner, before + update)
+            del inputs
+    return [peaks[size] for size in sizes]
+
+
+def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
+    optimizer, peaks = _prepare(step, model), []
+    for size in sizes:
+        inputs = _inputs(step, model, size)
+        held = step.extra_bytes + held_bytes(model, optimizer, inputs)
+
+        def run(inputs: Tensor = inputs, size: int = size) -> None:
+            _micro_batch(step, model, inputs[:size])
+            optimizer.step()
+
+        run()
+        peaks.append(held + peak_growth(run, inputs.device))
+    return peaks
+
+
+def _prepare(step: _Step, model: nn.Module) -> Optimizer:
+    """Make gradients and optimizer state, as they are from the second micro-batch of the second step on."""
+    optimizer = step.optimizer([p for p in model.parameters() if p.requires_grad])
+    for parameter in model.parameters():  # only now: an optimizer that makes its state at once clears them
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    return optimizer
+
+
+def _inputs(step: _Step, model: nn.Module, size: int) -> Tensor:
+    shape = (max(size, step.held_samples), *step.sample_shape)
+    return torch.ones(shape, dtype=step.dtype, device=next(model.parameters()).device)
+
+
+def _micro_batch(step: _Step, model: nn.Module, inputs: Tensor) -> None:
+    context = torch.autocast(inputs.device.type, step.autocast) if step.autocast else contextlib.nullcontext()
+    with context:
+        value = step.loss(model(inputs))
+    value.backward()  # type: ignore[no-untyped-call] # torch's
+
+
+def _mean_loss(outputs: Any) -> Tensor:
+    losses = []
+    for item in tree_leaves(outputs):
+        if isinstance(item, Tensor) and item.is_floating_point():
+            classes = torch.zeros(len(item), dtype=torch.int64, device=item.device)
+            losses.append(
+                F.cross_entropy(item, classes, reduction="sum") / len(item) if item.ndim == 2 else item.float().mean()
+            )
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def _inner_peak(calls: list[OperationCall], peak: int, known: Sequence[int | None]) -> tuple[int, list[int | None]]:
+    """Run operations that may hold more inside than the dispatcher sees, where that could be the peak.
+
+    Gives the peak and the bytes each call took (None: it was not run); ``known`` are those of half the samples, or empty.
+    """
+    smaller = known if len(known) == len(calls) else [None] * len(calls)
+    bounds = [_bound(call, growth) for call, growth in zip(calls, smaller, strict=True)]
+    keys = [f"{call.operation}{call.arguments}{call.named}" for call in calls]
+    grown: dict[str, int] = {}
+    started = time.perf_counter()
+    with torch.utils._python_dispatch._disable_current_modes():  # noqa: SLF001 # real tensors within a fake run
+        for index in sorted(range(len(calls)), key=lambda index: bounds[index], reverse=True):
+            key = keys[index]
+            if bounds[index] <= peak or time.perf_counter() - started > PROBE_SECONDS:
+                break
+            if key not in grown:
+                grown[key] = _probe(calls[index])
+            peak = max(peak, calls[index].bytes_before + grown[key])
+    return peak, [grown.get(key) for key in keys]
+
+
+def _bound(call: OperationCall, smaller: int | None) -> int:
+    if smaller is not None:
+        return call.bytes_before + SLACK * smaller + SMALL_MARGIN
+    sizes = [item.num_bytes() for item in tree_leaves((call.arguments, call.named)) if isinstance(item, TensorShape)]
+    return call.bytes_before + 4 * (sum(sizes) + call.bytes_after - call.bytes_before) + MARGIN
+
+
+def _probe(call: OperationCall) -> int:
+    def build(value: Any) -> Any:
+        return value.build() if isinstance(value, TensorShape) else value
+
+    arguments, named = tree_map(build, (call.arguments, call.named))
+    try:
+        with torch.no_grad():
+            return peak_growth(lambda: call.operation(*arguments, **named))
+    except RuntimeError:
+        return 0

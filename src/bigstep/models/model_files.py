@@ -1,0 +1,143 @@
+"""A trained model on disk: weights as safetensors, and beside them a JSON that says all that is needed to rebuild it."""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bigstep.atomic_files import read_record, whole_file, write_json
+from bigstep.config.model import Model
+from bigstep.config.yaml_files import parse_section
+from bigstep.errors import ConfigError, ModelError
+from bigstep.models.activation_checkpointing import checkpoint_blocks
+from bigstep.models.building import InputShape, build_network
+from bigstep.models.classifier import Classifier
+from bigstep.models.starting_weights import read_tensors
+
+__all__ = ["ModelCard", "build_classifier", "load_classifier", "save_model"]
+
+FORMAT = 1
+MAX_SIZE = 4096  # pixels a side
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything beside the weights: architecture, classes, image layout, normalisation, and what was kept of training."""
+
+    model: dict[str, Any]
+    classes: tuple[str, ...]
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    precision: str
+    effective_batch_size: int
+    epoch: int
+    num_updates: int
+    val_loss: float
+    val_accuracy: float
+    data_digest: str
+    validation_digest: str
+    weights_sha256: str = ""
+    format: int = FORMAT
+
+    @property
+    def shape(self) -> InputShape:
+        """What the network is built for."""
+        return InputShape(self.channels, self.size, len(self.classes))
+
+
+def build_classifier(
+    model: Model,
+    shape: InputShape,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    memory_format: torch.memory_format = torch.contiguous_format,
+    weights: Path | None = None,
+    checkpoint_activations: bool = False,
+) -> Classifier:
+    """Build the network with its preprocessing; torch's generator decides fresh weights."""
+    network = build_network(model, shape, weights).to(memory_format=memory_format)
+    if checkpoint_activations:
+        checkpoint_blocks(network, model)
+    return Classifier(network, mean=mean, std=std, network_channels=shape.network_channels(model), memory_format=memory_format)
+
+
+def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> ModelCard:
+    """Write ``model.safetensors`` and ``model.json``; the same weights give the same bytes.
+
+    Returns:
+        The card with the hash of the weights' file.
+    """
+    with whole_file(folder / "model.safetensors") as beside:
+        # no metadata: safetensors writes several keys in an order that differs from process to process
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, beside)
+        sha256 = _sha256(beside)
+    whole = ModelCard(**{**asdict(card), "weights_sha256": sha256})
+    write_json(asdict(whole), folder / "model.json")
+    return whole
+
+
+def load_classifier(folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> tuple[Classifier, ModelCard]:
+    """Rebuild what :func:`save_model` wrote, in evaluation mode.
+
+    Raises:
+        ModelError: a file is missing, damaged, or they do not belong together.
+    """
+    card = _read_card(folder / "model.json")
+    path = folder / "model.safetensors"
+    if not path.is_file() or _sha256(path) != card.weights_sha256:
+        raise ModelError(f"{path} must be the file that model.json describes, but is not; run the stage train again")
+    try:
+        model = parse_section(Model, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
+    except ConfigError as error:
+        raise ModelError(f"{str(error).splitlines()[0]}, in {folder}") from None
+    try:
+        classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
+        classifier.network.load_state_dict(read_tensors(path))
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise ModelError(
+            f"{folder / 'model.json'} must describe the network of {path.name}, but does not ({type(error).__name__}); "
+            "run the stage train again"
+        ) from None
+    classifier.to(torch.float64 if card.precision == "float64" else torch.float32)
+    return classifier.eval(), card
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        card = read_record(ModelCard, path)
+        if card.format != FORMAT:
+            raise ValueError(f"format {card.format}")
+        _check(card)
+        return card
+    except OSError as error:
+        raise ModelError(f"{path} must be readable, but: {error.strerror}; run the stage train") from None
+    except ValueError as error:
+        raise ModelError(f"{path} must describe a model, but does not ({error}); run the stage train again") from None
+
+
+def _check(card: ModelCard) -> None:
+    """Refuse values of the right type that no model can have."""
+    if card.channels not in (1, 3) or not 1 <= card.size <= MAX_SIZE:
+        raise ValueError(f"{card.channels} channels of size {card.size}")
+    if not card.classes or len(set(card.classes)) < len(card.classes):
+        raise ValueError("classes must be there, each once")
+    for name, values in (("mean", card.mean), ("std", card.std)):
+        if len(values) != card.channels or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must be {card.channels} finite numbers")
+    if card.precision not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"precision {card.precision!r}")
+    if not all(value > 0 for value in card.std):
+        raise ValueError("std must be positive")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

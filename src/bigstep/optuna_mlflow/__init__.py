@@ -1,0 +1,1 @@
+"""MLflow runs for the trials of any Optuna study."""

@@ -1,0 +1,1 @@
+"""From speed and memory to a slicing."""

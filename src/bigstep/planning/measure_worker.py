@@ -1,0 +1,166 @@
+"""Measure speed and memory of steps over micro-batch sizes: a process of its own, which may die of a size too large."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigstep.config.batch_sizes import Batch
+from bigstep.config.hardware import Hardware
+from bigstep.config.memory import Memory
+from bigstep.config.model import Model
+from bigstep.config.tracking import Tracking
+from bigstep.config.train import Train
+from bigstep.config.yaml_files import parse_section
+from bigstep.errors import OutOfMemoryError
+from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restart_peak_memory
+from bigstep.memory.prediction import MemoryPrediction, predict_memory
+from bigstep.models.building import InputShape
+from bigstep.models.classifier import Classifier
+from bigstep.models.model_files import build_classifier
+from bigstep.planning.throughput import Rung, climb, ladder
+from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.training.loop import set_training_mode, take_step
+from bigstep.training.optimization import build_optimizer
+from bigstep.training.out_of_memory_guard import MemoryExhaustedError
+from bigstep.training.state import TrainingState, build_state
+from bigstep.training.transaction import apply_update
+
+__all__ = ["LadderRequest", "begin", "main", "predict_training", "source_folder"]
+
+STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
+
+
+@dataclass(frozen=True)
+class LadderRequest:
+    """What to measure: sections of params.yaml as plain values, the images' shape, and until when."""
+
+    sections: dict[str, dict[str, Any]]
+    channels: int
+    size: int
+    num_classes: int
+    until: float
+    """Seconds since the epoch after which no further rung is begun."""
+
+    def section(self, kind: Any) -> Any:
+        """Give one section."""
+        return parse_section(kind, self.sections, "plan")
+
+
+def main() -> int:
+    """Read a request from standard input, and write a line of JSON for each rung; the first line has what all share."""
+    request = LadderRequest(**json.load(sys.stdin))
+    train: Train = request.section(Train)
+    set_threads(request.section(Hardware))
+    base = resident_bytes()
+    state = begin(request, train)
+    effective = int(train.effective_batch_size or 1)
+    generator = torch.Generator().manual_seed(0)
+    shape = (effective, request.size, request.size, request.channels)  # as stored
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    image_shape = (request.channels, request.size, request.size)
+    labels = torch.randint(0, request.num_classes, (effective,), generator=generator)
+    take_step(state, train, images[:2], labels[:2])
+    update_seconds = _seconds(lambda: apply_update(state), 3)
+    _tell({"update_seconds": update_seconds})
+    size = min(effective, 32)
+    prediction = predict_training(state.classifier, train, image_shape, Batch(effective, size, -(-effective // size)))
+
+    def measure(size: int) -> Rung:
+        state.accumulator.micro_batch_size = size
+        restart_peak_memory(state.classifier.mean.device)
+        first = _seconds(lambda: _step(state, train, images[:size], labels[:size], size), 1)
+        count = min(max(1, int(STEP_SECONDS / first)) * size, effective)
+        elapsed = _seconds(lambda: _step(state, train, images[:count], labels[:count], size), 3)
+        rate = count / max(elapsed - update_seconds, 1e-9)
+        return Rung(size, rate, _grown(state, base), prediction.at(size))
+
+    with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
+        for rung in climb(ladder(effective), measure):
+            _tell(asdict(rung))
+            if time.time() > request.until:
+                break
+    return 0
+
+
+def predict_training(classifier: Classifier, train: Train, image_shape: tuple[int, int, int], batch: Batch) -> MemoryPrediction:
+    """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``."""
+    return predict_memory(
+        classifier,
+        image_shape,
+        batch.micro_batch_size,
+        optimizer=lambda parameters: build_optimizer(train, parameters),
+        precision=train.precision,
+        input_dtype=torch.uint8,
+        effective_batch_size=None if classifier.mean.is_cuda else batch.effective_batch_size,  # it stays on the host
+        average=train.ema_decay is not None,
+    )
+
+
+def _step(state: TrainingState, train: Train, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+    take_step(state, train, images, labels)
+    if state.accumulator.micro_batch_size != size:
+        raise OutOfMemoryError(f"a micro-batch of {size} does not fit")
+
+
+def _grown(state: TrainingState, base: int) -> int:
+    device = state.classifier.mean.device
+    return peak_memory_bytes(device) - (0 if device.type == "cuda" else base)
+
+
+def begin(request: LadderRequest, train: Train) -> TrainingState:
+    """Begin a training of fresh weights, to be measured."""
+    hardware: Hardware = request.section(Hardware)
+    model: Model = request.section(Model)
+    classifier = build_classifier(
+        model,
+        InputShape(request.channels, request.size, request.num_classes),
+        mean=(0.5,) * request.channels,
+        std=(0.25,) * request.channels,
+        memory_format=MEMORY_FORMATS[hardware.memory_format],
+        checkpoint_activations=request.section(Memory).checkpoint_activations,
+    ).to(choose_device(hardware))
+    effective = int(train.effective_batch_size or 1)
+    state = build_state(
+        classifier,
+        train,
+        Batch(effective, effective, 1),
+        num_samples=10 * effective,
+        num_classes=request.num_classes,
+        class_weights=None,
+        model=model,
+        noise=request.section(Tracking).noise_scale,
+    )
+    set_training_mode(state)
+    return state
+
+
+def _seconds(function: Callable[[], object], times: int) -> float:
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def _tell(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def source_folder() -> Path:
+    """Give the folder from which this code is imported."""
+    return Path(__file__).resolve().parents[2]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

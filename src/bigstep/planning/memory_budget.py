@@ -1,0 +1,108 @@
+"""The slicing of a training before it begins: the planned one, or the one asked for where it fits."""
+
+from dataclasses import dataclass
+
+import torch
+
+from bigstep.atomic_files import read_json, write_json
+from bigstep.config.batch_sizes import Batch, resolve_batch
+from bigstep.config.params import Params
+from bigstep.console import console, format_bytes
+from bigstep.data.store import Store
+from bigstep.errors import OutOfMemoryError
+from bigstep.memory.measurement import resident_bytes
+from bigstep.memory.prediction import MemoryPrediction
+from bigstep.models.building import InputShape
+from bigstep.models.model_files import build_classifier
+from bigstep.planning.measure_worker import predict_training
+from bigstep.planning.plan import OVERHEAD_BYTES, budget_bytes, find_plan, plan_folder, recommend, room_for_training
+from bigstep.project.paths import ProjectPaths
+
+__all__ = ["Fit", "excess_bytes", "fit_batch", "predict"]
+
+INNER = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The sizes of a step, and the predicted bytes of its tensors."""
+
+    batch: Batch
+    predicted_bytes: int
+
+
+def fit_batch(project: ProjectPaths, params: Params, store: Store, died_at: int | None = None) -> Fit:
+    """Choose or check the micro-batch size; ``died_at`` is one at which an earlier start ran out of memory and died.
+
+    Raises:
+        OutOfMemoryError: it does not fit the budget; the line says what it needs, what there is, and the largest that fits.
+    """
+    resident = resident_bytes()
+    batch = _slicing(project, params, store, resident)
+    if died_at is not None and params.model.ghost_batch_size is None:
+        smaller = min(batch.micro_batch_size, max(1, -(-died_at // 2)))
+        console.print(f"the last start died at micro-batches of {died_at} with little memory left: beginning with {smaller}")
+        batch = Batch(batch.effective_batch_size, smaller, -(-batch.effective_batch_size // smaller))
+    predicted = predict(project, params, store, batch)
+    if params.hardware.micro_batch_size != "auto":
+        _check(params, batch, predicted, resident)
+    return Fit(batch, predicted.peak_bytes)
+
+
+def predict(project: ProjectPaths, params: Params, store: Store, batch: Batch) -> MemoryPrediction:
+    """Predict the peak of tensors; kept beside the plans, since it takes seconds."""
+    path = plan_folder(project, params, store) / "predicted.json"
+    name = f"{batch.effective_batch_size} = {batch.accumulation_steps} x {batch.micro_batch_size}"
+    try:
+        known = read_json(path)
+        return MemoryPrediction(**known[name])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = _predict(params, store, batch)
+    known = {}
+    try:
+        known = dict(read_json(path))
+    except (OSError, ValueError, TypeError):
+        path.unlink(missing_ok=True)
+    write_json({**known, name: vars(found)}, path)
+    return found
+
+
+def _predict(params: Params, store: Store, batch: Batch) -> MemoryPrediction:
+    manifest = store.manifest
+    with torch.random.fork_rng(devices=[]):
+        classifier = build_classifier(
+            params.model,
+            InputShape(manifest.channels, manifest.size, len(manifest.classes)),
+            mean=manifest.mean,
+            std=manifest.std,
+            checkpoint_activations=params.memory.checkpoint_activations,
+        )
+    return predict_training(classifier, params.train, (manifest.channels, manifest.size, manifest.size), batch)
+
+
+def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int) -> Batch:
+    if params.hardware.micro_batch_size != "auto" or params.model.ghost_batch_size is not None:
+        return params.batch
+    plan = find_plan(project, params, store)
+    choice = recommend(plan, params.batch.effective_batch_size, room_for_training(params.hardware, resident))
+    return resolve_batch(params.train, params.hardware, params.model, choice.micro_batch_size)
+
+
+def excess_bytes(params: Params, predicted: MemoryPrediction, resident: int) -> int:
+    """Give by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
+    room = room_for_training(params.hardware, resident)
+    return -1 if room is None else int(predicted.peak_bytes * INNER) - room
+
+
+def _check(params: Params, batch: Batch, predicted: MemoryPrediction, resident: int) -> None:
+    budget = budget_bytes(params.hardware)
+    room = room_for_training(params.hardware, resident)
+    if budget is None or room is None or excess_bytes(params, predicted, resident) <= 0:
+        return
+    largest = min(predicted.largest(int(room / INNER)), batch.micro_batch_size - 1)
+    way_out = f"the largest that fits is {largest}" if largest >= 1 else "not even one image at a time fits"
+    process = "" if room == budget else f" beside {format_bytes(resident + OVERHEAD_BYTES)} of the process itself"
+    raise OutOfMemoryError(
+        f"a step in micro-batches of {batch.micro_batch_size} must fit hardware.memory_budget, but needs "
+        f"{format_bytes(int(predicted.peak_bytes * INNER))}{process}, of {format_bytes(budget)}; {way_out}"
+    )

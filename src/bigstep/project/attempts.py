@@ -1,0 +1,111 @@
+"""Which execution of the pipeline a stage belongs to, and with it the MLflow run and the checkpoints.
+
+An attempt is one execution with the same learning parameters. While it is unfinished, its stages share one run, also when
+it is killed and started again; once a stage has finished in it and DVC knows, starting that stage again begins a new attempt.
+So does other data or other code that decides learning: what was begun with the old must not go on with the new.
+"""
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from bigstep.atomic_files import read_record, write_json
+from bigstep.errors import ProjectError
+
+__all__ = ["Attempt", "attempt_key", "begin_stage", "finish_stage", "note_run", "one_writer", "read_attempt"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An execution of the pipeline: its number, its run and what it trains with (None before), the stages it has finished."""
+
+    number: int
+    run_id: str | None = None
+    finished: tuple[str, ...] = ()
+    fingerprint: str | None = None
+
+
+def attempt_key(learning: Mapping[str, Any], experiment: str) -> str:
+    """Hash the learning parameters and the name of the DVC experiment, if any: 16 hexadecimal digits."""
+    return sha256(repr((sorted(learning.items()), experiment)).encode()).hexdigest()[:16]
+
+
+def read_attempt(folder: Path, key: str) -> Attempt | None:
+    """Give the latest attempt, or None; a file that does not read counts as none."""
+    try:
+        return read_record(Attempt, folder / f"{key}.json")
+    except (OSError, ValueError):
+        return None
+
+
+def begin_stage(folder: Path, key: str, stage: str, fingerprint: str | None = None, *, is_recorded: bool = True) -> Attempt:
+    """Continue the unfinished attempt, or begin one.
+
+    Args:
+        folder: of the attempts.
+        key: of the parameters.
+        stage: that begins.
+        fingerprint: of what the attempt trains with, where it is known.
+        is_recorded: False where ``stage`` had finished but was killed with its `dvc` before that wrote it down: nobody has
+            asked for it to be done again.
+    """
+    latest = read_attempt(folder, key)
+    if latest is not None and stage in latest.finished and not is_recorded:
+        latest = replace(latest, finished=tuple(name for name in latest.finished if name != stage))
+    if latest is None or stage in latest.finished or _differs(latest.fingerprint, fingerprint):
+        latest = Attempt(1 if latest is None else latest.number + 1)
+    return _write(folder, key, latest if fingerprint is None else replace(latest, fingerprint=fingerprint))
+
+
+def finish_stage(folder: Path, key: str, stage: str) -> None:
+    """Note that a stage is done."""
+    latest = read_attempt(folder, key) or Attempt(1)
+    _write(folder, key, replace(latest, finished=(*latest.finished, stage)))
+
+
+def note_run(folder: Path, key: str, run_id: str | None) -> None:
+    """Note the MLflow run of the latest attempt."""
+    latest = read_attempt(folder, key) or Attempt(1)
+    _write(folder, key, replace(latest, run_id=run_id))
+
+
+@contextmanager
+def one_writer(path: Path, patience: float = 30.0) -> Iterator[None]:
+    """Hold the lock ``path``; waits ``patience`` seconds for a process that is about to end.
+
+    Raises:
+        ProjectError: another process keeps it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        started = time.monotonic()
+        while not _taken(file.fileno()):
+            if time.monotonic() - started > patience:
+                raise ProjectError(
+                    "one process at a time may run a stage with the same parameters, but another is running; "
+                    f"wait for it, or stop it ({path.name} is its lock)"
+                )
+            time.sleep(0.2)
+        yield
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _differs(known: str | None, new: str | None) -> bool:
+    return known is not None and new is not None and known != new
+
+
+def _write(folder: Path, key: str, attempt: Attempt) -> Attempt:
+    write_json(asdict(attempt), folder / f"{key}.json")
+    return attempt

@@ -1,0 +1,241 @@
+"""Run stages through DVC: in the project, or with overrides in a private copy of it."""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import Override, apply_overrides, read_yaml
+from bigstep.console import console
+from bigstep.errors import ProjectError
+from bigstep.project.dvc_record import check_record, read_record_before
+from bigstep.project.dvcignore import ignore_unhashable
+from bigstep.project.parameters import check_followed_by_dvc, check_params
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.project.workspace import private_workspace
+from bigstep.runtime.child_process import follow_command
+from bigstep.stages.stage_runner import INPUTS
+
+__all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
+
+
+UNUSABLE = "'\"?#%"
+DYING_SECONDS = 1.0  # from a kill until the process is seen to be dead
+LOCK_SECONDS = 30.0  # dvc itself waits for 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: up to ``stage`` (None: all), with overrides in groups, later ones last; ``force`` runs all anew."""
+
+    stage: str | None = None
+    overrides: tuple[tuple[Override, ...], ...] = ()
+    force: bool = False
+
+
+def find_project_root(start: Path) -> Path:
+    """Give the nearest folder, from ``start`` upwards, that holds params.yaml and dvc.yaml.
+
+    Raises:
+        ProjectError: there is none, or it holds other code than this.
+    """
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            _check_name(folder)
+            _check_code(folder)
+            return folder
+    raise ProjectError(
+        f"bigstep must be called in a project with params.yaml and dvc.yaml, but {start} is in none; change folder"
+    )
+
+
+def _check_name(root: Path) -> None:
+    if any(letter in str(root) for letter in UNUSABLE):
+        raise ProjectError(
+            f"the path of a project must hold none of {' '.join(UNUSABLE)}, which MLflow's addresses cannot hold, but is "
+            f"{root}; rename or move the folder"
+        )
+
+
+def _check_code(root: Path) -> None:
+    own = Path(__file__).resolve().parents[2]
+    beside = root / "src"
+    if (beside / "bigstep").is_dir() and beside.resolve() != own:
+        raise ProjectError(
+            f"the code that runs must be {beside}, but this bigstep is {own}; "
+            "use the environment of this checkout, or `python pipelines/repro.py`"
+        )
+
+
+def run_pipeline(root: Path, request: Request) -> tuple[int, StagePaths, Params]:
+    """Run ``request`` for the project in ``root``; every rule is checked before anything is written.
+
+    Returns:
+        The exit code, where the results are, and the parameters.
+
+    Raises:
+        UserError: a rule is broken.
+    """
+    project = ProjectPaths(root)
+    content = read_yaml(root / "params.yaml")
+    for group in request.overrides:
+        content = apply_overrides(content, group)
+    params = check_params(content)
+    if not any(request.overrides):
+        check_followed_by_dvc(params)
+        _check_source(root, params)
+        return _run_dvc(root, root, request), StagePaths(root), params
+    _complete_batch(content, params)
+    _check_source(root, params)
+    with private_workspace(project, content, cache_folder(root)) as folder:
+        console.print(f"with overrides, in {folder.relative_to(root)}; params.yaml, dvc.lock and results stay as they are")
+        return _run_dvc(folder, root, request), StagePaths(folder), params
+
+
+def _check_source(root: Path, params: Params) -> None:
+    folder = ProjectPaths(root).resolve(params.data.root)
+    if not folder.is_dir():
+        raise ProjectError(f"data.root must be a folder, but {folder} is none; create it, or correct data.root")
+    if params.data.source == "image-folder":
+        ignore_unhashable(root, params.data.root)
+
+
+def _complete_batch(content: dict[str, Any], params: Params) -> None:
+    """Write B and m where another two of the three were given, so that DVC sees the learning key."""
+    content.setdefault("train", {})["effective_batch_size"] = params.batch.effective_batch_size
+    if params.model.ghost_batch_size is None and params.hardware.micro_batch_size != "auto":
+        content.setdefault("hardware", {})["micro_batch_size"] = params.batch.micro_batch_size
+    content.setdefault("data", {}).setdefault("root", params.data.root)
+
+
+def cache_folder(root: Path) -> Path:
+    """Give the folder of DVC's cache.
+
+    Raises:
+        ProjectError: ``root`` is no DVC project.
+    """
+    output = _dvc(["cache", "dir"], root, capture_output=True, text=True)
+    if output.returncode:
+        raise ProjectError(
+            f"{root} must be a DVC project, but dvc says: {output.stderr.strip().splitlines()[-1]}; run `dvc init`"
+        )
+    return (root / output.stdout.strip()).resolve()
+
+
+def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
+    """Wait until DVC's lock of the project in ``folder`` is free: right after a kill a dying process still holds it.
+
+    Raises:
+        ProjectError: another process keeps it, or this user may not write it.
+    """
+    path = folder / ".dvc" / "tmp" / "lock"
+    try:
+        with path.open("r+b") as file:
+            _wait_for_lock(path, file.fileno(), patience)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
+def _wait_for_lock(path: Path, file: int, patience: float) -> None:
+    deadline, waits = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ProjectError(f"{path} must be free, but another dvc holds it; wait for it, or stop it") from None
+            if not waits:
+                console.print("another dvc works in this project; waiting for its lock")
+            waits = True
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _not_writable(path: Path, error: OSError) -> ProjectError:
+    return ProjectError(
+        f"{path} must be a file that this user may write, but is not ({error.strerror}); "
+        "run as the project's owner, or give it to this user with `chown`"
+    )
+
+
+def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
+    """Wait until processes that were killed are gone: DVC takes a zombie that its rwlock names for a living one.
+
+    A kill can also tear the rwlock, which DVC then refuses to read; a torn one is set aside.
+
+    Raises:
+        ProjectError: this user may not read DVC's rwlock.
+    """
+    path, started = folder / ".dvc" / "tmp" / "rwlock", time.monotonic()
+    while path.exists() and (waited := time.monotonic() - started) < patience:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise _not_writable(path, error) from None
+        numbers = re.findall(r'"pid": (\d+)', text)
+        if not any(_may_be_dying(int(number), waited) for number in numbers):
+            if _is_json(text):
+                return
+            if waited >= DYING_SECONDS:  # or another dvc is just writing it
+                path.replace(path.with_suffix(".torn"))
+                console.print(f"{path} was torn by a kill; set aside as {path.with_suffix('.torn').name}")
+        time.sleep(0.2)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _may_be_dying(number: int, waited: float) -> bool:
+    try:
+        is_zombie = psutil.Process(number).status() == psutil.STATUS_ZOMBIE  # type: ignore[no-untyped-call] # psutil's
+    except psutil.Error:
+        return False
+    return is_zombie or waited < DYING_SECONDS
+
+
+def _run_dvc(folder: Path, root: Path, request: Request) -> int:
+    wait_for_lock(folder)
+    wait_for_dying(folder)
+    arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
+    with tempfile.TemporaryDirectory() as scratch:
+        exit_file = Path(scratch, "exit")
+        environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file), INPUTS: scratch}
+        if folder != root:
+            environment["BIGSTEP_ROOT"] = str(root)
+        before = read_record_before(StagePaths(folder).lock)
+        code = follow_command([sys.executable, "-m", "dvc", *arguments], folder, environment)
+        check_record(folder, Path(scratch), before, lambda: cache_folder(folder))
+        return int(exit_file.read_text(encoding="utf-8")) if code and exit_file.exists() else code
+
+
+def _dvc(arguments: Sequence[str], folder: Path, **options: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=_environment(folder), check=False, **options)
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """Let DVC find this environment's programs, and keep what it reads by unpickling where nobody else writes."""
+    cache = ProjectPaths(root).site_cache
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.parent.chmod(0o700)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {"DVC_SITE_CACHE_DIR": str(cache), **os.environ, "PATH": path}

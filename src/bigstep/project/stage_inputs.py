@@ -1,0 +1,121 @@
+"""What a stage started with: its parameters, its code and its data, as dvc.yaml lists them.
+
+DVC hashes them before it starts a stage and once more after it. What changed in between would be recorded with a result that
+was computed from the former state, so a stage compares before it leaves its outputs.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigstep.config.yaml_files import read_yaml
+from bigstep.errors import ProjectError
+
+__all__ = ["StageInputs", "flat_text", "read_inputs"]
+
+MAX_NAMED = 3  # differences in an error's line
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """The parameters of a stage as ``section.key``, the MD5 of each file, and a signature of each folder."""
+
+    root: Path
+    stage: str
+    params: dict[str, str]
+    files: dict[str, str]
+
+    def check_code(self, started: float) -> None:
+        """Check that no Python file was written since ``started`` (``time.time()`` before any was imported).
+
+        Raises:
+            ProjectError: one was, so that it is not known which text of it runs.
+        """
+        paths = [self.root / name for name in sorted(self.files) if name.endswith(".py")]
+        now = time.time()  # a time in the future says nothing
+        changed = [path for path in paths if path.is_file() and started < path.stat().st_mtime <= now]
+        if changed:
+            raise ProjectError(
+                f"the code of stage {self.stage} must stay as it is while the stage starts, but {changed[0]} was written "
+                "meanwhile; run the same command again"
+            )
+
+    def check(self) -> None:
+        """Compare with what is on disk now.
+
+        Raises:
+            ProjectError: something changed while the stage ran.
+        """
+        now = read_inputs(self.root, self.stage)
+        changed = [*_differences(self.params, now.params), *_changed(self.files, now.files)]
+        if changed:
+            more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+            raise ProjectError(
+                f"what stage {self.stage} depends on must stay as it is while the stage runs, but "
+                f"{', '.join(changed[:MAX_NAMED])}{more}; put it back and run the same command to keep this result, or run the "
+                "command as things are now"
+            )
+
+
+def read_inputs(root: Path, stage: str, content: Mapping[str, Any] | None = None) -> StageInputs:
+    """Read what dvc.yaml lists for ``stage``; nothing where there is no dvc.yaml.
+
+    Args:
+        root: of the project, or of the private copy that the stage runs in.
+        stage: its name in dvc.yaml.
+        content: of params.yaml, where it was read before.
+
+    Raises:
+        ConfigError: params.yaml or dvc.yaml cannot be read.
+    """
+    if not (root / "dvc.yaml").exists():
+        return StageInputs(root, stage, {}, {})
+    content = read_yaml(root / "params.yaml") if content is None else content
+    listed = (read_yaml(root / "dvc.yaml").get("stages") or {}).get(stage) or {}
+    params = flat_text({section: content.get(section) or {} for section in listed.get("params", [])})
+    data_root = str((content.get("data") or {}).get("root", "data/raw"))
+    names = [str(name).replace("${data.root}", data_root) for name in listed.get("deps", [])]
+    return StageInputs(root, stage, params, {name: _signature(root / name) for name in names})
+
+
+def flat_text(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return each value as JSON, by ``section.key``."""
+    return {
+        f"{section}.{key}": json.dumps(value, sort_keys=True, default=str)
+        for section, values in sections.items()
+        for key, value in values.items()
+    }
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            yield f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}"
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    return (f"{name} changed" for name in sorted({*before, *now}) if before.get(name) != now.get(name))
+
+
+def _signature(path: Path) -> str:
+    """Return the MD5 of a file, as dvc.lock has it; of a folder, a hash over name, size and time of each file."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, _md5).hexdigest()
+        digest = _md5()
+        for item in sorted(path.rglob("*")):
+            status = item.lstat()
+            if not item.is_dir():
+                digest.update(f"{item.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
+        return digest.hexdigest()
+    except OSError:
+        return "not readable"
+
+
+def _md5() -> "hashlib._Hash":
+    return hashlib.md5(usedforsecurity=False)

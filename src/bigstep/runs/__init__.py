@@ -1,0 +1,1 @@
+"""One resumable, tracked training run: metric log, checkpoints, low-memory marker."""

@@ -1,0 +1,220 @@
+"""Where a training goes on: its checkpoints, which belong to one attempt, one data set and one state of the code."""
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+import bigstep
+from bigstep.atomic_files import read_json, write_json
+from bigstep.config.model import Model
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import CheckpointError
+from bigstep.project.attempts import begin_stage, read_attempt
+from bigstep.runs.checkpoint_files import clear_checkpoints, load_latest, save_checkpoint
+from bigstep.stages.stage_runner import Stage
+from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
+from bigstep.training.state import TrainingState
+
+__all__ = ["Checkpoints", "Resumed", "checkpoint_interval", "digest_code", "open_checkpoints"]
+
+DECIDING = ("step", "data", "models", "training")  # packages whose code decides what is learned
+ANYWAY = "BIGSTEP_RESUME_ANYWAY"
+FIRST = 5.0  # seconds from a start to its first checkpoint
+KEPT_STARTS = 9
+SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that writing one may take
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a training went on, the values that were kept for the caller, and what there is to tell about it."""
+
+    step: int
+    values: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+
+def open_checkpoints(stage: Stage, store: Store, model: Model, every_seconds: float) -> "Checkpoints":
+    """Find the checkpoints of the stage's attempt; with other data or code than it was begun with, a new attempt begins.
+
+    ``$BIGSTEP_RESUME_ANYWAY`` (``--resume-anyway``) lets it go on with other code.
+    """
+    weights = None if model.weights is None else stage.project.resolve(model.weights)
+    data, code = _digest_data(store, weights), digest_code()
+    latest = read_attempt(stage.project.attempts, stage.key)
+    known = None if latest is None or stage.name in latest.finished else latest.fingerprint
+    anyway = ANYWAY in os.environ and known is not None and known.partition("-")[0] == data
+    fingerprint = known if anyway else f"{data}-{code}"
+    if known is not None and known != fingerprint:
+        console.print(_began_otherwise(known, data))
+    attempt = begin_stage(stage.project.attempts, stage.key, stage.name, fingerprint)
+    folder = stage.project.checkpoints / f"{stage.key}.{attempt.number}"
+    return Checkpoints(
+        folder, every_seconds, {"bigstep.resumed_with_other_code": code} if known != f"{data}-{code}" and anyway else {}
+    )
+
+
+def _began_otherwise(known: str, data: str) -> str:
+    if known.partition("-")[0] != data:
+        return "an unfinished training was begun with other data; this one begins from the first step"
+    return (
+        "an unfinished training was begun with other code in bigstep's step, data, models or training; this one begins from "
+        "the first step (--resume-anyway goes on, where you know that the change does not matter)"
+    )
+
+
+@final
+class Checkpoints:
+    """Writes the checkpoints of one training when they are due, and finds the latest."""
+
+    def __init__(
+        self, folder: Path, every_seconds: float, tags: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Keep them in ``folder``; ``tags`` tell of what differs from when the training began."""
+        self.folder = folder
+        self._clock = clock
+        self._opened, self._tried = clock(), False
+        self._life: float | None = None
+        self.every_seconds = every_seconds
+        self.tags = tags
+        self.num_written, self.written_seconds = 0, 0.0
+        self.saved_step: int | None = None
+        self._written = self._clock()
+        self._cost = 0.0
+
+    def restore(self, state: TrainingState, *, micro_batch_size: int) -> Resumed | None:
+        """Put ``state`` where the latest checkpoint left it; None where there is none.
+
+        Raises:
+            CheckpointError: there are some, and none can be used.
+        """
+        self._life = self._note_start()
+        found = load_latest(self.folder)
+        if found is None:
+            return None
+        snapshot, commit, problems = found
+        for problem in problems:
+            console.print(f"a checkpoint is damaged and was passed over: {problem}")
+        try:
+            restore_snapshot(state, snapshot, micro_batch_size=micro_batch_size)
+            kept = snapshot.values["kept"]
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"a checkpoint must be of this model and optimizer, but that of step {snapshot.step} is not "
+                f"({type(error).__name__}: {error}); delete {self.folder} to begin from the first step"
+            ) from None
+        tags = {**self.tags, "bigstep.resumed_at_step": str(snapshot.step)}
+        changed = {name: was for name, was in commit.versions.items() if _versions().get(name) != was}
+        if changed:
+            text = ", ".join(f"{name} {was}" for name, was in changed.items())
+            console.print(f"this training was begun with {text}; it goes on, but not to the bit as it would have")
+            tags["bigstep.resumed_with_other_versions"] = text
+        return Resumed(snapshot.step, kept, tags)
+
+    def is_due(self, *, at_epoch_end: bool) -> bool:
+        """Tell whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""
+        passed = self._clock() - self._written
+        lived = None if self._life is None else max(self._life, self._clock() - self._opened)
+        interval = checkpoint_interval(self.every_seconds, self._cost if self._tried else None, lived)
+        return passed >= interval or (at_epoch_end and self._cost <= SHARE * passed)
+
+    def save(self, state: TrainingState, kept: Mapping[str, Any], *, micro_batch_size: int) -> bool:
+        """Write one, with plain values of the caller's; False, and one line, where that cannot be: the training goes on."""
+        started = self._clock()
+        if not is_finite(state):
+            console.print(f"no checkpoint at step {state.step}: a parameter is not finite; the one before stays")
+            return False
+        snapshot = take_snapshot(state, micro_batch_size=micro_batch_size)
+        whole = Snapshot(snapshot.step, snapshot.tensors, {**snapshot.values, "kept": dict(kept)})
+        try:
+            save_checkpoint(self.folder, whole, _versions())
+        except (OSError, SafetensorError) as error:
+            console.print(f"no checkpoint at step {state.step}: {error}; the one before stays, and the training goes on")
+            self._note_cost(started)
+            return False
+        self._note_cost(started)
+        self.num_written, self.written_seconds = self.num_written + 1, self.written_seconds + self._cost
+        self.saved_step = snapshot.step
+        return True
+
+    def _note_cost(self, started: float) -> None:
+        self._written, self._tried = self._clock(), True
+        self._cost = self._written - started
+
+    def clear(self) -> None:
+        """Delete them: the training has ended."""
+        clear_checkpoints(self.folder)
+        self._starts.unlink(missing_ok=True)
+
+    @property
+    def _starts(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.starts.json")
+
+    def _note_start(self) -> float | None:
+        """Note that the training starts now.
+
+        Returns:
+            The mean seconds from one start to the next; None at the first.
+        """
+        try:
+            starts = [float(item) for item in read_json(self._starts)["starts"]]
+        except (OSError, ValueError, TypeError, KeyError):
+            starts = []
+        starts = [*starts[-KEPT_STARTS:], time.time()]
+        with contextlib.suppress(OSError):  # a full disk does not end a training
+            self._starts.parent.mkdir(parents=True, exist_ok=True)
+            write_json({"starts": starts}, self._starts)
+        return max(0.0, starts[-1] - starts[0]) / (len(starts) - 1) if len(starts) > 1 else None
+
+
+def checkpoint_interval(longest: float, cost: float | None, life: float | None) -> float:
+    """Return the seconds from one checkpoint to the next.
+
+    The first of a start comes soon, or a training that is killed often never advances. Where nothing killed it the others take
+    at most :data:`SHARE` of the time; where something did, the interval is the one that loses least
+    (J. W. Young, A first order approximation to the optimum checkpoint interval, 1974): sqrt(2 * cost * life).
+
+    Args:
+        longest: seconds, of ``checkpoint.every``.
+        cost: seconds that writing the last one took; None before the first.
+        life: mean seconds between two starts of this training; None at its first start.
+    """
+    if math.isinf(longest):
+        return longest  # at the ends of epochs only
+    if cost is None:
+        return min(longest, FIRST)
+    if life is None:
+        return min(longest, max(FIRST, cost / SHARE))
+    return min(longest, max(math.sqrt(2 * cost * life), cost))
+
+
+def _digest_data(store: Store, weights: Path | None) -> str:
+    digest = hashlib.sha256(store.manifest.digest.encode())
+    if weights is not None:
+        with weights.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def digest_code() -> str:
+    """Hash the code that decides what is learned."""
+    root, digest = Path(bigstep.__file__).parent, hashlib.sha256()
+    for package in DECIDING:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "numpy": np.__version__, "torch": str(torch.__version__)}

@@ -1,0 +1,69 @@
+"""A mark on disk while a step runs with little memory left, so that a process that dies of it begins smaller next time.
+
+The system may kill a process that takes too much, and a library may crash where an allocation fails; neither can be caught.
+A kill for another reason, with memory to spare, leaves no mark and changes nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import final
+
+from torch import Tensor
+
+from bigstep.atomic_files import read_record, write_json
+from bigstep.runtime.device import headroom_bytes
+from bigstep.training.loop import EpochBatches
+
+__all__ = ["MarkedBatches", "read_mark"]
+
+LEAST_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The micro-batch size of the steps that ran."""
+
+    micro_batch_size: int
+
+
+def read_mark(path: Path) -> int | None:
+    """Give the micro-batch size at which the last start died with little memory left, or None."""
+    try:
+        return read_record(Mark, path).micro_batch_size
+    except (OSError, ValueError):
+        return None
+
+
+@final
+class MarkedBatches:
+    """Gives the batches of another source; before each the mark is set or taken away by the memory that is left."""
+
+    def __init__(self, batches: EpochBatches, path: Path, need_bytes: int, micro_batch_size: Callable[[], int]) -> None:
+        """Mark where less than twice ``need_bytes``, of a step, or less than half a gibibyte is left."""
+        self.batches = batches
+        self.path = path
+        self.least_bytes = max(2 * need_bytes, LEAST_BYTES)
+        self.micro_batch_size = micro_batch_size
+        self._marked: int | None = None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the batches of an epoch, from the batch ``start`` on."""
+        for batch in self.batches.epoch(epoch, start):
+            self._update()
+            yield batch
+
+    def clear(self) -> None:
+        """Take the mark away: the training has ended, well or with an error that was told."""
+        self.path.unlink(missing_ok=True)
+        self._marked = None
+
+    def _update(self) -> None:
+        if headroom_bytes() >= self.least_bytes:
+            if self._marked is not None:
+                self.clear()
+            return
+        size = self.micro_batch_size()
+        if size != self._marked:
+            write_json(asdict(Mark(size)), self.path)
+            self._marked = size

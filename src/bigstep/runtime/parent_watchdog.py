@@ -1,0 +1,56 @@
+"""A stage ends when the `dvc` that started it does: an orphan would train on beside the next start."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from bigstep.runtime.stop_signals import Signals
+
+__all__ = ["hold_lifeline"]
+
+INTERVAL = 0.5  # seconds
+
+
+def hold_lifeline(signals: Signals) -> None:
+    """Watch, where DVC runs this process, whether it is still there; when it is gone this process gets SIGTERM."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    line = _ancestors()
+    if line:
+        threading.Thread(target=_watch, args=(line, signals), name="bigstep-lifeline", daemon=True).start()
+
+
+def _ancestors() -> list[tuple[int, int]]:
+    """Give (child, parent) from this process up to `dvc`: the shells between them run the same command."""
+    child, parent, found = os.getpid(), os.getppid(), []
+    while parent > 1:
+        found.append((child, parent))
+        if not _is_shell(parent):
+            break
+        child, parent = parent, _parent_of(parent)
+    return found
+
+
+def _watch(line: list[tuple[int, int]], signals: Signals) -> None:
+    own = os.getpid()
+    while all((os.getppid() if child == own else _parent_of(child)) == parent for child, parent in line):
+        time.sleep(INTERVAL)
+    if signals.told is None:
+        os.kill(own, signal.SIGTERM)
+
+
+def _is_shell(number: int) -> bool:
+    try:
+        words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"-c" in words[1:3] and any(b"pipelines/" in word for word in words)
+
+
+def _parent_of(number: int) -> int:
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

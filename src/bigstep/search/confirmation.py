@@ -1,0 +1,149 @@
+"""How a search ends: the best are trained again with new seeds, and some trials again in another slicing.
+
+A value of one seed is part luck, and the best of many is mostly luck: the winner is chosen on the mean of new seeds, among the
+best trials and the parameters the search began with, which are trained again with the same seeds.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from bigstep.config.search import Search
+from bigstep.search.trial_queue import is_feasible, value_of
+
+__all__ = ["Again", "Standing", "Verdict", "audits", "best_trials", "compare", "replicates", "standings"]
+
+ROUNDING = 1e-9  # relative, of float64 over a whole training
+CHAOS = 1e-3  # relative, in float32, where one seed says nothing of the spread
+SHARE = 0.3  # of the spread between seeds, by which two slicings may differ in float32
+
+
+@dataclass(frozen=True)
+class Again:
+    """A configuration to train again: that of trial ``of``, with another seed or (``micro_batch_size``) another slicing."""
+
+    kind: str
+    of: int
+    seed: int
+    micro_batch_size: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A name that no other has."""
+        return f"{self.kind}-{self.of}-{self.seed}"
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What its trial says of it."""
+        return {"kind": self.kind, "of": self.of, "seed": self.seed, "micro_batch_asked": self.micro_batch_size}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A configuration's values over new seeds."""
+
+    of: int
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the values."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation between seeds; 0 for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Two slicings of one configuration, compared; ``limit`` is how far their values may lie apart."""
+
+    of: int
+    micro_batch_sizes: tuple[int, int]
+    values: tuple[float, float]
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether they agree."""
+        return abs(self.values[0] - self.values[1]) <= self.limit
+
+
+def best_trials(trials: Sequence[FrozenTrial], count: int, *, smaller_is_better: bool) -> list[FrozenTrial]:
+    """Give the best feasible trials that were trained to the end, and trial 0 besides, the best first."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial) and not _diverged(trial)]
+    ranked = sorted(done, key=lambda trial: (value_of(trial) * (1 if smaller_is_better else -1), trial.number))
+    found = _distinct(ranked)[:count]
+    first = [trial for trial in done if trial.user_attrs.get("start") == 0 and trial not in found]
+    return found + (first if count else [])
+
+
+def replicates(best: Sequence[FrozenTrial], search: Search, seed: int) -> list[Again]:
+    """Give the trainings with new seeds, the trials' own being ``seed``."""
+    return [Again("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.replicates)]
+
+
+def audits(trials: Sequence[FrozenTrial], search: Search, seed: int) -> list[Again]:
+    """Draw the trials to be trained again in another slicing: a share, at least one of those that can be cut otherwise."""
+    able = [
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and not _diverged(trial) and trial.user_attrs["effective_batch_size"] > 1
+    ]
+    if not search.audit or not able:
+        return []
+    count = min(len(able), math.ceil(search.audit * search.trials))
+    chosen = random.Random(search.seed).sample(able, count)  # noqa: S311 # a choice, no secret
+    return [Again("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
+
+
+def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], *, smaller_is_better: bool) -> list[Standing]:
+    """Rank the configurations by the mean over their new seeds, the best first; on a tie the one of lower number."""
+    found = []
+    for trial in best:
+        values = [value_of(item) for item in done if _is_of(item, "replicate", trial.number)]
+        if values:
+            found.append(Standing(trial.number, tuple(values)))
+    return sorted(found, key=lambda item: (item.mean * (1 if smaller_is_better else -1), item.of))
+
+
+def compare(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], spread: float, *, exact: bool) -> list[Verdict]:
+    """Compare audits with the trials they repeat; ``exact`` in float64, where only rounding may differ."""
+    known = {trial.number: trial for trial in trials}
+    found = []
+    for item in done:
+        if item.user_attrs.get("kind") == "audit":
+            trial = known[item.user_attrs["of"]]
+            values = value_of(trial), value_of(item)
+            limit = ROUNDING * abs(values[0]) if exact else max(SHARE * spread, CHAOS * abs(values[0]))
+            sizes = int(trial.user_attrs["micro_batch_size"]), int(item.user_attrs["micro_batch_size"])
+            found.append(Verdict(trial.number, sizes, values, limit))
+    return found
+
+
+def _other(trial: FrozenTrial) -> int:
+    """Give another micro-batch size: half, or the whole batch where it is one image at a time."""
+    size = int(trial.user_attrs["micro_batch_size"])
+    return -(-size // 2) if size > 1 else int(trial.user_attrs["effective_batch_size"])
+
+
+def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    found: dict[str, FrozenTrial] = {}
+    for trial in trials:
+        found.setdefault(repr(sorted(trial.params.items())), trial)
+    return list(found.values())
+
+
+def _is_of(trial: FrozenTrial, kind: str, number: int) -> bool:
+    return trial.user_attrs.get("kind") == kind and trial.user_attrs.get("of") == number
+
+
+def _diverged(trial: FrozenTrial) -> bool:
+    return bool(trial.user_attrs.get("diverged", False))

@@ -1,0 +1,57 @@
+"""What a study's dashboard shows beside Optuna's own plots: feasibility, notes with links, files and our plots."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import FrozenTrial
+
+from bigstep.optuna_mlflow.study_identity import storage_of
+
+__all__ = ["attach_file", "note_ended", "note_run", "show_constraints", "show_plots"]
+
+LEGACY = "constraints"  # the attribute that optuna-dashboard 0.21 reads; set_constraint writes others
+
+
+def show_constraints(trial: optuna.Trial) -> None:
+    """Let the dashboard see what :meth:`optuna.Trial.set_constraint` noted; without it, infeasible trials look feasible."""
+    values = list(trial.study.get_trials(deepcopy=False)[trial.number].constraints.values())
+    trial.storage.set_trial_system_attr(trial._trial_id, LEGACY, values)  # noqa: SLF001 # no public way writes it
+
+
+def note_run(subject: optuna.Trial | optuna.Study, text: str) -> None:
+    """Write a note in Markdown, which the dashboard shows with its links."""
+    from optuna_dashboard import save_note
+
+    save_note(subject, text)
+
+
+def note_ended(study: optuna.Study, trial: FrozenTrial, text: str) -> None:
+    """Write a note to a trial that has ended, unless it stands there."""
+    from optuna_dashboard import save_note
+    from optuna_dashboard._note import get_note
+
+    subject = SimpleNamespace(storage=storage_of(study), study=study, _trial_id=trial._trial_id)  # noqa: SLF001 # as above
+    if get_note(subject) != text:
+        save_note(subject, text)
+
+
+def attach_file(trial: optuna.Trial, path: Path, folder: Path) -> None:
+    """Keep a copy of a file in ``folder``, and show it with the trial."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = FileSystemArtifactStore(base_path=str(folder))
+    upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
+
+
+def show_plots(study: optuna.Study, figures: Mapping[str, Any]) -> None:
+    """Show figures of plotly with the study; one of the same name is replaced."""
+    from optuna_dashboard import save_plotly_graph_object
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, figure in figures.items():
+            save_plotly_graph_object(study, figure, graph_object_id=name)

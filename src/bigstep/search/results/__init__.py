@@ -1,0 +1,1 @@
+"""What a search found: summary, plots, other slicings."""

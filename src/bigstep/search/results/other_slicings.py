@@ -1,0 +1,52 @@
+"""What other slicings of a trial's effective batch would have taken: derived from the plan, nothing was trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from bigstep.console import format_bytes
+from bigstep.planning.throughput import Rung
+
+__all__ = ["slicing_rows", "slicing_table"]
+
+
+def slicing_rows(trial: FrozenTrial, rungs: Sequence[Rung], room: int | None) -> list[dict[str, Any]]:
+    """Derive what other slicings of a trial's effective batch take, from the plan: no trials, nothing was trained.
+
+    A trial that was refused has none, and neither has one whose micro-batch is none of the plan's.
+    """
+    if "seconds" not in trial.user_attrs:
+        return []
+    whole, chosen = int(trial.user_attrs["effective_batch_size"]), int(trial.user_attrs["micro_batch_size"])
+    speeds = {min(rung.micro_batch_size, whole): rung for rung in rungs}
+    base = speeds.get(chosen)
+    if base is None:
+        return []
+    return [
+        {
+            "number": trial.number,
+            "effective_batch_size": whole,
+            "micro_batch_size": size,
+            "accumulation_steps": -(-whole // size),
+            "val_loss": trial.user_attrs["val_loss"],
+            "seconds": trial.user_attrs["seconds"] * base.samples_per_second / rung.samples_per_second,
+            "resident_growth_bytes": rung.resident_growth_bytes,
+            "predicted_bytes": rung.predicted_bytes,
+            "fits": room is None or rung.resident_growth_bytes <= room,
+            "trained": size == chosen,
+        }
+        for size, rung in sorted(speeds.items())
+    ]
+
+
+def slicing_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Write the rows as a table in Markdown."""
+    lines = ["| micro-batch | accumulation steps | training | the process grows by | |", "| ---: | ---: | ---: | ---: | --- |"]
+    for row in rows:
+        what = "trained" if row["trained"] else "" if row["fits"] else "does not fit"
+        lines.append(
+            f"| {row['micro_batch_size']} | {row['accumulation_steps']} | {row['seconds']:.1f} s "
+            f"| {format_bytes(row['resident_growth_bytes'])} | {what} |"
+        )
+    return "\n".join(lines)

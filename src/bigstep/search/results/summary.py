@@ -1,0 +1,151 @@
+"""What a search leaves: the winner, every trial, and apart from them what depends on the clock."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.params import Params
+from bigstep.config.search import OBJECTIVES
+from bigstep.config.yaml_files import apply_overrides, write_yaml
+from bigstep.planning.throughput import Rung
+from bigstep.search.confirmation import Standing, Verdict, best_trials, compare, standings
+from bigstep.search.results.other_slicings import slicing_rows
+from bigstep.search.space import RATE, Space
+from bigstep.search.trial_queue import Ledger, is_feasible
+
+__all__ = ["Findings", "find", "plot_rows", "winning_params", "write_findings"]
+
+SIZES = ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps")
+LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
+MEASURED = ("seconds", "images_per_second", "peak_bytes", "predicted_bytes")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a search found: the winning trial (None: none was trained), how sure that is, and whether the audits agree."""
+
+    winner: FrozenTrial | None
+    standings: tuple[Standing, ...]
+    verdicts: tuple[Verdict, ...]
+    trials: tuple[FrozenTrial, ...]
+    again: tuple[FrozenTrial, ...]
+    front: tuple[FrozenTrial, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the audits say against slice invariance."""
+        return [
+            f"trial {item.of} in micro-batches of {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
+            f"{item.values[0]:.6g} and {item.values[1]:.6g}, apart by more than {item.limit:.2g}: rounding grew over the "
+            "training, or the cut decides what is learned; `bigstep check` tells which"
+            for item in self.verdicts
+            if not item.holds
+        ]
+
+
+def find(params: Params, first: Ledger, again: Ledger) -> Findings:
+    """Read the studies."""
+    search = params.search
+    smaller = OBJECTIVES[search.objectives[0]] == "minimize"
+    trials, done = first.trials(), _complete(again.trials())
+    best = best_trials(trials, max(search.top, 1), smaller_is_better=smaller)
+    ranking = standings(best, done, smaller_is_better=smaller)
+    spread = max((item.spread for item in ranking), default=0.0)
+    front = list(first.study.best_trials) if len(search.objectives) > 1 else []
+    known = {trial.number: trial for trial in trials}
+    winner = known[ranking[0].of] if ranking else (best[0] if best else None)
+    verdicts = compare(trials, done, spread, exact=params.train.precision == "float64")
+    return Findings(winner, tuple(ranking), tuple(verdicts), tuple(trials), tuple(done), tuple(front))
+
+
+def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]]:
+    """Give the parameters of a trial as sections of params.yaml."""
+    flat = {**space.overrides(trial.params), **trial.user_attrs.get("exact", {})}
+    flat["hardware.micro_batch_size"] = trial.user_attrs["micro_batch_size"]
+    flat["hardware.accumulation_steps"] = None
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        section, _, key = name.partition(".")
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def write_findings(findings: Findings, space: Space, rungs: Sequence[Rung], room: int | None, folder: Path) -> None:
+    """Write the tables into ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
+    names = [name for name in space.dimensions if "." in name and name != RATE]
+    columns = ["number", "state", "feasible", *SIZES, *names, *LEARNED]
+    shown = [trial for trial in findings.trials if trial.user_attrs.get("failed") != "surplus"]
+    _write_rows([_row(trial, columns) for trial in shown], columns, folder / "trials.csv")
+    columns = ["number", "kind", "of", "seed", *SIZES, *LEARNED]
+    _write_rows([_row(trial, columns) for trial in findings.again], columns, folder / "again.csv")
+    columns = ["number", *MEASURED]
+    _write_rows([_row(trial, columns) for trial in _complete(shown)], columns, folder / "measured.csv")
+    if rungs:
+        rows = [row for trial in _complete(shown) for row in slicing_rows(trial, rungs, room)]
+        if rows:
+            _write_rows(rows, list(rows[0]), folder / "slicings.csv")
+    write_json(_summary(findings, space), folder / "summary.json")
+    if findings.winner is not None:
+        with whole_file(folder / "best_params.yaml") as beside:
+            triples = [
+                (section, key, value)
+                for section, values in winning_params(space, findings.winner).items()
+                for key, value in values.items()
+            ]
+            write_yaml(apply_overrides({}, triples), beside)
+
+
+def _summary(findings: Findings, space: Space) -> dict[str, Any]:
+    return {
+        "space": space.kind,
+        "reason": space.reason,
+        "winner": None if findings.winner is None else findings.winner.number,
+        "replicates": [
+            {"of": item.of, "mean": item.mean, "spread": item.spread, "values": item.values} for item in findings.standings
+        ],
+        "audits": [{**vars(item), "holds": item.holds} for item in findings.verdicts],
+        "front": [trial.number for trial in findings.front],
+        "warnings": findings.warnings,
+    }
+
+
+def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE]
+
+
+def _row(trial: FrozenTrial, columns: Sequence[str]) -> dict[str, Any]:
+    known = {**trial.params, **trial.user_attrs, "number": trial.number, "state": trial.state.name}
+    known["feasible"] = is_feasible(trial)
+    return {name: known.get(name, "") for name in columns}
+
+
+def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """Give the trials as the plots take them."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE and "effective_batch_size" in trial.user_attrs]
+    return [
+        {
+            "number": trial.number,
+            "learning_rate": trial.user_attrs["learning_rate"],
+            "effective_batch_size": trial.user_attrs["effective_batch_size"],
+            "micro_batch_size": trial.user_attrs["micro_batch_size"],
+            "value": trial.values[0],
+            "seconds": trial.user_attrs.get("seconds"),
+            "images_per_second": trial.user_attrs.get("images_per_second"),
+            "peak_bytes": trial.user_attrs.get("peak_bytes"),
+            "feasible": is_feasible(trial),
+        }
+        for trial in done
+    ]

@@ -1,0 +1,152 @@
+"""Before a search begins: what is searched, on which share of the machine, and in which study."""
+
+import os
+from typing import Any
+
+import optuna
+from optuna.distributions import IntDistribution
+
+from bigstep.config.params import Params, flatten
+from bigstep.config.yaml_files import Override, apply_overrides
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError, OutOfMemoryError
+from bigstep.memory.measurement import resident_bytes
+from bigstep.planning.memory_budget import excess_bytes, predict
+from bigstep.planning.plan import Plan, budget_bytes, find_plan
+from bigstep.project.parameters import check_params
+from bigstep.project.paths import ProjectPaths
+from bigstep.runs.checkpoints import digest_code
+from bigstep.runtime.device import choose_device
+from bigstep.search.space import EFFECTIVE, MICRO, Space
+from bigstep.search.workers.trial_runner import trial_params
+from bigstep.training.setup import begin_training, judge_invariance
+
+__all__ = [
+    "check_same",
+    "describe_space",
+    "largest_micro",
+    "num_workers",
+    "plan_slicings",
+    "share_machine",
+    "study_address",
+    "why_in_full",
+]
+
+PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
+MOST, EACH = 4, 3 * 2**30  # workers that are begun by themselves, and the bytes that each must have
+PLANNING = 30.0  # seconds to measure the plan for
+
+
+def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
+    """Say why the slicing must be searched too; empty where it decides nothing."""
+    if params.model.norm == "batch":
+        return "with model.norm batch the micro-batch decides what is learned"
+    state = begin_training(project, store, params.batch, params.model, params.train, params.hardware, params.memory, "none")
+    found = judge_invariance(state, params.train, store)
+    state.guard.close()
+    return "" if found.holds else found.reason
+
+
+def describe_space(params: Params, space: Space) -> str:
+    """Say what will be searched."""
+    search = params.search
+    text = f"study {search.study}: {search.trials} trials of {', '.join(space.dimensions)}"
+    if space.reason:
+        return f"{text}; searched in full, since {space.reason}"
+    return f"{text}; the slicing is {'planned' if space.kind == 'planned' else 'searched too'}"
+
+
+def num_workers(params: Params) -> int:
+    """Give the workers of this machine: as asked, or one a core (at most four) where each has memory enough; one on a GPU."""
+    if params.search.workers is not None:
+        return params.search.workers
+    if choose_device(params.hardware).type == "cuda":
+        return 1
+    budget = budget_bytes(params.hardware)
+    return max(1, min(_cores(), MOST, MOST if budget is None else budget // EACH))
+
+
+def share_machine(content: dict[str, Any], params: Params, workers: int) -> dict[str, Any]:
+    """Give each worker of this machine its share of threads and memory."""
+    hardware = params.hardware
+    if workers == 1:
+        return content
+    shared: list[Override] = [("hardware", "threads", hardware.threads or max(1, _cores() // workers))]
+    if hardware.num_workers is None:
+        shared.append(("hardware", "num_workers", 0))
+    budget = budget_bytes(hardware)
+    if budget is not None:
+        shared.append(("hardware", "memory_budget", f"{budget // workers // 2**20}MiB"))
+    return apply_overrides(content, tuple(shared))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> Plan | None:
+    """Measure speed and memory once, up to the largest effective batch of the space."""
+    if space.kind != "planned":
+        return None
+    largest = int(2 ** space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
+    asked: tuple[Override, ...] = (
+        ("train", "effective_batch_size", largest),
+        ("hardware", "micro_batch_size", "auto"),
+        ("hardware", "accumulation_steps", None),
+    )
+    return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING)
+
+
+def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> int | None:
+    """Give the exponent of the largest micro-batch whose predicted memory is within the budget; None where it is planned.
+
+    Raises:
+        OutOfMemoryError: not even the smallest is.
+    """
+    kind = space.dimensions.get(MICRO)
+    if not isinstance(kind, IntDistribution):
+        return None
+    resident = resident_bytes()
+    for exponent in range(kind.high, kind.low - 1, -1):
+        size = 2**exponent
+        params = trial_params(content, {"train.effective_batch_size": size, "hardware.micro_batch_size": size})
+        if excess_bytes(params, predict(project, params, store, params.batch), resident) <= 0:
+            return exponent
+    raise OutOfMemoryError(
+        f"search.micro_batch_size must hold one that fits hardware.memory_budget, but {2**kind.low} does not; lower it"
+    )
+
+
+def study_address(project: ProjectPaths, params: Params) -> str:
+    """Give where the study is stored: a path, or a database's address."""
+    given = params.search.storage
+    if given is None:
+        return str(project.search / f"{params.search.study}.journal")
+    return given if "://" in given else str(project.resolve(given))
+
+
+def check_same(study: optuna.Study, params: Params, space: Space, store: Store) -> None:
+    """Refuse to mix trials that cannot be compared: all parameters that decide learning and are not searched must be the same.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    free = {"train.learning_rate", "train.effective_batch_size", *space.dimensions}
+    learning = {name: str(value) for name, value in flatten(params).items() if name.split(".")[0] in ("data", "model", "train")}
+    fixed = {name: value for name, value in learning.items() if name not in free}
+    fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
+    fixed |= {"search.parameters": ", ".join(sorted(space.dimensions)), "data": store.manifest.digest}
+    known = study.user_attrs.get(PARAMETERS)
+    if known is None:
+        study.set_user_attr(PARAMETERS, fixed)
+        study.set_user_attr(CODE, digest_code())
+        return
+    changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
+    if changed:
+        raise ConfigError(
+            f"a study must be searched with the parameters it was begun with, but {', '.join(sorted(changed)[:4])} changed; "
+            "name another with search.study"
+        )
+    if study.user_attrs.get(CODE) != digest_code():
+        console.print("WARNING: the code that decides learning has changed since this study was begun; compare with care")

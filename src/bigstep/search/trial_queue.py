@@ -1,0 +1,145 @@
+"""Which trials there are, who works on them, and how many are still to do: the same for one worker and for many machines.
+
+Optuna hands out numbers and nothing more. What follows from them here is decided alike by all who read the study: of live
+trials with the same key (a start point, a retry, a replicate) the one with the lowest number counts, and of live trials beyond
+the budget those with the highest numbers do not. Whoever holds such a trial gives it up, so nothing is counted twice
+whatever the order of events. A worker that is gone leaves its trial RUNNING; whoever sees that first ends it, and puts it
+back once, to go on from its checkpoint.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from bigstep.runtime.device import is_alive, process_name
+
+__all__ = ["BEAT", "RETRIES", "Ledger", "counted", "is_feasible", "live", "value_of"]
+
+BEAT = 15.0  # seconds between two signs of life
+PATIENCE = 6 * BEAT  # without one, a worker of another machine is gone
+LOOK = 0.5  # seconds between two looks
+UNNAMED = 10.0  # a trial gets its worker's name right after its number
+KEY, WORKER, SIGN, ORIGIN, TRY = "key", "worker", "beat", "origin", "try"
+RETRIES = 1  # of a trial whose worker was killed; one that was told to stop goes on as often as it takes
+LIVE = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def live(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Give the trials that did not fail."""
+    return [trial for trial in trials if trial.state in LIVE]
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Tell whether no constraint is broken."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Give the trials that count against the budget: those that are trained, were, or will be."""
+    return [trial for trial in live(trials) if is_feasible(trial)]
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """Give the first objective's value; smaller is better only where the study minimizes."""
+    return float(trial.values[0])
+
+
+@final
+@dataclass
+class Ledger:
+    """One worker's view of a study; ``asks`` bounds what is asked for in all, infeasible trials included."""
+
+    study: optuna.Study
+    budget: int
+    asks: int
+    seen: dict[int, tuple[str, float]] = field(default_factory=dict)
+
+    def ensure(self, key: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+        """Put a trial into the queue, unless a live one has its key."""
+        if not any(trial.user_attrs.get(KEY) == key for trial in live(self.trials())):
+            self.study.enqueue_trial(dict(params), user_attrs={**attributes, KEY: key})
+
+    def trials(self) -> list[FrozenTrial]:
+        """Give all trials, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    def claim(self, sampler: Callable[[int], optuna.samplers.BaseSampler] | None) -> optuna.Trial | None:
+        """Take a trial that waits or, with a sampler (made for the number of trials so far), a new one; None: none is left."""
+        trials = self.trials()
+        waits = any(trial.state == TrialState.WAITING for trial in trials)
+        if not waits and (sampler is None or len(counted(trials)) >= self.budget or len(live(trials)) >= self.asks):
+            return None
+        if sampler is not None:
+            self.study.sampler = sampler(len(trials))
+        trial = self.study.ask()
+        trial.set_user_attr(WORKER, process_name())
+        if self._is_surplus(trial, is_new=sampler is not None):
+            trial.set_user_attr("failed", "surplus")
+            self.fail(trial.number)
+            return self.claim(sampler)
+        return trial
+
+    def beat(self, trial: optuna.Trial) -> None:
+        """Give a sign of life."""
+        trial.set_user_attr(SIGN, f"{time.time():.0f}")
+
+    def sweep(self) -> list[int]:
+        """End trials whose worker is gone, and put each back as often as it may; gives their numbers."""
+        ended = []
+        for trial in self._running():
+            if self._is_gone(trial) and self.fail(trial.number):
+                self.put_back(trial, RETRIES)
+                ended.append(trial.number)
+        return ended
+
+    def settle(self) -> None:
+        """End what dead workers left RUNNING, with those that died before their trial had their name."""
+        deadline = time.monotonic() + UNNAMED + 2 * LOOK
+        self.sweep()
+        while time.monotonic() < deadline and any(WORKER not in trial.user_attrs for trial in self._running()):
+            time.sleep(LOOK)
+            self.sweep()
+
+    def _running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+
+    def put_back(self, trial: FrozenTrial, retries: int | None = None) -> None:
+        """Put a trial that did not end into the queue again, to go on from its checkpoint; at most ``retries`` times."""
+        tries = trial.user_attrs.get(TRY, 0)
+        params = trial.params or trial.system_attrs.get("fixed_params", {})
+        if not params or (retries is not None and tries >= retries):
+            return
+        kept = {name: value for name, value in trial.user_attrs.items() if name not in (WORKER, SIGN, "failed")}
+        key, origin = kept.get(KEY, f"again-{trial.number}"), kept.get(ORIGIN, trial.number)
+        self.ensure(key, params, {**kept, ORIGIN: origin, TRY: tries + (retries is not None)})
+
+    def fail(self, number: int) -> bool:
+        """End a trial that did not end by itself; False where somebody else did."""
+        try:
+            self.study.tell(number, state=TrialState.FAIL)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return False
+        return True
+
+    def _is_surplus(self, trial: optuna.Trial, *, is_new: bool) -> bool:
+        before = [item for item in self.trials() if item.number < trial.number]
+        key = trial.user_attrs.get(KEY)
+        if key is not None:
+            return any(item.user_attrs.get(KEY) == key for item in live(before))
+        return not is_new or len(counted(before)) >= self.budget
+
+    def _is_gone(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get(WORKER)
+        alive = None if worker is None else is_alive(worker)
+        if alive is not None:
+            return not alive
+        sign, now = f"{worker} {trial.user_attrs.get(SIGN)}", time.monotonic()
+        before, since = self.seen.get(trial.number, (None, now))
+        if sign != before:
+            self.seen[trial.number] = (sign, now)
+            return False
+        return now - since > (PATIENCE if worker else UNNAMED)

@@ -1,0 +1,1 @@
+"""Processes that train the trials of a study, and their supervisor."""

@@ -1,0 +1,114 @@
+"""What a person sees while a search runs."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import final
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.live import Live
+from rich.table import Table
+
+from bigstep.config.params import Params
+from bigstep.console import console, format_bytes, format_seconds
+from bigstep.search.trial_queue import Ledger, counted, is_feasible, live
+
+__all__ = ["Display", "live_screen"]
+
+SHOWN = 12  # rows of the table
+DESCRIBED = {"learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"}
+COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "images/s", "memory", "state")
+
+
+@contextmanager
+def live_screen() -> Iterator[Live | None]:
+    """Give a part of the terminal that is drawn anew; None where this is no terminal."""
+    if not console.is_terminal:
+        yield None
+        return
+    with Live(console=console, refresh_per_second=2, transient=True) as screen:
+        yield screen
+
+
+@final
+class Display:
+    """A table on a terminal; there and elsewhere a line for each trial that ended."""
+
+    def __init__(self, params: Params, ledgers: tuple[Ledger, Ledger]) -> None:
+        """Show what happens from now on."""
+        self._params, self._ledgers = params, ledgers
+        self._said = {(ledger.study.study_name, trial.number) for ledger in ledgers for trial in _ended(ledger.trials())}
+        self._begun, self._before = time.monotonic(), len(_ended(ledgers[0].trials()))
+
+    def show(self, screen: Live | None) -> None:
+        """Tell what ended since the last time, and draw the table anew."""
+        for ledger in self._ledgers:
+            for trial in _ended(ledger.trials()):
+                key = (ledger.study.study_name, trial.number)
+                if key not in self._said and trial.user_attrs.get("failed") != "surplus":
+                    self._said.add(key)
+                    console.print(_line(trial))
+        if screen is not None:
+            screen.update(self._table())
+
+    def _table(self) -> Table:
+        first, again = self._ledgers
+        trials = first.trials()
+        done = [trial for trial in counted(trials) if trial.state.is_finished()]
+        table = Table(
+            title=f"{self._params.search.study}: {len(done)} of {self._params.search.trials} trials{self._left(len(done))}"
+        )
+        for name in COLUMNS:
+            table.add_column(name, justify="right")
+        rows = [trial for trial in live([*trials, *again.trials()]) if trial.state != TrialState.WAITING]
+        for trial in rows[-SHOWN:]:
+            table.add_row(*_cells(trial))
+        best, new = _best(first), [trial for trial in again.trials() if trial.state == TrialState.COMPLETE]
+        told = [] if best is None else [f"best so far: trial {best.number}, {best.values[0]:.4f}"]
+        table.caption = "; ".join([*told, *([f"{len(new)} trained again"] if new else [])])
+        return table
+
+    def _left(self, done: int) -> str:
+        passed = done - self._before
+        if passed < 2:
+            return ""
+        seconds = (time.monotonic() - self._begun) / passed * max(self._params.search.trials - done, 0)
+        return f", {format_seconds(seconds)} left"
+
+
+def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state.is_finished()]
+
+
+def _best(ledger: Ledger) -> FrozenTrial | None:
+    done = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE and is_feasible(trial)]
+    sign = 1 if ledger.study.directions[0].name == "MINIMIZE" else -1
+    return min(done, key=lambda trial: sign * trial.values[0], default=None)
+
+
+def _line(trial: FrozenTrial) -> str:
+    """Write a trial that ended in a line."""
+    name, *cells, state = _cells(trial)
+    words = ("learning rate {}", "batch {}", "{}", "{}", "{} images/s", "{}")
+    told = [word.format(cell) for word, cell in zip(words, cells, strict=True) if cell]
+    return "  ".join([f"trial {name}" if name.isdigit() else name, *told, state])
+
+
+def _cells(trial: FrozenTrial) -> tuple[str, ...]:
+    """Write a trial in the table's columns."""
+    known = trial.user_attrs
+    name = f"{known['kind']} of {known['of']}" if "of" in known else str(trial.number)
+    if not known.keys() >= DESCRIBED:  # its worker writes one after another
+        return name, "", "", "", "", "", "", known.get("refused", trial.state.name.lower())
+    latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
+    value = trial.values[0] if trial.values else latest
+    return (
+        name,
+        f"{known['learning_rate']:.3g}",
+        str(known["effective_batch_size"]),
+        f"{known['accumulation_steps']} x {known['micro_batch_size']}",
+        "" if value is None else f"{value:.4f}",
+        f"{known['images_per_second']:,.0f}" if "images_per_second" in known else "",
+        format_bytes(known["peak_bytes"]) if "peak_bytes" in known else "",
+        trial.state.name.lower() if is_feasible(trial) else "infeasible",
+    )

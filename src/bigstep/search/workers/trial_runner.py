@@ -1,0 +1,225 @@
+"""From a trial's point to a training, and from what came of it back to the study."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from bigstep.config.batch_sizes import Batch
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import apply_overrides
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError
+from bigstep.optuna_mlflow.trial_mapping import RUN_ID, begin_tags
+from bigstep.planning.memory_budget import Fit, excess_bytes, fit_batch, predict
+from bigstep.project.parameters import check_params
+from bigstep.project.paths import ProjectPaths
+from bigstep.runs.checkpoint_files import clear_checkpoints
+from bigstep.runs.low_memory_marker import read_mark
+from bigstep.runtime.stop_signals import Signals
+from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
+from bigstep.search.space import Space
+from bigstep.search.trial_queue import ORIGIN
+from bigstep.search.workers.trial_training import CHECKPOINTS, Job, Outcome, Report, train_trial
+from bigstep.training.records import Validation
+
+if TYPE_CHECKING:
+    from bigstep.search.workers.worker import SearchRequest
+
+__all__ = ["NOISE", "Conductor", "run_page", "study_folder", "trial_params"]
+
+WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
+MIB = 2**20
+MEASURED = ("seconds", "images_per_second", "peak_bytes")
+NOISE = "noise_scale"  # attribute of a trial, in samples
+LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
+
+
+def study_folder(project: ProjectPaths, study: str) -> Path:
+    """Name the folder of the state of a study's trials."""
+    return project.search / study
+
+
+@final
+class Conductor:
+    """Trains trials of one study, one after another."""
+
+    def __init__(
+        self, project: ProjectPaths, store: Store, request: "SearchRequest", space: Space, signals: Signals, resident: int
+    ) -> None:
+        """Conduct what ``request`` asks for; ``resident`` are the bytes of this process before it trains."""
+        self.project, self.store, self.request = project, store, request
+        self.params = check_params(request.content)
+        self.space, self.signals, self.resident = space, signals, resident
+
+    def search(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        """Train a trial of the search and tell the study."""
+        point = self.space.suggest(trial)
+        overrides = {**self.space.overrides(point), **trial.user_attrs.get("exact", {})}
+        found = self._prepare(trial, overrides)
+        objectives = self.params.search.objectives
+        if found is None:
+            study.tell(trial, self._worst(objectives))
+            return
+        params, fit = found
+        may_prune = len(objectives) == 1 and trial.user_attrs.get("start") != 0
+        report = _pruning(trial, objectives[0], may_prune=may_prune)
+        outcome = self._train(study, trial, params, fit, report, {"bigstep.kind": "trial"})
+        if outcome.pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, self._values(outcome, objectives))
+        clear_checkpoints(self._folder(trial) / CHECKPOINTS)
+
+    def again(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
+        """Train a configuration of ``study`` again, as the trial of ``finish`` says, and tell ``finish``."""
+        trial.suggest_int("item", 0, 10_000)
+        attributes = trial.user_attrs
+        first: FrozenTrial = study.get_trials(deepcopy=False)[attributes["of"]]
+        overrides = {
+            **self.space.overrides(first.params),
+            **first.user_attrs.get("exact", {}),
+            "train.seed": attributes["seed"],
+        }
+        if attributes["micro_batch_asked"] is not None:
+            overrides["hardware.micro_batch_size"] = attributes["micro_batch_asked"]
+        objectives = self.params.search.objectives[:1]
+        found = self._prepare(trial, overrides)
+        if found is None:
+            finish.tell(trial, self._worst(objectives))
+            return
+        params, fit = found
+        tags = {"bigstep.kind": attributes["kind"], "bigstep.again": f"{study.study_name} {first.number}"}
+        outcome = self._train(finish, trial, params, fit, _to_the_end, tags)
+        finish.tell(trial, self._values(outcome, objectives))
+        clear_checkpoints(self._folder(trial) / CHECKPOINTS)
+
+    def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, Fit] | None:
+        """Give the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
+        try:
+            params = trial_params(self.request.content, overrides)
+        except ConfigError as error:
+            self._refuse(trial, "possible", 1.0, str(error).splitlines()[0])
+            return None
+        if self.space.kind == "full":
+            predicted = predict(self.project, params, self.store, params.batch)
+            excess = excess_bytes(params, predicted, self.resident) / MIB
+            fit = Fit(params.batch, predicted.peak_bytes)
+            if excess > 0:
+                self._refuse(trial, "memory", excess, f"its step goes over the budget by {excess:,.0f} MiB")
+                return None
+            trial.set_constraint("memory", excess)
+            show_constraints(trial)
+        else:
+            fit = fit_batch(self.project, params, self.store)
+        died_at = read_mark(self._folder(trial) / "mark.json")
+        if died_at is not None and params.model.ghost_batch_size is None:
+            fit = replace(fit, batch=smaller(fit.batch, died_at))
+        self._describe(trial, params, fit)
+        return params, fit
+
+    def _refuse(self, trial: optuna.Trial, name: str, value: float, why: str) -> None:
+        trial.set_constraint(name, value)
+        show_constraints(trial)
+        trial.set_user_attr("refused", why)
+        note_run(trial, f"**infeasible**: {why}")
+        console.print(f"trial {trial.number}: {why}")
+
+    def _describe(self, trial: optuna.Trial, params: Params, fit: Fit) -> None:
+        known = {**asdict(fit.batch), "learning_rate": params.train.learning_rate, "predicted_bytes": fit.predicted_bytes}
+        for name, value in known.items():
+            if name != "is_planned":
+                trial.set_user_attr(name, value)
+
+    def _folder(self, trial: optuna.Trial) -> Path:
+        kind = "again" if "of" in trial.user_attrs else "trial"
+        name = f"{kind}-{trial.user_attrs.get(ORIGIN, trial.number)}"
+        return study_folder(self.project, self.params.search.study) / "trials" / name
+
+    def _train(
+        self, study: optuna.Study, trial: optuna.Trial, params: Params, fit: Fit, report: Report, kind: Mapping[str, str]
+    ) -> Outcome:
+        request, folder = self.request, self._folder(trial)
+        name = f"{kind['bigstep.kind']} {trial.number}"
+        frozen = study.get_trials(deepcopy=False)[trial.number]
+        tags = {**begin_tags(frozen, study, request.parent_run), **kind, "mlflow.runName": name}
+
+        def tell(run_id: str) -> None:
+            trial.set_user_attr(RUN_ID, run_id)
+            note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
+
+        spool = folder.parents[1] / "spools" / folder.name
+        job = Job(params, fit, folder, spool, request.uri, request.experiment, tags)
+        outcome = train_trial(self.project, self.store, job, self.signals, report, tell)
+        for key in LEARNED:
+            trial.set_user_attr(key, getattr(outcome, key))
+        for key in (*MEASURED, NOISE):
+            trial.set_user_attr(key, getattr(outcome, key))
+        if outcome.curves is not None:
+            attach_file(trial, outcome.curves, self.project.search / "artifacts")
+        return outcome
+
+    def _values(self, outcome: Outcome, objectives: Sequence[str]) -> list[float]:
+        """Give what a trial is judged by; a loss or accuracy that is none counts as worse than guessing."""
+        worst = self._worst(objectives)
+        found = [float(getattr(outcome, name)) for name in objectives]
+        learned = [name.startswith("val_") and outcome.diverged for name in objectives]
+        return [bad if lost else value for value, bad, lost in zip(found, worst, learned, strict=True)]
+
+    def _worst(self, objectives: Sequence[str], predicted_bytes: int = 0) -> list[float]:
+        guessing = math.log(len(self.store.manifest.classes))
+        known = {"val_loss": WORST * guessing, "val_accuracy": 0.0, "seconds": 0.0, "peak_bytes": float(predicted_bytes)}
+        return [known[name] for name in objectives]
+
+
+def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Params:
+    """Give the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
+
+    Raises:
+        ConfigError: they contradict one another.
+    """
+    params = check_params(content)
+    values = {"hardware.accumulation_steps": None, **overrides}
+    if params.model.norm == "batch":
+        values["model.ghost_batch_size"] = values["hardware.micro_batch_size"]
+        values["hardware.micro_batch_size"] = None
+    if params.search.epochs is not None:
+        values["train.epochs"] = params.search.epochs
+    triples = tuple((*name.split(".", 1), value) for name, value in values.items())
+    return check_params(apply_overrides(content, triples), "a trial")
+
+
+def smaller(batch: Batch, died_at: int) -> Batch:
+    """Cut smaller than a start that died of memory did."""
+    size = min(batch.micro_batch_size, max(1, -(-died_at // 2)))
+    return Batch(batch.effective_batch_size, size, -(-batch.effective_batch_size // size))
+
+
+def run_page(uri: str, experiment_id: str, run_id: str, name: str) -> str:
+    """Give a link to a run's page, in Markdown; for a local store the page is that of `bigstep mlflow`."""
+    host = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    how = "" if uri.startswith("http") else " (while `bigstep mlflow` runs)"
+    return f"[{name} in MLflow]({host}/#/experiments/{experiment_id}/runs/{run_id}){how}"
+
+
+def _to_the_end(samples: int, validation: Validation) -> bool:
+    del samples, validation
+    return False
+
+
+def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> Report:
+    """Tell the study of each epoch by the samples seen, so that batch sizes are compared at equal progress."""
+
+    def report(samples: int, validation: Validation) -> bool:
+        value = validation.loss if objective == "val_loss" else validation.accuracy
+        if not may_prune or not math.isfinite(value):
+            return False
+        trial.report(value, samples)
+        return trial.should_prune()
+
+    return report

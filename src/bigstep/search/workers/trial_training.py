@@ -1,0 +1,190 @@
+"""One training of a search: the same steps as stage ``train``, in memory, told to a run of its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bigstep.atomic_files import whole_file
+from bigstep.config.checkpoint import parse_duration
+from bigstep.config.params import Params, flatten
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import DivergedError, ModelError
+from bigstep.memory.measurement import peak_memory_bytes, restart_peak_memory
+from bigstep.planning.memory_budget import Fit
+from bigstep.project.paths import ProjectPaths
+from bigstep.report.training_curves import draw_curves
+from bigstep.runs.checkpoints import Checkpoints
+from bigstep.runs.low_memory_marker import MarkedBatches
+from bigstep.runs.metric_log import History
+from bigstep.runs.tracked_run import Telling, timed, told_run
+from bigstep.runtime.stop_signals import Signals
+from bigstep.training.loop import recalibrate_best, train_epochs
+from bigstep.training.records import EpochRecord, Validation
+from bigstep.training.setup import begin_training
+from bigstep.training.state import TrainingState
+from bigstep.training.training_batches import TrainingBatches
+
+__all__ = ["CHECKPOINTS", "Job", "Outcome", "Report", "train_trial"]
+
+CHECKPOINTS = "checkpoints"
+Report = Callable[[int, Validation], bool]
+"""Told samples seen and how well the model does; gives whether to stop here."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, where its state lies, and whom to tell."""
+
+    params: Params
+    fit: Fit
+    folder: Path
+    """Of the trial's checkpoints, mark and curves."""
+    spool: Path
+    uri: str
+    experiment: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; losses are those of the best epoch."""
+
+    val_loss: float
+    val_accuracy: float
+    best_epoch: int
+    epochs: int
+    num_updates: int
+    pruned: bool
+    diverged: bool
+    seconds: float
+    images_per_second: float
+    peak_bytes: int
+    noise_scale: float | None
+    """In samples, at the end; None where it was not measured."""
+    micro_batch_size: int
+    run_id: str | None
+    curves: Path | None
+
+
+def train_trial(
+    project: ProjectPaths, store: Store, job: Job, signals: Signals, report: Report, tell: Callable[[str], None]
+) -> Outcome:
+    """Train to the end, or as long as ``report`` lets it; a training that was stopped goes on from its checkpoint.
+
+    The checkpoints are left to the caller, who deletes them once the study knows.
+
+    Args:
+        project: whose files may be named in the parameters.
+        store: the images.
+        job: what to train.
+        signals: what the process was told; it stops after a step, with a checkpoint.
+        report: is told of each epoch.
+        tell: is given the run's id as soon as it is known.
+
+    Raises:
+        OutOfMemoryError: not one image at a time fits.
+        StoppedError: the process was told to stop.
+    """
+    params, batch = job.params, job.fit.batch
+    state = begin_training(
+        project, store, batch, params.model, params.train, params.hardware, params.memory, params.tracking.noise_scale
+    )
+    device = state.classifier.mean.device
+    restart_peak_memory(device)
+    flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
+    flat["hardware.accumulation_steps"] = batch.accumulation_steps
+    with told_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as telling:
+        if (run_id := telling.told()) is not None:
+            tell(run_id)
+        telling.tracker.log_metrics(timed({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
+        outcome = _train(store, job, state, signals, report, telling)
+        outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
+        _tell_outcome(telling, outcome)
+    state.guard.close()
+    return replace(outcome, run_id=telling.told())
+
+
+def _train(store: Store, job: Job, state: TrainingState, signals: Signals, report: Report, telling: Telling) -> Outcome:
+    train, batch = job.params.train, job.fit.batch
+    num_samples = len(store.indices(0))
+    history = History(
+        telling.tracker, state.classifier.mean.device, train.epochs, -(-num_samples // batch.effective_batch_size)
+    )
+    checkpoints = Checkpoints(job.folder / CHECKPOINTS, parse_duration(job.params.checkpoint.every), {})
+    resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
+    if resumed is not None:
+        history.go_on(resumed.values, state.step)
+        telling.tracker.set_tags(resumed.tags)
+    pruned = any([report((row["epoch"] + 1) * num_samples, _validation(row)) for row in history.rows])  # noqa: C419 # each is told
+    source = TrainingBatches(store, train, batch.effective_batch_size, job.params.hardware.num_workers)
+    mark = job.folder / "mark.json"
+    batches = MarkedBatches(source, mark, job.fit.predicted_bytes, lambda: state.accumulator.micro_batch_size)
+    diverged = False
+    try:
+        for record in () if pruned else train_epochs(state, train, store, batches):
+            history.add(record)
+            ends = isinstance(record, EpochRecord)
+            if signals.told is not None or checkpoints.is_due(at_epoch_end=ends):
+                history.flush()
+                telling.tracker.spool.sync()
+                checkpoints.save(state, history.kept(), micro_batch_size=batch.micro_batch_size)
+            signals.raise_if_told()
+            if isinstance(record, EpochRecord) and report(state.epoch * num_samples, record.validation):
+                pruned = state.epoch < train.epochs
+                if pruned:
+                    break
+    except (DivergedError, ModelError) as error:
+        diverged = True
+        console.print(str(error))
+    finally:
+        batches.clear()
+    model = job.params.model
+    if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None and not pruned:
+        recalibrate_best(state, store)
+    best = state.best
+    curves = _draw(history.rows, job.folder / "curves.png")
+    telling.tracker.log_file(job.folder / "curves.png")
+    speed = history.images_per_second
+    return Outcome(
+        val_loss=float("nan") if best is None else best.loss,
+        val_accuracy=float("nan") if best is None else best.accuracy,
+        best_epoch=-1 if best is None else best.epoch,
+        epochs=state.epoch,
+        num_updates=state.num_updates,
+        pruned=pruned and not diverged,
+        diverged=diverged or best is None,
+        seconds=state.epoch * num_samples / speed if speed else 0.0,
+        images_per_second=speed,
+        peak_bytes=0,
+        noise_scale=None if state.noise is None else state.noise.value,
+        micro_batch_size=state.accumulator.micro_batch_size,
+        run_id=None,
+        curves=curves,
+    )
+
+
+def _validation(row: Mapping[str, Any]) -> Validation:
+    return Validation(row["val_loss"], row["val_accuracy"])
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
+    if not rows:
+        return None
+    with whole_file(path) as beside:
+        draw_curves(rows, beside)
+    return path
+
+
+def _tell_outcome(telling: Telling, outcome: Outcome) -> None:
+    values = {
+        "best_val_loss": outcome.val_loss,
+        "best_val_accuracy": outcome.val_accuracy,
+        "training_seconds": outcome.seconds,
+        "training_images_per_second": outcome.images_per_second,
+        "training_peak_bytes": outcome.peak_bytes,
+    }
+    telling.tracker.log_metrics(timed(values, step=outcome.epochs))
+    state = "PRUNED" if outcome.pruned else "COMPLETE"
+    telling.tracker.set_tags({"optuna.state": state, "bigstep.diverged": str(outcome.diverged).lower()})

@@ -1,0 +1,138 @@
+"""How a stage begins and ends: validate everything, run, and turn a user's error into one line."""
+
+import contextlib
+import hashlib
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.section import Section
+from bigstep.config.yaml_files import parse_section, read_yaml
+from bigstep.errors import UserError
+from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, one_writer
+from bigstep.project.paths import ProjectPaths, StagePaths, find_project
+from bigstep.project.stage_inputs import StageInputs, read_inputs
+from bigstep.runtime.parent_watchdog import hold_lifeline
+from bigstep.runtime.stop_signals import Signals, StoppedError
+
+__all__ = ["INPUTS", "Stage", "report_user_error", "run_stage"]
+
+INPUTS = "BIGSTEP_INPUTS"  # a folder
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is given."""
+
+    name: str
+    paths: StagePaths
+    project: ProjectPaths
+    content: dict[str, Any]
+    """All of params.yaml, as read."""
+    flat: dict[str, Any]
+    """The same, as ``section.key``, for the history; no stage decides anything by it."""
+    key: str
+    """Of its attempt."""
+    signals: Signals
+    """What the process was told meanwhile."""
+    inputs: StageInputs
+    """What was on disk when it started."""
+
+    def section(self, kind: type[S]) -> S:
+        """Give one section of params.yaml."""
+        return parse_section(kind, self.content)
+
+
+def run_stage(name: str, body: Callable[[Stage], None], started: float | None = None) -> int:
+    """Run a stage in the current folder.
+
+    Args:
+        name: of the stage in dvc.yaml.
+        body: what it does.
+        started: ``time.time()`` before this code was imported; code written since then is refused.
+
+    Returns:
+        The exit code: 0, that of a user's error (2 for most), or 143 and 130 after SIGTERM and SIGINT.
+    """
+    signals = Signals()
+    try:
+        with signals.watched():
+            hold_lifeline(signals)
+            stage = _open(name, signals)
+            stage.inputs.check_code(time.time() if started is None else started)
+            with one_writer(stage.project.attempts / f"{stage.key}.lock"):
+                begin_stage(stage.project.attempts, stage.key, name, is_recorded=_is_recorded(stage))
+                body(stage)
+                stage.inputs.check()
+                _hand_over(stage)
+                _note_output(stage)
+                finish_stage(stage.project.attempts, stage.key, name)
+    except UserError as error:
+        return report_user_error(error)
+    except StoppedError as stop:
+        print(f"bigstep: {stop}; the same command goes on from here", file=sys.stderr)
+        return _leave_code(stop.exit_code)
+    return 0
+
+
+def report_user_error(error: UserError) -> int:
+    """Print one line for each problem, and leave the exit code for a `bigstep` above DVC, which has its own codes."""
+    for line in str(error).splitlines():
+        print(f"bigstep: {line}", file=sys.stderr)
+    return _leave_code(error.exit_code)
+
+
+def _is_recorded(stage: Stage) -> bool:
+    """Tell whether DVC wrote down what this stage left when it last finished; it does so right after, if it lives."""
+    noted = _note_path(stage)
+    if "DVC_STAGE" not in os.environ or not noted.exists():
+        return True
+    lock = stage.paths.lock
+    return lock.exists() and noted.read_text(encoding="utf-8") in lock.read_text(encoding="utf-8", errors="replace")
+
+
+def _note_output(stage: Stage) -> None:
+    output = stage.paths.root / "results" / stage.name / "metrics.json"
+    if output.exists():
+        with whole_file(_note_path(stage)) as beside:
+            beside.write_text(hashlib.md5(output.read_bytes(), usedforsecurity=False).hexdigest(), encoding="utf-8")
+
+
+def _note_path(stage: Stage) -> Path:
+    return stage.project.attempts / f"{stage.key}.{stage.name}.md5"  # the sum that DVC writes into dvc.lock
+
+
+def _hand_over(stage: Stage) -> None:
+    """Leave what the stage started with for a `bigstep` above DVC, which compares it with what DVC records."""
+    if INPUTS in os.environ:
+        with contextlib.suppress(OSError):  # the bigstep above may have been killed
+            record = {"params": stage.inputs.params, "files": stage.inputs.files}
+            write_json(record, Path(os.environ[INPUTS], f"{stage.name}.json"))
+
+
+def _leave_code(code: int) -> int:
+    if "BIGSTEP_EXIT_FILE" in os.environ:
+        with contextlib.suppress(OSError):  # the bigstep above may have been killed
+            Path(os.environ["BIGSTEP_EXIT_FILE"]).write_text(str(code), encoding="utf-8")
+    return code
+
+
+def _open(name: str, signals: Signals) -> Stage:
+    paths = StagePaths(Path.cwd())
+    content = read_yaml(paths.params)
+    inputs = read_inputs(paths.root, name, content)
+    # Loaded by name: checking the other sections can refuse a file but changes nothing a stage does, so that these modules
+    # are no dependencies of the stage in dvc.yaml.
+    checking = importlib.import_module("bigstep.project.parameters")
+    params = checking.check_params(content)
+    if "DVC_STAGE" in os.environ:
+        checking.check_followed_by_dvc(params)
+    key = attempt_key(checking.learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key, signals, inputs)

@@ -1,0 +1,105 @@
+"""What a training leaves: files that depend on nothing but what was learned, and the same told to its run."""
+
+import csv
+from typing import Any
+
+import numpy as np
+
+from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.batch_sizes import Batch
+from bigstep.config.model import Model
+from bigstep.config.train import Train
+from bigstep.data.store import Store
+from bigstep.errors import ModelError
+from bigstep.models.model_files import ModelCard, save_model
+from bigstep.project.paths import StagePaths
+from bigstep.report.training_curves import draw_curves
+from bigstep.tracking.tracker import DatasetRecord, ModelRecord, Tracker
+from bigstep.training.state import Best, TrainingState
+
+__all__ = ["dataset_record", "log_results", "write_results"]
+
+
+def write_results(
+    paths: StagePaths,
+    store: Store,
+    state: TrainingState,
+    model: Model,
+    train: Train,
+    batch: Batch,
+    rows: list[dict[str, Any]],
+) -> ModelCard:
+    """Write the best epoch's weights, how to rebuild the model, metrics, history and curves.
+
+    Raises:
+        ModelError: no epoch had a finite loss.
+    """
+    best = state.best
+    if best is None:
+        raise ModelError(f"{train.select_by} must be finite in some epoch, but was in none; lower train.learning_rate")
+    folder = paths.train
+    card = save_model(best.weights, _card(store, state, best, model, train, batch), folder)
+    metrics = {
+        "val_loss": best.loss,
+        "val_accuracy": best.accuracy,
+        "best_epoch": best.epoch,
+        "epochs": state.epoch,
+        "num_updates": state.num_updates,
+        "num_dropped": state.num_dropped,
+    }
+    with whole_file(folder / "history.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with whole_file(folder / "curves.png") as beside:
+        draw_curves(rows, beside)
+    write_json(metrics, folder / "metrics.json")
+    return card
+
+
+def _card(store: Store, state: TrainingState, best: Best, model: Model, train: Train, batch: Batch) -> ModelCard:
+    manifest = store.manifest
+    return ModelCard(
+        model=model.model_dump(mode="json"),
+        classes=manifest.classes,
+        size=manifest.size,
+        channels=manifest.channels,
+        mean=manifest.mean,
+        std=manifest.std,
+        precision=train.precision,
+        effective_batch_size=batch.effective_batch_size,
+        epoch=best.epoch,
+        num_updates=state.num_updates,
+        val_loss=best.loss,
+        val_accuracy=best.accuracy,
+        data_digest=manifest.digest,
+        validation_digest=manifest.digests["validation"],
+    )
+
+
+def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:
+    """Tell the run of the files and of the model."""
+    for path in (
+        paths.train / "curves.png",
+        paths.train / "history.csv",
+        paths.train / "metrics.json",
+        paths.train / "model.json",
+    ):
+        tracker.log_file(path, "train")
+    tracker.log_file(store.paths.refused, "prepare")
+    tracker.log_file(store.paths.manifest, "prepare")
+    example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
+    tags = {
+        "bigstep.weights_sha256": card.weights_sha256,
+        "bigstep.validation_digest": card.validation_digest,
+        "bigstep.val_loss": repr(card.val_loss),
+        "bigstep.val_accuracy": repr(card.val_accuracy),
+    }
+    tracker.log_model(ModelRecord(paths.train, example, card.classes, tags))
+
+
+def dataset_record(store: Store, context: str) -> DatasetRecord:
+    """Describe the data that a run used."""
+    manifest = store.manifest
+    profile = {f"num_{part}": sum(counts.values()) for part, counts in manifest.counts.items()}
+    return DatasetRecord(manifest.source, manifest.digest, manifest.source, context, profile)

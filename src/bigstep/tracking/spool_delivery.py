@@ -1,0 +1,164 @@
+"""From a spool to MLflow: in order, beside the training, and never in its way.
+
+A thread delivers what is light while the stage works; models wait until the stage has ended. A server that is gone, slow,
+locked or full is tried again, at longer and longer intervals; what is left then stays in the spool for the next start.
+"""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from bigstep.console import console
+from bigstep.models.classifier import ServedClassifier
+from bigstep.models.model_files import load_classifier
+from bigstep.tracking.database import without_login
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
+from bigstep.tracking.model_registry import produced_by, promote
+from bigstep.tracking.spool import Sent, Spool
+from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage
+
+__all__ = ["Courier", "deliver"]
+
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")  # of MLflow; trying again is no use
+HEAVY = ("model", "promote", "finish")  # wait until the stage has ended
+ABOUT_OTHERS = {"continues": MlflowTracker.take_over, "pointer": MlflowTracker.point_from}
+INTERVAL, LONGEST, LONGEST_DRAINING = 1.0, 60.0, 5.0  # seconds between two tries
+PATIENCE, HANGING = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
+
+
+def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:  # one branch a kind
+    """Tell a run one entry of the spool in ``folder``; telling it twice changes nothing."""
+    kind = entry["entry"]
+    if kind == "params":
+        tracker.log_params(entry["values"])
+    elif kind == "metrics":
+        tracker.log_metrics([Metric(key, value, step, timestamp) for key, value, step, timestamp in entry["rows"]])
+    elif kind == "tags":
+        tracker.set_tags(entry["values"])
+    elif kind == "dataset":
+        tracker.log_dataset(DatasetRecord(**entry["values"]))
+    elif kind == "file":
+        tracker.log_file(folder / entry["path"], entry["folder"])
+    elif kind == "model":
+        _deliver_model(tracker, entry, folder)
+    elif kind == "promote":
+        _promote(tracker, entry["name"], entry["weights_sha256"])
+    elif kind in ABOUT_OTHERS:
+        ABOUT_OTHERS[kind](tracker, entry["run_id"])
+    elif kind == "finish":
+        tracker.finish(entry["status"])
+
+
+def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:
+    known = tracker.client.get_run(tracker.run_id).data.tags
+    weights = "bigstep.weights_sha256"
+    if MODEL_URI_TAG in known and known.get(weights) == entry["tags"].get(weights):
+        return
+    if not (folder / entry["path"]).exists():
+        return  # told long ago, and cleared away since
+    classifier, card = load_classifier(folder / entry["path"])
+    served = ServedClassifier(classifier, card.size).eval()
+    example = np.asarray(entry["example"], np.uint8)
+    tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"]))
+
+
+def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
+    trained_in = produced_by(tracker.client, tracker.run_id, weights_sha256)
+    if trained_in is None:
+        return
+    if trained_in != tracker.run_id:
+        tracker.set_tags({"bigstep.trained_in": trained_in})
+    promotion = promote(tracker.client, trained_in, name, metric="val_loss", smaller_is_better=True)
+    if promotion is not None:
+        role = "champion" if promotion.is_champion else "challenger"
+        console.print(f"MLflow model {promotion.name} version {promotion.version} is {role}: {promotion.reason}")
+        tracker.set_tags({"bigstep.model_version": promotion.version, "bigstep.model_role": role})
+
+
+@final
+class Courier:
+    """Delivers one spool on a thread of its own: light entries while the stage works, all of them in :meth:`drain`."""
+
+    def __init__(self, spool: Spool) -> None:
+        """Deliver ``spool``, which was begun, to its run, or to a new one."""
+        self.spool = spool
+        self.problem: str | None = None
+        self._tracker: MlflowTracker | None = None
+        self._draining = self._warned = False
+        self._wake, self._told, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._moved = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="bigstep-courier", daemon=True)
+
+    def start(self, wait_seconds: float = 0.0) -> None:
+        """Begin delivering; waits at most ``wait_seconds`` for the first round."""
+        self._thread.start()
+        self._told.wait(wait_seconds)
+
+    def drain(self, patience: float = PATIENCE) -> bool:
+        """Deliver everything; False where nothing could be delivered for ``patience`` seconds: the rest stays in the spool."""
+        self._moved, self._draining = time.monotonic(), True
+        self._wake.set()
+        while not self._done.wait(0.1):
+            waited = time.monotonic() - self._moved
+            if waited > (patience if self.problem is not None else HANGING):
+                return False
+        return True
+
+    def _work(self) -> None:
+        pause = INTERVAL
+        while not (self._deliver() and self._draining and self.spool.is_delivered()):
+            self._told.set()
+            if self.problem is None:
+                pause, self._warned = INTERVAL, False
+            else:
+                self._warn()
+                pause = min(2 * pause, LONGEST_DRAINING if self._draining else LONGEST)
+            self._wake.wait(pause)
+            self._wake.clear()
+        self._done.set()
+
+    def _warn(self) -> None:
+        if not self._warned:
+            console.print(f"MLflow does not answer ({self.problem}); the work goes on, and its history waits on disk")
+        self._warned = True
+
+    def _deliver(self) -> bool:
+        """Deliver up to the end, or up to something heavy; False after an error, which is kept in ``problem``."""
+        try:
+            if not self.spool.is_delivered():
+                tracker = self._open()
+                for entry, offset in self.spool.messages(self.spool.sent.offset):
+                    if entry["entry"] in HEAVY and not self._draining:
+                        break
+                    self._deliver_entry(tracker, entry)
+                    self.spool.sent = Sent(tracker.run_id, offset)
+                    self._moved = time.monotonic()
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage goes on
+            self.problem, self._tracker = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200], None
+            return False
+        self.problem = None
+        return True
+
+    def _deliver_entry(self, tracker: MlflowTracker, entry: dict[str, Any]) -> None:
+        """Deliver one entry; one that MLflow refuses is set aside, so that it does not block what is behind it."""
+        try:
+            deliver(tracker, entry, self.spool.folder)
+        except Exception as error:
+            if getattr(error, "error_code", None) not in REFUSALS or not tracker.is_there():
+                raise
+            self.spool.set_aside(entry, str(error))
+            reason = without_login(str(error)).splitlines()[0][:200]
+            console.print(f"MLflow refused an entry ({entry['entry']}): {reason}; it is kept in {self.spool.refused}")
+
+    def _open(self) -> MlflowTracker:
+        """Open the run; where it is another one than was told so far, it is told everything."""
+        if self._tracker is None:
+            known, origin = self.spool.sent, self.spool.origin
+            assert origin is not None
+            self._tracker = open_run(origin.uri, run_id=known.run_id, experiment=origin.experiment, key=origin.key)
+            if self._tracker.run_id != known.run_id:
+                self.spool.sent = Sent(self._tracker.run_id, 0)
+        return self._tracker

@@ -1,0 +1,84 @@
+"""A training before its first step: model, optimizer and accumulator on their device, from the parameters."""
+
+from typing import Literal
+
+import torch
+
+from bigstep.config.batch_sizes import Batch
+from bigstep.config.hardware import Hardware
+from bigstep.config.memory import Memory
+from bigstep.config.model import Model
+from bigstep.config.train import Train
+from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.seeding import derive_key
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError
+from bigstep.models.building import InputShape
+from bigstep.models.model_files import build_classifier
+from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.training.class_weights import class_weights
+from bigstep.training.invariance import Invariance, find_invariance
+from bigstep.training.loop import set_training_mode
+from bigstep.training.state import TrainingState, build_state
+
+__all__ = ["begin_training", "judge_invariance"]
+
+
+def begin_training(
+    project: ProjectPaths,
+    store: Store,
+    batch: Batch,
+    model: Model,
+    train: Train,
+    hardware: Hardware,
+    memory: Memory,
+    noise_scale: Literal["first", "every", "none"],
+) -> TrainingState:
+    """Build what a training begins with.
+
+    Raises:
+        ConfigError: BatchNorm would have a micro-batch of one sample.
+        ModelError: the weights do not fit the model.
+    """
+    _check_batch_norm(model, batch, len(store.indices(0)))
+    set_threads(hardware)
+    device = choose_device(hardware)
+    torch.manual_seed(derive_key("weights", train.seed))
+    manifest = store.manifest
+    shape = InputShape(manifest.channels, manifest.size, len(manifest.classes))
+    classifier = build_classifier(
+        model,
+        shape,
+        mean=manifest.mean,
+        std=manifest.std,
+        memory_format=MEMORY_FORMATS[hardware.memory_format],
+        weights=None if model.weights is None else project.resolve(model.weights),
+        checkpoint_activations=memory.checkpoint_activations,
+    ).to(device)
+    return build_state(
+        classifier,
+        train,
+        batch,
+        num_samples=len(store.indices(0)),
+        num_classes=len(manifest.classes),
+        class_weights=class_weights(train, store),
+        model=model,
+        noise=noise_scale,
+    )
+
+
+def judge_invariance(state: TrainingState, train: Train, store: Store) -> Invariance:
+    """Tell whether the cut of a batch can change what is learned, looking at three validation images."""
+    set_training_mode(state)
+    images, _ = next(ordered_batches(store, 0, 3))
+    return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)
+
+
+def _check_batch_norm(model: Model, batch: Batch, num_samples: int) -> None:
+    left = num_samples % batch.effective_batch_size
+    if model.norm == "batch" and (left == 1 or batch.effective_batch_size == 1 or batch.micro_batch_size == 1):
+        raise ConfigError(
+            f"with model.norm batch every micro-batch must hold at least two samples, but of {num_samples} training images in "
+            f"effective batches of {batch.effective_batch_size} one is left alone; change train.effective_batch_size by one"
+        )
