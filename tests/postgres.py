@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bigstep.commands.mlflow_ui import free_port
+from bigstep.runtime.local_port import free_port
 
 HOW = "PostgreSQL's binaries must be there for this test: apt-get install postgresql"
 

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from bigstep.cli import main
+from bigstep.commands.arguments import FORMER, with_new_names
 from bigstep.config.params import SECTIONS, flatten, parse_params
 from bigstep.config.section import Section
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
@@ -316,10 +317,10 @@ def test_a_mistake_in_an_override_is_blamed_on_where_it_was_written(
 def test_a_preset_or_params_yaml_with_an_empty_section_takes_the_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bigstep.cli import _preset
+    from bigstep.commands.overrides import read_preset
 
     (_project(tmp_path, monkeypatch) / "presets" / "mine.yaml").write_text("train:\ndata: {split_seed: 3}\n", encoding="utf-8")
-    assert _preset(tmp_path, "mine") == (("data", "split_seed", 3),)
+    assert read_preset(tmp_path, "mine") == (("data", "split_seed", 3),)
     content = apply_overrides({**_shipped(), "train": None}, parse_overrides(["train.seed=5"]))
     assert check_params(content).train.seed == 5
 
@@ -329,3 +330,17 @@ def test_a_misspelt_command_is_one_line_and_none_is_help(capsys: pytest.CaptureF
     assert capsys.readouterr().err == "bigstep: COMMAND must be one of bigstep's, but is 'rpro'; did you mean 'repro'?\n"
     assert main([]) == 0
     assert "bigstep repro" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("former", "name"), sorted(FORMER.items()))
+def test_the_former_name_of_an_option_works_and_names_the_new_one(former: str, name: str) -> None:
+    line = f"{former} is now {name}; the former name works until version 0.3"
+    assert with_new_names(["search", former, "x"]) == (["search", name, "x"], [line])
+    assert with_new_names([f"{former}=x"]) == ([f"{name}=x"], [line])
+    assert with_new_names(["--set", f"a={former}"]) == (["--set", f"a={former}"], [])
+
+
+def test_the_command_line_says_that_an_option_has_another_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", "--adopt", "--again", "--help"])
+    assert "--adopt is now --apply" in capsys.readouterr().err

@@ -13,8 +13,8 @@ import pytest
 from optuna.trial import TrialState
 
 from bigstep.commands.dashboard import make_dashboard
-from bigstep.commands.mlflow_ui import free_port
 from bigstep.report.figures import save_figure
+from bigstep.runtime.local_port import free_port
 from bigstep.search.optuna_dashboard import attach_file, note_ended, note_run, show_constraints, show_plots
 from bigstep.search.storage import open_storage, open_study
 from browser import look

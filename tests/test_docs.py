@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigstep.cli import _parser
+from bigstep.commands.arguments import build_parser
 from dvc_dependencies import ROOT
 from parameter_table import with_table
 
@@ -53,7 +53,7 @@ def test_the_readmes_commands_exist() -> None:
     for target in re.findall(r"[`$] ?make ([a-z-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for line in re.findall(r"^\$ bigstep ([^#\n]+)", README, re.MULTILINE):
-        _parser().parse_args(line.split())
+        build_parser().parse_args(line.split())
     for name in re.findall(r"--preset ([a-z0-9-]+)", README):
         assert (ROOT / "presets" / f"{name}.yaml").exists()
 

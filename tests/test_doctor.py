@@ -15,11 +15,11 @@ from bigstep.diagnostics.doctor import doctor, examine
 from bigstep.diagnostics.mlflow_history import schema_state
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
-from bigstep.runs.tracked_run import PROCESS, claim_given_run
-from bigstep.runtime.device import process_name
+from bigstep.runtime.process_identity import process_name
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import WORKER, Ledger
 from bigstep.tracking.database import open_client
+from bigstep.tracking.dead_runs import PROCESS, claim_given_run
 from dvc_dependencies import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own

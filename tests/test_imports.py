@@ -5,25 +5,27 @@ import inspect
 import subprocess
 import sys
 import time
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from bigstep.runs.code_digest import DECIDING, NO_RESULT
 from dvc_dependencies import ROOT, files_of, import_closure, imported_names
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LAYERS = [
     {"errors"},
-    {"files", "console"},
-    {"config"},
-    {"step"},
-    {"data"},
+    {"console", "atomic_files"},
+    {"config", "step"},
+    {"data", "memory", "runtime"},
     {"models"},
-    {"machine", "evaluation", "training"},
-    {"checkpoint", "report", "tracking"},
-    {"search"},
-    {"stages"},
+    {"evaluation", "project", "tracking", "training"},
+    {"optuna_mlflow", "planning", "runs"},
+    {"report"},
+    {"search", "stages"},
+    {"commands", "diagnostics"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -38,10 +40,53 @@ def test_imports_point_down(path: Path) -> None:
     if path.name == "__init__.py" and path.parent.name == "bigstep":
         assert not [name for name in imported_names(path) if name.startswith("bigstep")]
         return
-    for name in imported_names(path):
+    for name in imported_names(path, typing=True):
         for file in files_of(name) if name.startswith("bigstep.") else ():
             if file.name != "__init__.py" and _part(file) != _part(path):
                 assert LEVEL[_part(file)] < LEVEL[_part(path)], f"{path.name} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Inside a package, too, and for the type checker only."""
+    files = {path: _imported_files(path) for path in (ROOT / "src" / "bigstep").rglob("*.py") if path.name != "__init__.py"}
+    order = TopologicalSorter(files)
+    order.prepare()  # raises CycleError, with the circle
+    assert len(files) > 150
+
+
+def _imported_files(path: Path) -> set[Path]:
+    names = [name for name in imported_names(path, typing=True) if name.startswith("bigstep.")]
+    return {file for name in names for file in files_of(name) if file.name != "__init__.py"}
+
+
+def test_imports_are_plain() -> None:
+    """Only the package itself, whose names are loaded when they are asked for, imports by a string."""
+    found = [path for path in (ROOT / "src").rglob("*.py") if "import_module" in path.read_text(encoding="utf-8")]
+    assert found == [ROOT / "src" / "bigstep" / "__init__.py"]
+
+
+def test_what_decides_the_result_is_told_from_what_does_not_in_one_place() -> None:
+    """The code that a killed training must be resumed with is a dependency of the stage, whole as far as it is imported."""
+    closure = import_closure(ROOT / "pipelines" / "train.py")
+    assert not {part for part in DECIDING if part in NO_RESULT}
+    for part in DECIDING:
+        assert any(name.startswith(f"src/bigstep/{part}/") for name in closure)
+    for part in NO_RESULT:
+        assert (ROOT / "src" / "bigstep" / Path(*part.split("."))).is_dir() or (
+            ROOT / "src" / "bigstep" / Path(*part.split("."))
+        ).with_suffix(".py").is_file()
+        assert not any(name.startswith("src/bigstep/" + part.replace(".", "/")) for name in closure)
+
+
+def test_no_folder_is_a_hall() -> None:
+    """No folder, with those inside it, holds more than 16 % of the lines; no file has more than 260."""
+    home = ROOT / "src" / "bigstep"
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in home.rglob("*.py")}
+    assert {path.name: count for path, count in lines.items() if count > 260} == {}
+    whole = sum(lines.values())
+    folders = [path for path in home.iterdir() if path.is_dir()]
+    shares = {folder.name: sum(lines[path] for path in lines if folder in path.parents) / whole for folder in folders}
+    assert {name: share for name, share in shares.items() if share > 0.16} == {}
 
 
 def test_the_step_needs_torch_and_the_errors_only() -> None:
@@ -96,3 +141,12 @@ def test_help_answers_in_half_a_second() -> None:
         subprocess.run([sys.executable, "-m", "bigstep.cli", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - started)
     assert min(times) <= 0.5
+
+
+def test_the_former_place_of_the_callback_names_the_new_one() -> None:
+    import bigstep.optuna_mlflow.callback as new
+
+    sys.modules.pop("bigstep.search.mlflow_callback", None)
+    with pytest.warns(DeprecationWarning, match=r"bigstep\.optuna_mlflow\.callback"):
+        former = __import__("bigstep.search.mlflow_callback", fromlist=["MLflowCallback"])
+    assert former.MLflowCallback is new.MLflowCallback

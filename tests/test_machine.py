@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from bigstep.runtime.device import is_alive, process_name
+from bigstep.runtime.process_identity import is_alive, process_name
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import Ledger
 

@@ -15,8 +15,8 @@ from bigstep.config.params import parse_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import fit_batch
-from bigstep.planning.plan import OVERHEAD_BYTES, find_plan
+from bigstep.planning.memory_budget import OVERHEAD_BYTES, fit_batch
+from bigstep.planning.plan import find_plan
 from bigstep.project.paths import ProjectPaths
 from bigstep.stages import train as stage
 from conftest import ROOT, copy_project

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
-from bigstep.commands.mlflow_ui import free_port
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.store import Store
+from bigstep.runtime.local_port import free_port
 from conftest import copy_project, random_images, read_rows
 from images import add_damaged, encode
 from serving import wait_for_port
@@ -305,7 +305,7 @@ def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path, mo
     # grey images lie in both layouts at once: oneDNN reorders the largest weight (295 kB), which fake tensors do not show
     measured, predicted = (run.data.metrics[key] for key in ("peak_tensor_bytes", "predicted_peak_bytes"))
     assert measured == pytest.approx(predicted, abs=1.1 * 128 * 64 * 9 * 4)
-    again = _run(trained, "python", "pipelines/plan.py", "--adopt")
+    again = _run(trained, "python", "pipelines/plan.py", "--apply")
     assert "hardware.micro_batch_size is now" in again
     assert "measuring" not in again
     text = (trained / "params.yaml").read_text(encoding="utf-8")

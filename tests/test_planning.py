@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigstep.config.batch_sizes import resolve_batch
-from bigstep.config.hardware import Hardware, parse_size
+from bigstep.config.hardware import Hardware
 from bigstep.config.model import Model
 from bigstep.config.train import Train
+from bigstep.config.units import parse_size
 from bigstep.errors import ConfigError
 from bigstep.planning.throughput import Rung, choose, climb, ladder
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigstep.commands.mlflow_ui import free_port
 from bigstep.commands.predict import predict
 from bigstep.config.model import Model
 from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import ModelCard, build_classifier, save_model
+from bigstep.runtime.local_port import free_port
 from bigstep.tracking import database
 
 CARD = ModelCard(

@@ -18,14 +18,13 @@ from bigstep.config.search import Search
 from bigstep.errors import ConfigError
 from bigstep.planning.throughput import Rung
 from bigstep.search.confirmation import Standing, audits, best_trials, compare, replicates, standings
-from bigstep.search.initial_points import noise_point, start_points
+from bigstep.search.initial_points import ensure_noise_start, ensure_starts, noise_point, start_points
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import Findings
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.trial_queue import Ledger, counted
 from bigstep.search.workers.progress_table import Display
-from bigstep.stages.starting import ensure_noise_start, ensure_starts
 
 SIZES = {"effective_batch_size": 64, "micro_batch_size": 16, "accumulation_steps": 4, "diverged": False}
 

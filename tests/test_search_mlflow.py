@@ -17,11 +17,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
-from bigstep.commands.mlflow_ui import free_port, mlflow_command
+from bigstep.commands.mlflow_ui import mlflow_command
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow import callback as mlflow_callback
 from bigstep.optuna_mlflow.callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
 from bigstep.optuna_mlflow.study_identity import database_name
+from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
 from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT

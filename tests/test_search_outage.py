@@ -14,12 +14,12 @@ import psycopg
 import pytest
 from optuna.trial import FrozenTrial
 
-from bigstep.commands.mlflow_ui import free_port
 from bigstep.errors import ProjectError
+from bigstep.runtime.local_port import free_port
 from bigstep.search.patience import patiently
 from bigstep.search.storage import open_storage, open_study
+from bigstep.search.studies import finish_name
 from bigstep.search.trial_queue import counted
-from bigstep.search.workers.worker import finish_name
 from conftest import copy_project
 from faults.project import Project
 from postgres import Server, postgres_server

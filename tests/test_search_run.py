@@ -12,11 +12,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from bigstep.commands.mlflow_ui import free_port
 from bigstep.config.yaml_files import read_yaml
+from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
+from bigstep.search.studies import finish_name
 from bigstep.search.trial_queue import counted
-from bigstep.search.workers.worker import finish_name
 from browser import look
 from conftest import copy_project, read_rows
 from faults.project import Project
@@ -110,7 +110,7 @@ def test_the_same_command_again_trains_nothing_and_a_larger_budget_goes_on(quick
     quick.bigstep("search", "--trials", "4")
     assert time.monotonic() - begun < 60
     assert _results(quick) == before
-    quick.bigstep("search", "--trials", "5", "--workers", "1", "--adopt")
+    quick.bigstep("search", "--trials", "5", "--workers", "1", "--apply")
     rows = read_rows(quick.root / "results" / "search" / "trials.csv")
     assert len(rows) == 5
     best = read_yaml(quick.root / "results" / "search" / "best_params.yaml")
@@ -123,8 +123,8 @@ def test_the_same_command_again_trains_nothing_and_a_larger_budget_goes_on(quick
 def test_another_space_or_model_does_not_mix_with_the_study(quick: Project) -> None:
     output = quick.bigstep("search", "--trials", "9", "--set", "model.width=16", code=2)
     assert "a study must be searched with the parameters it was begun with, but model.width (was 8) changed" in output
-    output = quick.bigstep("search", "--trials", "9", "--study", "other", "--prior", "nosuch", code=2)
-    assert "--prior must name a study of the same storage, but 'nosuch' is none" in output
+    output = quick.bigstep("search", "--trials", "9", "--study", "other", "--warm-start", "nosuch", code=2)
+    assert "--warm-start: no study 'nosuch' in this storage" in output
 
 
 def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.export.passes import move_to_device_pass
 
-from bigstep.commands.mlflow_ui import free_port
 from bigstep.config.model import Model
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
 from bigstep.models.model_files import build_classifier
+from bigstep.runtime.local_port import free_port
 from bigstep.tracking.mlflow_tracker import open_run
 from bigstep.tracking.model_registry import promote
 from bigstep.tracking.tracker import ModelPackage

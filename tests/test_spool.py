@@ -10,8 +10,9 @@ import pytest
 from bigstep.runs.tracked_run import deliver_others, told_run
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
-from bigstep.tracking.spool import Sent, Spool, SpoolTracker, alone_in, unfinished_spools
+from bigstep.tracking.spool import Sent, Spool, alone_in, unfinished_spools
 from bigstep.tracking.spool_delivery import Courier
+from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
 

@@ -4,25 +4,35 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from bigstep.runs.code_digest import NO_RESULT
+
 ROOT = Path(__file__).resolve().parents[1]
 HOMES = (ROOT / "src", ROOT / "pipelines")
 
 
 def import_closure(script: Path) -> set[str]:
-    """Give the files below the project that ``script`` imports, itself included, as paths from the root."""
+    """Return the files below the project that ``script`` imports, itself included, as paths from the root.
+
+    What decides no result (:data:`bigstep.runs.code_digest.NO_RESULT`) is left out, with what only it imports.
+    """
     found: set[Path] = set()
     waiting = [script.resolve()]
     while waiting:
         path = waiting.pop()
         if path not in found:
             found.add(path)
-            waiting += [file for name in imported_names(path) for file in files_of(name)]
+            waiting += [file for name in imported_names(path) if not _decides_no_result(name) for file in files_of(name)]
     return {path.relative_to(ROOT).as_posix() for path in found}
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    """Give every module a file may import, in functions too; what is only for the type checker is left out."""
-    for node in _walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _decides_no_result(name: str) -> bool:
+    return any(f"{name}.".startswith(f"bigstep.{part}.") for part in NO_RESULT)
+
+
+def imported_names(path: Path, *, typing: bool = False) -> Iterator[str]:
+    """Yield every module a file may import, in functions too; ``typing``: those for the type checker only as well."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if typing else _walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

@@ -7,8 +7,8 @@ import time
 import torch
 
 from bigstep.config.params import Params, parse_params
-from bigstep.planning.measure_worker import LadderRequest, begin
-from bigstep.planning.plan import climb_configured
+from bigstep.planning.measure import LadderRequest, climb_configured
+from bigstep.planning.measure_worker import begin
 from bigstep.planning.throughput import choose, ladder
 from bigstep.training.loop import take_step
 from bigstep.training.state import TrainingState

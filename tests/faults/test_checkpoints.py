@@ -176,6 +176,6 @@ def test_other_code_goes_on_where_the_user_vouches_for_it(round_number: int, pro
     _interrupted(project)
     path = project.root / "src/bigstep/training/loop.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# another comment\n", encoding="utf-8")
-    output = project.bigstep("train", "--resume-anyway")
+    output = project.bigstep("train", "--ignore-code-change")
     assert "goes on from the checkpoint" in output
     assert "bigstep.resumed_with_other_code" in project.runs()[-1].data.tags

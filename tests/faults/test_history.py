@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bigstep.commands.mlflow_ui import free_port, mlflow_command
+from bigstep.commands.mlflow_ui import mlflow_command
+from bigstep.runtime.local_port import free_port
 from faults.project import EndState, Project
 from serving import wait_for_port
 

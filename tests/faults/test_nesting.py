@@ -14,7 +14,8 @@ from bigstep.errors import ConfigError, DataError, ProjectError
 from bigstep.project.dvc_record import check_record, read_record_before
 from bigstep.project.paths import ProjectPaths
 from bigstep.tracking.entries import read_entry
-from bigstep.tracking.spool import Origin, Sent, Spool, SpoolTracker
+from bigstep.tracking.spool import Origin, Sent, Spool
+from bigstep.tracking.spool_tracker import SpoolTracker
 
 DEPTH = 100_000
 TAGS = {"entry": "tags", "values": {"a": "b"}}

@@ -12,14 +12,14 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.commands.mlflow_ui import LOOPBACK, free_port
 from bigstep.config.params import parse_params
 from bigstep.config.yaml_files import read_yaml
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
-from bigstep.search.setup import study_address
+from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.search.storage import open_storage, without_password
+from bigstep.search.studies import study_address
 from bigstep.search.trial_queue import is_feasible, value_of
 
 __all__ = ["make_dashboard", "serve_dashboard"]
@@ -27,14 +27,14 @@ __all__ = ["make_dashboard", "serve_dashboard"]
 FIRST_PORT = 8080
 
 
-def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, expose: str | None = None) -> int:
+def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, host: str | None = None) -> int:
     """Serve the page until Ctrl-C.
 
     Args:
         root: of the project.
         storage: of the study; None: that of params.yaml.
         port: to listen on; 0: the first free one from 8080 on.
-        expose: an address to listen on in the place of 127.0.0.1.
+        host: an address to listen on instead of 127.0.0.1.
 
     Returns:
         0
@@ -45,13 +45,12 @@ def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, expose: s
     project = ProjectPaths(root)
     address = storage or study_address(project, parse_params(read_yaml(root / "params.yaml")))
     if "://" not in address and not Path(address).exists():
-        raise ProjectError(f"a study must have been begun, but {address} does not exist; run `bigstep search`")
-    host = expose or LOOPBACK
-    port = free_port(port, host, FIRST_PORT)
-    if expose is not None:
-        console.print(f"WARNING: whoever reaches {expose}:{port} can read, change and delete every study; there is no password")
-    server = make_dashboard(address, project.search / "artifacts", host, port)
-    console.print(f"http://{host}:{port} (Ctrl-C ends it); the storage is {without_password(address)}")
+        raise ProjectError(f"there is no study yet: {address} does not exist; run `bigstep search`")
+    port = free_port(port, host or LOOPBACK, FIRST_PORT)
+    if host is not None:
+        console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete every study; there is no password")
+    server = make_dashboard(address, project.search / "artifacts", host or LOOPBACK, port)
+    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C ends it); the storage is {without_password(address)}")
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0

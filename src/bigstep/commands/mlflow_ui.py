@@ -1,22 +1,19 @@
 """Pages for the browser: on this machine only, unless somebody says otherwise."""
 
 import os
-import socket
 import sys
 from pathlib import Path
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.runtime.child_process import follow_command
+from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.tracking.database import open_client, tracking_uri
 
-__all__ = ["LOOPBACK", "free_port", "mlflow_command", "serve_mlflow"]
-
-LOOPBACK = "127.0.0.1"
-FIRST_PORT = 5000
+__all__ = ["mlflow_command", "serve_mlflow"]
 
 
-def serve_mlflow(root: Path, *, port: int = 0, expose: str | None = None) -> int:
+def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
     """Serve MLflow's page on the project's history until Ctrl-C.
 
     Raises:
@@ -28,12 +25,12 @@ def serve_mlflow(root: Path, *, port: int = 0, expose: str | None = None) -> int
             f"the history must be in a database to be served from here, but MLFLOW_TRACKING_URI is {uri}; open it"
         )
     open_client(uri)
-    port = free_port(port, expose or LOOPBACK)
-    if expose is not None:
-        console.print(f"WARNING: whoever reaches {expose}:{port} can read, change and delete every run; there is no password")
-    console.print(f"http://{expose or LOOPBACK}:{port} (Ctrl-C ends it)")
+    port = free_port(port, host or LOOPBACK)
+    if host is not None:
+        console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete every run; there is no password")
+    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C ends it)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    code = follow_command(mlflow_command(uri, expose or LOOPBACK, port), root, environment)
+    code = follow_command(mlflow_command(uri, host or LOOPBACK, port), root, environment)
     return 0 if code == 130 else code
 
 
@@ -44,20 +41,3 @@ def mlflow_command(uri: str, host: str, port: int) -> list[str]:
     allowed = ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", origins]
     where = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", *where, *allowed]
-
-
-def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
-    """Give ``port``, or for 0 the one from ``first`` on that nobody uses.
-
-    Raises:
-        ProjectError: it is taken.
-    """
-    for candidate in [port] if port else range(first, first + 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError:
-                continue
-            return candidate
-    raise ProjectError(f"--port must be free on {host}, but {port or f'all from {first} on'} is taken; choose another")

@@ -12,8 +12,9 @@ from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.plan import Plan, budget_bytes, find_plan, recommend, room_for_training
-from bigstep.planning.throughput import Choice
+from bigstep.planning.memory_budget import budget_bytes, room_for_training
+from bigstep.planning.plan import find_plan, recommend
+from bigstep.planning.throughput import Choice, Plan
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.plan_plot import draw_plan
 
@@ -21,7 +22,14 @@ __all__ = ["plan"]
 
 
 def plan(
-    project: ProjectPaths, paths: StagePaths, params: Params, *, budget: str | None, again: bool, adopt: bool, seconds: float
+    project: ProjectPaths,
+    paths: StagePaths,
+    params: Params,
+    *,
+    budget: str | None,
+    remeasure: bool,
+    apply: bool,
+    seconds: float,
 ) -> int:
     """Measure or read the plan, show it, and write ``plan.json`` and ``plan.png`` beside it.
 
@@ -30,8 +38,8 @@ def plan(
         paths: where the prepared data lie.
         params: the configuration.
         budget: a limit in the place of ``hardware.memory_budget``.
-        again: measure also where there is a plan.
-        adopt: write the choice into params.yaml.
+        remeasure: measure even if there is a plan.
+        apply: write the choice into params.yaml.
         seconds: to measure for, at most.
 
     Returns:
@@ -50,14 +58,14 @@ def plan(
         params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": budget}))
     store = Store(paths.prepared)
     effective = params.batch.effective_batch_size
-    found = find_plan(project, params, store, again=again, seconds=seconds, others=True)
+    found = find_plan(project, params, store, remeasure=remeasure, seconds=seconds, others=True)
     limit, room = budget_bytes(params.hardware), room_for_training(params.hardware, resident_bytes())
     choice = recommend(found, effective, room)
     _print(found, choice, room)
     _predicted_line(found, limit)
     _write(found, choice, limit, room)
-    if adopt:
-        _adopt(project.root / "params.yaml", choice)
+    if apply:
+        _apply(project.root / "params.yaml", choice)
     return 0
 
 
@@ -118,7 +126,7 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _adopt(path: Path, choice: Choice) -> None:
+def _apply(path: Path, choice: Choice) -> None:
     overrides = (("hardware", "micro_batch_size", choice.micro_batch_size), ("hardware", "accumulation_steps", None))
     with whole_file(path) as beside:
         write_yaml(apply_overrides(read_yaml(path), overrides), beside)

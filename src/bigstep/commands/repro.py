@@ -12,7 +12,7 @@ from bigstep.console import console
 from bigstep.project.attempts import Attempt, attempt_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths
-from bigstep.stages.caller import given_run, pointing_run
+from bigstep.tracking.given_run import given_run, pointing_run
 
 if TYPE_CHECKING:
     from bigstep.tracking.mlflow_tracker import MlflowTracker

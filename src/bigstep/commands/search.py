@@ -9,53 +9,47 @@ from typing import Any
 import optuna
 
 from bigstep.atomic_files import whole_file
-from bigstep.config.checkpoint import parse_duration
 from bigstep.config.params import Params
+from bigstep.config.units import parse_duration
 from bigstep.config.yaml_files import Override, apply_overrides, read_yaml, write_yaml
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError, UserError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.optuna_mlflow.callback import parent_run
-from bigstep.planning.plan import Plan, room_for_training
+from bigstep.planning.memory_budget import room_for_training
+from bigstep.planning.throughput import Plan
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.runs.tracked_run import deliver_others, told_run
+from bigstep.search.confirmation import has_ended
+from bigstep.search.initial_points import ensure_starts
 from bigstep.search.patience import OUTAGE, patiently
+from bigstep.search.request import SearchRequest
 from bigstep.search.results.dashboard_plots import draw_plots, show_study
 from bigstep.search.results.summary import Findings, find, winning_params, write_findings
-from bigstep.search.setup import (
-    check_same,
-    describe_space,
-    largest_micro,
-    num_workers,
-    plan_slicings,
-    share_machine,
-    study_address,
-    why_in_full,
-)
+from bigstep.search.setup import describe_space, largest_micro, num_workers, plan_slicings, share_machine, why_in_full
 from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
+from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import Ledger, counted
 from bigstep.search.workers.supervisor import watch_workers
-from bigstep.search.workers.worker import SearchRequest, has_ended, open_ledgers
-from bigstep.stages.caller import given_run, pointing_run
-from bigstep.stages.starting import ensure_starts
 from bigstep.tracking.database import connect, open_experiment, tracking_uri
+from bigstep.tracking.given_run import given_run, pointing_run
 from bigstep.tracking.mlflow_tracker import git_tags
 
 __all__ = ["search"]
 
 
-def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, adopt: bool, prior: str | None) -> int:
+def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bool, warm_start: str | None) -> int:
     """Search until the budget of params.yaml is used up; what an earlier start or another machine did counts.
 
     Args:
         root: of the project.
         overrides: of params.yaml, in groups.
-        adopt: write the winner into params.yaml.
-        prior: a study of the same storage whose best points are tried first.
+        apply: write the winner into params.yaml.
+        warm_start: a study of the same storage whose best points are tried first.
 
     Returns:
         0, or 130 and 143 where it was told to stop.
@@ -87,8 +81,8 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, adopt: bo
     try:
         first, again = open_ledgers(params, address)
         check_same(first.study, params, space, store)
-        ensure_starts(first, params, space, prior)
-        return _conduct(project, params, space, plan, request, (first, again), workers, adopt=adopt)
+        ensure_starts(first, params, space, warm_start)
+        return _conduct(project, params, space, plan, request, (first, again), workers, apply=apply)
     except STORAGE_ERRORS as error:
         raise storage_is_gone(address, error) from None
 
@@ -127,7 +121,7 @@ def _conduct(
     ledgers: tuple[Ledger, Ledger],
     workers: int,
     *,
-    adopt: bool,
+    apply: bool,
 ) -> int:
     first, again = ledgers
     request = _with_parent(request, first.study)
@@ -163,8 +157,8 @@ def _conduct(
         telling.tracker.set_tags(_tags(findings))
     deliver_others(state / "spools")
     _report(findings, params)
-    if adopt and code == 0:
-        _adopt(project.root / "params.yaml", space, findings)
+    if apply and code == 0:
+        _apply(project.root / "params.yaml", space, findings)
     return code
 
 
@@ -220,10 +214,10 @@ def _report(findings: Findings, params: Params) -> None:
     )
     if known["accumulation_steps"] == 1:
         console.print("accumulation does not pay here: the whole batch at once is as fast, and fits")
-    console.print("results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --adopt` takes it into params.yaml")
+    console.print("results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --apply` takes it into params.yaml")
 
 
-def _adopt(path: Path, space: Space, findings: Findings) -> None:
+def _apply(path: Path, space: Space, findings: Findings) -> None:
     if findings.winner is None:
         raise ProjectError(
             "a search must have a winner to be adopted, but no trial was trained to its end; raise search.trials"

@@ -5,19 +5,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from bigstep.config.section import Section
+from bigstep.config.units import DURATION
 
-__all__ = ["DURATION", "Checkpoint", "parse_duration"]
-
-DURATION = r"^(none|[0-9]+(\.[0-9]+)? ?(s|min|h))$"
-UNITS = {"s": 1, "min": 60, "h": 3600}
-
-
-def parse_duration(text: str) -> float:
-    """Give the seconds of a duration such as ``60s``, ``10min`` or ``1h``; ``none`` is infinity."""
-    if text == "none":
-        return float("inf")
-    digits = text.rstrip("smhin ")
-    return float(digits) * UNITS[text[len(digits) :].strip()]
+__all__ = ["Checkpoint"]
 
 
 class Checkpoint(Section):

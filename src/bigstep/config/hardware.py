@@ -5,19 +5,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from bigstep.config.section import Section
+from bigstep.config.units import SIZE
 
-__all__ = ["Hardware", "parse_size"]
-
-UNITS = {"B": 1} | {
-    f"{letter}{mark}B": base**power for base, mark in ((1000, ""), (1024, "i")) for power, letter in enumerate("KMGT", 1)
-}
-SIZE = rf"^(auto|none|[0-9]+(\.[0-9]+)? ?({'|'.join(UNITS)}))$"
-
-
-def parse_size(text: str) -> int:
-    """Give the bytes of a size such as ``4GiB`` or ``1.5 GB``."""
-    digits = text.rstrip("BKMGTi ")
-    return int(float(digits) * UNITS[text[len(digits) :].strip()])
+__all__ = ["Hardware"]
 
 
 class Hardware(Section):

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bigstep.config.checkpoint import DURATION
 from bigstep.config.section import Section
+from bigstep.config.units import DURATION
 
 __all__ = ["OBJECTIVES", "Range", "Search"]
 

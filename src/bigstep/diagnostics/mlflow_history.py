@@ -12,8 +12,9 @@ from pathlib import Path
 
 from bigstep.diagnostics.finding import Aside, Finding
 from bigstep.project.paths import ProjectPaths
-from bigstep.runs.tracked_run import deliver_others, end_dead_runs
+from bigstep.runs.tracked_run import deliver_others
 from bigstep.tracking.database import set_aside_unused, tracking_uri
+from bigstep.tracking.dead_runs import end_dead_runs
 from bigstep.tracking.spool import unfinished_spools
 
 __all__ = ["find_database", "find_runs", "schema_state"]

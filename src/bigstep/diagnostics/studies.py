@@ -9,7 +9,7 @@ from bigstep.atomic_files import parse_json
 from bigstep.diagnostics.finding import Aside, Finding
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
-from bigstep.runtime.device import is_alive
+from bigstep.runtime.process_identity import is_alive
 from bigstep.search.storage import open_storage
 from bigstep.search.trial_queue import WORKER, Ledger
 

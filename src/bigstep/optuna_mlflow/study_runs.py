@@ -8,6 +8,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.optuna_mlflow.study_identity import id_of, storage_identity, storage_of, study_key
+from bigstep.optuna_mlflow.study_lock import alone_with
 from bigstep.optuna_mlflow.trial_mapping import (
     ENDED,
     NUMBER,
@@ -20,7 +21,6 @@ from bigstep.optuna_mlflow.trial_mapping import (
     milliseconds,
     mlflow_texts,
 )
-from bigstep.search.storage import alone_with
 from bigstep.tracking.tracker import Metric, split_params
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,40 +16,22 @@ from bigstep.config.memory import Memory
 from bigstep.config.model import Model
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
-from bigstep.config.yaml_files import parse_section
 from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restart_peak_memory
-from bigstep.memory.prediction import MemoryPrediction, predict_memory
 from bigstep.models.building import InputShape
-from bigstep.models.classifier import Classifier
 from bigstep.models.model_files import build_classifier
+from bigstep.planning.measure import LadderRequest
 from bigstep.planning.throughput import Rung, climb, ladder
+from bigstep.planning.training_memory import predict_training
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.training.loop import set_training_mode, take_step
-from bigstep.training.optimization import build_optimizer
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.transaction import apply_update
 
-__all__ = ["LadderRequest", "begin", "main", "predict_training", "source_folder"]
+__all__ = ["begin", "main"]
 
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
-
-
-@dataclass(frozen=True)
-class LadderRequest:
-    """What to measure: sections of params.yaml as plain values, the images' shape, and until when."""
-
-    sections: dict[str, dict[str, Any]]
-    channels: int
-    size: int
-    num_classes: int
-    until: float
-    """Seconds since the epoch after which no further rung is begun."""
-
-    def section(self, kind: Any) -> Any:
-        """Give one section."""
-        return parse_section(kind, self.sections, "plan")
 
 
 def main() -> int:
@@ -87,20 +68,6 @@ def main() -> int:
             if time.time() > request.until:
                 break
     return 0
-
-
-def predict_training(classifier: Classifier, train: Train, image_shape: tuple[int, int, int], batch: Batch) -> MemoryPrediction:
-    """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``."""
-    return predict_memory(
-        classifier,
-        image_shape,
-        batch.micro_batch_size,
-        optimizer=lambda parameters: build_optimizer(train, parameters),
-        precision=train.precision,
-        input_dtype=torch.uint8,
-        effective_batch_size=None if classifier.mean.is_cuda else batch.effective_batch_size,  # it stays on the host
-        average=train.ema_decay is not None,
-    )
 
 
 def _step(state: TrainingState, train: Train, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
@@ -155,11 +122,6 @@ def _seconds(function: Callable[[], object], times: int) -> float:
 def _tell(values: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
-
-
-def source_folder() -> Path:
-    """Give the folder from which this code is imported."""
-    return Path(__file__).resolve().parents[2]
 
 
 if __name__ == "__main__":

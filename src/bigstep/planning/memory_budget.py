@@ -6,7 +6,9 @@ import torch
 
 from bigstep.atomic_files import read_json, write_json
 from bigstep.config.batch_sizes import Batch, resolve_batch
+from bigstep.config.hardware import Hardware
 from bigstep.config.params import Params
+from bigstep.config.units import parse_size
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
@@ -14,13 +16,16 @@ from bigstep.memory.measurement import resident_bytes
 from bigstep.memory.prediction import MemoryPrediction
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.planning.measure_worker import predict_training
-from bigstep.planning.plan import OVERHEAD_BYTES, budget_bytes, find_plan, plan_folder, recommend, room_for_training
+from bigstep.planning.plan import find_plan, plan_folder, recommend
+from bigstep.planning.training_memory import predict_training
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.device import choose_device, total_memory_bytes
 
-__all__ = ["Fit", "excess_bytes", "fit_batch", "predict"]
+__all__ = ["AUTOMATIC", "OVERHEAD_BYTES", "Fit", "budget_bytes", "excess_bytes", "fit_batch", "predict", "room_for_training"]
 
 INNER = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
+OVERHEAD_BYTES = 384 * 2**20  # what a training process needs beside the step: MLflow, the export of the model
+AUTOMATIC = {"cpu": 0.8, "cuda": 0.9}  # share of the total
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,21 @@ def _check(params: Params, batch: Batch, predicted: MemoryPrediction, resident: 
         f"a step in micro-batches of {batch.micro_batch_size} must fit hardware.memory_budget, but needs "
         f"{format_bytes(int(predicted.peak_bytes * INNER))}{process}, of {format_bytes(budget)}; {way_out}"
     )
+
+
+def budget_bytes(hardware: Hardware) -> int | None:
+    """Give the limit that ``hardware.memory_budget`` means here: of the GPU's allocator, or of resident memory; None: none."""
+    if hardware.memory_budget == "none":
+        return None
+    if hardware.memory_budget != "auto":
+        return parse_size(hardware.memory_budget)
+    device = choose_device(hardware)
+    return int(AUTOMATIC[device.type] * total_memory_bytes(device))
+
+
+def room_for_training(hardware: Hardware, resident: int) -> int | None:
+    """Give the bytes that a training step may take, in a process that holds ``resident`` bytes without it."""
+    budget = budget_bytes(hardware)
+    if budget is None or choose_device(hardware).type == "cuda":
+        return budget
+    return budget - resident - OVERHEAD_BYTES

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Choice", "Rung", "choose", "climb", "ladder"]
+__all__ = ["Choice", "Ladder", "Plan", "Rung", "choose", "climb", "ladder"]
 
 GAIN = 1.03  # a rung that is not this much faster than the best before it gains nothing
 NEAR = 0.98  # of the fastest: as good, and the smaller micro-batch needs less memory
@@ -63,3 +64,28 @@ def choose(rungs: Sequence[Rung], effective_batch_size: int, limit_bytes: int | 
     )
     size = min(chosen.micro_batch_size, effective_batch_size)
     return Choice(effective_batch_size, size, -(-effective_batch_size // size), chosen.samples_per_second)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Rungs of one precision and memory format.
+
+    ``complete``: they ended before the whole batch, since larger ones gained nothing, did not fit or took too long to measure.
+    """
+
+    precision: str
+    memory_format: str
+    update_seconds: float
+    rungs: tuple[Rung, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All ladders, that of the configured precision and format first, and where the files lie."""
+
+    key: str
+    folder: Path
+    ladders: tuple[Ladder, ...]
+    others: bool
+    """Whether other precisions and formats were asked for too, as far as the time went."""

@@ -23,9 +23,9 @@ from bigstep.project.dvc_record import check_record, read_record_before
 from bigstep.project.dvcignore import ignore_unhashable
 from bigstep.project.parameters import check_followed_by_dvc, check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.project.stage_inputs import INPUTS
 from bigstep.project.workspace import private_workspace
 from bigstep.runtime.child_process import follow_command
-from bigstep.stages.stage_runner import INPUTS
 
 __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
 

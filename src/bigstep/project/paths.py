@@ -90,6 +90,10 @@ class ProjectPaths:
         """Private copies for runs with overrides."""
         return self.state / "workspaces"
 
+    def starting_weights(self, name: str | None) -> Path | None:
+        """Return the file that model.weights names, if any."""
+        return None if name is None else self.resolve(name)
+
     def resolve(self, path: str) -> Path:
         """Give a path from params.yaml, which is relative to the project's root."""
         return self.root / Path(path).expanduser()

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from bigstep.report.figures import ACCENT, LINE, save_figure
 
 if TYPE_CHECKING:
-    from bigstep.planning.plan import Ladder
-    from bigstep.planning.throughput import Choice
+    from bigstep.planning.throughput import Choice, Ladder
 
 __all__ = ["draw_plan"]
 

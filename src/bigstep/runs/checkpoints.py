@@ -1,9 +1,7 @@
 """Where a training goes on: its checkpoints, which belong to one attempt, one data set and one state of the code."""
 
 import contextlib
-import hashlib
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -15,22 +13,15 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-import bigstep
 from bigstep.atomic_files import read_json, write_json
-from bigstep.config.model import Model
 from bigstep.console import console
-from bigstep.data.store import Store
 from bigstep.errors import CheckpointError
-from bigstep.project.attempts import begin_stage, read_attempt
 from bigstep.runs.checkpoint_files import clear_checkpoints, load_latest, save_checkpoint
-from bigstep.stages.stage_runner import Stage
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState
 
-__all__ = ["Checkpoints", "Resumed", "checkpoint_interval", "digest_code", "open_checkpoints"]
+__all__ = ["Checkpoints", "Resumed", "checkpoint_interval"]
 
-DECIDING = ("step", "data", "models", "training")  # packages whose code decides what is learned
-ANYWAY = "BIGSTEP_RESUME_ANYWAY"
 FIRST = 5.0  # seconds from a start to its first checkpoint
 KEPT_STARTS = 9
 SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that writing one may take
@@ -43,35 +34,6 @@ class Resumed:
     step: int
     values: Mapping[str, Any]
     tags: Mapping[str, str]
-
-
-def open_checkpoints(stage: Stage, store: Store, model: Model, every_seconds: float) -> "Checkpoints":
-    """Find the checkpoints of the stage's attempt; with other data or code than it was begun with, a new attempt begins.
-
-    ``$BIGSTEP_RESUME_ANYWAY`` (``--resume-anyway``) lets it go on with other code.
-    """
-    weights = None if model.weights is None else stage.project.resolve(model.weights)
-    data, code = _digest_data(store, weights), digest_code()
-    latest = read_attempt(stage.project.attempts, stage.key)
-    known = None if latest is None or stage.name in latest.finished else latest.fingerprint
-    anyway = ANYWAY in os.environ and known is not None and known.partition("-")[0] == data
-    fingerprint = known if anyway else f"{data}-{code}"
-    if known is not None and known != fingerprint:
-        console.print(_began_otherwise(known, data))
-    attempt = begin_stage(stage.project.attempts, stage.key, stage.name, fingerprint)
-    folder = stage.project.checkpoints / f"{stage.key}.{attempt.number}"
-    return Checkpoints(
-        folder, every_seconds, {"bigstep.resumed_with_other_code": code} if known != f"{data}-{code}" and anyway else {}
-    )
-
-
-def _began_otherwise(known: str, data: str) -> str:
-    if known.partition("-")[0] != data:
-        return "an unfinished training was begun with other data; this one begins from the first step"
-    return (
-        "an unfinished training was begun with other code in bigstep's step, data, models or training; this one begins from "
-        "the first step (--resume-anyway goes on, where you know that the change does not matter)"
-    )
 
 
 @final
@@ -197,23 +159,6 @@ def checkpoint_interval(longest: float, cost: float | None, life: float | None) 
     if life is None:
         return min(longest, max(FIRST, cost / SHARE))
     return min(longest, max(math.sqrt(2 * cost * life), cost))
-
-
-def _digest_data(store: Store, weights: Path | None) -> str:
-    digest = hashlib.sha256(store.manifest.digest.encode())
-    if weights is not None:
-        with weights.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
-
-
-def digest_code() -> str:
-    """Hash the code that decides what is learned."""
-    root, digest = Path(bigstep.__file__).parent, hashlib.sha256()
-    for package in DECIDING:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def _versions() -> dict[str, str]:

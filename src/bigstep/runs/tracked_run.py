@@ -1,8 +1,5 @@
 """The MLflow run of a stage: found or begun, told through a spool on disk, and ended truthfully."""
 
-import contextlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,20 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigstep.console import console
-from bigstep.project.attempts import note_run, read_attempt
-from bigstep.runtime.device import is_alive, process_name
+from bigstep.runtime.process_identity import process_name
 from bigstep.runtime.stop_signals import StoppedError
-from bigstep.stages.caller import given_run, pointing_run
-from bigstep.stages.stage_runner import Stage
-from bigstep.tracking.database import open_client, tracking_uri
-from bigstep.tracking.mlflow_tracker import git_tags
-from bigstep.tracking.spool import Spool, SpoolTracker, alone_in, prune_spools, unfinished_spools
+from bigstep.tracking.dead_runs import PROCESS
+from bigstep.tracking.spool import Spool, alone_in, unfinished_spools
 from bigstep.tracking.spool_delivery import Courier
+from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric
 
-__all__ = ["Telling", "claim_given_run", "deliver_others", "end_dead_runs", "stage_run", "timed", "told_run"]
+__all__ = ["Telling", "deliver_others", "timed", "told_run"]
 
-PROCESS = "bigstep.process"  # tag: the process that writes to the run
 FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
 LAST_ROUND = 5.0  # seconds for a stage that was told to stop
 
@@ -96,26 +89,6 @@ def _end_former(spool: Spool, tracker: SpoolTracker) -> None:
     courier.drain(LAST_ROUND)
 
 
-@contextmanager
-def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
-    """Tell the run of the stage's attempt, or that of ``mlflow run`` where somebody named its experiment."""
-    root, attempt = stage.project.root, read_attempt(stage.project.attempts, stage.key)
-    assert attempt is not None
-    name = f"{stage.key}.{attempt.number}"
-    folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
-    tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
-    with told_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
-        if pointing is not None:
-            telling.tracker.point_from(pointing)
-        yield telling.tracker
-    note_run(stage.project.attempts, stage.key, telling.told())
-    if telling.delivered:
-        deliver_others(stage.project.spools, folder)
-        if stage.name == "evaluate":
-            shutil.rmtree(folder / "files", ignore_errors=True)
-            prune_spools(stage.project.spools)
-
-
 def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
     """Deliver what earlier attempts left in their spools; runs whose process was killed end as KILLED.
 
@@ -157,38 +130,3 @@ def timed(values: Mapping[str, float], step: int) -> list[Metric]:
     """Give values as metrics of this moment."""
     now = int(time.time() * 1000)
     return [Metric(key, value, step, now) for key, value in values.items()]
-
-
-def claim_given_run(root: Path) -> None:
-    """Put this process's name on the run of `mlflow run`, if any, and end the runs that killed processes left RUNNING.
-
-    The stages name themselves later; a kill before them would leave a run that nobody can tell from a living one.
-    """
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given is None:
-        return
-    with contextlib.suppress(Exception):  # whatever is wrong with MLflow, the stages report it
-        open_client(tracking_uri(root)).set_tag(given, PROCESS, process_name())
-        end_dead_runs(root, end=True)
-
-
-def end_dead_runs(root: Path, *, end: bool) -> list[str]:
-    """Give the names of runs in the project's store that a process of this machine, now dead, left RUNNING.
-
-    Args:
-        root: of the project.
-        end: whether to end them as KILLED.
-    """
-    uri = tracking_uri(root)
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.exists():
-        return []
-    client, found = open_client(uri), []
-    experiments = [item.experiment_id for item in client.search_experiments()]
-    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'"):
-        process = run.data.tags.get(PROCESS)
-        if process is not None and is_alive(process) is False:
-            found.append(str(run.info.run_name))
-            if end:
-                client.set_terminated(run.info.run_id, "KILLED")
-    return found

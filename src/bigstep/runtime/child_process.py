@@ -2,16 +2,18 @@
 
 import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
-__all__ = ["end_with_parent", "follow_command"]
+__all__ = ["end_with_parent", "follow_command", "start_module"]
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -59,3 +61,14 @@ def _pass_on(process: "subprocess.Popen[bytes]") -> None:
             child.send_signal(signal.SIGTERM)
         if not stages:
             process.terminate()
+
+
+def start_module(module: str, **options: Any) -> "subprocess.Popen[str]":
+    """Start a module of this code, and no other copy of it, in a new process; ``options`` are those of ``Popen``.
+
+    Its standard input is a pipe of text. The current folder is not searched for modules (``-P``).
+    """
+    source = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-P", "-m", module]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, **options)

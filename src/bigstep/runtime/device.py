@@ -2,7 +2,6 @@
 
 import os
 import resource
-import socket
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from bigstep.config.hardware import Hardware
 from bigstep.errors import ConfigError
 
-__all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "is_alive", "process_name", "set_threads", "total_memory_bytes"]
+__all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "set_threads", "total_memory_bytes"]
 
 CONTAINER = Path("/sys/fs/cgroup")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -33,41 +32,6 @@ def set_threads(hardware: Hardware) -> None:
     """Let torch use ``hardware.threads`` threads on the CPU."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-
-
-def process_name() -> str:
-    """Name this process so that no other has its name: host, boot, process id, start time and PID namespace."""
-    return f"{socket.gethostname()} {_boot()} {os.getpid()} {_started(os.getpid())} {_namespace()}"
-
-
-def is_alive(name: str) -> bool | None:
-    """Return whether a process that :func:`process_name` named still runs.
-
-    None where this process cannot see it: on another machine, or in another PID namespace (containers may share a host name).
-    A name without a namespace was written by an earlier version and is taken to be of this one.
-    """
-    host, boot, number, started, namespace = [*name.split(" "), "", "", "", "", ""][:5]
-    if host != socket.gethostname() or (boot == _boot() and namespace not in ("", _namespace())):
-        return None
-    return boot == _boot() and number.isdigit() and bool(started) and _started(int(number)) == started
-
-
-def _boot() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip()[:8] if path.exists() else "-"
-
-
-def _namespace() -> str:
-    path = Path("/proc/self/ns/pid")
-    return str(path.stat().st_ino) if path.exists() else "-"
-
-
-def _started(number: int) -> str:
-    """Give when a process started, in ticks since the machine did; empty where there is none."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -13,10 +13,23 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.config.search import Search
-from bigstep.search.trial_queue import is_feasible, value_of
+from bigstep.config.params import Params
+from bigstep.config.search import OBJECTIVES, Search
+from bigstep.search.space import Space
+from bigstep.search.trial_queue import KEY, Ledger, counted, is_feasible, live, value_of
 
-__all__ = ["Again", "Standing", "Verdict", "audits", "best_trials", "compare", "replicates", "standings"]
+__all__ = [
+    "Again",
+    "Standing",
+    "Verdict",
+    "audits",
+    "best_trials",
+    "compare",
+    "has_ended",
+    "replicates",
+    "standings",
+    "things_to_do_again",
+]
 
 ROUNDING = 1e-9  # relative, of float64 over a whole training
 CHAOS = 1e-3  # relative, in float32, where one seed says nothing of the spread
@@ -147,3 +160,25 @@ def _is_of(trial: FrozenTrial, kind: str, number: int) -> bool:
 
 def _diverged(trial: FrozenTrial) -> bool:
     return bool(trial.user_attrs.get("diverged", False))
+
+
+def things_to_do_again(params: Params, space: Space, first: Ledger) -> list[Again]:
+    """Give what a search that has ended trains again: the same for whoever asks."""
+    search, trials = params.search, first.trials()
+    is_smaller_better = OBJECTIVES[search.objectives[0]] == "minimize"
+    best = best_trials(trials, search.top, smaller_is_better=is_smaller_better) if len(search.objectives) == 1 else []
+    seed = params.train.seed
+    return [
+        *(replicates(best, search, seed)),
+        *(audits(trials, search, seed) if space.kind == "planned" else []),
+    ]
+
+
+def has_ended(params: Params, space: Space, ledgers: tuple[Ledger, Ledger]) -> bool:
+    """Tell whether nothing is left to train."""
+    first, again = ledgers
+    waits = any(not trial.state.is_finished() for ledger in ledgers for trial in ledger.trials())
+    if waits or len(counted(first.trials())) < params.search.trials:
+        return False
+    done = {trial.user_attrs.get(KEY) for trial in live(again.trials())}
+    return all(item.key in done for item in things_to_do_again(params, space, first))

@@ -1,17 +1,26 @@
-"""Points that are tried first: hints by scaling rules and the measured noise scale, never more than that."""
+"""What a search tries first: the current parameters, hints by scaling rules and the measured noise scale, an earlier best."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
-from bigstep.search.space import EFFECTIVE, RATE
+from bigstep.config.params import Params
+from bigstep.errors import ConfigError
+from bigstep.optuna_mlflow.study_identity import storage_of
+from bigstep.search.space import EFFECTIVE, RATE, Space
+from bigstep.search.trial_queue import KEY, Ledger, counted, live
+from bigstep.search.trial_record import NOISE
 
-__all__ = ["SLOPE", "noise_point", "start_points"]
+__all__ = ["FIRST", "NOISY", "SLOPE", "ensure_noise_start", "ensure_starts", "noise_point", "start_points"]
 
 SLOPE = 1 / 3  # of the best log learning rate over the log effective batch, as measured on published grids
 APART = 2  # exponents of the effective batch from the current one
+FIRST = "start-0"  # key of the current parameters
+NOISY = "start-noise"
 
 
 def start_points(current: Mapping[str, Any], dimensions: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
@@ -54,3 +63,41 @@ def _moved(current: Mapping[str, Any], exponent: int, dimensions: Mapping[str, B
     moved = min(max(exponent, batches.low), batches.high)
     scaled = current[RATE] * 2 ** (SLOPE * (moved - current[EFFECTIVE]))
     return {**current, EFFECTIVE: moved, RATE: min(max(scaled, rates.low), rates.high)}
+
+
+def ensure_starts(ledger: Ledger, params: Params, space: Space, warm_start: str | None) -> None:
+    """Queue what is tried first: the current parameters, hints, and the best of an earlier study."""
+    exact = {"train.learning_rate": params.train.learning_rate, "train.effective_batch_size": params.batch.effective_batch_size}
+    if space.kind == "full":
+        exact["hardware.micro_batch_size"] = params.batch.micro_batch_size
+    current = space.point(params)
+    points = [*start_points(current, space.dimensions), *_best_of(ledger, space, warm_start, current)]
+    ledger.ensure(FIRST, current, {"start": 0, "exact": exact})
+    for number, point in enumerate(points[: params.search.trials - 1], 1):
+        ledger.ensure(f"start-{number}", point, {"start": number})
+
+
+def _best_of(ledger: Ledger, space: Space, warm_start: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
+    if warm_start is None:
+        return []
+    storage = storage_of(ledger.study)
+    names = optuna.get_all_study_names(storage)
+    if warm_start not in names:
+        raise ConfigError(f"--warm-start: no study {warm_start!r} in this storage; available: {', '.join(names)}")
+    study = optuna.load_study(study_name=warm_start, storage=storage)
+    done = [trial for trial in live(study.get_trials(deepcopy=False)) if trial.values]
+    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
+    best = sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))[:3]
+    return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]
+
+
+def ensure_noise_start(ledger: Ledger, space: Space) -> None:
+    """Queue the point at the noise scale that the first trial measured, once it has, if the budget is not used up."""
+    trials = ledger.trials()
+    known = {trial.user_attrs.get(KEY): trial for trial in live(trials)}
+    first = known.get(FIRST)
+    if NOISY in known or first is None or first.state != TrialState.COMPLETE or len(counted(trials)) >= ledger.budget:
+        return
+    point = noise_point(first.params, space.dimensions, first.user_attrs.get(NOISE))
+    if point is not None:
+        ledger.ensure(NOISY, point, {"start": "noise scale"})

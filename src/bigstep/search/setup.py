@@ -3,37 +3,26 @@
 import os
 from typing import Any
 
-import optuna
 from optuna.distributions import IntDistribution
 
-from bigstep.config.params import Params, flatten
+from bigstep.config.params import Params
 from bigstep.config.yaml_files import Override, apply_overrides
-from bigstep.console import console
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError, OutOfMemoryError
+from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import excess_bytes, predict
-from bigstep.planning.plan import Plan, budget_bytes, find_plan
+from bigstep.planning.memory_budget import budget_bytes, excess_bytes, predict
+from bigstep.planning.plan import find_plan
+from bigstep.planning.throughput import Plan
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
-from bigstep.runs.checkpoints import digest_code
 from bigstep.runtime.device import choose_device
 from bigstep.search.space import EFFECTIVE, MICRO, Space
-from bigstep.search.workers.trial_runner import trial_params
-from bigstep.training.setup import begin_training, judge_invariance
+from bigstep.search.trial_params import trial_params
+from bigstep.training.invariance import judge_invariance
+from bigstep.training.setup import begin_training
 
-__all__ = [
-    "check_same",
-    "describe_space",
-    "largest_micro",
-    "num_workers",
-    "plan_slicings",
-    "share_machine",
-    "study_address",
-    "why_in_full",
-]
+__all__ = ["describe_space", "largest_micro", "num_workers", "plan_slicings", "share_machine", "why_in_full"]
 
-PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
 MOST, EACH = 4, 3 * 2**30  # workers that are begun by themselves, and the bytes that each must have
 PLANNING = 30.0  # seconds to measure the plan for
 
@@ -42,7 +31,16 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
     """Say why the slicing must be searched too; empty where it decides nothing."""
     if params.model.norm == "batch":
         return "with model.norm batch the micro-batch decides what is learned"
-    state = begin_training(project, store, params.batch, params.model, params.train, params.hardware, params.memory, "none")
+    state = begin_training(
+        store,
+        params.batch,
+        params.model,
+        params.train,
+        params.hardware,
+        params.memory,
+        "none",
+        weights=project.starting_weights(params.model.weights),
+    )
     found = judge_invariance(state, params.train, store)
     state.guard.close()
     return "" if found.holds else found.reason
@@ -116,37 +114,3 @@ def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, 
     raise OutOfMemoryError(
         f"search.micro_batch_size must hold one that fits hardware.memory_budget, but {2**kind.low} does not; lower it"
     )
-
-
-def study_address(project: ProjectPaths, params: Params) -> str:
-    """Give where the study is stored: a path, or a database's address."""
-    given = params.search.storage
-    if given is None:
-        return str(project.search / f"{params.search.study}.journal")
-    return given if "://" in given else str(project.resolve(given))
-
-
-def check_same(study: optuna.Study, params: Params, space: Space, store: Store) -> None:
-    """Refuse to mix trials that cannot be compared: all parameters that decide learning and are not searched must be the same.
-
-    Raises:
-        ConfigError: they are not.
-    """
-    free = {"train.learning_rate", "train.effective_batch_size", *space.dimensions}
-    learning = {name: str(value) for name, value in flatten(params).items() if name.split(".")[0] in ("data", "model", "train")}
-    fixed = {name: value for name, value in learning.items() if name not in free}
-    fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
-    fixed |= {"search.parameters": ", ".join(sorted(space.dimensions)), "data": store.manifest.digest}
-    known = study.user_attrs.get(PARAMETERS)
-    if known is None:
-        study.set_user_attr(PARAMETERS, fixed)
-        study.set_user_attr(CODE, digest_code())
-        return
-    changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
-    if changed:
-        raise ConfigError(
-            f"a study must be searched with the parameters it was begun with, but {', '.join(sorted(changed)[:4])} changed; "
-            "name another with search.study"
-        )
-    if study.user_attrs.get(CODE) != digest_code():
-        console.print("WARNING: the code that decides learning has changed since this study was begun; compare with care")

@@ -9,11 +9,9 @@ import fcntl
 import os
 import re
 import time
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import TextIO, final
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -24,21 +22,12 @@ from sqlalchemy import exc
 from bigstep.atomic_files import parse_json, whole_file
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.tracking.database import file_lock
+from bigstep.optuna_mlflow.study_lock import _alone_in
+from bigstep.runtime.file_locks import file_lock
 
-__all__ = [
-    "STORAGE_ERRORS",
-    "RepairingLock",
-    "alone_with",
-    "first_line",
-    "open_storage",
-    "open_study",
-    "storage_is_gone",
-    "without_password",
-]
+__all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
 
 OPERATION = b'{"op_code"'  # how each line of a journal begins
-CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
 BUSY_SECONDS = 60
 START_SECONDS = 10.0  # a database that is just starting is waited for
 AWAY = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
@@ -68,23 +57,6 @@ def open_study(storage: BaseStorage, name: str, directions: Sequence[str]) -> op
     if found != list(directions):
         raise ProjectError(f"study {name} must {' and '.join(directions)}, but does {' and '.join(found)}; choose another name")
     return study
-
-
-@contextmanager
-def alone_with(storage: BaseStorage) -> Iterator[None]:
-    """Let one process at a time, on any machine that reaches the storage, run the block."""
-    backend = getattr(storage, "_backend", storage)  # of a journal, and of Optuna's cache over a database
-    path, address = getattr(backend, "_file_path", None), str(getattr(backend, "url", ""))
-    if address.startswith("sqlite:///"):
-        path = address.removeprefix("sqlite:///")
-    if path is not None:
-        with file_lock(Path(path).with_name(f"{Path(path).name}.claim")):
-            yield
-    elif "://" in address:
-        with _alone_in(address):
-            yield
-    else:
-        yield
 
 
 def without_password(address: str) -> str:
@@ -226,20 +198,3 @@ def _create(address: str) -> RDBStorage:
             return RDBStorage(address, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
     with _alone_in(address):
         return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
-
-
-@contextmanager
-def _alone_in(address: str) -> Iterator[None]:
-    import sqlalchemy
-
-    if not address.startswith("postgresql"):
-        yield
-        return
-    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool)
-    parameters: dict[str, Any] = {"number": CREATION}
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), parameters)
-        try:
-            yield
-        finally:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:number)"), parameters)

@@ -15,7 +15,7 @@ from typing import Any, final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.runtime.device import is_alive, process_name
+from bigstep.runtime.process_identity import is_alive, process_name
 
 __all__ = ["BEAT", "RETRIES", "Ledger", "counted", "is_feasible", "live", "value_of"]
 

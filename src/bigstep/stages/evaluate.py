@@ -19,10 +19,11 @@ from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
-from bigstep.runs.tracked_run import stage_run, timed
+from bigstep.runs.tracked_run import timed
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
-from bigstep.tracking.spool import SpoolTracker
+from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]

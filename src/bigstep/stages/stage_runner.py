@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import os
 import sys
 import time
@@ -12,18 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.params import flatten
 from bigstep.config.section import Section
 from bigstep.config.yaml_files import parse_section, read_yaml
 from bigstep.errors import UserError
 from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, one_writer
+from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
-from bigstep.project.stage_inputs import StageInputs, read_inputs
+from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
 from bigstep.runtime.parent_watchdog import hold_lifeline
 from bigstep.runtime.stop_signals import Signals, StoppedError
 
-__all__ = ["INPUTS", "Stage", "report_user_error", "run_stage"]
+__all__ = ["Stage", "report_user_error", "run_stage"]
 
-INPUTS = "BIGSTEP_INPUTS"  # a folder
 S = TypeVar("S", bound=Section)
 
 
@@ -128,11 +128,8 @@ def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
-    # Loaded by name: checking the other sections can refuse a file but changes nothing a stage does, so that these modules
-    # are no dependencies of the stage in dvc.yaml.
-    checking = importlib.import_module("bigstep.project.parameters")
-    params = checking.check_params(content)
+    params = check_params(content)
     if "DVC_STAGE" in os.environ:
-        checking.check_followed_by_dvc(params)
-    key = attempt_key(checking.learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
-    return Stage(name, paths, find_project(Path.cwd()), content, checking.flatten(params), key, signals, inputs)
+        check_followed_by_dvc(params)
+    key = attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    return Stage(name, paths, find_project(Path.cwd()), content, flatten(params), key, signals, inputs)

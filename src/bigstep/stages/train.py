@@ -1,42 +1,42 @@
 """Stage ``train``: the store into a model, every step through the accumulator."""
 
-import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bigstep.atomic_files import check_writable
 from bigstep.config.batch_sizes import Batch
-from bigstep.config.checkpoint import Checkpoint, parse_duration
+from bigstep.config.checkpoint import Checkpoint
 from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
 from bigstep.config.model import Model
 from bigstep.config.tracking import Tracking
 from bigstep.config.train import Train
+from bigstep.config.units import parse_duration
 from bigstep.console import console, live_line
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.models.classifier import Classifier
-from bigstep.runs.checkpoints import Checkpoints, Resumed, open_checkpoints
+from bigstep.planning.memory_budget import fit_batch
+from bigstep.project.parameters import check_params
+from bigstep.runs.checkpoints import Checkpoints, Resumed
 from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
 from bigstep.runs.metric_log import History
-from bigstep.runs.tracked_run import stage_run, timed
+from bigstep.runs.tracked_run import timed
+from bigstep.stages.attempt_checkpoints import open_checkpoints
+from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.stages.train_outputs import dataset_record, log_results, write_results
 from bigstep.step.noise_scale import advise
-from bigstep.tracking.spool import SpoolTracker
+from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Tracker
-from bigstep.training.invariance import Invariance
+from bigstep.training.invariance import Invariance, judge_invariance
 from bigstep.training.loop import recalibrate_best, train_epochs
 from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import EpochRecord, StepRecord
-from bigstep.training.setup import begin_training, judge_invariance
+from bigstep.training.setup import begin_training
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
-
-if TYPE_CHECKING:
-    from bigstep.planning.memory_budget import Fit
 
 __all__ = ["main", "train"]
 
@@ -68,9 +68,18 @@ def train(  # the sections it reads
     store = Store(stage.paths.prepared)
     store.verify()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
-    fit = _fit(stage, store, read_mark(mark))
+    fit = fit_batch(stage.project, check_params(stage.content), store, read_mark(mark))
     batch = fit.batch
-    state = begin_training(stage.project, store, batch, model, train, hardware, memory, tracking.noise_scale)
+    state = begin_training(
+        store,
+        batch,
+        model,
+        train,
+        hardware,
+        memory,
+        tracking.noise_scale,
+        weights=stage.project.starting_weights(model.weights),
+    )
     invariance = judge_invariance(state, train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
@@ -104,14 +113,6 @@ class _Keeping:
     resumed: Resumed | None
     mark: Path
     step_bytes: int
-
-
-def _fit(stage: Stage, store: Store, died_at: int | None) -> "Fit":
-    """Choose the slicing; loaded by name, since it decides nothing that is learned and is no dependency of the stage."""
-    budget = importlib.import_module("bigstep.planning.memory_budget")
-    checking = importlib.import_module("bigstep.project.parameters")
-    found: Fit = budget.fit_batch(stage.project, checking.check_params(stage.content), store, died_at)
-    return found
 
 
 def _report_invariance(invariance: Invariance, model: Model) -> None:

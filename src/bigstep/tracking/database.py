@@ -1,6 +1,5 @@
 """MLflow's store: where it is, and that it is created once, whoever comes first."""
 
-import fcntl
 import os
 import re
 import sqlite3
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
+from bigstep.runtime.file_locks import file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["connect", "file_lock", "open_client", "open_experiment", "set_aside_unused", "tracking_uri", "without_login"]
+__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "tracking_uri", "without_login"]
 
 START_SECONDS = 10.0  # a server that is just starting is waited for
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
@@ -144,15 +144,6 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
         location = None if database is None else (database.parent / "mlruns").as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags=tags))
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; the system drops it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

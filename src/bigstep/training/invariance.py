@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bigstep.config.train import Train
+from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
 from bigstep.step.random_calls import find_sites
+from bigstep.training.loop import set_training_mode
+from bigstep.training.state import TrainingState
 
-__all__ = ["Invariance", "find_invariance"]
+__all__ = ["Invariance", "find_invariance", "judge_invariance"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,10 @@ def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invaria
     if draws and not keyed:
         return Invariance(holds=False, reason="the model draws random numbers that are not keyed by sample")
     return Invariance(holds=True, reason="every layer treats samples apart, and every random number is keyed by sample")
+
+
+def judge_invariance(state: TrainingState, train: Train, store: Store) -> Invariance:
+    """Tell whether the cut of a batch can change what is learned, looking at three validation images."""
+    set_training_mode(state)
+    images, _ = next(ordered_batches(store, 0, 3))
+    return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)

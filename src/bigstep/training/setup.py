@@ -1,5 +1,6 @@
 """A training before its first step: model, optimizer and accumulator on their device, from the parameters."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,24 +10,19 @@ from bigstep.config.hardware import Hardware
 from bigstep.config.memory import Memory
 from bigstep.config.model import Model
 from bigstep.config.train import Train
-from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.seeding import derive_key
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.training.class_weights import class_weights
-from bigstep.training.invariance import Invariance, find_invariance
-from bigstep.training.loop import set_training_mode
 from bigstep.training.state import TrainingState, build_state
 
-__all__ = ["begin_training", "judge_invariance"]
+__all__ = ["begin_training"]
 
 
 def begin_training(
-    project: ProjectPaths,
     store: Store,
     batch: Batch,
     model: Model,
@@ -34,8 +30,10 @@ def begin_training(
     hardware: Hardware,
     memory: Memory,
     noise_scale: Literal["first", "every", "none"],
+    *,
+    weights: Path | None,
 ) -> TrainingState:
-    """Build what a training begins with.
+    """Build what a training starts with; ``weights`` is the file of model.weights.
 
     Raises:
         ConfigError: BatchNorm would have a micro-batch of one sample.
@@ -53,7 +51,7 @@ def begin_training(
         mean=manifest.mean,
         std=manifest.std,
         memory_format=MEMORY_FORMATS[hardware.memory_format],
-        weights=None if model.weights is None else project.resolve(model.weights),
+        weights=weights,
         checkpoint_activations=memory.checkpoint_activations,
     ).to(device)
     return build_state(
@@ -66,13 +64,6 @@ def begin_training(
         model=model,
         noise=noise_scale,
     )
-
-
-def judge_invariance(state: TrainingState, train: Train, store: Store) -> Invariance:
-    """Tell whether the cut of a batch can change what is learned, looking at three validation images."""
-    set_training_mode(state)
-    images, _ = next(ordered_batches(store, 0, 3))
-    return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)
 
 
 def _check_batch_norm(model: Model, batch: Batch, num_samples: int) -> None:

@@ -11,10 +11,10 @@ from bigstep.optuna_mlflow.trial_mapping import RUN_ID
 from bigstep.planning.throughput import Rung
 from bigstep.report.search_plots import draw_front, draw_landscape
 from bigstep.search.optuna_dashboard import note_ended, note_run, show_plots
+from bigstep.search.request import SearchRequest
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import Findings, plot_rows
-from bigstep.search.workers.trial_runner import run_page
-from bigstep.search.workers.worker import SearchRequest
+from bigstep.tracking.mlflow_links import run_page
 
 __all__ = ["draw_plots", "show_study"]
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,11 @@ from typing import final
 
 from bigstep.config.params import Params
 from bigstep.console import console
-from bigstep.planning.measure_worker import source_folder
-from bigstep.runtime.child_process import end_with_parent
+from bigstep.runtime.child_process import end_with_parent, start_module
+from bigstep.search.request import SearchRequest
 from bigstep.search.storage import STORAGE_ERRORS
 from bigstep.search.trial_queue import Ledger
 from bigstep.search.workers.progress_table import Display, live_screen
-from bigstep.search.workers.worker import SearchRequest
 
 __all__ = ["watch_workers"]
 
@@ -102,18 +100,14 @@ class _Crew:
                 signal.signal(number, handler)
 
     def _start(self, number: int) -> None:
-        begin = "from bigstep.search.workers.worker import main; sys.exit(main())"
-        code = f"import sys; sys.path.insert(0, {str(source_folder())!r}); {begin}"
         self._state.mkdir(parents=True, exist_ok=True)
         with self._log(number).open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
+            process = start_module(
+                "bigstep.search.workers.worker",
                 cwd=self._request.root,
-                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                text=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 # no threads begin processes here
+                preexec_fn=end_with_parent,  # no threads start processes here
             )
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._request)))

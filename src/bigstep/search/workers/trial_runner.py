@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.batch_sizes import Batch
 from bigstep.config.params import Params
-from bigstep.config.yaml_files import apply_overrides
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
@@ -24,20 +23,20 @@ from bigstep.runs.low_memory_marker import read_mark
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
+from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_queue import ORIGIN
+from bigstep.search.trial_record import LEARNED, MEASURED, NOISE
 from bigstep.search.workers.trial_training import CHECKPOINTS, Job, Outcome, Report, train_trial
+from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
 
 if TYPE_CHECKING:
-    from bigstep.search.workers.worker import SearchRequest
+    from bigstep.search.request import SearchRequest
 
-__all__ = ["NOISE", "Conductor", "run_page", "study_folder", "trial_params"]
+__all__ = ["Conductor", "study_folder"]
 
 WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
 MIB = 2**20
-MEASURED = ("seconds", "images_per_second", "peak_bytes")
-NOISE = "noise_scale"  # attribute of a trial, in samples
-LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
 
 
 def study_folder(project: ProjectPaths, study: str) -> Path:
@@ -177,34 +176,10 @@ class Conductor:
         return [known[name] for name in objectives]
 
 
-def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Params:
-    """Give the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
-
-    Raises:
-        ConfigError: they contradict one another.
-    """
-    params = check_params(content)
-    values = {"hardware.accumulation_steps": None, **overrides}
-    if params.model.norm == "batch":
-        values["model.ghost_batch_size"] = values["hardware.micro_batch_size"]
-        values["hardware.micro_batch_size"] = None
-    if params.search.epochs is not None:
-        values["train.epochs"] = params.search.epochs
-    triples = tuple((*name.split(".", 1), value) for name, value in values.items())
-    return check_params(apply_overrides(content, triples), "a trial")
-
-
 def smaller(batch: Batch, died_at: int) -> Batch:
     """Cut smaller than a start that died of memory did."""
     size = min(batch.micro_batch_size, max(1, -(-died_at // 2)))
     return Batch(batch.effective_batch_size, size, -(-batch.effective_batch_size // size))
-
-
-def run_page(uri: str, experiment_id: str, run_id: str, name: str) -> str:
-    """Give a link to a run's page, in Markdown; for a local store the page is that of `bigstep mlflow`."""
-    host = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    how = "" if uri.startswith("http") else " (while `bigstep mlflow` runs)"
-    return f"[{name} in MLflow]({host}/#/experiments/{experiment_id}/runs/{run_id}){how}"
 
 
 def _to_the_end(samples: int, validation: Validation) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bigstep.atomic_files import whole_file
-from bigstep.config.checkpoint import parse_duration
 from bigstep.config.params import Params, flatten
+from bigstep.config.units import parse_duration
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ModelError
@@ -89,7 +89,14 @@ def train_trial(
     """
     params, batch = job.params, job.fit.batch
     state = begin_training(
-        project, store, batch, params.model, params.train, params.hardware, params.memory, params.tracking.noise_scale
+        store,
+        batch,
+        params.model,
+        params.train,
+        params.hardware,
+        params.memory,
+        params.tracking.noise_scale,
+        weights=project.starting_weights(params.model.weights),
     )
     device = state.classifier.mean.device
     restart_peak_memory(device)

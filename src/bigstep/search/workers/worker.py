@@ -9,18 +9,14 @@ import json
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 import optuna
 from optuna.trial import TrialState
 
-from bigstep.config.params import Params
-from bigstep.config.search import OBJECTIVES
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import UserError
@@ -28,42 +24,21 @@ from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.stop_signals import Signals, StoppedError
-from bigstep.search.confirmation import Again, audits, best_trials, replicates
+from bigstep.search.confirmation import things_to_do_again
+from bigstep.search.initial_points import ensure_noise_start
 from bigstep.search.patience import patiently
+from bigstep.search.request import SearchRequest
 from bigstep.search.samplers import choose_sampler
-from bigstep.search.space import Space, build_space
-from bigstep.search.storage import STORAGE_ERRORS, first_line, open_storage, open_study
-from bigstep.search.trial_queue import BEAT, KEY, RETRIES, Ledger, counted, live
+from bigstep.search.space import build_space
+from bigstep.search.storage import STORAGE_ERRORS, first_line
+from bigstep.search.studies import open_ledgers
+from bigstep.search.trial_queue import BEAT, RETRIES, Ledger
 from bigstep.search.workers.trial_runner import Conductor
-from bigstep.stages.starting import ensure_noise_start
 
-__all__ = ["SearchRequest", "Worker", "finish_name", "has_ended", "main", "open_ledgers", "things_to_do_again"]
+__all__ = ["Worker", "main"]
 
 T = TypeVar("T")
 POLL = 0.5  # seconds between two looks at a study whose trials others train
-ASKS = 10  # times the budget: infeasible ones cost nothing but must end
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """What a worker needs to know; plain values."""
-
-    root: str
-    prepared: str
-    content: dict[str, Any]
-    """Of params.yaml, with this worker's share of threads and memory."""
-    address: str
-    """Of the study's storage."""
-    uri: str
-    experiment: str
-    experiment_id: str
-    parent_run: str
-    reason: str
-    """Why training is not slice-invariant; empty where it is."""
-    largest: int | None
-    """Exponent of the largest micro-batch that fits; None where it is planned."""
-    until: float
-    """Seconds since the epoch after which no trial is begun."""
 
 
 def main() -> int:
@@ -80,27 +55,6 @@ def main() -> int:
     except StoppedError as stop:
         return stop.exit_code
     return 0
-
-
-def finish_name(study: str) -> str:
-    """Name the study of what is trained again."""
-    return f"{study}-again"
-
-
-def open_ledgers(params: Params, address: str) -> tuple[Ledger, Ledger]:
-    """Open the study and that of what is trained again, which are begun where there are none."""
-    search, storage = params.search, open_storage(address)
-    directions = [OBJECTIVES[name] for name in search.objectives]
-    first = open_study(storage, search.study, directions)
-    again = open_study(storage, finish_name(search.study), directions[:1])
-    for study, names in ((first, search.objectives), (again, search.objectives[:1])):
-        if study.metric_names is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(list(names))
-    pruning = search.pruner == "median" and len(directions) == 1
-    first.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4) if pruning else optuna.pruners.NopPruner()
-    return Ledger(first, search.trials, ASKS * search.trials), Ledger(again, 0, 0)
 
 
 @final
@@ -198,28 +152,6 @@ class Worker:
             self.again.ensure(item.key, {"item": number}, item.attributes)
 
 
-def things_to_do_again(params: Params, space: Space, first: Ledger) -> list[Again]:
-    """Give what a search that has ended trains again: the same for whoever asks."""
-    search, trials = params.search, first.trials()
-    is_smaller_better = OBJECTIVES[search.objectives[0]] == "minimize"
-    best = best_trials(trials, search.top, smaller_is_better=is_smaller_better) if len(search.objectives) == 1 else []
-    seed = params.train.seed
-    return [
-        *(replicates(best, search, seed)),
-        *(audits(trials, search, seed) if space.kind == "planned" else []),
-    ]
-
-
-def has_ended(params: Params, space: Space, ledgers: tuple[Ledger, Ledger]) -> bool:
-    """Tell whether nothing is left to train."""
-    first, again = ledgers
-    waits = any(not trial.state.is_finished() for ledger in ledgers for trial in ledger.trials())
-    if waits or len(counted(first.trials())) < params.search.trials:
-        return False
-    done = {trial.user_attrs.get(KEY) for trial in live(again.trials())}
-    return all(item.key in done for item in things_to_do_again(params, space, first))
-
-
 @contextmanager
 def beating(ledger: Ledger, trial: optuna.Trial) -> Iterator[None]:
     """Give signs of life while the block runs."""
@@ -237,3 +169,7 @@ def beating(ledger: Ledger, trial: optuna.Trial) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""What the command line sets over params.yaml: a preset, --set and its short forms."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from bigstep.commands.arguments import short_forms
+from bigstep.config.yaml_files import Override, parse_overrides
+from bigstep.errors import ConfigError
+
+__all__ = ["chosen_overrides", "read_preset"]
+
+
+def chosen_overrides(options: argparse.Namespace) -> tuple[Override, ...]:
+    """Return what --set and its short forms ask for.
+
+    Raises:
+        ConfigError: it names no key, or a value breaks a rule.
+    """
+    from bigstep.config.params import check_overrides
+
+    short = short_forms(options.command)
+    texts = [f"{target}={getattr(options, key)}" for key, target in short.items() if getattr(options, key, None) is not None]
+    try:
+        texts += shlex.split(getattr(options, "overrides", ""))
+    except ValueError as error:
+        raise ConfigError(f"--overrides must be words as in a shell, but {error}; balance the quotes") from None
+    found = parse_overrides([*texts, *options.set])
+    check_overrides(found, "--set")
+    return found
+
+
+def read_preset(root: Path, name: str | None) -> tuple[Override, ...]:
+    """Return what presets/NAME.yaml sets.
+
+    Raises:
+        ConfigError: there is no such preset, or it breaks a rule.
+    """
+    from bigstep.config.params import check_overrides
+    from bigstep.config.yaml_files import nearest, read_yaml
+
+    if name is None:
+        return ()
+    known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"--preset must name a file in presets/, but {name!r} is none; {nearest(name, known)}")
+    content = read_yaml(root / "presets" / f"{name}.yaml")
+    for section, values in content.items():
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"presets/{name}.yaml: {section} must be a mapping of keys, but is not; indent its keys below it")
+    found = tuple((section, key, value) for section, values in content.items() for key, value in (values or {}).items())
+    check_overrides(found, f"presets/{name}.yaml")
+    return found

@@ -1,0 +1,96 @@
+"""Speed and memory over micro-batch sizes, measured in a process of its own."""
+
+import json
+import subprocess
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import parse_section
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import ProjectError
+from bigstep.planning.throughput import Ladder, Rung
+from bigstep.runtime.child_process import start_module
+
+__all__ = ["LadderRequest", "climb_configured"]
+
+
+@dataclass(frozen=True)
+class LadderRequest:
+    """What to measure: sections of params.yaml as plain values, the images' shape, and until when."""
+
+    sections: dict[str, dict[str, Any]]
+    channels: int
+    size: int
+    num_classes: int
+    until: float
+    """Seconds since the epoch after which no further rung is begun."""
+
+    def section(self, kind: Any) -> Any:
+        """Give one section."""
+        return parse_section(kind, self.sections, "plan")
+
+
+def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[Ladder, ...]:
+    end = time.perf_counter() + seconds
+    chosen = (params.train.precision, params.hardware.memory_format)
+    every = [(p, f) for p in ("float32", "bfloat16") for f in ("contiguous", "channels_last")]
+    wanted = [chosen, *(kind for kind in every if kind != chosen and others)]
+    found = []
+    for number, (precision, memory_format) in enumerate(wanted):
+        left = end - time.perf_counter()
+        if number and left < 6:
+            break
+        share = left * (0.5 if others else 1.0) if number == 0 else left / (len(wanted) - number)
+        console.print(f"measuring {params.model.name} in {precision}, {memory_format} ...")
+        kind = {"train": {"precision": precision}, "hardware": {"memory_format": memory_format}}
+        shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
+        ladder = _climb(params, kind, shape, share)
+        if ladder is not None:
+            found.append(ladder)
+    return tuple(found)
+
+
+def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> Ladder:
+    """Measure the ladder of the configured precision and memory format, for images of a shape."""
+    found = _climb(params, {}, (channels, size, num_classes), seconds)
+    assert found is not None
+    return found
+
+
+def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float) -> Ladder | None:
+    sections = {
+        name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "memory", "tracking")
+    }
+    sections["model"].update(weights=None, freeze_backbone=False)
+    sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
+    for name, values in changes.items():
+        sections[name].update(values)
+    request = LadderRequest(sections, *shape, until=time.time() + seconds)
+    process = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    timer = threading.Timer(seconds + 20, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        process.stdin.write(json.dumps(asdict(request)))
+        process.stdin.close()
+        lines: list[dict[str, Any]] = [json.loads(line) for line in process.stdout if line.endswith("}\n")]
+    finally:
+        timer.cancel()
+        process.stdout.close()
+        process.wait()
+    rungs = tuple(Rung(**line) for line in lines if "micro_batch_size" in line)
+    if not rungs and process.returncode > 0:  # a signal, below zero, is what running out of memory looks like
+        raise ProjectError(
+            f"measuring {params.model.name} must end well, but ended with exit code {process.returncode}; its message is above"
+        )
+    if not rungs:
+        return None
+    precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]
+    complete = rungs[-1].micro_batch_size < params.batch.effective_batch_size
+    return Ladder(precision, memory_format, lines[0]["update_seconds"], rungs, complete)

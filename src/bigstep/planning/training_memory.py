@@ -1,0 +1,25 @@
+"""The predicted memory of a training step."""
+
+import torch
+
+from bigstep.config.batch_sizes import Batch
+from bigstep.config.train import Train
+from bigstep.memory.prediction import MemoryPrediction, predict_memory
+from bigstep.models.classifier import Classifier
+from bigstep.training.optimization import build_optimizer
+
+__all__ = ["predict_training"]
+
+
+def predict_training(classifier: Classifier, train: Train, image_shape: tuple[int, int, int], batch: Batch) -> MemoryPrediction:
+    """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``."""
+    return predict_memory(
+        classifier,
+        image_shape,
+        batch.micro_batch_size,
+        optimizer=lambda parameters: build_optimizer(train, parameters),
+        precision=train.precision,
+        input_dtype=torch.uint8,
+        effective_batch_size=None if classifier.mean.is_cuda else batch.effective_batch_size,  # it stays on the host
+        average=train.ema_decay is not None,
+    )

@@ -1,0 +1,23 @@
+"""Which code decides what is learned, and which decides no result at all; the one place that tells them apart.
+
+A training is resumed with the same ``DECIDING`` code only; a stage of dvc.yaml depends on all it imports but ``NO_RESULT``.
+"""
+
+import hashlib
+from pathlib import Path
+
+import bigstep
+
+__all__ = ["DECIDING", "NO_RESULT", "digest_code"]
+
+DECIDING = ("step", "data", "models", "training")  # packages whose code decides what is learned
+NO_RESULT = ("planning", "project.parameters")  # they can refuse or slow a stage, and change nothing that it writes
+
+
+def digest_code() -> str:
+    """Hash the code that decides what is learned."""
+    root, digest = Path(bigstep.__file__).parent, hashlib.sha256()
+    for package in DECIDING:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

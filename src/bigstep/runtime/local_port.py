@@ -1,0 +1,26 @@
+"""A free port of this machine."""
+
+import socket
+
+from bigstep.errors import ProjectError
+
+__all__ = ["FIRST_PORT", "LOOPBACK", "free_port"]
+LOOPBACK = "127.0.0.1"
+FIRST_PORT = 5000
+
+
+def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
+    """Give ``port``, or for 0 the one from ``first`` on that nobody uses.
+
+    Raises:
+        ProjectError: it is taken.
+    """
+    for candidate in [port] if port else range(first, first + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError:
+                continue
+            return candidate
+    raise ProjectError(f"--port must be free on {host}, but {port or f'all from {first} on'} is taken; choose another")

@@ -1,0 +1,75 @@
+"""The studies of a search: where they are, what they were started with."""
+
+import warnings
+
+import optuna
+
+from bigstep.config.params import Params, flatten
+from bigstep.config.search import OBJECTIVES
+from bigstep.console import console
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError
+from bigstep.project.paths import ProjectPaths
+from bigstep.runs.code_digest import digest_code
+from bigstep.search.space import Space
+from bigstep.search.storage import open_storage, open_study
+from bigstep.search.trial_queue import Ledger
+
+__all__ = ["ASKS", "CODE", "PARAMETERS", "check_same", "finish_name", "open_ledgers", "study_address"]
+ASKS = 10  # times the budget: infeasible ones cost nothing but must end
+PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
+
+
+def finish_name(study: str) -> str:
+    """Name the study of what is trained again."""
+    return f"{study}-again"
+
+
+def open_ledgers(params: Params, address: str) -> tuple[Ledger, Ledger]:
+    """Open the study and that of what is trained again, which are begun where there are none."""
+    search, storage = params.search, open_storage(address)
+    directions = [OBJECTIVES[name] for name in search.objectives]
+    first = open_study(storage, search.study, directions)
+    again = open_study(storage, finish_name(search.study), directions[:1])
+    for study, names in ((first, search.objectives), (again, search.objectives[:1])):
+        if study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(names))
+    pruning = search.pruner == "median" and len(directions) == 1
+    first.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4) if pruning else optuna.pruners.NopPruner()
+    return Ledger(first, search.trials, ASKS * search.trials), Ledger(again, 0, 0)
+
+
+def study_address(project: ProjectPaths, params: Params) -> str:
+    """Give where the study is stored: a path, or a database's address."""
+    given = params.search.storage
+    if given is None:
+        return str(project.search / f"{params.search.study}.journal")
+    return given if "://" in given else str(project.resolve(given))
+
+
+def check_same(study: optuna.Study, params: Params, space: Space, store: Store) -> None:
+    """Refuse to mix trials that cannot be compared: all parameters that decide learning and are not searched must be the same.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    free = {"train.learning_rate", "train.effective_batch_size", *space.dimensions}
+    learning = {name: str(value) for name, value in flatten(params).items() if name.split(".")[0] in ("data", "model", "train")}
+    fixed = {name: value for name, value in learning.items() if name not in free}
+    fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
+    fixed |= {"search.parameters": ", ".join(sorted(space.dimensions)), "data": store.manifest.digest}
+    known = study.user_attrs.get(PARAMETERS)
+    if known is None:
+        study.set_user_attr(PARAMETERS, fixed)
+        study.set_user_attr(CODE, digest_code())
+        return
+    changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
+    if changed:
+        raise ConfigError(
+            f"a study must be searched with the parameters it was begun with, but {', '.join(sorted(changed)[:4])} changed; "
+            "name another with search.study"
+        )
+    if study.user_attrs.get(CODE) != digest_code():
+        console.print("WARNING: the code that decides learning has changed since this study was begun; compare with care")

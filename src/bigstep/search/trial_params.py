@@ -1,0 +1,27 @@
+"""The parameters of a trial: params.yaml with the trial's point in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bigstep.config.params import Params
+from bigstep.config.yaml_files import apply_overrides
+from bigstep.project.parameters import check_params
+
+__all__ = ["trial_params"]
+
+
+def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Params:
+    """Give the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
+
+    Raises:
+        ConfigError: they contradict one another.
+    """
+    params = check_params(content)
+    values = {"hardware.accumulation_steps": None, **overrides}
+    if params.model.norm == "batch":
+        values["model.ghost_batch_size"] = values["hardware.micro_batch_size"]
+        values["hardware.micro_batch_size"] = None
+    if params.search.epochs is not None:
+        values["train.epochs"] = params.search.epochs
+    triples = tuple((*name.split(".", 1), value) for name, value in values.items())
+    return check_params(apply_overrides(content, triples), "a trial")

@@ -1,0 +1,76 @@
+"""A tracker that writes into a spool, and never waits for MLflow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+from bigstep.tracking.spool import Sent, Spool
+from bigstep.tracking.tracker import DatasetRecord, Metric, ModelRecord, finite
+
+__all__ = ["SpoolTracker"]
+
+
+@final
+class SpoolTracker:
+    """A tracker that writes to a spool."""
+
+    def __init__(self, spool: Spool) -> None:
+        """Write to ``spool``; metrics that stand in it are not taken again."""
+        self.spool = spool
+        self._seen = {
+            (key, step) for entry, _ in spool.entries() if entry["entry"] == "metrics" for key, _, step, _ in entry["rows"]
+        }
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Note the parameters."""
+        self._append("params", values={key: str(value) for key, value in params.items()})
+
+    def log_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Note values that are finite and new."""
+        new = [item for item in finite(metrics) if (item.key, item.step) not in self._seen]
+        self._seen.update((item.key, item.step) for item in new)
+        if new:
+            self._append("metrics", rows=[[item.key, item.value, item.step, item.timestamp] for item in new])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._append("tags", values=dict(tags))
+
+    def log_dataset(self, dataset: DatasetRecord) -> None:
+        """Note the data that was used."""
+        self._append("dataset", values={**asdict(dataset), "profile": dict(dataset.profile)})
+
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, where it exists."""
+        if path.is_file():
+            self._append("file", path=self.spool.keep(path), folder=folder)
+
+    def log_model(self, model: ModelRecord) -> None:
+        """Keep a copy of the model's folder."""
+        kept = self.spool.keep(model.folder)
+        self._append("model", path=kept, example=model.example.tolist(), classes=list(model.classes), tags=dict(model.tags))
+
+    def promote(self, name: str, weights_sha256: str) -> None:
+        """Have the model with these weights registered under ``name``."""
+        self._append("promote", name=name, weights_sha256=weights_sha256)
+
+    def continue_run(self, run_id: str) -> None:
+        """Tell everything to the run ``run_id`` from the start, where another was told so far; the two are tagged."""
+        old = self.spool.sent.run_id
+        if old != run_id:
+            if old is not None:
+                self._append("continues", run_id=old)
+            self.spool.sent = Sent(run_id, 0)
+
+    def point_from(self, run_id: str) -> None:
+        """Have another run say that this one has the history."""
+        self._append("pointer", run_id=run_id)
+
+    def finish(self, status: str) -> None:
+        """End the run."""
+        self._append("finish", status=status)
+        self.spool.sync()
+
+    def _append(self, kind: str, **values: Any) -> None:
+        self.spool.append({"entry": kind, **values})
