@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from bigstep.config.data import Data
+from bigstep.config.data import DataConfig
 from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
@@ -63,7 +63,7 @@ def nothing_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("digits")
-    data = Data()
+    data = DataConfig()
     source = open_source(data, folder, num_workers=0)
     assert sum(1 for _ in prepare_store(source, data, folder)) == 1797
     store = Store(folder)

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.errors import UserError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
+from bigstep.runs.low_memory_marker import LowMemoryMarker, failed_micro_batch_size
 from bigstep.runtime.device import headroom_bytes
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.state import build_state
@@ -42,17 +42,17 @@ class _Batches:
 
 def train(folder: Path, slack: int) -> None:
     """Train a few steps within ``slack`` bytes more than the process has now, from the mark of an earlier start."""
-    mark, section, model = folder / "mark.json", Train(precision="float32"), Model(width=32, dropout=0.1)
-    died_at = read_mark(mark)
-    micro = EFFECTIVE if died_at is None else -(-died_at // 2)
+    mark, section, model = folder / "mark.json", TrainConfig(precision="float32"), ModelConfig(width=32, dropout=0.1)
+    failed_at = failed_micro_batch_size(mark)
+    micro = EFFECTIVE if failed_at is None else -(-failed_at // 2)
     torch.manual_seed(0)
     classifier = build_classifier(model, InputShape(1, 32, 10), mean=(0.5,), std=(0.25,))
-    sizes = Batch(EFFECTIVE, micro, -(-EFFECTIVE // micro))
+    sizes = BatchSizes(EFFECTIVE, micro, -(-EFFECTIVE // micro))
     state = build_state(
         classifier, section, sizes, num_samples=5000, num_classes=10, class_weights=None, model=model, noise="first"
     )
     set_training_mode(state)
-    batches = MarkedBatches(_Batches(), mark, NEED, lambda: state.accumulator.micro_batch_size)
+    batches = LowMemoryMarker(_Batches(), mark, NEED, lambda: state.accumulator.micro_batch_size)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + slack, resource.RLIM_INFINITY))
     assert headroom_bytes() <= slack

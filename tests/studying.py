@@ -10,7 +10,7 @@ import optuna
 
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.storage import open_storage, open_study
-from bigstep.search.trial_queue import Ledger
+from bigstep.search.trial_queue import TrialQueue
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     seconds, start = (float(text) for text in [*sys.argv[3:5], "0", "0"][:2])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     time.sleep(max(0.0, start - time.time()))
-    ledger = Ledger(open_study(open_storage(address), "study", ["minimize"]), budget, 10 * budget)
+    ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), budget, 10 * budget)
     count = 0
     while True:
         ledger.sweep()

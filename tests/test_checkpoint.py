@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
 from bigstep.errors import CheckpointError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.runs.checkpoint_files import check_folder, clear_checkpoints, load_latest, read_commit, save_checkpoint
-from bigstep.runs.checkpoints import Checkpoints, checkpoint_interval
+from bigstep.runs.checkpoints import CheckpointWriter, checkpoint_interval
 from bigstep.training.loop import train_epochs
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
@@ -119,7 +119,7 @@ CASES = {
 }
 
 
-def _begin(store: Store, train: Train, batch: Batch, model: Model) -> TrainingState:
+def _begin(store: Store, train: TrainConfig, batch: BatchSizes, model: ModelConfig) -> TrainingState:
     torch.manual_seed(3)
     manifest = store.manifest
     shape = InputShape(manifest.channels, manifest.size, len(manifest.classes))
@@ -136,7 +136,7 @@ def _begin(store: Store, train: Train, batch: Batch, model: Model) -> TrainingSt
     )
 
 
-def _records(state: TrainingState, train: Train, store: Store, size: int) -> list[tuple[Any, ...]]:
+def _records(state: TrainingState, train: TrainConfig, store: Store, size: int) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for record in train_epochs(state, train, store, TrainingBatches(store, train, size, 0)):
         if isinstance(record, StepRecord):
@@ -149,8 +149,8 @@ def _records(state: TrainingState, train: Train, store: Store, size: int) -> lis
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stop", [3, 9])
 def test_a_training_put_on_disk_anywhere_ends_in_the_same_bits(case: str, stop: int, digits: Store, tmp_path: Path) -> None:
-    train = Train(**{"epochs": 3, "effective_batch_size": 200, "learning_rate": 0.004, **CASES[case]})
-    model, batch = Model(width=4, dropout=0.2), Batch(200, 64, 4)
+    train = TrainConfig(**{"epochs": 3, "effective_batch_size": 200, "learning_rate": 0.004, **CASES[case]})
+    model, batch = ModelConfig(width=4, dropout=0.2), BatchSizes(200, 64, 4)
     whole = _begin(digits, train, batch, model)
     expected = _records(whole, train, digits, 200)
     first = _begin(digits, train, batch, model)
@@ -177,9 +177,9 @@ def test_a_training_put_on_disk_anywhere_ends_in_the_same_bits(case: str, stop: 
 
 @pytest.mark.parametrize("size", [200, 25])
 def test_a_training_goes_on_with_another_micro_batch_size(size: int, digits: Store, tmp_path: Path) -> None:
-    train, model = Train(epochs=2, effective_batch_size=200, precision="float64"), Model(width=4)
-    expected = _records(_begin(digits, train, Batch(200, 64, 4), model), train, digits, 200)
-    first = _begin(digits, train, Batch(200, 64, 4), model)
+    train, model = TrainConfig(epochs=2, effective_batch_size=200, precision="float64"), ModelConfig(width=4)
+    expected = _records(_begin(digits, train, BatchSizes(200, 64, 4), model), train, digits, 200)
+    first = _begin(digits, train, BatchSizes(200, 64, 4), model)
     for record in train_epochs(first, train, digits, TrainingBatches(digits, train, 200, 0)):
         if isinstance(record, EpochRecord):
             break
@@ -187,26 +187,26 @@ def test_a_training_goes_on_with_another_micro_batch_size(size: int, digits: Sto
     save_checkpoint(tmp_path, take_snapshot(first, micro_batch_size=64), {})
     found = load_latest(tmp_path)
     assert found is not None
-    again = _begin(digits, train, Batch(200, size, -(-200 // size)), model)
+    again = _begin(digits, train, BatchSizes(200, size, -(-200 // size)), model)
     restore_snapshot(again, found[0], micro_batch_size=size)
     assert again.accumulator.micro_batch_size == size
     rest = _records(again, train, digits, 200)
     for one, other in zip(rest, expected[-len(rest) :], strict=True):
         assert one[:3] == pytest.approx(other[:3], rel=1e-10)
-    same = _begin(digits, train, Batch(200, 64, 4), model)
+    same = _begin(digits, train, BatchSizes(200, 64, 4), model)
     restore_snapshot(same, found[0], micro_batch_size=64)
     assert same.accumulator.micro_batch_size == 32
 
 
 def test_a_state_that_is_not_finite_is_told(digits: Store) -> None:
-    state = _begin(digits, Train(), Batch(64, 64, 1), Model(width=4))
+    state = _begin(digits, TrainConfig(), BatchSizes(64, 64, 1), ModelConfig(width=4))
     assert is_finite(state)
     next(state.classifier.parameters()).data.view(-1)[0] = float("inf")
     assert not is_finite(state)
 
 
 def test_values_on_disk_are_plain_json(digits: Store, tmp_path: Path) -> None:
-    state = _begin(digits, Train(), Batch(64, 64, 1), Model(width=4))
+    state = _begin(digits, TrainConfig(), BatchSizes(64, 64, 1), ModelConfig(width=4))
     path = save_checkpoint(tmp_path, take_snapshot(state, micro_batch_size=64), {})
     assert json.loads((path / "values.json").read_text(encoding="utf-8"))["counters"]["step"] == 0
 
@@ -232,13 +232,13 @@ def test_the_interval_follows_the_cost_and_the_kills(longest: float, cost: float
 
 def test_starts_are_counted_and_forgotten_at_the_end(tmp_path: Path) -> None:
     now = [0.0]
-    first = Checkpoints(tmp_path / "a.1", 60.0, {}, clock=lambda: now[0])
+    first = CheckpointWriter(tmp_path / "a.1", 60.0, {}, clock=lambda: now[0])
     assert first.restore(None, micro_batch_size=1) is None  # type: ignore[arg-type] # there is nothing to restore
     now[0] = 4.9
     assert not first.is_due(at_epoch_end=False)
     now[0] = 5.1
     assert first.is_due(at_epoch_end=False)
-    second = Checkpoints(tmp_path / "a.1", 60.0, {})
+    second = CheckpointWriter(tmp_path / "a.1", 60.0, {})
     second.restore(None, micro_batch_size=1)  # type: ignore[arg-type]
     assert len(json.loads((tmp_path / "a.1.starts.json").read_text())["starts"]) == 2
     assert second.is_due(at_epoch_end=False) is False

@@ -17,7 +17,7 @@ from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.process_identity import process_name
 from bigstep.search.storage import open_storage, open_study
-from bigstep.search.trial_queue import WORKER, Ledger
+from bigstep.search.trial_queue import WORKER, TrialQueue
 from bigstep.tracking.database import open_client
 from bigstep.tracking.dead_runs import PROCESS, claim_given_run
 from dvc_dependencies import ROOT
@@ -108,7 +108,7 @@ def _dead_process() -> str:
 def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = ProjectPaths(root).search / "search.journal"
     study = open_study(open_storage(str(path)), "search", ["minimize"])
-    ledger = Ledger(study, 5, 50)
+    ledger = TrialQueue(study, 5, 50)
     ledger.ensure("start-0", {"x": 0.5}, {})
     trial = ledger.claim(None)
     assert trial is not None
@@ -127,7 +127,7 @@ def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, c
 
 def test_a_trial_of_a_living_worker_is_left_alone(root: Path) -> None:
     path = ProjectPaths(root).search / "search.journal"
-    ledger = Ledger(open_study(open_storage(str(path)), "search", ["minimize"]), 5, 50)
+    ledger = TrialQueue(open_study(open_storage(str(path)), "search", ["minimize"]), 5, 50)
     ledger.ensure("start-0", {"x": 0.5}, {})
     assert ledger.claim(None) is not None
     assert not _texts(root, "RUNNING")

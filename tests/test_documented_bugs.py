@@ -99,7 +99,7 @@ def test_bug_5_average_decay_and_clipping_happen_once_a_step(digits: Store) -> N
         state, _ = _begin(digits, train, micro)
         take_step(state, train, *_first_batch(digits))
         take_step(state, train, *_first_batch(digits))
-        averaged = torch.cat([p.detach().flatten() for p in state.judged.parameters()])
+        averaged = torch.cat([p.detach().flatten() for p in state.evaluated_model.parameters()])
         results.append((averaged, _flat(state)))
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-14)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from bigstep.runs.metric_log import History
+from bigstep.runs.metric_log import MetricLog
 from bigstep.tracking.tracker import RecordingTracker
 from bigstep.training.records import StepRecord
 
@@ -18,13 +18,13 @@ def _step(number: int) -> StepRecord:
 
 
 def test_a_training_that_goes_on_counts_its_images_and_seconds_of_before() -> None:
-    first = History(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
+    first = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
     for number in range(3):
         first.add(_step(number))
     time.sleep(0.2)
     kept = json.loads(json.dumps(first.kept()))
-    second = History(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
-    second.go_on(kept, 3)
+    second = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
+    second.load_state_dict(kept, 3)
     assert second.images_per_second == pytest.approx(3000 / kept["seconds"], rel=0.2)
     second.add(_step(3))
     assert second.num_images == 4000
@@ -32,7 +32,7 @@ def test_a_training_that_goes_on_counts_its_images_and_seconds_of_before() -> No
 
 
 def test_a_checkpoint_of_before_they_were_kept_still_goes_on() -> None:
-    history = History(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
+    history = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
     kept = {name: value for name, value in history.kept().items() if name not in ("images", "seconds")}
-    history.go_on(kept, 3)
+    history.load_state_dict(kept, 3)
     assert history.num_images == 0

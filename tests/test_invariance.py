@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
@@ -59,8 +59,8 @@ class _Network(nn.Module):
         return self.head(hidden + mixed.permute(1, 2, 0).view_as(hidden))
 
 
-def _train(**values: Any) -> Train:
-    return Train.model_validate(
+def _train(**values: Any) -> TrainConfig:
+    return TrainConfig.model_validate(
         {
             "epochs": 15,
             "effective_batch_size": 64,
@@ -82,7 +82,7 @@ def _train(**values: Any) -> Train:
 class _Remembered:
     """Effective batches that are made once; that they are the same bits for any number of workers is tested by itself."""
 
-    def __init__(self, store: Store, train: Train, workers: int) -> None:
+    def __init__(self, store: Store, train: TrainConfig, workers: int) -> None:
         batches = TrainingBatches(store, train, 64, workers)
         self.epochs = [list(batches.epoch(epoch)) for epoch in range(15)]
 
@@ -97,13 +97,13 @@ def _batches(store: Store, seed: int, workers: int, augmentation: Any) -> _Remem
     )
 
 
-def _run(store: Store, train: Train, micro: int, workers: int) -> TrainingState:
+def _run(store: Store, train: TrainConfig, micro: int, workers: int) -> TrainingState:
     manifest = store.manifest
     torch.manual_seed(train.seed)
     classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
-    batch = Batch(64, micro, -(-64 // micro))
+    batch = BatchSizes(64, micro, -(-64 // micro))
     weights = torch.linspace(0.5, 1.5, 10).double()
-    options = {"num_samples": len(store.indices(0)), "num_classes": 10, "class_weights": weights, "model": Model()}
+    options = {"num_samples": len(store.indices(0)), "num_classes": 10, "class_weights": weights, "model": ModelConfig()}
     state = build_state(classifier, train, batch, **options)
     steps = 0
     kind = train.augmentation if isinstance(train.augmentation, str) else "transforms"
@@ -133,7 +133,7 @@ def _distance(one: nn.Module, two: nn.Module) -> float:
 def test_three_hundred_steps_end_in_the_same_weights(micro: int, workers: int, digits: Store) -> None:
     reference, other = _reference(digits), _run(digits, _train(), micro, workers)
     assert _distance(reference.classifier, other.classifier) <= 1e-9
-    assert _distance(reference.judged, other.judged) <= 1e-9
+    assert _distance(reference.evaluated_model, other.evaluated_model) <= 1e-9
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def print_cuts(folder: str) -> None:
 
     def judge(seed: int, micro: int) -> tuple[float, int]:
         state = _run(store, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
-        found = validate(state.judged, ordered_batches(store, 2, 359))
+        found = validate(state.evaluated_model, ordered_batches(store, 2, 359))
         return found.loss, round(found.accuracy * 359)
 
     sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(5)], [judge(0, micro) for micro in (16, 7)]]) + "\n")

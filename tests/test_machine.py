@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from bigstep.runtime.process_identity import is_alive, process_name
 from bigstep.search.storage import open_storage, open_study
-from bigstep.search.trial_queue import Ledger
+from bigstep.search.trial_queue import TrialQueue
 
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
@@ -55,7 +55,7 @@ def test_a_trial_of_a_worker_in_another_pid_namespace_is_not_taken_from_it(tmp_p
     with _python(str(Path(__file__).with_name("studying.py")), address, "1", "2") as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "took 0\n"
-        ledger = Ledger(open_study(open_storage(address), "study", ["minimize"]), 1, 10)
+        ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), 1, 10)
         assert ledger.sweep() == []
         output = worker.communicate(timeout=60)[0]
     assert output == "count 1\n"

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bigstep import predict_memory
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.errors import ConfigError
 from bigstep.memory import prediction as memory
 from bigstep.memory.measurement import held_bytes, peak_growth
@@ -22,7 +22,7 @@ from bigstep.memory.storage_tracker import ACTIVATIONS, DIRECT, PLAIN, Operation
 from bigstep.models.activation_checkpointing import checkpoint_blocks
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.runs import low_memory_marker as marks
-from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
+from bigstep.runs.low_memory_marker import LowMemoryMarker, failed_micro_batch_size
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.optimization import build_optimizer
 
@@ -237,7 +237,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_the_trainings_own_optimizer_is_predicted_too() -> None:
-    train = Train()
+    train = TrainConfig()
     found = predict_memory(_build("small_cnn"), (3, 32, 32), 8, optimizer=lambda p: build_optimizer(train, p))
     plain = predict_memory(_build("small_cnn"), (3, 32, 32), 8, optimizer="adamw")
     assert found.peak_bytes == pytest.approx(plain.peak_bytes, rel=0.01)
@@ -259,7 +259,7 @@ def test_checkpointing_gives_the_same_gradients_with_less_memory_and_predicts_it
     images = torch.randn(4, 3, 32, 32)
     names, expected = list(model.state_dict()), _gradients(model, images)
     plain = predict_memory(model, (3, 32, 32), 16)
-    assert checkpoint_blocks(model, Model(name=name)) >= 4
+    assert checkpoint_blocks(model, ModelConfig(name=name)) >= 4
     assert list(model.state_dict()) == names
     for found, wanted in zip(_gradients(model, images), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -281,7 +281,7 @@ def test_checkpointing_gives_the_same_gradients_with_less_memory_and_predicts_it
 )
 def test_what_cannot_be_checkpointed_is_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        checkpoint_blocks(_build(model["name"]), Model.model_validate(model))
+        checkpoint_blocks(_build(model["name"]), ModelConfig.model_validate(model))
 
 
 class _Two:
@@ -293,16 +293,16 @@ def test_a_mark_is_set_only_while_memory_is_scarce(tmp_path: Path, monkeypatch: 
     left = {"bytes": 100}
     monkeypatch.setattr(marks, "headroom_bytes", lambda: left["bytes"])
     path = tmp_path / "mark.json"
-    source = MarkedBatches(_Two(), path, 10, lambda: 32)
+    source = LowMemoryMarker(_Two(), path, 10, lambda: 32)
     batches = source.epoch(0)
     next(batches)
-    assert read_mark(path) == 32
+    assert failed_micro_batch_size(path) == 32
     left["bytes"] = 2**40
     next(batches)
-    assert read_mark(path) is None
+    assert failed_micro_batch_size(path) is None
     left["bytes"] = 0
     next(source.epoch(1))
     source.clear()
-    assert read_mark(path) is None
+    assert failed_micro_batch_size(path) is None
     path.write_text("{", encoding="utf-8")
-    assert read_mark(path) is None
+    assert failed_micro_batch_size(path) is None

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.building import InputShape, build_network, check_model, head_parameters
 from bigstep.models.classifier import Classifier, ServedClassifier
@@ -21,8 +21,8 @@ from conftest import random_images
 SMALL = InputShape(channels=1, size=8, num_classes=10)
 
 
-def _model(**values: object) -> Model:
-    return Model.model_validate(values)
+def _model(**values: object) -> ModelConfig:
+    return ModelConfig.model_validate(values)
 
 
 def _norms(network: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]) -> int:

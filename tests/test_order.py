@@ -2,7 +2,7 @@ import numpy as np
 
 from bigstep.data.augmentation import augment
 from bigstep.data.order import effective_batches, epoch_order
-from bigstep.data.seeding import derive_key, random_words
+from bigstep.data.seeding import derive_key, random_bits
 from conftest import random_images
 
 
@@ -48,7 +48,7 @@ def test_each_kind_does_what_it_is_called() -> None:
 
 
 def test_random_words_are_spread_evenly() -> None:
-    words = random_words(derive_key("test"), np.arange(2000), 8)
+    words = random_bits(derive_key("test"), np.arange(2000), 8)
     assert words.shape == (2000, 8)
     shares = words.astype(np.float64) / 2**64
     assert abs(shares.mean() - 0.5) < 0.01

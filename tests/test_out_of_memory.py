@@ -15,7 +15,7 @@ from bigstep.config.params import parse_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import OVERHEAD_BYTES, fit_batch
+from bigstep.planning.memory_budget import OVERHEAD_BYTES, choose_slicing
 from bigstep.planning.plan import find_plan
 from bigstep.project.paths import ProjectPaths
 from bigstep.stages import train as stage
@@ -46,14 +46,14 @@ def test_bug_10_predicting_and_planning_leave_random_numbers_and_files_alone(dig
     random.seed(3)
     np.random.seed(3)  # noqa: NPY002 # the global state is what is looked at
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    fit = fit_batch(ProjectPaths(tmp_path), params, digits)
+    fit = choose_slicing(ProjectPaths(tmp_path), params, digits)
     assert fit.batch.effective_batch_size == 20
     assert fit.predicted_bytes > 0
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
     assert [path.name for path in tmp_path.iterdir()] == [".bigstep"]
-    assert fit_batch(ProjectPaths(tmp_path), params, digits) == fit
+    assert choose_slicing(ProjectPaths(tmp_path), params, digits) == fit
 
 
 def test_bug_8_the_effective_batch_is_as_asked_for_twenty_pairs_of_batch_and_budget(

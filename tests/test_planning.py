@@ -5,32 +5,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigstep.config.batch_sizes import resolve_batch
-from bigstep.config.hardware import Hardware
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.config.units import parse_size
 from bigstep.errors import ConfigError
-from bigstep.planning.throughput import Rung, choose, climb, ladder
+from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, choose, measure_until_flat
 
 
-def _rungs(*speeds: float) -> list[Rung]:
-    return [Rung(2**i, speed, 100 + 10 * 2**i, 50 + 10 * 2**i) for i, speed in enumerate(speeds)]
+def _rungs(*speeds: float) -> list[SizeMeasurement]:
+    return [SizeMeasurement(2**i, speed, 100 + 10 * 2**i, 50 + 10 * 2**i) for i, speed in enumerate(speeds)]
 
 
 @pytest.mark.parametrize(("effective", "sizes"), [(1, (1,)), (2, (1, 2)), (64, (1, 2, 4, 8, 16, 32, 64)), (7, (1, 2, 4, 7))])
 def test_the_ladder_ends_with_the_whole_batch(effective: int, sizes: tuple[int, ...]) -> None:
-    assert ladder(effective) == sizes
+    assert candidate_sizes(effective) == sizes
 
 
 def test_climbing_stops_after_two_rungs_without_gain() -> None:
     speeds = {1: 10.0, 2: 20.0, 4: 20.1, 8: 20.2, 16: 99.0}
-    found = list(climb((1, 2, 4, 8, 16), lambda size: Rung(size, speeds[size], 0, 0)))
+    found = list(measure_until_flat((1, 2, 4, 8, 16), lambda size: SizeMeasurement(size, speeds[size], 0, 0)))
     assert [rung.micro_batch_size for rung in found] == [1, 2, 4, 8]
 
 
 def test_one_slow_rung_does_not_stop_the_climb() -> None:
     speeds = {1: 10.0, 2: 9.0, 4: 20.0}
-    assert len(list(climb((1, 2, 4), lambda size: Rung(size, speeds[size], 0, 0)))) == 3
+    assert len(list(measure_until_flat((1, 2, 4), lambda size: SizeMeasurement(size, speeds[size], 0, 0)))) == 3
 
 
 def test_the_fastest_within_the_budget_and_the_smaller_of_equals() -> None:
@@ -62,17 +62,17 @@ def test_the_effective_batch_is_always_as_asked(effective: int, speeds: list[flo
 )
 def test_sizes_read_as_they_are_written(text: str, size: int) -> None:
     assert parse_size(text) == size
-    assert Hardware.model_validate({"memory_budget": text}).memory_budget == text
+    assert HardwareConfig.model_validate({"memory_budget": text}).memory_budget == text
 
 
 def test_auto_takes_what_is_planned_and_needs_the_effective_batch() -> None:
-    hardware = Hardware.model_validate({"micro_batch_size": "auto"})
-    open_ended = resolve_batch(Train(effective_batch_size=100), hardware, Model())
+    hardware = HardwareConfig.model_validate({"micro_batch_size": "auto"})
+    open_ended = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig())
     assert not open_ended.is_planned
     assert str(open_ended) == "effective batch 100, cut as planned"
-    planned = resolve_batch(Train(effective_batch_size=100), hardware, Model(), 32)
+    planned = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(), 32)
     assert (planned.effective_batch_size, planned.micro_batch_size, planned.accumulation_steps) == (100, 32, 4)
-    ghost = resolve_batch(Train(effective_batch_size=100), hardware, Model(norm="batch", ghost_batch_size=25), 32)
+    ghost = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(norm="batch", ghost_batch_size=25), 32)
     assert (ghost.micro_batch_size, ghost.is_planned) == (25, True)
     with pytest.raises(ConfigError, match="leave its slicing to the plan"):
-        resolve_batch(Train(effective_batch_size=None), hardware, Model())
+        resolve_batch(TrainConfig(effective_batch_size=None), hardware, ModelConfig())

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bigstep.commands.predict import predict
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import ModelCard, build_classifier, save_model
@@ -18,14 +18,14 @@ from bigstep.runtime.local_port import free_port
 from bigstep.tracking import database
 
 CARD = ModelCard(
-    Model(width=4).model_dump(mode="json"), ("cat", "dog"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
+    ModelConfig(width=4).model_dump(mode="json"), ("cat", "dog"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
 )
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     """A folder with a model of two classes, and an image beside it."""
-    classifier = build_classifier(Model(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
+    classifier = build_classifier(ModelConfig(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
     save_model(classifier.network.state_dict(), CARD, tmp_path / "model")
     Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(tmp_path / "photo.png")
     return tmp_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigstep.config.data import Data
+from bigstep.config.data import DataConfig
 from bigstep.data.sources import Source, open_source
 from bigstep.data.store import Manifest, Store
 from bigstep.data.store_writer import prepare_store
@@ -19,7 +19,7 @@ from images import add_damaged, encode
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-def _prepare(data: Data, root: Path, folder: Path, workers: int = 0) -> Store:
+def _prepare(data: DataConfig, root: Path, folder: Path, workers: int = 0) -> Store:
     folder.mkdir()
     source: Source = open_source(data, root, workers)
     assert sum(1 for _ in prepare_store(source, data, folder)) == len(source)
@@ -35,8 +35,8 @@ def _folder(root: Path, classes: int = 2, count: int = 10) -> Path:
     return root
 
 
-def _image_folder(**values: object) -> Data:
-    return Data.model_validate({"source": "image-folder", "image_size": 8, **values})
+def _image_folder(**values: object) -> DataConfig:
+    return DataConfig.model_validate({"source": "image-folder", "image_size": 8, **values})
 
 
 def test_digits_are_all_there_and_split(digits: Store) -> None:
@@ -107,7 +107,7 @@ def test_imagenet_normalisation_and_channels_are_taken_as_asked(tmp_path: Path) 
     grey = _prepare(_image_folder(normalization="imagenet", channels=1), root, tmp_path / "grey")
     assert grey.images.shape == (20, 8, 8, 1)
     np.testing.assert_allclose(grey.manifest.mean, [0.458971], atol=1e-6)
-    repeated = _prepare(Data(channels=3), tmp_path, tmp_path / "digits")
+    repeated = _prepare(DataConfig(channels=3), tmp_path, tmp_path / "digits")
     assert repeated.images.shape == (1797, 8, 8, 3)
     assert (repeated.images[..., 0] == repeated.images[..., 2]).all()
 
@@ -121,7 +121,7 @@ def test_constant_images_do_not_divide_by_zero(tmp_path: Path) -> None:
 
 
 def test_the_split_seed_changes_the_split_and_nothing_else(tmp_path: Path) -> None:
-    one, two = (_prepare(Data(split_seed=seed), tmp_path, tmp_path / str(seed)) for seed in (0, 1))
+    one, two = (_prepare(DataConfig(split_seed=seed), tmp_path, tmp_path / str(seed)) for seed in (0, 1))
     assert (one.images == two.images).all()
     assert (one.parts != two.parts).any()
     assert one.manifest.digests["validation"] != two.manifest.digests["validation"]
@@ -145,7 +145,7 @@ def _write_fashion(root: Path, *, compressed: bool) -> None:
 @pytest.mark.parametrize(("place", "compressed"), [(".", True), ("FashionMNIST/raw", False), ("raw", True)])
 def test_fashion_mnist_is_found_where_debian_and_torchvision_put_it(place: str, compressed: bool, tmp_path: Path) -> None:
     _write_fashion(tmp_path / "source" / place, compressed=compressed)
-    store = _prepare(Data(source="fashion-mnist"), tmp_path / "source", tmp_path / "store")
+    store = _prepare(DataConfig(source="fashion-mnist"), tmp_path / "source", tmp_path / "store")
     assert store.images.shape == (80, 28, 28, 1)
     assert (store.images[:60] == random_images(60, 28, 1)).all()
     assert (store.parts[60:] == 2).all()
@@ -159,19 +159,19 @@ def test_a_torn_idx_file_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "source" / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="must be an IDX file"):
-        open_source(Data(source="fashion-mnist"), tmp_path / "source", 0)
+        open_source(DataConfig(source="fashion-mnist"), tmp_path / "source", 0)
 
 
 def test_missing_sources_say_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data.download=true to fetch them, or data.root="):
-        open_source(Data(source="fashion-mnist"), tmp_path, 0)
+        open_source(DataConfig(source="fashion-mnist"), tmp_path, 0)
     with pytest.raises(DataError, match=r"Set data.download=true"):
-        open_source(Data(source="cifar10"), tmp_path, 0)
+        open_source(DataConfig(source="cifar10"), tmp_path, 0)
 
 
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist: apt install dataset-fashion-mnist")
 def test_debians_fashion_mnist_is_whole(tmp_path: Path) -> None:
-    store = _prepare(Data(source="fashion-mnist"), FASHION, tmp_path / "store")
+    store = _prepare(DataConfig(source="fashion-mnist"), FASHION, tmp_path / "store")
     assert np.bincount(store.labels).tolist() == [7000] * 10
     assert len(store.indices(2)) == 10_000
 
@@ -194,13 +194,13 @@ def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
     for kind, files in lists.items():
         monkeypatch.setattr(CIFAR10, kind, files)
-    store = _prepare(Data(source="cifar10"), tmp_path, tmp_path / "store")
+    store = _prepare(DataConfig(source="cifar10"), tmp_path, tmp_path / "store")
     assert store.images.shape == (120, 32, 32, 3)
     assert (store.images[:20] == random_images(20, 32, 3, seed=0)).all()
     assert (store.parts == 2).sum() == 20
     (folder / "test_batch").write_bytes(b"cposix\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(DataError):
-        open_source(Data(source="cifar10"), tmp_path, 0)
+        open_source(DataConfig(source="cifar10"), tmp_path, 0)
     assert not Path("pwned").exists()
 
 

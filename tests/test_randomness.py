@@ -14,7 +14,7 @@ from bigstep.errors import RandomnessError
 from bigstep.step.batch_norm import freeze_statistics
 from bigstep.step.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
 from bigstep.step.keyed_randomness import KeyedRandomness
-from bigstep.step.random_calls import find_sites
+from bigstep.step.random_calls import find_random_calls
 from oracles import keyed_gradients, relative_error
 
 N, CUTS = 12, (5, 4, 1, 12)
@@ -193,7 +193,7 @@ def test_the_probe_leaves_batch_norm_and_gradients_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sites = find_sites(model, torch.randn(3, 8).double(), torch.enable_grad)
+    sites = find_random_calls(model, torch.randn(3, 8).double(), torch.enable_grad)
     assert [site.batch_dim for site in sites] == [0]
     assert all((before[name] == tensor).all() for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from bigstep.commands.predict import _from_registry
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.diagnostics.verify import find_damage
 from bigstep.errors import ModelError
 from bigstep.models.building import InputShape
@@ -49,7 +49,7 @@ def logged(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
     root = tmp_path_factory.mktemp("project")
     shutil.copyfile(empty_database, root / "mlflow.db")
     tracker = open_run(f"sqlite:///{root / 'mlflow.db'}", run_id=None, experiment="models")
-    classifier = build_classifier(Model(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
+    classifier = build_classifier(ModelConfig(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
     example = np.zeros((2, 8, 8, 1), np.uint8)
     tags = {"bigstep.weights_sha256": "w", "bigstep.validation_digest": "d", "bigstep.val_loss": "0.5"}
     module = ServedClassifier(classifier, 8).eval()

@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.live import Live
 
 from bigstep.config.params import parse_params
-from bigstep.config.search import Search
+from bigstep.config.search import SearchConfig
 from bigstep.errors import ConfigError
-from bigstep.planning.throughput import Rung
-from bigstep.search.confirmation import Standing, audits, best_trials, compare, replicates, standings
+from bigstep.planning.throughput import SizeMeasurement
+from bigstep.search.confirmation import SeedStatistics, audits, best_trials, compare, replicates, standings
 from bigstep.search.initial_points import ensure_noise_start, ensure_starts, noise_point, start_points
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
-from bigstep.search.results.summary import Findings
+from bigstep.search.results.summary import SearchResult
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
-from bigstep.search.trial_queue import Ledger, counted
-from bigstep.search.workers.progress_table import Display
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
+from bigstep.search.workers.progress_table import ProgressTable
 
 SIZES = {"effective_batch_size": 64, "micro_batch_size": 16, "accumulation_steps": 4, "diverged": False}
 
@@ -149,7 +149,7 @@ def test_the_finish_takes_the_best_and_the_parameters_it_began_with() -> None:
     best = best_trials(trials, 3, smaller_is_better=True)
     assert [trial.number for trial in best] == [1, 5, 6, 0]
     assert [trial.number for trial in best_trials(trials, 1, smaller_is_better=False)] == [0]
-    again = replicates(best, Search(), seed=7)
+    again = replicates(best, SearchConfig(), seed=7)
     assert {item.seed for item in again} == {8, 9, 10}
     assert len({item.key for item in again}) == 12
 
@@ -164,26 +164,26 @@ def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:
     assert [item.of for item in ranking] == [0, 1]
     assert ranking[1].mean == pytest.approx(0.3)
     assert ranking[1].spread == pytest.approx(0.1)
-    assert Standing(0, (1.0,)).spread == 0
+    assert SeedStatistics(0, (1.0,)).spread == 0
 
 
 @pytest.mark.parametrize(("value", "exact", "holds"), [(0.102, False, True), (0.104, False, False), (0.102, True, False)])
 def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -> None:
     trials = [_trial(0, 0.1)]
-    items = audits(trials, Search(trials=20), seed=0)
+    items = audits(trials, SearchConfig(trials=20), seed=0)
     assert [(item.of, item.seed, item.micro_batch_size) for item in items] == [(0, 0, 8)]
     done = [_trial(0, value, kind="audit", of=0, micro_batch_size=8)]
     (verdict,) = compare(trials, done, 0.01, exact=exact)
     assert verdict.holds is holds
     assert verdict.micro_batch_sizes == (16, 8)
-    warnings = Findings(None, (), (verdict,), (), (), ()).warnings
+    warnings = SearchResult(None, (), (verdict,), (), (), ()).warnings
     assert len(warnings) == (not holds)
     assert all(f"0.1 and {value:.6g}, apart by more than" in text and "`bigstep check`" in text for text in warnings)
 
 
 def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:
     study = optuna.create_study()
-    ledger = Ledger(study, budget=3, asks=12)
+    ledger = TrialQueue(study, budget=3, asks=12)
 
     def sampler(number: int) -> optuna.samplers.BaseSampler:
         return choose_sampler("random", seed=number, space="full", num_objectives=1)
@@ -192,8 +192,8 @@ def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> N
         value = trial.suggest_float("x", 0, 1)
         trial.set_constraint("memory", 1.0 if value < 0.5 else -1.0)
         study.tell(trial, value)
-    assert len(counted(ledger.trials())) == 3
-    hopeless = Ledger(optuna.create_study(), budget=3, asks=12)
+    assert len(counts_toward_budget(ledger.trials())) == 3
+    hopeless = TrialQueue(optuna.create_study(), budget=3, asks=12)
     while (trial := hopeless.claim(sampler)) is not None:
         trial.set_constraint("memory", 1.0)
         hopeless.study.tell(trial, 1.0)
@@ -215,7 +215,7 @@ def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | Non
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:
     params = parse_params({"search": {"trials": 5}, "train": {"effective_batch_size": 64}})
     space = build_space(params)
-    ledger = Ledger(optuna.create_study(), budget=5, asks=50)
+    ledger = TrialQueue(optuna.create_study(), budget=5, asks=50)
     ensure_starts(ledger, params, space, None)
     ensure_noise_start(ledger, space)
     assert len(ledger.trials()) == 3
@@ -224,7 +224,7 @@ def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None
     space.suggest(trial)
     trial.set_user_attr("noise_scale", 1e6)
     ledger.study.tell(trial, 0.5)
-    small = Ledger(ledger.study, budget=3, asks=50)
+    small = TrialQueue(ledger.study, budget=3, asks=50)
     ensure_noise_start(small, space)
     assert len(ledger.trials()) == 3
     for _ in range(2):
@@ -239,8 +239,8 @@ def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest
     params = parse_params({"search": {"trials": 20}})
     known = {**SIZES, "learning_rate": 0.004, "images_per_second": 1234.0, "peak_bytes": 2**30}
     for count in range(len(known) + 1):
-        first, again = (Ledger(optuna.create_study(), budget=20, asks=50) for _ in range(2))
-        display, trial = Display(params, (first, again)), first.study.ask()
+        first, again = (TrialQueue(optuna.create_study(), budget=20, asks=50) for _ in range(2))
+        display, trial = ProgressTable(params, (first, again)), first.study.ask()
         for name, value in list(known.items())[:count]:
             trial.set_user_attr(name, value)
         shown = Console(width=120, file=io.StringIO())
@@ -262,7 +262,11 @@ def _text(console: Console, table: Any) -> str:
 
 
 def test_other_slicings_of_a_trial_are_derived_from_the_plan() -> None:
-    rungs = [Rung(8, 100.0, 10 * 2**20, 5), Rung(16, 200.0, 20 * 2**20, 9), Rung(128, 400.0, 90 * 2**20, 60)]
+    rungs = [
+        SizeMeasurement(8, 100.0, 10 * 2**20, 5),
+        SizeMeasurement(16, 200.0, 20 * 2**20, 9),
+        SizeMeasurement(128, 400.0, 90 * 2**20, 60),
+    ]
     rows = slicing_rows(_trial(0, 0.1, seconds=30.0, val_loss=0.1), rungs, 50 * 2**20)
     assert [(row["micro_batch_size"], row["accumulation_steps"], row["seconds"]) for row in rows] == [
         (8, 8, 60.0),

@@ -18,8 +18,8 @@ from bigstep.errors import ProjectError
 from bigstep.runtime.local_port import free_port
 from bigstep.search.patience import patiently
 from bigstep.search.storage import open_storage, open_study
-from bigstep.search.studies import finish_name
-from bigstep.search.trial_queue import counted
+from bigstep.search.studies import confirmation_study_name
+from bigstep.search.trial_queue import counts_toward_budget
 from conftest import copy_project
 from faults.project import Project
 from postgres import Server, postgres_server
@@ -76,16 +76,16 @@ def test_a_search_outlives_a_crash_of_its_database(project: Project) -> None:
         server.start()
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
-        found = {name: _trials(server.address, name) for name in ("search", finish_name("search"))}
+        found = {name: _trials(server.address, name) for name in ("search", confirmation_study_name("search"))}
     assert "Traceback" not in output
     assert "winner: trial" in output
-    assert len(counted(found["search"])) == TRIALS
+    assert len(counts_toward_budget(found["search"])) == TRIALS
     assert [trial for trials in found.values() for trial in trials if not trial.state.is_finished()] == []
     assert "the study's storage does not answer" in _logs(project)
     assert "Traceback" not in _logs(project)
     runs = {run.info.run_id: run.info.status for run in project.runs()}
     assert "RUNNING" not in runs.values()
-    assert {runs[trial.user_attrs["mlflow_run_id"]] for trial in counted(found["search"])} == {"FINISHED"}
+    assert {runs[trial.user_attrs["mlflow_run_id"]] for trial in counts_toward_budget(found["search"])} == {"FINISHED"}
 
 
 def test_a_search_stopped_while_its_database_is_away_ends_at_once_and_is_completed_later(project: Project) -> None:
@@ -106,7 +106,7 @@ def test_a_search_stopped_while_its_database_is_away_ends_at_once_and_is_complet
         output = project.bigstep(*command, server.address)
         trials = _trials(server.address, "search")
     assert "winner: trial" in output
-    assert len(counted(trials)) == 3
+    assert len(counts_toward_budget(trials)) == 3
     assert all(trial.state.is_finished() for trial in trials)
 
 

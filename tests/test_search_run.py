@@ -15,8 +15,8 @@ import pytest
 from bigstep.config.yaml_files import read_yaml
 from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
-from bigstep.search.studies import finish_name
-from bigstep.search.trial_queue import counted
+from bigstep.search.studies import confirmation_study_name
+from bigstep.search.trial_queue import counts_toward_budget
 from browser import look
 from conftest import copy_project, read_rows
 from faults.project import Project
@@ -158,11 +158,11 @@ def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) 
         if process.stdout is not None:
             process.stdout.close()
     project.bigstep("search", "--trials", str(trials), "--workers", "2")
-    for name in ("search", finish_name("search")):
+    for name in ("search", confirmation_study_name("search")):
         found = open_stored_study(project, name).get_trials()
         assert not [trial for trial in found if not trial.state.is_finished()]
         if name == "search":
-            assert len(counted(found)) == trials
+            assert len(counts_toward_budget(found)) == trials
         else:
             keys = [trial.user_attrs["key"] for trial in found if trial.state.name == "COMPLETE"]
             assert len(keys) == len(set(keys))
@@ -197,7 +197,7 @@ def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(
         trials = optuna.load_study(study_name="search", storage=storage).get_trials()
         storage.remove_session()
         storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage
-    assert len(counted(trials)) == 8
+    assert len(counts_toward_budget(trials)) == 8
     assert all(trial.state.is_finished() for trial in trials)
     assert "winner: trial" in output
     left = [path for path in project.root.rglob("*") if path.is_file() and not path.is_symlink()]

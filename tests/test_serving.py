@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.export.passes import move_to_device_pass
 
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
 from bigstep.models.model_files import build_classifier
@@ -77,7 +77,7 @@ def _shell(root: Path, port: int, line: str) -> dict[str, object]:
 def _register(root: Path) -> ServedClassifier:
     torch.manual_seed(0)
     tracker = open_run(f"sqlite:///{root / 'mlflow.db'}", run_id=None, experiment="models")
-    module = ServedClassifier(build_classifier(Model(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
+    module = ServedClassifier(build_classifier(ModelConfig(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
     tags = {"bigstep.weights_sha256": "w", "bigstep.validation_digest": "d", "bigstep.val_loss": "0.5"}
     tracker.log_model(ModelPackage(module, PIXELS[:2], CLASSES, tags))
     assert promote(tracker.client, tracker.run_id, "bigstep-digits", metric="val_loss", smaller_is_better=True)
@@ -149,7 +149,7 @@ def test_numbers_that_are_no_pixels_are_refused_by_name_and_the_server_lives(
 
 
 def test_the_exported_program_asserts_on_the_host_even_when_it_is_moved_to_a_gpu() -> None:
-    served = ServedClassifier(build_classifier(Model(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
+    served = ServedClassifier(build_classifier(ModelConfig(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
     shapes = [dict.fromkeys(range(3), torch.export.Dim.AUTO)]
     exported = torch.export.export(CheckedClassifier(served).eval(), (torch.zeros(2, 12, 9, 1),), dynamic_shapes=shapes)
     with pytest.raises(RuntimeError, match=NO_PIXELS):

@@ -20,7 +20,7 @@ try:
         while time.monotonic() < end:
             time.sleep(0.01)
             if sys.argv[2] == "look":
-                signals.raise_if_told()
+                signals.raise_if_received()
 except StoppedError as stop:
     raise SystemExit(stop.exit_code)
 """

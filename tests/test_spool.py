@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bigstep.runs.tracked_run import deliver_others, told_run
+from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
-from bigstep.tracking.spool import Sent, Spool, alone_in, unfinished_spools
-from bigstep.tracking.spool_delivery import Courier
+from bigstep.tracking.spool import Sent, Spool, spool_lock, unfinished_spools
+from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
@@ -32,7 +32,7 @@ def _begin(folder: Path, uri: str) -> SpoolTracker:
 
 
 def _drain(spool: Spool, patience: float = 20.0) -> bool:
-    courier = Courier(spool)
+    courier = SpoolDelivery(spool)
     courier.start()
     return courier.drain(patience)
 
@@ -153,7 +153,7 @@ def test_a_store_that_was_deleted_is_told_everything_again(uri: str, tmp_path: P
 
 def test_a_server_that_is_gone_holds_nothing_up_and_is_told_later(uri: str, tmp_path: Path) -> None:
     tracker = _begin(tmp_path / "spools" / "key.1", "http://127.0.0.1:9")  # nobody listens
-    courier = Courier(tracker.spool)
+    courier = SpoolDelivery(tracker.spool)
     started = time.monotonic()
     courier.start()
     for step in range(2000):
@@ -194,7 +194,7 @@ def test_a_store_that_fails_for_a_while_is_tried_again(uri: str, tmp_path: Path,
 def test_what_is_heavy_waits_for_the_end(uri: str, tmp_path: Path) -> None:
     tracker = _begin(tmp_path / "s", uri)
     tracker.finish("FINISHED")
-    courier = Courier(tracker.spool)
+    courier = SpoolDelivery(tracker.spool)
     courier.start(20.0)
     assert not tracker.spool.is_delivered()
     assert courier.drain()
@@ -207,7 +207,7 @@ def test_a_spool_that_a_process_works_on_is_left_alone(uri: str, tmp_path: Path)
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with alone_in(tmp_path / "spools" / "key.1") as alone:
+        with spool_lock(tmp_path / "spools" / "key.1") as alone:
             assert alone
             entered.set()
             leave.wait(20)
@@ -244,12 +244,12 @@ def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: st
     client = open_client(uri)
     first, second = (client.create_run("0").info.run_id for _ in range(2))
     told = {"params": {}, "tags": {}}
-    with told_run(tmp_path / "spool", uri, "Default", given=first, **told) as telling:
+    with tracked_run(tmp_path / "spool", uri, "Default", given=first, **told) as telling:
         telling.tracker.log_metrics([Metric("loss", 1.0, 0, 1)])
     spool = Spool(tmp_path / "spool")
     SpoolTracker(spool).log_metrics([Metric("loss", 0.5, 1, 2)])  # a kill came before this was sent
     spool.close()
-    with told_run(tmp_path / "spool", uri, "Default", given=second, **told) as telling:
+    with tracked_run(tmp_path / "spool", uri, "Default", given=second, **told) as telling:
         telling.tracker.log_metrics([Metric("loss", 0.25, 2, 3)])
     assert _history(uri, first) == [(0, 1.0), (1, 0.5)]
     assert _history(uri, second) == [(0, 1.0), (1, 0.5), (2, 0.25)]

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from bigstep.errors import ProjectError
 from bigstep.search import trial_queue as ledgers
 from bigstep.search.storage import open_storage, open_study, without_password
-from bigstep.search.trial_queue import Ledger, counted
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from postgres import postgres
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -145,7 +145,7 @@ def test_a_killed_workers_trial_is_retried_once_and_the_budget_holds(tmp_path: P
     assert trials[0].state == TrialState.FAIL
     again = [trial for trial in trials if trial.user_attrs.get("origin") == 0]
     assert [trial.params for trial in again] == [first.params]
-    assert len(counted(trials)) == 3
+    assert len(counts_toward_budget(trials)) == 3
 
 
 def test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(
@@ -159,7 +159,7 @@ def test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(
     assert worker.stdout is not None
     worker.stdout.readline()
     os.kill(worker.pid, signal.SIGSTOP)
-    ledger = Ledger(_study(address), 1, 10)
+    ledger = TrialQueue(_study(address), 1, 10)
     assert ledger.sweep() == []
     for hours in (1, -1):
         monkeypatch.setattr(time, "time", lambda hours=hours: 1.7e9 + 3600 * hours)

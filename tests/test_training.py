@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigstep.config.batch_sizes import resolve_batch
-from bigstep.config.hardware import Hardware
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.models.building import InputShape
@@ -24,15 +24,15 @@ from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
 
 
-def _train(**values: Any) -> Train:
-    return Train.model_validate({"epochs": 2, "warmup_fraction": 0.0, **values})
+def _train(**values: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"epochs": 2, "warmup_fraction": 0.0, **values})
 
 
 def _begin(
-    store: Store, train: Train, micro: int | None = 16, weights: Tensor | None = None, **model: Any
+    store: Store, train: TrainConfig, micro: int | None = 16, weights: Tensor | None = None, **model: Any
 ) -> tuple[TrainingState, Any]:
-    section = Model.model_validate({"width": 4, **model})
-    batch = resolve_batch(train, Hardware(micro_batch_size=micro), section)
+    section = ModelConfig.model_validate({"width": 4, **model})
+    batch = resolve_batch(train, HardwareConfig(micro_batch_size=micro), section)
     manifest = store.manifest
     torch.manual_seed(train.seed)
     classifier = build_classifier(section, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
@@ -45,11 +45,11 @@ def _first_batch(store: Store) -> tuple[Tensor, Tensor]:
     return next(TrainingBatches(store, _train(augmentation="none"), 64).epoch(0))
 
 
-def _epochs(state: TrainingState, train: Train, batch: Any, store: Store) -> Any:
+def _epochs(state: TrainingState, train: TrainConfig, batch: Any, store: Store) -> Any:
     return train_epochs(state, train, store, TrainingBatches(store, train, batch.effective_batch_size, 0))
 
 
-def _run(store: Store, train: Train, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
+def _run(store: Store, train: TrainConfig, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
     state, batch = _begin(store, train, micro, **model)
     return state, list(_epochs(state, train, batch, store))
 
@@ -226,10 +226,10 @@ def test_the_average_is_moved_once_per_update_and_is_what_is_kept(digits: Store)
         if isinstance(record, StepRecord):
             weights = _flat(state)
             averages.append(weights if not averages else 0.9 * averages[-1] + 0.1 * weights)
-    judged = torch.cat([p.detach().flatten() for p in state.judged.parameters()])
+    judged = torch.cat([p.detach().flatten() for p in state.evaluated_model.parameters()])
     torch.testing.assert_close(judged, averages[-1])
     assert state.best is not None
-    assert (state.best.weights["head.bias"] == state.judged.network.state_dict()["head.bias"]).all()
+    assert (state.best.weights["head.bias"] == state.evaluated_model.network.state_dict()["head.bias"]).all()
     assert (state.best.weights["head.bias"] != state.classifier.network.state_dict()["head.bias"]).any()
 
 
@@ -278,8 +278,8 @@ def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store) -> None:
 def test_measuring_the_noise_scale_changes_no_bit(precision: str, digits: Store) -> None:
     def weights(noise: str) -> Tensor:
         train = _train(precision=precision, clip_norm=0.1, epochs=1)
-        section = Model(width=4)
-        batch = resolve_batch(train, Hardware(micro_batch_size=16), section)
+        section = ModelConfig(width=4)
+        batch = resolve_batch(train, HardwareConfig(micro_batch_size=16), section)
         torch.manual_seed(0)
         classifier = build_classifier(section, InputShape(1, 8, 10), mean=digits.manifest.mean, std=digits.manifest.std)
         options: Any = {"num_samples": len(digits.indices(0)), "num_classes": 10, "class_weights": None, "model": section}

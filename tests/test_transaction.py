@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.training.loop import set_training_mode, take_step, train_epochs
-from bigstep.training.out_of_memory_guard import Guard, MemoryExhaustedError, is_out_of_memory
+from bigstep.training.out_of_memory_guard import MemoryExhaustedError, OutOfMemoryGuard, is_out_of_memory
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
 
@@ -28,22 +28,22 @@ TEXT = (
 EFFECTIVE = 40
 
 
-def _begin(store: Store, micro: int = 16, **train: Any) -> tuple[TrainingState, Train]:
+def _begin(store: Store, micro: int = 16, **train: Any) -> tuple[TrainingState, TrainConfig]:
     """Dropout, BatchNorm in evaluation mode, and what ``train`` asks."""
-    section = Train.model_validate({"epochs": 2, "effective_batch_size": EFFECTIVE, "augmentation": "none", **train})
+    section = TrainConfig.model_validate({"epochs": 2, "effective_batch_size": EFFECTIVE, "augmentation": "none", **train})
     frozen = {"norm": "batch", "ghost_batch_size": micro, "batch_norm_statistics": "frozen"}
-    model = Model.model_validate({"width": 4, "dropout": 0.3, **frozen})
+    model = ModelConfig.model_validate({"width": 4, "dropout": 0.3, **frozen})
     manifest = store.manifest
     torch.manual_seed(0)
     classifier = build_classifier(model, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
-    batch = Batch(EFFECTIVE, micro, -(-EFFECTIVE // micro))
+    batch = BatchSizes(EFFECTIVE, micro, -(-EFFECTIVE // micro))
     options: Any = {"num_samples": 400, "num_classes": 10, "class_weights": None, "model": model}
     state = build_state(classifier, section, batch, **options)
     set_training_mode(state)
     return state, section
 
 
-def _batches(store: Store, train: Train, count: int) -> list[tuple[Tensor, Tensor]]:
+def _batches(store: Store, train: TrainConfig, count: int) -> list[tuple[Tensor, Tensor]]:
     source = TrainingBatches(store, train, EFFECTIVE, 0)
     found: list[tuple[Tensor, Tensor]] = []
     epoch = 0
@@ -184,7 +184,7 @@ def test_bug_11_a_validation_that_does_not_fit_says_so(digits: Store) -> None:
 
 
 def test_other_errors_pass_through_with_their_type() -> None:
-    guard = Guard(torch.device("cpu"))
+    guard = OutOfMemoryGuard(torch.device("cpu"))
     with pytest.raises(ZeroDivisionError):
         guard.call(lambda: 1 // 0)
     with pytest.raises(MemoryExhaustedError, match="can't allocate"):
@@ -204,7 +204,7 @@ def test_a_thread_that_cannot_begin_is_not_waited_for(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("bigstep.training.out_of_memory_guard.BEGINNING", 0.2)
     monkeypatch.setattr(torch, "set_num_threads", fail)
-    guard = Guard(torch.device("cpu"))
+    guard = OutOfMemoryGuard(torch.device("cpu"))
     with pytest.raises(MemoryExhaustedError, match="can't allocate"):
         guard.call(lambda: torch.empty(2**50))
     assert guard.call(lambda: 3) == 3

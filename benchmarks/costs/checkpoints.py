@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.runs.checkpoints import Checkpoints
+from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.state import Best, build_state
 
@@ -22,9 +22,9 @@ SIZE, EFFECTIVE, MICRO, EVERY = 64, 64, 16, 60.0
 
 def main() -> None:
     """Train for three minutes, and print the share of the time that went into checkpoints."""
-    train, model = Train(optimizer="sgd", learning_rate=0.01), Model(name="resnet18")
+    train, model = TrainConfig(optimizer="sgd", learning_rate=0.01), ModelConfig(name="resnet18")
     classifier = build_classifier(model, InputShape(3, SIZE, 10), mean=(0.5,) * 3, std=(0.25,) * 3)
-    batch = Batch(EFFECTIVE, MICRO, EFFECTIVE // MICRO)
+    batch = BatchSizes(EFFECTIVE, MICRO, EFFECTIVE // MICRO)
     state = build_state(classifier, train, batch, num_samples=6400, num_classes=10, class_weights=None, model=model)
     weights = {name: tensor.detach().clone() for name, tensor in classifier.network.state_dict().items()}
     state.best = Best(0, 1.0, 1.0, 0.5, weights)
@@ -33,7 +33,7 @@ def main() -> None:
     labels = torch.randint(0, 10, (EFFECTIVE,))
     take_step(state, train, images, labels)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        checkpoints, costs, started = Checkpoints(Path(folder), EVERY, {}), [], time.perf_counter()
+        checkpoints, costs, started = CheckpointWriter(Path(folder), EVERY, {}), [], time.perf_counter()
         while time.perf_counter() - started < 3 * EVERY + 5:
             take_step(state, train, images, labels)
             if checkpoints.is_due(at_epoch_end=False):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.models.building import InputShape, build_network
 from bigstep.step import micro_batch_loop as attempt
 
@@ -86,7 +86,7 @@ def main() -> None:
         ("vit_b_16", 32, 16, {"dropout": 0.1}),
     ]
     for name, size, micro, options in cases:
-        section = Model.model_validate({"name": name, **options})
+        section = ModelConfig.model_validate({"name": name, **options})
         shape = InputShape(3, size, 10)
         model = build_network(section, shape).train()
         batch = 4 * micro

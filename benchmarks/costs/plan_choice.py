@@ -7,9 +7,9 @@ import time
 import torch
 
 from bigstep.config.params import Params, parse_params
-from bigstep.planning.measure import LadderRequest, climb_configured
+from bigstep.planning.measure import MeasurementRequest, climb_configured
 from bigstep.planning.measure_worker import begin
-from bigstep.planning.throughput import choose, ladder
+from bigstep.planning.throughput import candidate_sizes, choose
 from bigstep.training.loop import take_step
 from bigstep.training.state import TrainingState
 
@@ -26,7 +26,7 @@ def main() -> None:
         choice = choose(measured.rungs, effective, None)
         assert choice is not None
         state, images, labels = _begin(params, size, effective)
-        by_hand = max(ladder(effective), key=lambda m: _rate(state, params, images, labels, m))
+        by_hand = max(candidate_sizes(effective), key=lambda m: _rate(state, params, images, labels, m))
         ratios = []
         for _ in range(PAIRS):
             pair = [_rate(state, params, images, labels, m) for m in (choice.micro_batch_size, by_hand)]
@@ -42,7 +42,7 @@ def _begin(params: Params, size: int, effective: int) -> tuple[TrainingState, to
     sections = {
         key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "memory", "tracking")
     }
-    state = begin(LadderRequest(sections, 1, size, 10, until=0.0), params.train)
+    state = begin(MeasurementRequest(sections, 1, size, 10, until=0.0), params.train)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (effective, 1, size, size), dtype=torch.uint8, generator=generator)
     return state, images, torch.randint(0, 10, (effective,), generator=generator)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.errors import UserError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import ModelCard, build_classifier, load_classifier, save_model
@@ -18,7 +18,7 @@ from faults.mutations import Damage, mutated, mutated_json, read_damaged
 
 NAN = math.nan
 CARD = ModelCard(
-    Model(width=4).model_dump(mode="json"), ("a", "b"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
+    ModelConfig(width=4).model_dump(mode="json"), ("a", "b"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
 )
 CASES: list[tuple[str, Any]] = [
     *[(name, value) for name in ("mean", "std") for value in ([], [NAN], [math.inf], ["x"], None, 0.5, [0.5, 0.5])],
@@ -31,7 +31,7 @@ CASES: list[tuple[str, Any]] = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    classifier = build_classifier(Model(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
+    classifier = build_classifier(ModelConfig(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
     save_model(classifier.network.state_dict(), CARD, tmp_path)
     return tmp_path
 
@@ -55,7 +55,7 @@ def test_mutated_model_json_is_read_or_one_line(folder: Path, damage: Damage) ->
 
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
 def test_mutated_weights_are_read_or_one_line(folder: Path, kind: str) -> None:
-    classifier = build_classifier(Model(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
+    classifier = build_classifier(ModelConfig(width=4), InputShape(1, 8, 2), mean=(0.3,), std=(0.4,))
     path = folder / ("model.safetensors" if kind == "safetensors" else "model.pth")
     if kind != "safetensors":
         torch.save(classifier.network.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")

@@ -8,7 +8,7 @@ import pytest
 from bigstep.atomic_files import read_json, read_record
 from bigstep.config.yaml_files import load_plain, read_yaml
 from bigstep.data.store import Manifest
-from bigstep.diagnostics.finding import Aside
+from bigstep.diagnostics.finding import Quarantine
 from bigstep.diagnostics.state_files import find_dvc_lock, find_state_files
 from bigstep.errors import ConfigError, DataError, ProjectError
 from bigstep.project.dvc_record import check_record, read_record_before
@@ -127,7 +127,7 @@ def test_a_lock_of_dvc(locks: tuple[Path, Path], tmp_path: Path) -> None:
     lock.write_text("schema: '2.0'\nstages: {train: {cmd: x}}\n", encoding="utf-8")
     check_record(tmp_path, notes, before, lambda: tmp_path)
     lock.write_bytes(before)
-    (finding,) = find_dvc_lock(tmp_path, Aside(tmp_path))
+    (finding,) = find_dvc_lock(tmp_path, Quarantine(tmp_path))
     assert "is torn" in finding.text
 
 
@@ -148,4 +148,4 @@ def test_doctor_names_state_files(deep: str, tmp_path: Path) -> None:
     for path in (project.plans / "plan.json", project.spools / "a" / "journal.jsonl"):
         path.parent.mkdir(parents=True)
         _written(path, deep + "\n")
-    assert len(list(find_state_files(project, Aside(tmp_path)))) == 2
+    assert len(list(find_state_files(project, Quarantine(tmp_path)))) == 2

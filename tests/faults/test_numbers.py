@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError
 from bigstep.models.building import InputShape
@@ -27,14 +27,14 @@ from faults.project import Project, kill_group
 SIZE, MICRO = 64, 16
 
 
-def _begin(store: Store, **train: Any) -> tuple[TrainingState, Train]:
-    section = Train.model_validate({"epochs": 2, "effective_batch_size": SIZE, "augmentation": "none", **train})
-    model = Model(width=4)
+def _begin(store: Store, **train: Any) -> tuple[TrainingState, TrainConfig]:
+    section = TrainConfig.model_validate({"epochs": 2, "effective_batch_size": SIZE, "augmentation": "none", **train})
+    model = ModelConfig(width=4)
     torch.manual_seed(0)
     shape = InputShape(1, 8, 10)
     classifier = build_classifier(model, shape, mean=store.manifest.mean, std=store.manifest.std)
     options: Any = {"num_samples": 400, "num_classes": 10, "class_weights": None, "model": model}
-    state = build_state(classifier, section, Batch(SIZE, MICRO, SIZE // MICRO), **options)
+    state = build_state(classifier, section, BatchSizes(SIZE, MICRO, SIZE // MICRO), **options)
     set_training_mode(state)
     return state, section
 
@@ -64,7 +64,7 @@ def _bits(state: TrainingState) -> Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in state.classifier.parameters()])
 
 
-def _steps(state: TrainingState, train: Train, store: Store, count: int) -> list[Any]:
+def _steps(state: TrainingState, train: TrainConfig, store: Store, count: int) -> list[Any]:
     batches = TrainingBatches(store, train, SIZE, 0).epoch(0)
     return [take_step(state, train, *next(batches)) for _ in range(count)]
 

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
 from bigstep.config.params import SECTIONS
-from bigstep.config.train import Train
+from bigstep.config.train import TrainConfig
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml
 from bigstep.data.store import Manifest, Store
 from bigstep.errors import CheckpointError, UserError
@@ -28,7 +28,7 @@ from bigstep.planning.plan import read_measured
 from bigstep.project.attempts import read_attempt
 from bigstep.project.parameters import check_params
 from bigstep.runs.checkpoint_files import check_folder, load_latest, read_commit, save_checkpoint
-from bigstep.runs.checkpoints import Checkpoints
+from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.tracking.spool import Spool
 from bigstep.training.snapshot import Snapshot, take_snapshot
 from bigstep.training.state import build_state
@@ -146,11 +146,11 @@ def test_commits(tmp_path: Path) -> None:
 @settings(max_examples=400)
 @given(data=st.data())
 def test_values_of_a_checkpoint(data: st.DataObject, digits: Store, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder, model, train = tmp_path_factory.getbasetemp() / "values", Model(width=4), Train()
+    folder, model, train = tmp_path_factory.getbasetemp() / "values", ModelConfig(width=4), TrainConfig()
     shape = InputShape(1, 8, 10)
     classifier = build_classifier(model, shape, mean=digits.manifest.mean, std=digits.manifest.std)
     options: Any = {"num_samples": 400, "num_classes": 10, "class_weights": None, "model": model}
-    state = build_state(classifier, train, Batch(64, 32, 2), **options)
+    state = build_state(classifier, train, BatchSizes(64, 32, 2), **options)
     whole = take_snapshot(state, micro_batch_size=32)
     text = data.draw(st.composite(lambda draw: _mutated({**whole.values, "kept": {}}, draw))())
     try:
@@ -162,7 +162,7 @@ def test_values_of_a_checkpoint(data: st.DataObject, digits: Store, tmp_path_fac
     shutil.rmtree(folder, ignore_errors=True)
     save_checkpoint(folder, Snapshot(0, whole.tensors, values), {})
     with contextlib.suppress(CheckpointError):  # either outcome is right, any other error is not
-        Checkpoints(folder, 60.0, {}).restore(state, micro_batch_size=32)
+        CheckpointWriter(folder, 60.0, {}).restore(state, micro_batch_size=32)
 
 
 @CASES

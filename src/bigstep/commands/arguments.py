@@ -162,7 +162,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
         raise ConfigError(f"--seconds must be from 1 to 3600, but is {options.seconds:g}; write for example 60")
     if getattr(options, "budget", None) is not None:
-        from bigstep.config.hardware import Hardware
+        from bigstep.config.hardware import HardwareConfig
         from bigstep.config.yaml_files import parse_section
 
-        parse_section(Hardware, {"hardware": {"memory_budget": options.budget}}, "--budget")
+        parse_section(HardwareConfig, {"hardware": {"memory_budget": options.budget}}, "--budget")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.runtime.child_process import follow_command
+from bigstep.runtime.child_process import run_child
 from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.tracking.database import open_client, tracking_uri
 
@@ -30,7 +30,7 @@ def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
         console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete every run; there is no password")
     console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C ends it)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    code = follow_command(mlflow_command(uri, host or LOOPBACK, port), root, environment)
+    code = run_child(mlflow_command(uri, host or LOOPBACK, port), root, environment)
     return 0 if code == 130 else code
 
 

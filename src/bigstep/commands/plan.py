@@ -12,9 +12,9 @@ from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import budget_bytes, room_for_training
+from bigstep.planning.memory_budget import available_bytes, budget_bytes
 from bigstep.planning.plan import find_plan, recommend
-from bigstep.planning.throughput import Choice, Plan
+from bigstep.planning.throughput import Plan, PlannedSlicing
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.plan_plot import draw_plan
 
@@ -59,7 +59,7 @@ def plan(
     store = Store(paths.prepared)
     effective = params.batch.effective_batch_size
     found = find_plan(project, params, store, remeasure=remeasure, seconds=seconds, others=True)
-    limit, room = budget_bytes(params.hardware), room_for_training(params.hardware, resident_bytes())
+    limit, room = budget_bytes(params.hardware), available_bytes(params.hardware, resident_bytes())
     choice = recommend(found, effective, room)
     _print(found, choice, room)
     _predicted_line(found, limit)
@@ -69,7 +69,7 @@ def plan(
     return 0
 
 
-def _print(found: Plan, choice: Choice, room: int | None) -> None:
+def _print(found: Plan, choice: PlannedSlicing, room: int | None) -> None:
     for ladder in found.ladders:
         table = Table(title=f"{ladder.precision}, {ladder.memory_format}", title_justify="left")
         for name in ("micro-batch", "images/s", "process grows by", "tensors, predicted", ""):
@@ -108,7 +108,7 @@ def _predicted_line(found: Plan, limit: int | None) -> None:
     )
 
 
-def _write(found: Plan, choice: Choice, limit: int | None, room: int | None) -> None:
+def _write(found: Plan, choice: PlannedSlicing, limit: int | None, room: int | None) -> None:
     ladder = found.ladders[0]
     content = {
         "recommended": {**asdict(choice), "precision": ladder.precision, "memory_format": ladder.memory_format},
@@ -126,7 +126,7 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _apply(path: Path, choice: Choice) -> None:
+def _apply(path: Path, choice: PlannedSlicing) -> None:
     overrides = (("hardware", "micro_batch_size", choice.micro_batch_size), ("hardware", "accumulation_steps", None))
     with whole_file(path) as beside:
         write_yaml(apply_overrides(read_yaml(path), overrides), beside)

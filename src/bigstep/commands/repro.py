@@ -9,7 +9,7 @@ from rich.table import Table
 from bigstep.atomic_files import read_json
 from bigstep.config.params import Params, flatten
 from bigstep.console import console
-from bigstep.project.attempts import Attempt, attempt_key, read_attempt
+from bigstep.project.attempts import PipelineAttempt, attempt_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -66,13 +66,13 @@ def _complete_run(project: ProjectPaths, params: Params, values: dict[str, float
 def _fill_run(
     project: ProjectPaths, params: Params, values: dict[str, float], run_id: str | None, tags: dict[str, str]
 ) -> "MlflowTracker":
-    from bigstep.runs.tracked_run import timed
+    from bigstep.runs.tracked_run import as_metrics_now
     from bigstep.tracking.database import tracking_uri
     from bigstep.tracking.mlflow_tracker import open_run
 
     tracker = open_run(tracking_uri(project.root), run_id=run_id, experiment=params.tracking.experiment)
     tracker.log_params(flatten(params))
-    tracker.log_metrics(timed(values, step=int(values.get("num_updates", 0))))
+    tracker.log_metrics(as_metrics_now(values, step=int(values.get("num_updates", 0))))
     tracker.set_tags({"bigstep.up_to_date": "true", **tags})
     tracker.finish("FINISHED")
     return tracker
@@ -92,5 +92,5 @@ def _point(project: ProjectPaths, params: Params, values: dict[str, float], poin
     tracker.point_from(pointing)
 
 
-def _attempt(project: ProjectPaths, params: Params) -> Attempt | None:
+def _attempt(project: ProjectPaths, params: Params) -> PipelineAttempt | None:
     return read_attempt(project.attempts, attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", "")))

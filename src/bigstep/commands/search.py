@@ -17,23 +17,23 @@ from bigstep.data.store import Store
 from bigstep.errors import ProjectError, UserError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.optuna_mlflow.callback import parent_run
-from bigstep.planning.memory_budget import room_for_training
+from bigstep.planning.memory_budget import available_bytes
 from bigstep.planning.throughput import Plan
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
-from bigstep.runs.tracked_run import deliver_others, told_run
+from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.search.confirmation import has_ended
 from bigstep.search.initial_points import ensure_starts
 from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.dashboard_plots import draw_plots, show_study
-from bigstep.search.results.summary import Findings, find, winning_params, write_findings
+from bigstep.search.results.summary import SearchResult, find, winning_params, write_findings
 from bigstep.search.setup import describe_space, largest_micro, num_workers, plan_slicings, share_machine, why_in_full
 from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
 from bigstep.search.studies import check_same, open_ledgers, study_address
-from bigstep.search.trial_queue import Ledger, counted
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.supervisor import watch_workers
 from bigstep.tracking.database import connect, open_experiment, tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -118,7 +118,7 @@ def _conduct(
     space: Space,
     plan: Plan | None,
     request: SearchRequest,
-    ledgers: tuple[Ledger, Ledger],
+    ledgers: tuple[TrialQueue, TrialQueue],
     workers: int,
     *,
     apply: bool,
@@ -131,7 +131,9 @@ def _conduct(
         told["search.storage"] = without_password(params.search.storage)
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
-    with told_run(state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given) as telling:
+    with tracked_run(
+        state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given
+    ) as telling:
         if (pointing := pointing_run(params.tracking.experiment)) is not None:
             telling.tracker.point_from(pointing)
         code = 0 if has_ended(params, space, ledgers) else watch_workers(request, params, ledgers, state, workers)
@@ -148,7 +150,7 @@ def _conduct(
             return code
         folder = StagePaths(project.root).search
         rungs = plan.ladders[0].rungs if plan is not None else ()
-        room = room_for_training(check_params(request.content).hardware, resident_bytes()) if plan is not None else None
+        room = available_bytes(check_params(request.content).hardware, resident_bytes()) if plan is not None else None
         write_findings(findings, space, rungs, room, folder)
         draw_plots(findings, params.search.objectives, folder)
         show_study(first.study, findings, params.search.objectives, rungs, room, request)
@@ -162,13 +164,13 @@ def _conduct(
     return code
 
 
-def _report_failure(ledgers: tuple[Ledger, Ledger], params: Params, code: int) -> int:
+def _report_failure(ledgers: tuple[TrialQueue, TrialQueue], params: Params, code: int) -> int:
     """Say that the search failed; it names no winner and leaves no trial RUNNING and no results."""
     first, _ = ledgers
     with contextlib.suppress(UserError, *STORAGE_ERRORS):
         for ledger in ledgers:
             ledger.settle()
-        done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in counted(first.trials()))
+        done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in counts_toward_budget(first.trials()))
         console.print(f"{done} of {params.search.trials} trials are trained, and are kept")
     console.print("the search failed, so there is no winner; correct what the worker reported and run the same command again")
     return code
@@ -186,13 +188,13 @@ def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
     return replace(request, experiment_id=experiment_id, parent_run=parent_run(client, experiment_id, study))
 
 
-def _tags(findings: Findings) -> dict[str, str]:
+def _tags(findings: SearchResult) -> dict[str, str]:
     winner = findings.winner
     found = {"bigstep.audit": "; ".join(findings.warnings) or "agrees" if findings.verdicts else "none"}
     return found if winner is None else {**found, "bigstep.winner": str(winner.number)}
 
 
-def _report(findings: Findings, params: Params) -> None:
+def _report(findings: SearchResult, params: Params) -> None:
     objective = params.search.objectives[0]
     for item in findings.standings:
         name = "the parameters it began with" if item.of == 0 else f"trial {item.of}"
@@ -217,7 +219,7 @@ def _report(findings: Findings, params: Params) -> None:
     console.print("results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --apply` takes it into params.yaml")
 
 
-def _apply(path: Path, space: Space, findings: Findings) -> None:
+def _apply(path: Path, space: Space, findings: SearchResult) -> None:
     if findings.winner is None:
         raise ProjectError(
             "a search must have a winner to be adopted, but no trial was trained to its end; raise search.trials"

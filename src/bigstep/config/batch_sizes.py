@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from bigstep.config.hardware import Hardware
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.errors import ConfigError
 
-__all__ = ["Batch", "resolve_batch"]
+__all__ = ["BatchSizes", "resolve_batch"]
 
 B, M, A = "train.effective_batch_size", "hardware.micro_batch_size", "hardware.accumulation_steps"
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSizes:
     """The sizes of one optimizer step, in samples and micro-batches."""
 
     effective_batch_size: int
@@ -32,7 +32,7 @@ class Batch:
         )
 
 
-def resolve_batch(train: Train, hardware: Hardware, model: Model, planned: int | None = None) -> Batch:
+def resolve_batch(train: TrainConfig, hardware: HardwareConfig, model: ModelConfig, planned: int | None = None) -> BatchSizes:
     """Complete B, m and A from the two that are given; ``planned`` takes the place of an ``auto`` micro-batch.
 
     With BatchNorm the micro-batch is the ghost batch, and ``hardware.micro_batch_size`` must be null or equal to it.
@@ -58,17 +58,17 @@ def resolve_batch(train: Train, hardware: Hardware, model: Model, planned: int |
             f"{A} must be {B} / {M} rounded up, which is {steps} for {whole} / {part}, but is {count}; "
             f"write {steps}, or change one of the three"
         )
-    return Batch(whole, part, steps)
+    return BatchSizes(whole, part, steps)
 
 
-def _automatic(whole: int | None, count: int | None, ghost: int | None, planned: int | None) -> Batch:
+def _automatic(whole: int | None, count: int | None, ghost: int | None, planned: int | None) -> BatchSizes:
     if whole is None or count is not None:
         raise ConfigError(
             f"{B} must be a number and {A} null where {M} is auto, but they are {_null(whole)} and {_null(count)}; "
             "say how large the effective batch is, and leave its slicing to the plan"
         )
     part = ghost or planned or whole
-    return Batch(whole, min(part, whole), -(-whole // part), is_planned=ghost is not None or planned is not None)
+    return BatchSizes(whole, min(part, whole), -(-whole // part), is_planned=ghost is not None or planned is not None)
 
 
 def _ghost(ghost: int, part: int | None) -> int:

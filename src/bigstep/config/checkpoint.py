@@ -7,10 +7,10 @@ from pydantic import Field
 from bigstep.config.section import Section
 from bigstep.config.units import DURATION
 
-__all__ = ["Checkpoint"]
+__all__ = ["CheckpointConfig"]
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """How often a training is put on disk, to go on from there after a kill (DVC does not follow these keys)."""
 
     title: ClassVar[str] = "checkpoint"

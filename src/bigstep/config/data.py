@@ -6,12 +6,12 @@ from pydantic import Field, model_validator
 
 from bigstep.config.section import Section
 
-__all__ = ["Data"]
+__all__ = ["DataConfig"]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Data(Section):
+class DataConfig(Section):
     """Which images, and how they are laid out, split and normalised (read by the stage ``prepare``)."""
 
     title: ClassVar[str] = "data"
@@ -40,7 +40,7 @@ class Data(Section):
     max_megapixels: float = Field(64.0, gt=0, description="larger images are refused before they are decoded")
 
     @model_validator(mode="after")
-    def check(self) -> "Data":
+    def check(self) -> "DataConfig":
         """Refuse combinations that cannot work."""
         if self.source == "image-folder" and self.image_size is None:
             raise ValueError("data.image_size must be given with data.source image-folder, but is null; write for example 64")

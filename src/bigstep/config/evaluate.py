@@ -6,10 +6,10 @@ from pydantic import Field
 
 from bigstep.config.section import Section
 
-__all__ = ["Evaluate"]
+__all__ = ["EvaluateConfig"]
 
 
-class Evaluate(Section):
+class EvaluateConfig(Section):
     """How the trained model is judged (read by the stage ``evaluate``)."""
 
     title: ClassVar[str] = "evaluate"

@@ -7,10 +7,10 @@ from pydantic import Field
 from bigstep.config.section import Section
 from bigstep.config.units import SIZE
 
-__all__ = ["Hardware"]
+__all__ = ["HardwareConfig"]
 
 
-class Hardware(Section):
+class HardwareConfig(Section):
     """What decides speed and memory, never the result (DVC does not follow these keys)."""
 
     title: ClassVar[str] = "hardware"

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from bigstep.config.section import Section
 
-__all__ = ["Memory"]
+__all__ = ["MemoryConfig"]
 
 
-class Memory(Section):
+class MemoryConfig(Section):
     """What saves memory at the cost of time, never of the result (DVC does not follow these keys)."""
 
     title: ClassVar[str] = "memory"

@@ -6,10 +6,10 @@ from pydantic import Field, model_validator
 
 from bigstep.config.section import Section
 
-__all__ = ["Model"]
+__all__ = ["ModelConfig"]
 
 
-class Model(Section):
+class ModelConfig(Section):
     """The architecture, its normalisation and its starting weights (read by the stage ``train``)."""
 
     title: ClassVar[str] = "model"
@@ -36,7 +36,7 @@ class Model(Section):
     freeze_backbone: bool = Field(default=False, description="train the head only (needs weights)")
 
     @model_validator(mode="after")
-    def check(self) -> "Model":
+    def check(self) -> "ModelConfig":
         """Refuse combinations that cannot work."""
         if self.norm == "batch" and self.ghost_batch_size is None:
             raise ValueError(

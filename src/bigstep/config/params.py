@@ -7,41 +7,51 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bigstep.config.batch_sizes import Batch, resolve_batch
-from bigstep.config.checkpoint import Checkpoint
-from bigstep.config.data import Data
-from bigstep.config.evaluate import Evaluate
-from bigstep.config.hardware import Hardware
-from bigstep.config.memory import Memory
-from bigstep.config.model import Model
-from bigstep.config.search import Search
+from bigstep.config.batch_sizes import BatchSizes, resolve_batch
+from bigstep.config.checkpoint import CheckpointConfig
+from bigstep.config.data import DataConfig
+from bigstep.config.evaluate import EvaluateConfig
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.memory import MemoryConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.search import SearchConfig
 from bigstep.config.section import Section
-from bigstep.config.tracking import Tracking
-from bigstep.config.train import Train
+from bigstep.config.tracking import TrackingConfig
+from bigstep.config.train import TrainConfig
 from bigstep.config.yaml_files import Override, nearest, parse_section, problems_of_key
 from bigstep.errors import ConfigError
 
 __all__ = ["SECTIONS", "Params", "check_overrides", "flatten", "parse_params"]
 
-SECTIONS: tuple[type[Section], ...] = (Data, Model, Train, Evaluate, Hardware, Memory, Checkpoint, Tracking, Search)
+SECTIONS: tuple[type[Section], ...] = (
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    EvaluateConfig,
+    HardwareConfig,
+    MemoryConfig,
+    CheckpointConfig,
+    TrackingConfig,
+    SearchConfig,
+)
 
 
 @dataclass(frozen=True)
 class Params:
     """All of params.yaml, validated."""
 
-    data: Data
-    model: Model
-    train: Train
-    evaluate: Evaluate
-    hardware: Hardware
-    memory: Memory
-    checkpoint: Checkpoint
-    tracking: Tracking
-    search: Search
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    hardware: HardwareConfig
+    memory: MemoryConfig
+    checkpoint: CheckpointConfig
+    tracking: TrackingConfig
+    search: SearchConfig
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> BatchSizes:
         """The sizes of one optimizer step."""
         return resolve_batch(self.train, self.hardware, self.model)
 
@@ -95,7 +105,7 @@ def flatten(params: Params) -> dict[str, Any]:
     flat = {
         f"{part.name}.{key}": value
         for part in fields(params)
-        if part.name != Search.title
+        if part.name != SearchConfig.title
         for key, value in getattr(params, part.name).model_dump(mode="json").items()
     }
     flat["train.effective_batch_size"] = params.batch.effective_batch_size

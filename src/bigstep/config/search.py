@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from bigstep.config.section import Section
 from bigstep.config.units import DURATION
 
-__all__ = ["OBJECTIVES", "Range", "Search"]
+__all__ = ["OBJECTIVES", "Range", "SearchConfig"]
 
 Objective = Literal["val_loss", "val_accuracy", "seconds", "peak_bytes"]
 OBJECTIVES: dict[str, str] = {
@@ -42,7 +42,7 @@ class Range(BaseModel):
 Choices = Annotated[tuple[bool | int | float | str, ...], Field(strict=False, min_length=2)]
 
 
-class Search(Section):
+class SearchConfig(Section):
     """What `bigstep search` tries, for how long, and what it looks for."""
 
     title: ClassVar[str] = "search"
@@ -103,7 +103,7 @@ class Search(Section):
         return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
 
     @model_validator(mode="after")
-    def _check(self) -> "Search":
+    def _check(self) -> "SearchConfig":
         for name in ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"):
             pair = getattr(self, name)
             if pair is not None and pair[0] > pair[1]:

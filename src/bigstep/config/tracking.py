@@ -6,12 +6,12 @@ from pydantic import Field
 
 from bigstep.config.section import Section
 
-__all__ = ["Tracking"]
+__all__ = ["TrackingConfig"]
 
 MODEL_NAME = r"^[^/:'\"`\\]+$"  # MLflow takes no slash and no colon, and cannot look for quotes
 
 
-class Tracking(Section):
+class TrackingConfig(Section):
     """Names under which MLflow keeps what happened (DVC does not follow these keys)."""
 
     title: ClassVar[str] = "tracking"

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from bigstep.config.section import Section
 
-__all__ = ["Train"]
+__all__ = ["TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -14,7 +14,7 @@ Named = str | dict[str, dict[str, Any]]  # a transform, with or without argument
 Augmentation = Literal["none", "flip", "shift", "shift-flip"] | Annotated[tuple[Named, ...], Field(strict=False, min_length=1)]
 
 
-class Train(Section):
+class TrainConfig(Section):
     """Everything that decides what is learned, given data and model (read by the stage ``train``)."""
 
     title: ClassVar[str] = "train"
@@ -70,7 +70,7 @@ class Train(Section):
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
 
     @model_validator(mode="after")
-    def check(self) -> "Train":
+    def check(self) -> "TrainConfig":
         """Refuse combinations that cannot work."""
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError(

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.data.seeding import derive_key, random_words
+from bigstep.data.seeding import derive_key, random_bits
 
 __all__ = ["augment"]
 
@@ -23,7 +23,7 @@ def augment(images: NDArray[np.uint8], ids: NDArray[np.int64], kind: str, seed: 
         return images
     size = images.shape[1]
     reach = max(1, size // 8) if "shift" in kind else 0
-    words = random_words(derive_key("augment", seed, epoch), ids, 3)
+    words = random_bits(derive_key("augment", seed, epoch), ids, 3)
     shifts = (words[:, :2] % np.uint64(2 * reach + 1)).astype(np.int64) - reach
     mirrored = (words[:, 2] & np.uint64(1)).astype(bool) & ("flip" in kind)
     result = np.zeros_like(images)

@@ -10,17 +10,17 @@ from torch import Tensor
 from bigstep.data.order import effective_batches
 from bigstep.data.store import Store
 
-__all__ = ["Batch", "ordered_batches", "to_tensors"]
+__all__ = ["ImageBatch", "ordered_batches", "to_tensors"]
 
-Batch = tuple[Tensor, Tensor]  # images uint8 (n, channels, size, size), labels int64 (n,)
+ImageBatch = tuple[Tensor, Tensor]  # images uint8 (n, channels, size, size), labels int64 (n,)
 
 
-def ordered_batches(store: Store, part: int, size: int) -> Iterator[Batch]:
+def ordered_batches(store: Store, part: int, size: int) -> Iterator[ImageBatch]:
     """Give the samples of a part in order, at most ``size`` at a time."""
     for chosen in effective_batches(store.indices(part), size):
         yield to_tensors(np.asarray(store.images[chosen]), store.labels[chosen])
 
 
-def to_tensors(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Batch:
+def to_tensors(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> ImageBatch:
     """Share the memory of images ``(n, size, size, channels)`` and labels ``(n,)``."""
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["derive_key", "random_words"]
+__all__ = ["derive_key", "random_bits"]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -16,7 +16,7 @@ def derive_key(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def random_words(key: int, ids: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+def random_bits(key: int, ids: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
     """Give each id its own ``count`` random words: uint64 of shape ``(len(ids), count)``.
 
     A counter-based generator (splitmix64: Steele, Lea and Flood, 2014), so a sample's words do not depend on its neighbours.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.config.data import Data
+from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array
 from bigstep.data.image_folder import Listing, list_folder
 from bigstep.data.parallel_decoding import decode_files
@@ -63,7 +63,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(data: Data, root: Path, num_workers: int) -> Source:
+def open_source(data: DataConfig, root: Path, num_workers: int) -> Source:
     """Open the source that ``data`` names.
 
     Args:
@@ -139,7 +139,7 @@ class ArraySource:
 
 
 def _array_source(
-    data: Data,
+    data: DataConfig,
     classes: tuple[str, ...],
     files: tuple[SourceFile, ...],
     *parts: tuple[NDArray[np.uint8], NDArray[np.int64], int],
@@ -161,7 +161,7 @@ def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]
     return grey
 
 
-def _digits(data: Data, root: Path) -> Source:
+def _digits(data: DataConfig, root: Path) -> Source:
     """scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, values 0 to 16, embedded in the package."""
     del root
     import sklearn.datasets
@@ -177,7 +177,7 @@ def _digits(data: Data, root: Path) -> Source:
 IDX = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 
 
-def _fashion_mnist(data: Data, root: Path) -> Source:
+def _fashion_mnist(data: DataConfig, root: Path) -> Source:
     """Fashion-MNIST as IDX files, compressed or not: in the root itself, or where torchvision puts them below it."""
     from torchvision.datasets import FashionMNIST
 
@@ -224,7 +224,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path} must be an IDX file, but does not read ({type(error).__name__}); fetch it again") from None
 
 
-def _cifar10(data: Data, root: Path) -> Source:
+def _cifar10(data: DataConfig, root: Path) -> Source:
     """CIFAR-10 as torchvision lays it out; its files are pickles, which torchvision opens after comparing their MD5."""
     from torchvision.datasets import CIFAR10
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.config.data import Data
+from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Refusal
 from bigstep.data.sources import Sample, Source
 from bigstep.data.split import SPLITS, split_samples
@@ -26,7 +26,7 @@ HEADER_SAMPLES = ("index", "part", "class", "name", "sha256")
 HEADER_REFUSED = ("name", "class", "reason", "sha256")
 
 
-def prepare_store(source: Source, data: Data, folder: Path) -> Iterator[Sample]:
+def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sample]:
     """Write ``source`` into ``folder``, yielding each sample once it is written; the store is whole at the end.
 
     Raises:
@@ -87,7 +87,7 @@ def _table(path: Path, header: tuple[str, ...] = ()) -> Iterator[Any]:
 def _manifest(
     paths: StorePaths,
     source: Source,
-    data: Data,
+    data: DataConfig,
     labels: NDArray[np.int64],
     parts: NDArray[np.uint8],
     reasons: Counter[str],

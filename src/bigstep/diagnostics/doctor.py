@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bigstep.console import console, format_bytes
-from bigstep.diagnostics.finding import Aside, Finding
+from bigstep.diagnostics.finding import Problem, Quarantine
 from bigstep.diagnostics.mlflow_history import find_database, find_runs
 from bigstep.diagnostics.state_files import (
     find_checkpoints,
@@ -60,10 +60,10 @@ def doctor(root: Path, *, fix: bool) -> int:
     return LEFT if left else 0
 
 
-def examine(root: Path) -> Iterator[Finding]:
+def examine(root: Path) -> Iterator[Problem]:
     """Give what is wrong, each check after the repair of the one before."""
     project = ProjectPaths(root)
-    aside = Aside(project.state / "set-aside")
+    aside = Quarantine(project.state / "set-aside")
     yield from find_dvc_locks(root, aside)
     yield from find_dvc_lock(root, aside)
     yield from find_half_written(root)
@@ -77,13 +77,13 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _versions()
 
 
-def _permissions(project: ProjectPaths) -> Iterator[Finding]:
+def _permissions(project: ProjectPaths) -> Iterator[Problem]:
     if project.state.exists() and project.state.stat().st_mode & 0o022:
-        yield Finding(f"{project.state} may be written by others, who could plant what DVC unpickles", lambda: _close(project))
+        yield Problem(f"{project.state} may be written by others, who could plant what DVC unpickles", lambda: _close(project))
     local = project.root / ".dvc" / "config.local"
     configured = local.exists() and "site_cache_dir" in local.read_text(encoding="utf-8")
     if (project.root / ".dvc").exists() and not configured and "DVC_SITE_CACHE_DIR" not in os.environ:
-        yield Finding(
+        yield Problem(
             "a plain `dvc` keeps notes that it unpickles in /var/tmp/dvc, where others may write (CVE-2025-69872)",
             lambda: keep_site_cache_private(project),
         )
@@ -106,21 +106,21 @@ def keep_site_cache_private(project: ProjectPaths) -> str:
     return f"set core.site_cache_dir in {local}"
 
 
-def _space(root: Path) -> Iterator[Finding]:
+def _space(root: Path) -> Iterator[Problem]:
     free = shutil.disk_usage(root).free
     if free < LEAST_FREE:
-        yield Finding(f"{format_bytes(free)} are free on the disk of {root}, less than {format_bytes(LEAST_FREE)}", None)
+        yield Problem(f"{format_bytes(free)} are free on the disk of {root}, less than {format_bytes(LEAST_FREE)}", None)
 
 
-def _versions() -> Iterator[Finding]:
+def _versions() -> Iterator[Problem]:
     for package, floor in FLOORS.items():
         try:
             found = version(package)
         except PackageNotFoundError:
-            yield Finding(f"{package} is not installed; run `make install`", None)
+            yield Problem(f"{package} is not installed; run `make install`", None)
             continue
         if _numbers(found) < _numbers(floor):
-            yield Finding(f"{package} {found} has known holes; install {floor} or later", None)
+            yield Problem(f"{package} {found} has known holes; install {floor} or later", None)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Aside", "Finding", "remove"]
+__all__ = ["Problem", "Quarantine", "remove"]
 
 Repair = Callable[[], str]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Problem:
     """A problem, and how to repair it: a function that says what it did, or None where a person has to."""
 
     text: str
@@ -20,7 +20,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Aside:
+class Quarantine:
     """Where what does not read is kept."""
 
     folder: Path

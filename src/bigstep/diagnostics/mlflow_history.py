@@ -10,7 +10,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from bigstep.diagnostics.finding import Aside, Finding
+from bigstep.diagnostics.finding import Problem, Quarantine
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.tracked_run import deliver_others
 from bigstep.tracking.database import set_aside_unused, tracking_uri
@@ -20,22 +20,22 @@ from bigstep.tracking.spool import unfinished_spools
 __all__ = ["find_database", "find_runs", "schema_state"]
 
 
-def find_database(uri: str, aside: Aside) -> Iterator[Finding]:
+def find_database(uri: str, aside: Quarantine) -> Iterator[Problem]:
     """Look whether MLflow's database is whole, and of the installed MLflow's schema."""
     path = _database(uri)
     if path is None:
         return
     answer, state = _answer(path), schema_state(path)
     if answer.startswith("busy"):
-        yield Finding(f"{path} does not answer: {answer}; end the program that holds it", None)
+        yield Problem(f"{path} does not answer: {answer}; end the program that holds it", None)
     elif answer != "ok":
-        yield Finding(f"{path} is damaged: {answer}", lambda: f"{aside.move(path)}; a new one is made at the next start")
+        yield Problem(f"{path} is damaged: {answer}", lambda: f"{aside.move(path)}; a new one is made at the next start")
     elif state == "older":
-        yield Finding(f"{path} has the schema of an older MLflow", lambda: _upgrade(uri, path, aside))
+        yield Problem(f"{path} has the schema of an older MLflow", lambda: _upgrade(uri, path, aside))
     elif state == "half made":
-        yield Finding(f"{path} was half made: it has tables, but no schema", lambda: _upgrade(uri, path, aside))
+        yield Problem(f"{path} was half made: it has tables, but no schema", lambda: _upgrade(uri, path, aside))
     elif state == "unknown":
-        yield Finding(f"{path} has a schema that MLflow {version('mlflow')} does not know; install the one that wrote it", None)
+        yield Problem(f"{path} has a schema that MLflow {version('mlflow')} does not know; install the one that wrote it", None)
 
 
 def _database(uri: str) -> Path | None:
@@ -84,7 +84,7 @@ def _place(revision: str) -> str:
         return "unknown"
 
 
-def _upgrade(uri: str, path: Path, aside: Aside) -> str:
+def _upgrade(uri: str, path: Path, aside: Quarantine) -> str:
     """Bring the schema up to date; the database of before is kept."""
     aside.folder.mkdir(parents=True, exist_ok=True)
     kept = aside.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{path.name}"
@@ -102,7 +102,7 @@ def _upgrade(uri: str, path: Path, aside: Aside) -> str:
     return f"upgraded; as it was: {kept}"
 
 
-def find_runs(project: ProjectPaths) -> Iterator[Finding]:
+def find_runs(project: ProjectPaths) -> Iterator[Problem]:
     """Look for histories that MLflow was not told, and for runs whose process is gone."""
     path = _database(tracking_uri(project.root))
     if path is not None and (_answer(path) != "ok" or schema_state(path) not in ("current", "none")):
@@ -111,10 +111,10 @@ def find_runs(project: ProjectPaths) -> Iterator[Finding]:
     waiting = [path for folder in folders for path in unfinished_spools(folder)]
     if waiting:
         names = ", ".join(path.name for path in waiting)
-        yield Finding(f"histories that MLflow was not told to the end: {names}", lambda: _deliver(folders))
+        yield Problem(f"histories that MLflow was not told to the end: {names}", lambda: _deliver(folders))
     dead = end_dead_runs(project.root, end=False)
     if dead:
-        yield Finding(
+        yield Problem(
             f"runs of dead processes stand as RUNNING: {', '.join(dead)}",
             lambda: f"ended as KILLED: {len(end_dead_runs(project.root, end=True))}",
         )

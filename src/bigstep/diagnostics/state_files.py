@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 from bigstep.atomic_files import parse_json, read_json
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import format_bytes
-from bigstep.diagnostics.finding import Aside, Finding, remove
+from bigstep.diagnostics.finding import Problem, Quarantine, remove
 from bigstep.project.attempts import read_attempt
 from bigstep.project.paths import ProjectPaths, StagePaths
 
@@ -20,7 +20,7 @@ __all__ = ["find_checkpoints", "find_dvc_lock", "find_dvc_locks", "find_half_wri
 HALF = re.compile(r"^\.(.+)\.(\d+)\.tmp")
 
 
-def find_dvc_locks(root: Path, aside: Aside) -> Iterator[Finding]:
+def find_dvc_locks(root: Path, aside: Quarantine) -> Iterator[Problem]:
     """Look for locks of DVC that are torn, or whose holders are gone."""
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.exists():
@@ -30,11 +30,11 @@ def find_dvc_locks(root: Path, aside: Aside) -> Iterator[Finding]:
         entries = [*content.get("write", {}).values(), *(i for items in content.get("read", {}).values() for i in items)]
         pids = {int(entry["pid"]) for entry in entries}
     except (ValueError, TypeError, KeyError, AttributeError):
-        yield Finding(f"{path} is torn, and stops every `dvc repro`", lambda: aside.move(path))
+        yield Problem(f"{path} is torn, and stops every `dvc repro`", lambda: aside.move(path))
         return
     stale = sorted(pid for pid in pids if not _is_dvc(pid))
     if stale:
-        yield Finding(f"{path} names processes that are gone: {', '.join(map(str, stale))}", lambda: aside.move(path))
+        yield Problem(f"{path} names processes that are gone: {', '.join(map(str, stale))}", lambda: aside.move(path))
 
 
 def _is_dvc(pid: int) -> bool:
@@ -44,13 +44,13 @@ def _is_dvc(pid: int) -> bool:
         return False
 
 
-def find_dvc_lock(root: Path, aside: Aside) -> Iterator[Finding]:
+def find_dvc_lock(root: Path, aside: Quarantine) -> Iterator[Problem]:
     """Look whether dvc.lock is whole."""
     path = StagePaths(root).lock
     if not path.exists():
         return
     if not is_lock(path):
-        yield Finding(f"{path} is torn", lambda: _restore_lock(root, path, aside))
+        yield Problem(f"{path} is torn", lambda: _restore_lock(root, path, aside))
 
 
 def is_lock(path: Path) -> bool:
@@ -65,7 +65,7 @@ def is_lock(path: Path) -> bool:
     return True
 
 
-def _restore_lock(root: Path, path: Path, aside: Aside) -> str:
+def _restore_lock(root: Path, path: Path, aside: Quarantine) -> str:
     done = aside.move(path)
     with contextlib.suppress(OSError):  # git may not be installed
         kept = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=root, capture_output=True, check=False)
@@ -75,28 +75,28 @@ def _restore_lock(root: Path, path: Path, aside: Aside) -> str:
     return f"{done}; `dvc repro` writes it anew, from its run cache"
 
 
-def find_half_written(root: Path) -> Iterator[Finding]:
+def find_half_written(root: Path) -> Iterator[Problem]:
     """Look for files that a process which is gone did not finish."""
     for folder in (root / "results", root / "data", root / ".bigstep", root / "docs"):
         for path in sorted(folder.rglob(".*.tmp*")):
             match = HALF.match(path.name)
             if match is not None and path.exists() and not Path(f"/proc/{match[2]}").exists():
-                yield Finding(f"{path} was left half-written by process {match[2]}", lambda path=path: remove(path))  # type: ignore[misc] # bound now
+                yield Problem(f"{path} was left half-written by process {match[2]}", lambda path=path: remove(path))  # type: ignore[misc] # bound now
 
 
-def find_state_files(project: ProjectPaths, aside: Aside) -> Iterator[Finding]:
+def find_state_files(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
     """Look for attempts, plans and spools that do not read."""
     for path in sorted(project.attempts.glob("*.json")):
         if ".memory" not in path.name and read_attempt(project.attempts, path.stem) is None:
-            yield Finding(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
     for path in sorted(project.plans.rglob("*.json")):
         try:
             read_json(path)
         except ValueError:
-            yield Finding(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
     for path in sorted(project.spools.glob("*/journal.jsonl")):
         if not _ends_whole(path):
-            yield Finding(f"{path} ends in half a line", lambda path=path: _cut(path))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} ends in half a line", lambda path=path: _cut(path))  # type: ignore[misc] # bound now
 
 
 def _ends_whole(path: Path) -> bool:
@@ -114,11 +114,11 @@ def _cut(path: Path) -> str:
     return "cut after the last whole line"
 
 
-def find_checkpoints(project: ProjectPaths) -> Iterator[Finding]:
+def find_checkpoints(project: ProjectPaths) -> Iterator[Problem]:
     """Look for checkpoints that nothing goes on with."""
     for folder in sorted(project.checkpoints.glob("*")):
         key, _, number = folder.name.rpartition(".")
         attempt = read_attempt(project.attempts, key)
         if attempt is not None and number.isdigit() and (attempt.number != int(number) or "train" in attempt.finished):
             size = format_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
-            yield Finding(f"{folder} ({size}) belongs to a training that nothing goes on with", lambda f=folder: remove(f))  # type: ignore[misc] # bound now
+            yield Problem(f"{folder} ({size}) belongs to a training that nothing goes on with", lambda f=folder: remove(f))  # type: ignore[misc] # bound now

@@ -6,30 +6,30 @@ from pathlib import Path
 import optuna
 
 from bigstep.atomic_files import parse_json
-from bigstep.diagnostics.finding import Aside, Finding
+from bigstep.diagnostics.finding import Problem, Quarantine
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.process_identity import is_alive
 from bigstep.search.storage import open_storage
-from bigstep.search.trial_queue import WORKER, Ledger
+from bigstep.search.trial_queue import WORKER, TrialQueue
 
 __all__ = ["find_studies"]
 
 
-def find_studies(project: ProjectPaths, aside: Aside) -> Iterator[Finding]:
+def find_studies(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
     """Look at every journal of the project: whether it reads, and for RUNNING trials of dead processes of this machine."""
     for path in sorted(project.search.glob("*.journal")):
         if _is_torn(path):
-            yield Finding(f"{path} holds half an operation", lambda path=path: _mend(path, aside))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} holds half an operation", lambda path=path: _mend(path, aside))  # type: ignore[misc] # bound now
         if not path.exists() or _is_torn(path):
             continue  # set aside, or not mended
         try:
             dead = _dead_trials(path)
         except ProjectError as error:
-            yield Finding(str(error), lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            yield Problem(str(error), lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
             continue
         if dead:
-            yield Finding(f"trials whose worker is gone stand as RUNNING: {', '.join(dead)}", lambda path=path: _sweep(path))  # type: ignore[misc] # bound now
+            yield Problem(f"trials whose worker is gone stand as RUNNING: {', '.join(dead)}", lambda path=path: _sweep(path))  # type: ignore[misc] # bound now
 
 
 def _is_torn(path: Path) -> bool:
@@ -43,7 +43,7 @@ def _is_torn(path: Path) -> bool:
         return True
 
 
-def _mend(path: Path, aside: Aside) -> str:
+def _mend(path: Path, aside: Quarantine) -> str:
     try:
         open_storage(str(path))  # cuts off what is torn
     except ProjectError:
@@ -51,10 +51,10 @@ def _mend(path: Path, aside: Aside) -> str:
     return "cut off; whole operations stay"
 
 
-def _ledgers(path: Path) -> list[Ledger]:
+def _ledgers(path: Path) -> list[TrialQueue]:
     storage = open_storage(str(path))
     names = optuna.get_all_study_names(storage)
-    return [Ledger(optuna.load_study(study_name=name, storage=storage), 0, 0) for name in names]
+    return [TrialQueue(optuna.load_study(study_name=name, storage=storage), 0, 0) for name in names]
 
 
 def _dead_trials(path: Path) -> list[str]:

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.errors import ConfigError
 
 __all__ = ["checkpoint_blocks"]
 
 
-def checkpoint_blocks(network: nn.Module, model: Model) -> int:
+def checkpoint_blocks(network: nn.Module, model: ModelConfig) -> int:
     """Let every block of ``network`` checkpoint its activations in training; names and weights stay as they are.
 
     Blocks are the parts of a chain (``nn.Sequential``) that have layers of their own: ResNet's, ConvNeXt's, ViT's.

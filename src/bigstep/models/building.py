@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.config.yaml_files import nearest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
@@ -28,12 +28,12 @@ class InputShape:
     size: int
     num_classes: int
 
-    def network_channels(self, model: Model) -> int:
+    def network_channels(self, model: ModelConfig) -> int:
         """Channels of the network's input: torchvision's take three."""
         return self.channels if model.name == "small_cnn" else 3
 
 
-def check_model(model: Model) -> None:
+def check_model(model: ModelConfig) -> None:
     """Refuse a name that is neither ``small_cnn`` nor one of torchvision's.
 
     Raises:
@@ -50,7 +50,7 @@ def check_model(model: Model) -> None:
         )
 
 
-def build_network(model: Model, shape: InputShape, weights: Path | None = None) -> nn.Module:
+def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = None) -> nn.Module:
     """Build the network with fresh weights, or those of ``weights``; torch's generator decides the fresh ones.
 
     Raises:
@@ -90,7 +90,7 @@ def _num_outputs(module: nn.Module) -> int | None:
     return module.out_channels if isinstance(module, nn.Conv2d) else None
 
 
-def _architecture(model: Model, shape: InputShape) -> nn.Module:
+def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
     if model.name == "small_cnn":
         return SmallCNN(
             channels=shape.channels,
@@ -114,7 +114,7 @@ def _architecture(model: Model, shape: InputShape) -> nn.Module:
         raise _wrong_size(model, shape, error) from None
 
 
-def _set_dropout(network: nn.Module, model: Model) -> None:
+def _set_dropout(network: nn.Module, model: ModelConfig) -> None:
     layers = [module for module in network.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))]
     if not layers:
         raise ConfigError(
@@ -124,7 +124,7 @@ def _set_dropout(network: nn.Module, model: Model) -> None:
         layer.p = float(model.dropout or 0.0)
 
 
-def _check_size(network: nn.Module, model: Model, shape: InputShape) -> None:
+def _check_size(network: nn.Module, model: ModelConfig, shape: InputShape) -> None:
     if model.name == "small_cnn":
         check_small_cnn(shape.size)
     images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
@@ -142,7 +142,7 @@ def _check_size(network: nn.Module, model: Model, shape: InputShape) -> None:
     network.train()
 
 
-def _wrong_size(model: Model, shape: InputShape, error: Exception) -> ModelError:
+def _wrong_size(model: ModelConfig, shape: InputShape, error: Exception) -> ModelError:
     problem = str(error).splitlines()[0]
     return ModelError(
         f"model.name {model.name} must take the images, but refuses {shape.size} x {shape.size} pixels ({problem}); "

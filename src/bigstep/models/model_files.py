@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bigstep.atomic_files import read_record, whole_file, write_json
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.config.yaml_files import parse_section
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.activation_checkpointing import checkpoint_blocks
@@ -53,7 +53,7 @@ class ModelCard:
 
 
 def build_classifier(
-    model: Model,
+    model: ModelConfig,
     shape: InputShape,
     *,
     mean: tuple[float, ...],
@@ -95,7 +95,7 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
     if not path.is_file() or _sha256(path) != card.weights_sha256:
         raise ModelError(f"{path} must be the file that model.json describes, but is not; run the stage train again")
     try:
-        model = parse_section(Model, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
+        model = parse_section(ModelConfig, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
     except ConfigError as error:
         raise ModelError(f"{str(error).splitlines()[0]}, in {folder}") from None
     try:

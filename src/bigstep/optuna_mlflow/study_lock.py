@@ -8,21 +8,21 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from bigstep.runtime.file_locks import file_lock
+from bigstep.runtime.file_locks import exclusive_lock
 
-__all__ = ["CREATION", "alone_with"]
+__all__ = ["CREATION", "study_lock"]
 CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
 
 
 @contextmanager
-def alone_with(storage: BaseStorage) -> Iterator[None]:
+def study_lock(storage: BaseStorage) -> Iterator[None]:
     """Let one process at a time, on any machine that reaches the storage, run the block."""
     backend = getattr(storage, "_backend", storage)  # of a journal, and of Optuna's cache over a database
     path, address = getattr(backend, "_file_path", None), str(getattr(backend, "url", ""))
     if address.startswith("sqlite:///"):
         path = address.removeprefix("sqlite:///")
     if path is not None:
-        with file_lock(Path(path).with_name(f"{Path(path).name}.claim")):
+        with exclusive_lock(Path(path).with_name(f"{Path(path).name}.claim")):
             yield
     elif "://" in address:
         with _alone_in(address):

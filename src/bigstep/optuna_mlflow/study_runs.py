@@ -8,7 +8,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.optuna_mlflow.study_identity import id_of, storage_identity, storage_of, study_key
-from bigstep.optuna_mlflow.study_lock import alone_with
+from bigstep.optuna_mlflow.study_lock import study_lock
 from bigstep.optuna_mlflow.trial_mapping import (
     ENDED,
     NUMBER,
@@ -51,7 +51,7 @@ def parent_run(client: "MlflowClient", experiment_id: str, study: optuna.Study) 
     known = study.user_attrs.get(RUN_ID)
     if known is not None and _is_parent(client, known, study):
         return str(known)
-    with alone_with(storage_of(study)):
+    with study_lock(storage_of(study)):
         known = study.user_attrs.get(RUN_ID)
         if known is not None and _is_parent(client, known, study):
             return str(known)

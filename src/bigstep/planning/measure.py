@@ -12,14 +12,14 @@ from bigstep.config.yaml_files import parse_section
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError
-from bigstep.planning.throughput import Ladder, Rung
+from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve
 from bigstep.runtime.child_process import start_module
 
-__all__ = ["LadderRequest", "climb_configured"]
+__all__ = ["MeasurementRequest", "climb_configured"]
 
 
 @dataclass(frozen=True)
-class LadderRequest:
+class MeasurementRequest:
     """What to measure: sections of params.yaml as plain values, the images' shape, and until when."""
 
     sections: dict[str, dict[str, Any]]
@@ -34,7 +34,7 @@ class LadderRequest:
         return parse_section(kind, self.sections, "plan")
 
 
-def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[Ladder, ...]:
+def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[ThroughputCurve, ...]:
     end = time.perf_counter() + seconds
     chosen = (params.train.precision, params.hardware.memory_format)
     every = [(p, f) for p in ("float32", "bfloat16") for f in ("contiguous", "channels_last")]
@@ -54,14 +54,16 @@ def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> t
     return tuple(found)
 
 
-def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> Ladder:
+def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> ThroughputCurve:
     """Measure the ladder of the configured precision and memory format, for images of a shape."""
     found = _climb(params, {}, (channels, size, num_classes), seconds)
     assert found is not None
     return found
 
 
-def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float) -> Ladder | None:
+def _climb(
+    params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float
+) -> ThroughputCurve | None:
     sections = {
         name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "memory", "tracking")
     }
@@ -69,7 +71,7 @@ def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int,
     sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
     for name, values in changes.items():
         sections[name].update(values)
-    request = LadderRequest(sections, *shape, until=time.time() + seconds)
+    request = MeasurementRequest(sections, *shape, until=time.time() + seconds)
     process = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -84,7 +86,7 @@ def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int,
         timer.cancel()
         process.stdout.close()
         process.wait()
-    rungs = tuple(Rung(**line) for line in lines if "micro_batch_size" in line)
+    rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
     if not rungs and process.returncode > 0:  # a signal, below zero, is what running out of memory looks like
         raise ProjectError(
             f"measuring {params.model.name} must end well, but ended with exit code {process.returncode}; its message is above"
@@ -93,4 +95,4 @@ def _climb(params: Params, changes: dict[str, dict[str, str]], shape: tuple[int,
         return None
     precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]
     complete = rungs[-1].micro_batch_size < params.batch.effective_batch_size
-    return Ladder(precision, memory_format, lines[0]["update_seconds"], rungs, complete)
+    return ThroughputCurve(precision, memory_format, lines[0]["update_seconds"], rungs, complete)

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.hardware import Hardware
-from bigstep.config.memory import Memory
-from bigstep.config.model import Model
-from bigstep.config.tracking import Tracking
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.memory import MemoryConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.tracking import TrackingConfig
+from bigstep.config.train import TrainConfig
 from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restart_peak_memory
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.planning.measure import LadderRequest
-from bigstep.planning.throughput import Rung, climb, ladder
+from bigstep.planning.measure import MeasurementRequest
+from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, measure_until_flat
 from bigstep.planning.training_memory import predict_training
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.training.loop import set_training_mode, take_step
@@ -36,9 +36,9 @@ STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 
 def main() -> int:
     """Read a request from standard input, and write a line of JSON for each rung; the first line has what all share."""
-    request = LadderRequest(**json.load(sys.stdin))
-    train: Train = request.section(Train)
-    set_threads(request.section(Hardware))
+    request = MeasurementRequest(**json.load(sys.stdin))
+    train: TrainConfig = request.section(TrainConfig)
+    set_threads(request.section(HardwareConfig))
     base = resident_bytes()
     state = begin(request, train)
     effective = int(train.effective_batch_size or 1)
@@ -51,26 +51,26 @@ def main() -> int:
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _tell({"update_seconds": update_seconds})
     size = min(effective, 32)
-    prediction = predict_training(state.classifier, train, image_shape, Batch(effective, size, -(-effective // size)))
+    prediction = predict_training(state.classifier, train, image_shape, BatchSizes(effective, size, -(-effective // size)))
 
-    def measure(size: int) -> Rung:
+    def measure(size: int) -> SizeMeasurement:
         state.accumulator.micro_batch_size = size
         restart_peak_memory(state.classifier.mean.device)
         first = _seconds(lambda: _step(state, train, images[:size], labels[:size], size), 1)
         count = min(max(1, int(STEP_SECONDS / first)) * size, effective)
         elapsed = _seconds(lambda: _step(state, train, images[:count], labels[:count], size), 3)
         rate = count / max(elapsed - update_seconds, 1e-9)
-        return Rung(size, rate, _grown(state, base), prediction.at(size))
+        return SizeMeasurement(size, rate, _grown(state, base), prediction.at(size))
 
     with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
-        for rung in climb(ladder(effective), measure):
+        for rung in measure_until_flat(candidate_sizes(effective), measure):
             _tell(asdict(rung))
             if time.time() > request.until:
                 break
     return 0
 
 
-def _step(state: TrainingState, train: Train, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+def _step(state: TrainingState, train: TrainConfig, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
     take_step(state, train, images, labels)
     if state.accumulator.micro_batch_size != size:
         raise OutOfMemoryError(f"a micro-batch of {size} does not fit")
@@ -81,28 +81,28 @@ def _grown(state: TrainingState, base: int) -> int:
     return peak_memory_bytes(device) - (0 if device.type == "cuda" else base)
 
 
-def begin(request: LadderRequest, train: Train) -> TrainingState:
+def begin(request: MeasurementRequest, train: TrainConfig) -> TrainingState:
     """Begin a training of fresh weights, to be measured."""
-    hardware: Hardware = request.section(Hardware)
-    model: Model = request.section(Model)
+    hardware: HardwareConfig = request.section(HardwareConfig)
+    model: ModelConfig = request.section(ModelConfig)
     classifier = build_classifier(
         model,
         InputShape(request.channels, request.size, request.num_classes),
         mean=(0.5,) * request.channels,
         std=(0.25,) * request.channels,
         memory_format=MEMORY_FORMATS[hardware.memory_format],
-        checkpoint_activations=request.section(Memory).checkpoint_activations,
+        checkpoint_activations=request.section(MemoryConfig).checkpoint_activations,
     ).to(choose_device(hardware))
     effective = int(train.effective_batch_size or 1)
     state = build_state(
         classifier,
         train,
-        Batch(effective, effective, 1),
+        BatchSizes(effective, effective, 1),
         num_samples=10 * effective,
         num_classes=request.num_classes,
         class_weights=None,
         model=model,
-        noise=request.section(Tracking).noise_scale,
+        noise=request.section(TrackingConfig).noise_scale,
     )
     set_training_mode(state)
     return state

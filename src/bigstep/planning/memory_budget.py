@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from bigstep.atomic_files import read_json, write_json
-from bigstep.config.batch_sizes import Batch, resolve_batch
-from bigstep.config.hardware import Hardware
+from bigstep.config.batch_sizes import BatchSizes, resolve_batch
+from bigstep.config.hardware import HardwareConfig
 from bigstep.config.params import Params
 from bigstep.config.units import parse_size
 from bigstep.console import console, format_bytes
@@ -21,40 +21,49 @@ from bigstep.planning.training_memory import predict_training
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device, total_memory_bytes
 
-__all__ = ["AUTOMATIC", "OVERHEAD_BYTES", "Fit", "budget_bytes", "excess_bytes", "fit_batch", "predict", "room_for_training"]
+__all__ = [
+    "AUTOMATIC",
+    "OVERHEAD_BYTES",
+    "CheckedSlicing",
+    "available_bytes",
+    "budget_bytes",
+    "bytes_over_budget",
+    "choose_slicing",
+    "predict",
+]
 
-INNER = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
+RESIDENT_PER_TENSOR_BYTE = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
 OVERHEAD_BYTES = 384 * 2**20  # what a training process needs beside the step: MLflow, the export of the model
 AUTOMATIC = {"cpu": 0.8, "cuda": 0.9}  # share of the total
 
 
 @dataclass(frozen=True)
-class Fit:
+class CheckedSlicing:
     """The sizes of a step, and the predicted bytes of its tensors."""
 
-    batch: Batch
+    batch: BatchSizes
     predicted_bytes: int
 
 
-def fit_batch(project: ProjectPaths, params: Params, store: Store, died_at: int | None = None) -> Fit:
-    """Choose or check the micro-batch size; ``died_at`` is one at which an earlier start ran out of memory and died.
+def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_at: int | None = None) -> CheckedSlicing:
+    """Choose or check the micro-batch size; ``failed_at`` is one at which an earlier start ran out of memory and died.
 
     Raises:
         OutOfMemoryError: it does not fit the budget; the line says what it needs, what there is, and the largest that fits.
     """
     resident = resident_bytes()
     batch = _slicing(project, params, store, resident)
-    if died_at is not None and params.model.ghost_batch_size is None:
-        smaller = min(batch.micro_batch_size, max(1, -(-died_at // 2)))
-        console.print(f"the last start died at micro-batches of {died_at} with little memory left: beginning with {smaller}")
-        batch = Batch(batch.effective_batch_size, smaller, -(-batch.effective_batch_size // smaller))
+    if failed_at is not None and params.model.ghost_batch_size is None:
+        smaller = min(batch.micro_batch_size, max(1, -(-failed_at // 2)))
+        console.print(f"the last start died at micro-batches of {failed_at} with little memory left: beginning with {smaller}")
+        batch = BatchSizes(batch.effective_batch_size, smaller, -(-batch.effective_batch_size // smaller))
     predicted = predict(project, params, store, batch)
     if params.hardware.micro_batch_size != "auto":
         _check(params, batch, predicted, resident)
-    return Fit(batch, predicted.peak_bytes)
+    return CheckedSlicing(batch, predicted.peak_bytes)
 
 
-def predict(project: ProjectPaths, params: Params, store: Store, batch: Batch) -> MemoryPrediction:
+def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSizes) -> MemoryPrediction:
     """Predict the peak of tensors; kept beside the plans, since it takes seconds."""
     path = plan_folder(project, params, store) / "predicted.json"
     name = f"{batch.effective_batch_size} = {batch.accumulation_steps} x {batch.micro_batch_size}"
@@ -72,7 +81,7 @@ def predict(project: ProjectPaths, params: Params, store: Store, batch: Batch) -
     return found
 
 
-def _predict(params: Params, store: Store, batch: Batch) -> MemoryPrediction:
+def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPrediction:
     manifest = store.manifest
     with torch.random.fork_rng(devices=[]):
         classifier = build_classifier(
@@ -85,35 +94,35 @@ def _predict(params: Params, store: Store, batch: Batch) -> MemoryPrediction:
     return predict_training(classifier, params.train, (manifest.channels, manifest.size, manifest.size), batch)
 
 
-def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int) -> Batch:
+def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int) -> BatchSizes:
     if params.hardware.micro_batch_size != "auto" or params.model.ghost_batch_size is not None:
         return params.batch
     plan = find_plan(project, params, store)
-    choice = recommend(plan, params.batch.effective_batch_size, room_for_training(params.hardware, resident))
+    choice = recommend(plan, params.batch.effective_batch_size, available_bytes(params.hardware, resident))
     return resolve_batch(params.train, params.hardware, params.model, choice.micro_batch_size)
 
 
-def excess_bytes(params: Params, predicted: MemoryPrediction, resident: int) -> int:
+def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
     """Give by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
-    room = room_for_training(params.hardware, resident)
-    return -1 if room is None else int(predicted.peak_bytes * INNER) - room
+    room = available_bytes(params.hardware, resident)
+    return -1 if room is None else int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE) - room
 
 
-def _check(params: Params, batch: Batch, predicted: MemoryPrediction, resident: int) -> None:
+def _check(params: Params, batch: BatchSizes, predicted: MemoryPrediction, resident: int) -> None:
     budget = budget_bytes(params.hardware)
-    room = room_for_training(params.hardware, resident)
-    if budget is None or room is None or excess_bytes(params, predicted, resident) <= 0:
+    room = available_bytes(params.hardware, resident)
+    if budget is None or room is None or bytes_over_budget(params, predicted, resident) <= 0:
         return
-    largest = min(predicted.largest(int(room / INNER)), batch.micro_batch_size - 1)
+    largest = min(predicted.largest(int(room / RESIDENT_PER_TENSOR_BYTE)), batch.micro_batch_size - 1)
     way_out = f"the largest that fits is {largest}" if largest >= 1 else "not even one image at a time fits"
     process = "" if room == budget else f" beside {format_bytes(resident + OVERHEAD_BYTES)} of the process itself"
     raise OutOfMemoryError(
         f"a step in micro-batches of {batch.micro_batch_size} must fit hardware.memory_budget, but needs "
-        f"{format_bytes(int(predicted.peak_bytes * INNER))}{process}, of {format_bytes(budget)}; {way_out}"
+        f"{format_bytes(int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE))}{process}, of {format_bytes(budget)}; {way_out}"
     )
 
 
-def budget_bytes(hardware: Hardware) -> int | None:
+def budget_bytes(hardware: HardwareConfig) -> int | None:
     """Give the limit that ``hardware.memory_budget`` means here: of the GPU's allocator, or of resident memory; None: none."""
     if hardware.memory_budget == "none":
         return None
@@ -123,7 +132,7 @@ def budget_bytes(hardware: Hardware) -> int | None:
     return int(AUTOMATIC[device.type] * total_memory_bytes(device))
 
 
-def room_for_training(hardware: Hardware, resident: int) -> int | None:
+def available_bytes(hardware: HardwareConfig, resident: int) -> int | None:
     """Give the bytes that a training step may take, in a process that holds ``resident`` bytes without it."""
     budget = budget_bytes(hardware)
     if budget is None or choose_device(hardware).type == "cuda":

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from bigstep.atomic_files import read_json, write_json
-from bigstep.config.hardware import Hardware
+from bigstep.config.hardware import HardwareConfig
 from bigstep.config.params import Params
 from bigstep.console import format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.planning.measure import _measure
-from bigstep.planning.throughput import Choice, Ladder, Plan, Rung, choose
+from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device, total_memory_bytes
 
@@ -30,7 +30,7 @@ __all__ = ["find_plan", "plan_folder", "recommend"]
 FORMAT = 1
 
 
-def recommend(plan: Plan, effective_batch_size: int, room: int | None) -> Choice:
+def recommend(plan: Plan, effective_batch_size: int, room: int | None) -> PlannedSlicing:
     """Choose the fastest slicing within ``room``.
 
     Raises:
@@ -82,7 +82,7 @@ def plan_folder(project: ProjectPaths, params: Params, store: Store) -> Path:
     return project.plans / _key(params, store)
 
 
-def _covers(ladder: Ladder, effective_batch_size: int) -> bool:
+def _covers(ladder: ThroughputCurve, effective_batch_size: int) -> bool:
     return ladder.complete or ladder.rungs[-1].micro_batch_size >= effective_batch_size
 
 
@@ -91,7 +91,8 @@ def read_measured(folder: Path, key: str) -> Plan | None:
     try:
         content = read_json(folder / "measured.json")
         ladders = tuple(
-            Ladder(**{**item, "rungs": tuple(Rung(**rung) for rung in item["rungs"])}) for item in content["ladders"]
+            ThroughputCurve(**{**item, "rungs": tuple(SizeMeasurement(**rung) for rung in item["rungs"])})
+            for item in content["ladders"]
         )
         return (
             Plan(key, folder, ladders, bool(content["others"]))
@@ -120,7 +121,7 @@ def _key(params: Params, store: Store) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _machine(hardware: Hardware) -> dict[str, Any]:
+def _machine(hardware: HardwareConfig) -> dict[str, Any]:
     device = choose_device(hardware)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {

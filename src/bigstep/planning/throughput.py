@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Choice", "Ladder", "Plan", "Rung", "choose", "climb", "ladder"]
+__all__ = ["Plan", "PlannedSlicing", "SizeMeasurement", "ThroughputCurve", "candidate_sizes", "choose", "measure_until_flat"]
 
 GAIN = 1.03  # a rung that is not this much faster than the best before it gains nothing
 NEAR = 0.98  # of the fastest: as good, and the smaller micro-batch needs less memory
 
 
 @dataclass(frozen=True)
-class Rung:
+class SizeMeasurement:
     """One micro-batch size: samples per second, what the process grew by at its peak, what the tensors were predicted to."""
 
     micro_batch_size: int
@@ -21,7 +21,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PlannedSlicing:
     """A slicing of an effective batch."""
 
     effective_batch_size: int
@@ -30,7 +30,7 @@ class Choice:
     samples_per_second: float
 
 
-def ladder(effective_batch_size: int) -> tuple[int, ...]:
+def candidate_sizes(effective_batch_size: int) -> tuple[int, ...]:
     """Give the micro-batch sizes to try: powers of two below the effective batch, and itself."""
     sizes = [1]
     while sizes[-1] * 2 < effective_batch_size:
@@ -38,7 +38,7 @@ def ladder(effective_batch_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*sizes, effective_batch_size]))
 
 
-def climb(sizes: Sequence[int], measure: Callable[[int], Rung]) -> Iterator[Rung]:
+def measure_until_flat(sizes: Sequence[int], measure: Callable[[int], SizeMeasurement]) -> Iterator[SizeMeasurement]:
     """Measure rung by rung until two in a row are no faster than the best before them."""
     best, without_gain = 0.0, 0
     for size in sizes:
@@ -50,7 +50,7 @@ def climb(sizes: Sequence[int], measure: Callable[[int], Rung]) -> Iterator[Rung
             return
 
 
-def choose(rungs: Sequence[Rung], effective_batch_size: int, limit_bytes: int | None) -> Choice | None:
+def choose(rungs: Sequence[SizeMeasurement], effective_batch_size: int, limit_bytes: int | None) -> PlannedSlicing | None:
     """Take the fastest rung whose growth is within ``limit_bytes``; of those nearly as fast the smallest. None: none fits.
 
     The effective batch stays exactly as asked: the last micro-batches may hold one sample less.
@@ -63,11 +63,11 @@ def choose(rungs: Sequence[Rung], effective_batch_size: int, limit_bytes: int | 
         (rung for rung in fitting if rung.samples_per_second >= NEAR * fastest), key=lambda rung: rung.micro_batch_size
     )
     size = min(chosen.micro_batch_size, effective_batch_size)
-    return Choice(effective_batch_size, size, -(-effective_batch_size // size), chosen.samples_per_second)
+    return PlannedSlicing(effective_batch_size, size, -(-effective_batch_size // size), chosen.samples_per_second)
 
 
 @dataclass(frozen=True)
-class Ladder:
+class ThroughputCurve:
     """Rungs of one precision and memory format.
 
     ``complete``: they ended before the whole batch, since larger ones gained nothing, did not fit or took too long to measure.
@@ -76,7 +76,7 @@ class Ladder:
     precision: str
     memory_format: str
     update_seconds: float
-    rungs: tuple[Rung, ...]
+    rungs: tuple[SizeMeasurement, ...]
     complete: bool
 
 
@@ -86,6 +86,6 @@ class Plan:
 
     key: str
     folder: Path
-    ladders: tuple[Ladder, ...]
+    ladders: tuple[ThroughputCurve, ...]
     others: bool
     """Whether other precisions and formats were asked for too, as far as the time went."""

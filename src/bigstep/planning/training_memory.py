@@ -2,8 +2,8 @@
 
 import torch
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.train import TrainConfig
 from bigstep.memory.prediction import MemoryPrediction, predict_memory
 from bigstep.models.classifier import Classifier
 from bigstep.training.optimization import build_optimizer
@@ -11,7 +11,9 @@ from bigstep.training.optimization import build_optimizer
 __all__ = ["predict_training"]
 
 
-def predict_training(classifier: Classifier, train: Train, image_shape: tuple[int, int, int], batch: Batch) -> MemoryPrediction:
+def predict_training(
+    classifier: Classifier, train: TrainConfig, image_shape: tuple[int, int, int], batch: BatchSizes
+) -> MemoryPrediction:
     """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``."""
     return predict_memory(
         classifier,

@@ -17,11 +17,11 @@ from typing import Any
 from bigstep.atomic_files import read_record, write_json
 from bigstep.errors import ProjectError
 
-__all__ = ["Attempt", "attempt_key", "begin_stage", "finish_stage", "note_run", "one_writer", "read_attempt"]
+__all__ = ["PipelineAttempt", "attempt_key", "begin_stage", "finish_stage", "note_run", "read_attempt", "writer_lock"]
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PipelineAttempt:
     """An execution of the pipeline: its number, its run and what it trains with (None before), the stages it has finished."""
 
     number: int
@@ -35,15 +35,17 @@ def attempt_key(learning: Mapping[str, Any], experiment: str) -> str:
     return sha256(repr((sorted(learning.items()), experiment)).encode()).hexdigest()[:16]
 
 
-def read_attempt(folder: Path, key: str) -> Attempt | None:
+def read_attempt(folder: Path, key: str) -> PipelineAttempt | None:
     """Give the latest attempt, or None; a file that does not read counts as none."""
     try:
-        return read_record(Attempt, folder / f"{key}.json")
+        return read_record(PipelineAttempt, folder / f"{key}.json")
     except (OSError, ValueError):
         return None
 
 
-def begin_stage(folder: Path, key: str, stage: str, fingerprint: str | None = None, *, is_recorded: bool = True) -> Attempt:
+def begin_stage(
+    folder: Path, key: str, stage: str, fingerprint: str | None = None, *, is_recorded: bool = True
+) -> PipelineAttempt:
     """Continue the unfinished attempt, or begin one.
 
     Args:
@@ -58,24 +60,24 @@ def begin_stage(folder: Path, key: str, stage: str, fingerprint: str | None = No
     if latest is not None and stage in latest.finished and not is_recorded:
         latest = replace(latest, finished=tuple(name for name in latest.finished if name != stage))
     if latest is None or stage in latest.finished or _differs(latest.fingerprint, fingerprint):
-        latest = Attempt(1 if latest is None else latest.number + 1)
+        latest = PipelineAttempt(1 if latest is None else latest.number + 1)
     return _write(folder, key, latest if fingerprint is None else replace(latest, fingerprint=fingerprint))
 
 
 def finish_stage(folder: Path, key: str, stage: str) -> None:
     """Note that a stage is done."""
-    latest = read_attempt(folder, key) or Attempt(1)
+    latest = read_attempt(folder, key) or PipelineAttempt(1)
     _write(folder, key, replace(latest, finished=(*latest.finished, stage)))
 
 
 def note_run(folder: Path, key: str, run_id: str | None) -> None:
     """Note the MLflow run of the latest attempt."""
-    latest = read_attempt(folder, key) or Attempt(1)
+    latest = read_attempt(folder, key) or PipelineAttempt(1)
     _write(folder, key, replace(latest, run_id=run_id))
 
 
 @contextmanager
-def one_writer(path: Path, patience: float = 30.0) -> Iterator[None]:
+def writer_lock(path: Path, patience: float = 30.0) -> Iterator[None]:
     """Hold the lock ``path``; waits ``patience`` seconds for a process that is about to end.
 
     Raises:
@@ -106,6 +108,6 @@ def _differs(known: str | None, new: str | None) -> bool:
     return known is not None and new is not None and known != new
 
 
-def _write(folder: Path, key: str, attempt: Attempt) -> Attempt:
+def _write(folder: Path, key: str, attempt: PipelineAttempt) -> PipelineAttempt:
     write_json(asdict(attempt), folder / f"{key}.json")
     return attempt

@@ -25,7 +25,7 @@ from bigstep.project.parameters import check_followed_by_dvc, check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.project.stage_inputs import INPUTS
 from bigstep.project.workspace import private_workspace
-from bigstep.runtime.child_process import follow_command
+from bigstep.runtime.child_process import run_child
 
 __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
 
@@ -222,7 +222,7 @@ def _run_dvc(folder: Path, root: Path, request: Request) -> int:
         if folder != root:
             environment["BIGSTEP_ROOT"] = str(root)
         before = read_record_before(StagePaths(folder).lock)
-        code = follow_command([sys.executable, "-m", "dvc", *arguments], folder, environment)
+        code = run_child([sys.executable, "-m", "dvc", *arguments], folder, environment)
         check_record(folder, Path(scratch), before, lambda: cache_folder(folder))
         return int(exit_file.read_text(encoding="utf-8")) if code and exit_file.exists() else code
 

@@ -47,7 +47,7 @@ def private_workspace(project: ProjectPaths, content: Mapping[str, Any], cache: 
     """
     folder = project.workspaces / workspace_name(content)
     folder.mkdir(parents=True, exist_ok=True)
-    with _sole_user(folder.with_suffix(".lock")):
+    with _workspace_lock(folder.with_suffix(".lock")):
         _fill(folder, project.root, cache)
         _link_data(folder, project.root, str(content["data"]["root"]))
         _name_data(content, project.root)
@@ -57,7 +57,7 @@ def private_workspace(project: ProjectPaths, content: Mapping[str, Any], cache: 
 
 
 @contextmanager
-def _sole_user(path: Path) -> Iterator[None]:
+def _workspace_lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

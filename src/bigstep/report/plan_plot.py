@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from bigstep.report.figures import ACCENT, LINE, save_figure
 
 if TYPE_CHECKING:
-    from bigstep.planning.throughput import Choice, Ladder
+    from bigstep.planning.throughput import PlannedSlicing, ThroughputCurve
 
 __all__ = ["draw_plan"]
 
 OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
 
 
-def draw_plan(ladders: "Sequence[Ladder]", choice: "Choice", room_bytes: int | None, path: Path) -> None:
+def draw_plan(ladders: "Sequence[ThroughputCurve]", choice: "PlannedSlicing", room_bytes: int | None, path: Path) -> None:
     """Draw images per second and the growth of the process over the micro-batch size; the budget's room is a line."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -20,7 +20,7 @@ from bigstep.runs.checkpoint_files import clear_checkpoints, load_latest, save_c
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState
 
-__all__ = ["Checkpoints", "Resumed", "checkpoint_interval"]
+__all__ = ["CheckpointWriter", "ResumePoint", "checkpoint_interval"]
 
 FIRST = 5.0  # seconds from a start to its first checkpoint
 KEPT_STARTS = 9
@@ -28,7 +28,7 @@ SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that w
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumePoint:
     """Where a training went on, the values that were kept for the caller, and what there is to tell about it."""
 
     step: int
@@ -37,7 +37,7 @@ class Resumed:
 
 
 @final
-class Checkpoints:
+class CheckpointWriter:
     """Writes the checkpoints of one training when they are due, and finds the latest."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Checkpoints:
         self._written = self._clock()
         self._cost = 0.0
 
-    def restore(self, state: TrainingState, *, micro_batch_size: int) -> Resumed | None:
+    def restore(self, state: TrainingState, *, micro_batch_size: int) -> ResumePoint | None:
         """Put ``state`` where the latest checkpoint left it; None where there is none.
 
         Raises:
@@ -82,7 +82,7 @@ class Checkpoints:
             text = ", ".join(f"{name} {was}" for name, was in changed.items())
             console.print(f"this training was begun with {text}; it goes on, but not to the bit as it would have")
             tags["bigstep.resumed_with_other_versions"] = text
-        return Resumed(snapshot.step, kept, tags)
+        return ResumePoint(snapshot.step, kept, tags)
 
     def is_due(self, *, at_epoch_end: bool) -> bool:
         """Tell whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""

@@ -15,7 +15,7 @@ from bigstep.atomic_files import read_record, write_json
 from bigstep.runtime.device import headroom_bytes
 from bigstep.training.loop import EpochBatches
 
-__all__ = ["MarkedBatches", "read_mark"]
+__all__ = ["LowMemoryMarker", "failed_micro_batch_size"]
 
 LEAST_BYTES = 512 * 2**20
 
@@ -27,7 +27,7 @@ class Mark:
     micro_batch_size: int
 
 
-def read_mark(path: Path) -> int | None:
+def failed_micro_batch_size(path: Path) -> int | None:
     """Give the micro-batch size at which the last start died with little memory left, or None."""
     try:
         return read_record(Mark, path).micro_batch_size
@@ -36,7 +36,7 @@ def read_mark(path: Path) -> int | None:
 
 
 @final
-class MarkedBatches:
+class LowMemoryMarker:
     """Gives the batches of another source; before each the mark is set or taken away by the memory that is left."""
 
     def __init__(self, batches: EpochBatches, path: Path, need_bytes: int, micro_batch_size: Callable[[], int]) -> None:

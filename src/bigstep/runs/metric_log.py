@@ -11,12 +11,12 @@ from bigstep.memory.measurement import peak_memory_bytes
 from bigstep.tracking.tracker import Metric, Tracker
 from bigstep.training.records import EpochRecord, StepRecord
 
-__all__ = ["History"]
+__all__ = ["MetricLog"]
 
 FLUSH_SECONDS = 5.0
 
 
-class History:
+class MetricLog:
     """Collects records: sends metrics in batches, keeps one row an epoch, and tells the person at the console."""
 
     def __init__(self, tracker: Tracker, device: torch.device, num_epochs: int, steps_per_epoch: int) -> None:
@@ -45,7 +45,7 @@ class History:
             "seconds": time.perf_counter() - self._started,
         }
 
-    def go_on(self, kept: Mapping[str, Any], step: int) -> None:
+    def load_state_dict(self, kept: Mapping[str, Any], step: int) -> None:
         """Go on, at ``step``, from what :meth:`kept` gave."""
         self.rows = [dict(row) for row in kept["rows"]]
         self._learning_rate, self._last_step = kept["learning_rate"], kept["last_step"]

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from bigstep.console import console
 from bigstep.runtime.process_identity import process_name
-from bigstep.runtime.stop_signals import StoppedError
+from bigstep.runtime.stop_signals import StopRequestedError
 from bigstep.tracking.dead_runs import PROCESS
-from bigstep.tracking.spool import Spool, alone_in, unfinished_spools
-from bigstep.tracking.spool_delivery import Courier
+from bigstep.tracking.spool import Spool, spool_lock, unfinished_spools
+from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric
 
-__all__ = ["Telling", "deliver_others", "timed", "told_run"]
+__all__ = ["TrackedRun", "as_metrics_now", "deliver_others", "tracked_run"]
 
 FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
 LAST_ROUND = 5.0  # seconds for a stage that was told to stop
 
 
 @dataclass
-class Telling:
+class TrackedRun:
     """A run that is told: what to tell it through, how it is to end, and whether it was told everything."""
 
     tracker: SpoolTracker
@@ -33,7 +33,7 @@ class Telling:
 
 
 @contextmanager
-def told_run(
+def tracked_run(
     folder: Path,
     uri: str,
     experiment: str,
@@ -41,7 +41,7 @@ def told_run(
     params: Mapping[str, object],
     tags: Mapping[str, str],
     given: str | None = None,
-) -> Iterator[Telling]:
+) -> Iterator[TrackedRun]:
     """Tell a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
 
     Args:
@@ -52,7 +52,7 @@ def told_run(
         tags: to set.
         given: a run to tell, in the place of the spool's own.
     """
-    with alone_in(folder):
+    with spool_lock(folder):
         spool = Spool(folder)
         spool.begin(uri, experiment)
         tracker = SpoolTracker(spool)
@@ -62,12 +62,12 @@ def told_run(
             tracker.continue_run(given)
         tracker.log_params(params)
         tracker.set_tags({**tags, PROCESS: process_name()})
-        courier = Courier(spool)
+        courier = SpoolDelivery(spool)
         courier.start(FIRST_ROUND)
-        telling = Telling(tracker, told=lambda: spool.sent.run_id)
+        telling = TrackedRun(tracker, told=lambda: spool.sent.run_id)
         try:
             yield telling
-        except (KeyboardInterrupt, StoppedError):
+        except (KeyboardInterrupt, StopRequestedError):
             tracker.finish("KILLED")
             courier.drain(LAST_ROUND)
             raise
@@ -84,7 +84,7 @@ def _end_former(spool: Spool, tracker: SpoolTracker) -> None:
     last = spool.last()
     if last is not None and last["entry"] != "finish":
         tracker.finish("KILLED")
-    courier = Courier(spool)
+    courier = SpoolDelivery(spool)
     courier.start()
     courier.drain(LAST_ROUND)
 
@@ -99,7 +99,7 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
     for path in unfinished_spools(folder):
         if path == own:
             continue
-        with alone_in(path) as alone:
+        with spool_lock(path) as alone:
             if not alone:
                 continue
             spool = Spool(path)
@@ -108,7 +108,7 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
                 SpoolTracker(spool).finish("KILLED")
             if spool.origin is None:
                 continue
-            courier = Courier(spool)
+            courier = SpoolDelivery(spool)
             courier.start()
             if not courier.drain(LAST_ROUND):
                 break
@@ -116,7 +116,7 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
     return done
 
 
-def _drain(courier: Courier) -> bool:
+def _drain(courier: SpoolDelivery) -> bool:
     if courier.drain():
         return True
     console.print(
@@ -126,7 +126,7 @@ def _drain(courier: Courier) -> bool:
     return False
 
 
-def timed(values: Mapping[str, float], step: int) -> list[Metric]:
+def as_metrics_now(values: Mapping[str, float], step: int) -> list[Metric]:
     """Give values as metrics of this moment."""
     now = int(time.time() * 1000)
     return [Metric(key, value, step, now) for key, value in values.items()]

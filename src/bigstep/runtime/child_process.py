@@ -13,12 +13,12 @@ from typing import Any
 
 import psutil
 
-__all__ = ["end_with_parent", "follow_command", "start_module"]
+__all__ = ["run_child", "set_parent_death_signal", "start_module"]
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def follow_command(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
+def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
     """Run ``command`` in ``folder`` and give its exit code, 1 for all that have no meaning, or 128 and the signal we got.
 
     Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below.
@@ -46,7 +46,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def end_with_parent() -> None:
+def set_parent_death_signal() -> None:
     """Let this process, just begun, get SIGTERM when its parent is gone, where the system can."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bigstep.config.hardware import Hardware
+from bigstep.config.hardware import HardwareConfig
 from bigstep.errors import ConfigError
 
 __all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "set_threads", "total_memory_bytes"]
@@ -16,7 +16,7 @@ CONTAINER = Path("/sys/fs/cgroup")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def choose_device(hardware: Hardware) -> torch.device:
+def choose_device(hardware: HardwareConfig) -> torch.device:
     """Give the device that ``hardware.device`` means here.
 
     Raises:
@@ -28,7 +28,7 @@ def choose_device(hardware: Hardware) -> torch.device:
     return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")
 
 
-def set_threads(hardware: Hardware) -> None:
+def set_threads(hardware: HardwareConfig) -> None:
     """Let torch use ``hardware.threads`` threads on the CPU."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from bigstep.runtime.stop_signals import Signals
 
-__all__ = ["hold_lifeline"]
+__all__ = ["exit_with_parent"]
 
 INTERVAL = 0.5  # seconds
 
 
-def hold_lifeline(signals: Signals) -> None:
+def exit_with_parent(signals: Signals) -> None:
     """Watch, where DVC runs this process, whether it is still there; when it is gone this process gets SIGTERM."""
     if "DVC_STAGE" not in os.environ:
         return

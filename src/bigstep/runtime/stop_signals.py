@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-__all__ = ["Signals", "StoppedError"]
+__all__ = ["Signals", "StopRequestedError"]
 
-SAME = 0.5  # seconds within which two signals are one, sent to the group and passed on besides
+DUPLICATE_WINDOW_SECONDS = 0.5  # seconds within which two signals are one, sent to the group and passed on besides
 WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
-class StoppedError(BaseException):
+class StopRequestedError(BaseException):
     """The process was told to stop. No ordinary error: nothing may handle it and go on."""
 
     def __init__(self, number: int) -> None:
@@ -26,7 +26,7 @@ class StoppedError(BaseException):
 
 @final
 class Signals:
-    """What this process was told: it stops where it is, but within :meth:`deferred` only at :meth:`raise_if_told`."""
+    """What this process was told: it stops where it is, but within :meth:`deferred` only at :meth:`raise_if_received`."""
 
     def __init__(self) -> None:
         """Nothing was told yet."""
@@ -56,21 +56,21 @@ class Signals:
         finally:
             self._deferred = False
 
-    def raise_if_told(self) -> None:
+    def raise_if_received(self) -> None:
         """Stop here if a signal came.
 
         Raises:
             StoppedError: one came.
         """
         if self.told is not None:
-            raise StoppedError(self.told)
+            raise StopRequestedError(self.told)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.told is not None:
-            if time.monotonic() - self._at > SAME:
+            if time.monotonic() - self._at > DUPLICATE_WINDOW_SECONDS:
                 os._exit(128 + number)
             return
         self.told, self._at = number, time.monotonic()
         if not self._deferred:
-            raise StoppedError(number)
+            raise StopRequestedError(number)

@@ -10,14 +10,14 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["Apart", "SeesAll"]
+__all__ = ["NoRepeatSampler", "PrunedTrialsSampler"]
 
 NEAR = 0.01  # of each range: a point that near to a known one is not asked for again
 DRAWS = 20  # of a point that is new
 
 
 @final
-class SeesAll(BaseSampler):
+class PrunedTrialsSampler(BaseSampler):
     """Shows a Gaussian process all that is known.
 
     Optuna's looks at finished trials only, never hears of pruned ones, and asks for the same bad point again and again:
@@ -91,7 +91,7 @@ def _values(trial: FrozenTrial) -> list[float]:
 
 
 @final
-class Apart(BaseSampler):
+class NoRepeatSampler(BaseSampler):
     """Asks other samplers where the first asks for what is known already.
 
     Samplers that trust a model of a smooth function come back to its minimum; a training with the same seed tells nothing

@@ -14,21 +14,21 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import Params
-from bigstep.config.search import OBJECTIVES, Search
+from bigstep.config.search import OBJECTIVES, SearchConfig
 from bigstep.search.space import Space
-from bigstep.search.trial_queue import KEY, Ledger, counted, is_feasible, live, value_of
+from bigstep.search.trial_queue import KEY, TrialQueue, counts_toward_budget, is_feasible, not_failed, value_of
 
 __all__ = [
-    "Again",
-    "Standing",
-    "Verdict",
+    "Rerun",
+    "SeedStatistics",
+    "SlicingComparison",
     "audits",
     "best_trials",
     "compare",
     "has_ended",
+    "planned_reruns",
     "replicates",
     "standings",
-    "things_to_do_again",
 ]
 
 ROUNDING = 1e-9  # relative, of float64 over a whole training
@@ -37,7 +37,7 @@ SHARE = 0.3  # of the spread between seeds, by which two slicings may differ in 
 
 
 @dataclass(frozen=True)
-class Again:
+class Rerun:
     """A configuration to train again: that of trial ``of``, with another seed or (``micro_batch_size``) another slicing."""
 
     kind: str
@@ -57,7 +57,7 @@ class Again:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SeedStatistics:
     """A configuration's values over new seeds."""
 
     of: int
@@ -75,7 +75,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SlicingComparison:
     """Two slicings of one configuration, compared; ``limit`` is how far their values may lie apart."""
 
     of: int
@@ -98,12 +98,12 @@ def best_trials(trials: Sequence[FrozenTrial], count: int, *, smaller_is_better:
     return found + (first if count else [])
 
 
-def replicates(best: Sequence[FrozenTrial], search: Search, seed: int) -> list[Again]:
+def replicates(best: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
     """Give the trainings with new seeds, the trials' own being ``seed``."""
-    return [Again("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.replicates)]
+    return [Rerun("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.replicates)]
 
 
-def audits(trials: Sequence[FrozenTrial], search: Search, seed: int) -> list[Again]:
+def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
     """Draw the trials to be trained again in another slicing: a share, at least one of those that can be cut otherwise."""
     able = [
         trial
@@ -114,20 +114,22 @@ def audits(trials: Sequence[FrozenTrial], search: Search, seed: int) -> list[Aga
         return []
     count = min(len(able), math.ceil(search.audit * search.trials))
     chosen = random.Random(search.seed).sample(able, count)  # noqa: S311 # a choice, no secret
-    return [Again("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
+    return [Rerun("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
 
 
-def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], *, smaller_is_better: bool) -> list[Standing]:
+def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], *, smaller_is_better: bool) -> list[SeedStatistics]:
     """Rank the configurations by the mean over their new seeds, the best first; on a tie the one of lower number."""
     found = []
     for trial in best:
         values = [value_of(item) for item in done if _is_of(item, "replicate", trial.number)]
         if values:
-            found.append(Standing(trial.number, tuple(values)))
+            found.append(SeedStatistics(trial.number, tuple(values)))
     return sorted(found, key=lambda item: (item.mean * (1 if smaller_is_better else -1), item.of))
 
 
-def compare(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], spread: float, *, exact: bool) -> list[Verdict]:
+def compare(
+    trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], spread: float, *, exact: bool
+) -> list[SlicingComparison]:
     """Compare audits with the trials they repeat; ``exact`` in float64, where only rounding may differ."""
     known = {trial.number: trial for trial in trials}
     found = []
@@ -137,7 +139,7 @@ def compare(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], spread: 
             values = value_of(trial), value_of(item)
             limit = ROUNDING * abs(values[0]) if exact else max(SHARE * spread, CHAOS * abs(values[0]))
             sizes = int(trial.user_attrs["micro_batch_size"]), int(item.user_attrs["micro_batch_size"])
-            found.append(Verdict(trial.number, sizes, values, limit))
+            found.append(SlicingComparison(trial.number, sizes, values, limit))
     return found
 
 
@@ -162,7 +164,7 @@ def _diverged(trial: FrozenTrial) -> bool:
     return bool(trial.user_attrs.get("diverged", False))
 
 
-def things_to_do_again(params: Params, space: Space, first: Ledger) -> list[Again]:
+def planned_reruns(params: Params, space: Space, first: TrialQueue) -> list[Rerun]:
     """Give what a search that has ended trains again: the same for whoever asks."""
     search, trials = params.search, first.trials()
     is_smaller_better = OBJECTIVES[search.objectives[0]] == "minimize"
@@ -174,11 +176,11 @@ def things_to_do_again(params: Params, space: Space, first: Ledger) -> list[Agai
     ]
 
 
-def has_ended(params: Params, space: Space, ledgers: tuple[Ledger, Ledger]) -> bool:
+def has_ended(params: Params, space: Space, ledgers: tuple[TrialQueue, TrialQueue]) -> bool:
     """Tell whether nothing is left to train."""
     first, again = ledgers
     waits = any(not trial.state.is_finished() for ledger in ledgers for trial in ledger.trials())
-    if waits or len(counted(first.trials())) < params.search.trials:
+    if waits or len(counts_toward_budget(first.trials())) < params.search.trials:
         return False
-    done = {trial.user_attrs.get(KEY) for trial in live(again.trials())}
-    return all(item.key in done for item in things_to_do_again(params, space, first))
+    done = {trial.user_attrs.get(KEY) for trial in not_failed(again.trials())}
+    return all(item.key in done for item in planned_reruns(params, space, first))

@@ -12,7 +12,7 @@ from bigstep.config.params import Params
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.study_identity import storage_of
 from bigstep.search.space import EFFECTIVE, RATE, Space
-from bigstep.search.trial_queue import KEY, Ledger, counted, live
+from bigstep.search.trial_queue import KEY, TrialQueue, counts_toward_budget, not_failed
 from bigstep.search.trial_record import NOISE
 
 __all__ = ["FIRST", "NOISY", "SLOPE", "ensure_noise_start", "ensure_starts", "noise_point", "start_points"]
@@ -65,7 +65,7 @@ def _moved(current: Mapping[str, Any], exponent: int, dimensions: Mapping[str, B
     return {**current, EFFECTIVE: moved, RATE: min(max(scaled, rates.low), rates.high)}
 
 
-def ensure_starts(ledger: Ledger, params: Params, space: Space, warm_start: str | None) -> None:
+def ensure_starts(ledger: TrialQueue, params: Params, space: Space, warm_start: str | None) -> None:
     """Queue what is tried first: the current parameters, hints, and the best of an earlier study."""
     exact = {"train.learning_rate": params.train.learning_rate, "train.effective_batch_size": params.batch.effective_batch_size}
     if space.kind == "full":
@@ -77,7 +77,7 @@ def ensure_starts(ledger: Ledger, params: Params, space: Space, warm_start: str 
         ledger.ensure(f"start-{number}", point, {"start": number})
 
 
-def _best_of(ledger: Ledger, space: Space, warm_start: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
+def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
     if warm_start is None:
         return []
     storage = storage_of(ledger.study)
@@ -85,18 +85,23 @@ def _best_of(ledger: Ledger, space: Space, warm_start: str | None, current: dict
     if warm_start not in names:
         raise ConfigError(f"--warm-start: no study {warm_start!r} in this storage; available: {', '.join(names)}")
     study = optuna.load_study(study_name=warm_start, storage=storage)
-    done = [trial for trial in live(study.get_trials(deepcopy=False)) if trial.values]
+    done = [trial for trial in not_failed(study.get_trials(deepcopy=False)) if trial.values]
     sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
     best = sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))[:3]
     return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]
 
 
-def ensure_noise_start(ledger: Ledger, space: Space) -> None:
+def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:
     """Queue the point at the noise scale that the first trial measured, once it has, if the budget is not used up."""
     trials = ledger.trials()
-    known = {trial.user_attrs.get(KEY): trial for trial in live(trials)}
+    known = {trial.user_attrs.get(KEY): trial for trial in not_failed(trials)}
     first = known.get(FIRST)
-    if NOISY in known or first is None or first.state != TrialState.COMPLETE or len(counted(trials)) >= ledger.budget:
+    if (
+        NOISY in known
+        or first is None
+        or first.state != TrialState.COMPLETE
+        or len(counts_toward_budget(trials)) >= ledger.budget
+    ):
         return
     point = noise_point(first.params, space.dimensions, first.user_attrs.get(NOISE))
     if point is not None:

@@ -6,7 +6,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from bigstep.errors import ConfigError
-from bigstep.search.asking import Apart, SeesAll
+from bigstep.search.asking import NoRepeatSampler, PrunedTrialsSampler
 
 __all__ = ["AUTO", "choose_sampler"]
 
@@ -39,14 +39,14 @@ def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int, stu
         if name == "qmc":
             return optuna.samplers.QMCSampler(seed=study_seed, scramble=True)
         first = _make(name, seed)
-        return first if name == "random" else Apart(first, _make("tpe", seed), _make("random", seed))
+        return first if name == "random" else NoRepeatSampler(first, _make("tpe", seed), _make("random", seed))
 
 
 def _make(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_RANDOM)
     if name == "gp":
-        return SeesAll(lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
+        return PrunedTrialsSampler(lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_RANDOM))
     if name == "cmaes":
         return optuna.samplers.CmaEsSampler(
             seed=seed, n_startup_trials=1, consider_pruned_trials=True, warn_independent_sampling=False

@@ -10,7 +10,7 @@ from bigstep.config.yaml_files import Override, apply_overrides
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import budget_bytes, excess_bytes, predict
+from bigstep.planning.memory_budget import budget_bytes, bytes_over_budget, predict
 from bigstep.planning.plan import find_plan
 from bigstep.planning.throughput import Plan
 from bigstep.project.parameters import check_params
@@ -18,8 +18,8 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device
 from bigstep.search.space import EFFECTIVE, MICRO, Space
 from bigstep.search.trial_params import trial_params
-from bigstep.training.invariance import judge_invariance
-from bigstep.training.setup import begin_training
+from bigstep.training.invariance import check_slice_invariance
+from bigstep.training.setup import build_training
 
 __all__ = ["describe_space", "largest_micro", "num_workers", "plan_slicings", "share_machine", "why_in_full"]
 
@@ -31,7 +31,7 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
     """Say why the slicing must be searched too; empty where it decides nothing."""
     if params.model.norm == "batch":
         return "with model.norm batch the micro-batch decides what is learned"
-    state = begin_training(
+    state = build_training(
         store,
         params.batch,
         params.model,
@@ -41,7 +41,7 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
         "none",
         weights=project.starting_weights(params.model.weights),
     )
-    found = judge_invariance(state, params.train, store)
+    found = check_slice_invariance(state, params.train, store)
     state.guard.close()
     return "" if found.holds else found.reason
 
@@ -109,7 +109,7 @@ def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, 
     for exponent in range(kind.high, kind.low - 1, -1):
         size = 2**exponent
         params = trial_params(content, {"train.effective_batch_size": size, "hardware.micro_batch_size": size})
-        if excess_bytes(params, predict(project, params, store, params.batch), resident) <= 0:
+        if bytes_over_budget(params, predict(project, params, store, params.batch), resident) <= 0:
             return exponent
     raise OutOfMemoryError(
         f"search.micro_batch_size must hold one that fits hardware.memory_budget, but {2**kind.low} does not; lower it"

@@ -23,7 +23,7 @@ from bigstep.atomic_files import parse_json, whole_file
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.optuna_mlflow.study_lock import _alone_in
-from bigstep.runtime.file_locks import file_lock
+from bigstep.runtime.file_locks import exclusive_lock
 
 __all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
 
@@ -194,7 +194,7 @@ def _create(address: str) -> RDBStorage:
     """Create the tables alone: two that do so at once break each other."""
     if address.startswith("sqlite:///"):
         path = Path(address.removeprefix("sqlite:///"))
-        with file_lock(path.with_name(f"{path.name}.lock")):
+        with exclusive_lock(path.with_name(f"{path.name}.lock")):
             return RDBStorage(address, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
     with _alone_in(address):
         return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})

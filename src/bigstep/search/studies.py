@@ -13,24 +13,24 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runs.code_digest import digest_code
 from bigstep.search.space import Space
 from bigstep.search.storage import open_storage, open_study
-from bigstep.search.trial_queue import Ledger
+from bigstep.search.trial_queue import TrialQueue
 
-__all__ = ["ASKS", "CODE", "PARAMETERS", "check_same", "finish_name", "open_ledgers", "study_address"]
+__all__ = ["ASKS", "CODE", "PARAMETERS", "check_same", "confirmation_study_name", "open_ledgers", "study_address"]
 ASKS = 10  # times the budget: infeasible ones cost nothing but must end
 PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
 
 
-def finish_name(study: str) -> str:
+def confirmation_study_name(study: str) -> str:
     """Name the study of what is trained again."""
     return f"{study}-again"
 
 
-def open_ledgers(params: Params, address: str) -> tuple[Ledger, Ledger]:
+def open_ledgers(params: Params, address: str) -> tuple[TrialQueue, TrialQueue]:
     """Open the study and that of what is trained again, which are begun where there are none."""
     search, storage = params.search, open_storage(address)
     directions = [OBJECTIVES[name] for name in search.objectives]
     first = open_study(storage, search.study, directions)
-    again = open_study(storage, finish_name(search.study), directions[:1])
+    again = open_study(storage, confirmation_study_name(search.study), directions[:1])
     for study, names in ((first, search.objectives), (again, search.objectives[:1])):
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -38,7 +38,7 @@ def open_ledgers(params: Params, address: str) -> tuple[Ledger, Ledger]:
                 study.set_metric_names(list(names))
     pruning = search.pruner == "median" and len(directions) == 1
     first.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_min_trials=4) if pruning else optuna.pruners.NopPruner()
-    return Ledger(first, search.trials, ASKS * search.trials), Ledger(again, 0, 0)
+    return TrialQueue(first, search.trials, ASKS * search.trials), TrialQueue(again, 0, 0)
 
 
 def study_address(project: ProjectPaths, params: Params) -> str:

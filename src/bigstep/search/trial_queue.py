@@ -17,18 +17,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.runtime.process_identity import is_alive, process_name
 
-__all__ = ["BEAT", "RETRIES", "Ledger", "counted", "is_feasible", "live", "value_of"]
+__all__ = ["HEARTBEAT_SECONDS", "RETRIES", "TrialQueue", "counts_toward_budget", "is_feasible", "not_failed", "value_of"]
 
-BEAT = 15.0  # seconds between two signs of life
-PATIENCE = 6 * BEAT  # without one, a worker of another machine is gone
+HEARTBEAT_SECONDS = 15.0  # seconds between two signs of life
+PATIENCE = 6 * HEARTBEAT_SECONDS  # without one, a worker of another machine is gone
 LOOK = 0.5  # seconds between two looks
-UNNAMED = 10.0  # a trial gets its worker's name right after its number
+CLAIM_GRACE_SECONDS = 10.0  # a trial gets its worker's name right after its number
 KEY, WORKER, SIGN, ORIGIN, TRY = "key", "worker", "beat", "origin", "try"
 RETRIES = 1  # of a trial whose worker was killed; one that was told to stop goes on as often as it takes
 LIVE = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def live(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+def not_failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Give the trials that did not fail."""
     return [trial for trial in trials if trial.state in LIVE]
 
@@ -38,9 +38,9 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return all(value <= 0 for value in trial.constraints.values())
 
 
-def counted(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+def counts_toward_budget(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Give the trials that count against the budget: those that are trained, were, or will be."""
-    return [trial for trial in live(trials) if is_feasible(trial)]
+    return [trial for trial in not_failed(trials) if is_feasible(trial)]
 
 
 def value_of(trial: FrozenTrial) -> float:
@@ -50,7 +50,7 @@ def value_of(trial: FrozenTrial) -> float:
 
 @final
 @dataclass
-class Ledger:
+class TrialQueue:
     """One worker's view of a study; ``asks`` bounds what is asked for in all, infeasible trials included."""
 
     study: optuna.Study
@@ -60,7 +60,7 @@ class Ledger:
 
     def ensure(self, key: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         """Put a trial into the queue, unless a live one has its key."""
-        if not any(trial.user_attrs.get(KEY) == key for trial in live(self.trials())):
+        if not any(trial.user_attrs.get(KEY) == key for trial in not_failed(self.trials())):
             self.study.enqueue_trial(dict(params), user_attrs={**attributes, KEY: key})
 
     def trials(self) -> list[FrozenTrial]:
@@ -71,7 +71,9 @@ class Ledger:
         """Take a trial that waits or, with a sampler (made for the number of trials so far), a new one; None: none is left."""
         trials = self.trials()
         waits = any(trial.state == TrialState.WAITING for trial in trials)
-        if not waits and (sampler is None or len(counted(trials)) >= self.budget or len(live(trials)) >= self.asks):
+        if not waits and (
+            sampler is None or len(counts_toward_budget(trials)) >= self.budget or len(not_failed(trials)) >= self.asks
+        ):
             return None
         if sampler is not None:
             self.study.sampler = sampler(len(trials))
@@ -92,13 +94,13 @@ class Ledger:
         ended = []
         for trial in self._running():
             if self._is_gone(trial) and self.fail(trial.number):
-                self.put_back(trial, RETRIES)
+                self.requeue(trial, RETRIES)
                 ended.append(trial.number)
         return ended
 
     def settle(self) -> None:
         """End what dead workers left RUNNING, with those that died before their trial had their name."""
-        deadline = time.monotonic() + UNNAMED + 2 * LOOK
+        deadline = time.monotonic() + CLAIM_GRACE_SECONDS + 2 * LOOK
         self.sweep()
         while time.monotonic() < deadline and any(WORKER not in trial.user_attrs for trial in self._running()):
             time.sleep(LOOK)
@@ -107,7 +109,7 @@ class Ledger:
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
-    def put_back(self, trial: FrozenTrial, retries: int | None = None) -> None:
+    def requeue(self, trial: FrozenTrial, retries: int | None = None) -> None:
         """Put a trial that did not end into the queue again, to go on from its checkpoint; at most ``retries`` times."""
         tries = trial.user_attrs.get(TRY, 0)
         params = trial.params or trial.system_attrs.get("fixed_params", {})
@@ -129,8 +131,8 @@ class Ledger:
         before = [item for item in self.trials() if item.number < trial.number]
         key = trial.user_attrs.get(KEY)
         if key is not None:
-            return any(item.user_attrs.get(KEY) == key for item in live(before))
-        return not is_new or len(counted(before)) >= self.budget
+            return any(item.user_attrs.get(KEY) == key for item in not_failed(before))
+        return not is_new or len(counts_toward_budget(before)) >= self.budget
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get(WORKER)
@@ -142,4 +144,4 @@ class Ledger:
         if sign != before:
             self.seen[trial.number] = (sign, now)
             return False
-        return now - since > (PATIENCE if worker else UNNAMED)
+        return now - since > (PATIENCE if worker else CLAIM_GRACE_SECONDS)

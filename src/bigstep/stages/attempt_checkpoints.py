@@ -4,11 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
-from bigstep.config.model import Model
+from bigstep.config.model import ModelConfig
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.project.attempts import begin_stage, read_attempt
-from bigstep.runs.checkpoints import Checkpoints
+from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.runs.code_digest import digest_code
 from bigstep.stages.stage_runner import Stage
 
@@ -16,7 +16,7 @@ __all__ = ["ANYWAY", "open_checkpoints"]
 ANYWAY = "BIGSTEP_RESUME_ANYWAY"
 
 
-def open_checkpoints(stage: Stage, store: Store, model: Model, every_seconds: float) -> "Checkpoints":
+def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_seconds: float) -> "CheckpointWriter":
     """Find the checkpoints of the stage's attempt; with other data or code than it was started with, a new attempt starts.
 
     ``$BIGSTEP_RESUME_ANYWAY`` (``--ignore-code-change``) resumes with other code.
@@ -30,7 +30,7 @@ def open_checkpoints(stage: Stage, store: Store, model: Model, every_seconds: fl
         console.print(_began_otherwise(known, data))
     attempt = begin_stage(stage.project.attempts, stage.key, stage.name, fingerprint)
     folder = stage.project.checkpoints / f"{stage.key}.{attempt.number}"
-    return Checkpoints(
+    return CheckpointWriter(
         folder, every_seconds, {"bigstep.resumed_with_other_code": code} if known != f"{data}-{code}" and anyway else {}
     )
 

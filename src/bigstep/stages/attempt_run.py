@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bigstep.project.attempts import note_run, read_attempt
-from bigstep.runs.tracked_run import deliver_others, told_run
+from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.stages.stage_runner import Stage
 from bigstep.tracking.database import tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -24,7 +24,7 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
     name = f"{stage.key}.{attempt.number}"
     folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
     tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
-    with told_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
+    with tracked_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
         if pointing is not None:
             telling.tracker.point_from(pointing)
         yield telling.tracker

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.atomic_files import read_json, whole_file, write_json
-from bigstep.config.evaluate import Evaluate
-from bigstep.config.hardware import Hardware
-from bigstep.config.tracking import Tracking
+from bigstep.config.evaluate import EvaluateConfig
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.tracking import TrackingConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
-from bigstep.runs.tracked_run import timed
+from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
@@ -36,12 +36,12 @@ def main(started: float | None = None) -> int:
     """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
 
     def body(stage: Stage) -> None:
-        evaluate(stage, stage.section(Evaluate), stage.section(Hardware), stage.section(Tracking))
+        evaluate(stage, stage.section(EvaluateConfig), stage.section(HardwareConfig), stage.section(TrackingConfig))
 
     return run_stage("evaluate", body, started)
 
 
-def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tracking) -> None:
+def evaluate(stage: Stage, evaluate: EvaluateConfig, hardware: HardwareConfig, tracking: TrackingConfig) -> None:
     """Write ``results/evaluate``: metrics, scores by class, predictions, pictures and a page.
 
     Raises:
@@ -66,7 +66,7 @@ def evaluate(stage: Stage, evaluate: Evaluate, hardware: Hardware, tracking: Tra
 
 
 def _write_results(
-    folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: Evaluate
+    folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: EvaluateConfig
 ) -> None:
     indices = store.indices(TEST)
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
@@ -94,7 +94,7 @@ def _write_results(
     write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
 
 
-def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: Evaluate) -> None:
+def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: EvaluateConfig) -> None:
     indices, classes = store.indices(TEST), store.manifest.classes
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     wrong = np.flatnonzero(labels != predicted)
@@ -117,7 +117,7 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: Scor
     metrics = {f"test_{name}": value for name, value in scores.summary().items()}
     trained = read_json(stage.paths.train / "metrics.json")
     metrics.update({f"best_{name}": trained[name] for name in ("val_loss", "val_accuracy")})
-    tracker.log_metrics(timed(metrics, step=trained["num_updates"]))
+    tracker.log_metrics(as_metrics_now(metrics, step=trained["num_updates"]))
     for path in sorted(stage.paths.evaluate.iterdir()):
         if not path.name.startswith("."):
             tracker.log_file(path, "evaluate")

@@ -3,8 +3,8 @@
 import os
 
 from bigstep.atomic_files import whole_folder
-from bigstep.config.data import Data
-from bigstep.config.hardware import Hardware
+from bigstep.config.data import DataConfig
+from bigstep.config.hardware import HardwareConfig
 from bigstep.console import console, follow
 from bigstep.data.sources import open_source
 from bigstep.data.store import Manifest, StorePaths
@@ -16,10 +16,10 @@ __all__ = ["main", "prepare"]
 
 def main(started: float | None = None) -> int:
     """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
-    return run_stage("prepare", lambda stage: prepare(stage, stage.section(Data), stage.section(Hardware)), started)
+    return run_stage("prepare", lambda stage: prepare(stage, stage.section(DataConfig), stage.section(HardwareConfig)), started)
 
 
-def prepare(stage: Stage, data: Data, hardware: Hardware) -> None:
+def prepare(stage: Stage, data: DataConfig, hardware: HardwareConfig) -> None:
     """Write ``data/prepared``, whole or not at all.
 
     Raises:

@@ -15,12 +15,12 @@ from bigstep.config.params import flatten
 from bigstep.config.section import Section
 from bigstep.config.yaml_files import parse_section, read_yaml
 from bigstep.errors import UserError
-from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, one_writer
+from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
 from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
-from bigstep.runtime.parent_watchdog import hold_lifeline
-from bigstep.runtime.stop_signals import Signals, StoppedError
+from bigstep.runtime.parent_watchdog import exit_with_parent
+from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
 
@@ -64,10 +64,10 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
     signals = Signals()
     try:
         with signals.watched():
-            hold_lifeline(signals)
+            exit_with_parent(signals)
             stage = _open(name, signals)
             stage.inputs.check_code(time.time() if started is None else started)
-            with one_writer(stage.project.attempts / f"{stage.key}.lock"):
+            with writer_lock(stage.project.attempts / f"{stage.key}.lock"):
                 begin_stage(stage.project.attempts, stage.key, name, is_recorded=_is_recorded(stage))
                 body(stage)
                 stage.inputs.check()
@@ -76,7 +76,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
                 finish_stage(stage.project.attempts, stage.key, name)
     except UserError as error:
         return report_user_error(error)
-    except StoppedError as stop:
+    except StopRequestedError as stop:
         print(f"bigstep: {stop}; the same command goes on from here", file=sys.stderr)
         return _leave_code(stop.exit_code)
     return 0

@@ -5,24 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigstep.atomic_files import check_writable
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.checkpoint import Checkpoint
-from bigstep.config.hardware import Hardware
-from bigstep.config.memory import Memory
-from bigstep.config.model import Model
-from bigstep.config.tracking import Tracking
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.checkpoint import CheckpointConfig
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.memory import MemoryConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.tracking import TrackingConfig
+from bigstep.config.train import TrainConfig
 from bigstep.config.units import parse_duration
 from bigstep.console import console, live_line
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.models.classifier import Classifier
-from bigstep.planning.memory_budget import fit_batch
+from bigstep.planning.memory_budget import choose_slicing
 from bigstep.project.parameters import check_params
-from bigstep.runs.checkpoints import Checkpoints, Resumed
-from bigstep.runs.low_memory_marker import MarkedBatches, read_mark
-from bigstep.runs.metric_log import History
-from bigstep.runs.tracked_run import timed
+from bigstep.runs.checkpoints import CheckpointWriter, ResumePoint
+from bigstep.runs.low_memory_marker import LowMemoryMarker, failed_micro_batch_size
+from bigstep.runs.metric_log import MetricLog
+from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.stages.attempt_checkpoints import open_checkpoints
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
@@ -30,11 +30,11 @@ from bigstep.stages.train_outputs import dataset_record, log_results, write_resu
 from bigstep.step.noise_scale import advise
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Tracker
-from bigstep.training.invariance import Invariance, judge_invariance
+from bigstep.training.invariance import Invariance, check_slice_invariance
 from bigstep.training.loop import recalibrate_best, train_epochs
 from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import EpochRecord, StepRecord
-from bigstep.training.setup import begin_training
+from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
 
@@ -45,14 +45,20 @@ def main(started: float | None = None) -> int:
     """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
 
     def body(stage: Stage) -> None:
-        sections = stage.section(Model), stage.section(Train), stage.section(Hardware)
-        train(stage, *sections, stage.section(Memory), stage.section(Tracking), stage.section(Checkpoint))
+        sections = stage.section(ModelConfig), stage.section(TrainConfig), stage.section(HardwareConfig)
+        train(stage, *sections, stage.section(MemoryConfig), stage.section(TrackingConfig), stage.section(CheckpointConfig))
 
     return run_stage("train", body, started)
 
 
 def train(  # the sections it reads
-    stage: Stage, model: Model, train: Train, hardware: Hardware, memory: Memory, tracking: Tracking, checkpoint: Checkpoint
+    stage: Stage,
+    model: ModelConfig,
+    train: TrainConfig,
+    hardware: HardwareConfig,
+    memory: MemoryConfig,
+    tracking: TrackingConfig,
+    checkpoint: CheckpointConfig,
 ) -> None:
     """Write ``results/train``: the best epoch's weights, how to rebuild the model, metrics, history and curves.
 
@@ -68,9 +74,9 @@ def train(  # the sections it reads
     store = Store(stage.paths.prepared)
     store.verify()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
-    fit = fit_batch(stage.project, check_params(stage.content), store, read_mark(mark))
+    fit = choose_slicing(stage.project, check_params(stage.content), store, failed_micro_batch_size(mark))
     batch = fit.batch
-    state = begin_training(
+    state = build_training(
         store,
         batch,
         model,
@@ -80,7 +86,7 @@ def train(  # the sections it reads
         tracking.noise_scale,
         weights=stage.project.starting_weights(model.weights),
     )
-    invariance = judge_invariance(state, train, store)
+    invariance = check_slice_invariance(state, train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
     checkpoints = open_checkpoints(stage, store, model, parse_duration(checkpoint.every))
@@ -90,7 +96,7 @@ def train(  # the sections it reads
         tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
         slicing = {"bigstep.micro_batch_size": batch.micro_batch_size, "bigstep.accumulation_steps": batch.accumulation_steps}
         tracker.set_tags({key: str(value) for key, value in slicing.items()})
-        tracker.log_metrics(timed({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
+        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
         keeping = _Keeping(checkpoints, resumed, mark, fit.predicted_bytes)
         history = _run(stage, state, train, batch, store, tracker, hardware.num_workers, keeping)
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
@@ -109,20 +115,20 @@ def train(  # the sections it reads
 class _Keeping:
     """What is kept on disk while training."""
 
-    checkpoints: Checkpoints
-    resumed: Resumed | None
+    checkpoints: CheckpointWriter
+    resumed: ResumePoint | None
     mark: Path
     step_bytes: int
 
 
-def _report_invariance(invariance: Invariance, model: Model) -> None:
+def _report_invariance(invariance: Invariance, model: ModelConfig) -> None:
     if not invariance.holds:
         console.print(f"not slice-invariant: {invariance.reason}")
     for layer in invariance.layers:
         console.print(f"  {layer.name} ({layer.kind}) {layer.reason}; running statistics: {model.batch_norm_statistics}")
 
 
-def _report_noise(state: TrainingState, tracker: Tracker, batch: Batch) -> None:
+def _report_noise(state: TrainingState, tracker: Tracker, batch: BatchSizes) -> None:
     if state.noise is not None:
         advice = advise(state.noise.summary(), batch.effective_batch_size, batch.accumulation_steps)
         console.print(advice)
@@ -132,22 +138,22 @@ def _report_noise(state: TrainingState, tracker: Tracker, batch: Batch) -> None:
 def _run(  # what training needs, each apart
     stage: Stage,
     state: TrainingState,
-    train: Train,
-    batch: Batch,
+    train: TrainConfig,
+    batch: BatchSizes,
     store: Store,
     tracker: SpoolTracker,
     num_workers: int | None,
     keeping: _Keeping,
-) -> History:
+) -> MetricLog:
     steps_per_epoch = -(-len(store.indices(0)) // batch.effective_batch_size)
-    history = History(tracker, state.classifier.mean.device, train.epochs, steps_per_epoch)
+    history = MetricLog(tracker, state.classifier.mean.device, train.epochs, steps_per_epoch)
     if keeping.resumed is not None:
-        history.go_on(keeping.resumed.values, state.step)
+        history.load_state_dict(keeping.resumed.values, state.step)
         tracker.set_tags(keeping.resumed.tags)
         console.print(f"goes on from the checkpoint of step {state.step}, in epoch {state.epoch + 1}")
     started = time.perf_counter()
     batches = TrainingBatches(store, train, batch.effective_batch_size, num_workers)
-    marked = MarkedBatches(batches, keeping.mark, keeping.step_bytes, lambda: state.accumulator.micro_batch_size)
+    marked = LowMemoryMarker(batches, keeping.mark, keeping.step_bytes, lambda: state.accumulator.micro_batch_size)
 
     def save() -> None:
         history.flush()  # first: what a checkpoint has behind it, the journal must hold
@@ -164,10 +170,10 @@ def _run(  # what training needs, each apart
                 ends = isinstance(record, EpochRecord)
                 if stage.signals.told is not None or keeping.checkpoints.is_due(at_epoch_end=ends):
                     save()
-                stage.signals.raise_if_told()
+                stage.signals.raise_if_received()
         if keeping.checkpoints.saved_step != state.step:
             save()  # the results may be refused, or the process killed as it writes them
-        stage.signals.raise_if_told()
+        stage.signals.raise_if_received()
         stage.inputs.check()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from bigstep.atomic_files import whole_file, write_json
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
@@ -24,9 +24,9 @@ def write_results(
     paths: StagePaths,
     store: Store,
     state: TrainingState,
-    model: Model,
-    train: Train,
-    batch: Batch,
+    model: ModelConfig,
+    train: TrainConfig,
+    batch: BatchSizes,
     rows: list[dict[str, Any]],
 ) -> ModelCard:
     """Write the best epoch's weights, how to rebuild the model, metrics, history and curves.
@@ -57,7 +57,9 @@ def write_results(
     return card
 
 
-def _card(store: Store, state: TrainingState, best: Best, model: Model, train: Train, batch: Batch) -> ModelCard:
+def _card(
+    store: Store, state: TrainingState, best: Best, model: ModelConfig, train: TrainConfig, batch: BatchSizes
+) -> ModelCard:
     manifest = store.manifest
     return ModelCard(
         model=model.model_dump(mode="json"),

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bigstep.errors import LossError, RandomnessError
 from bigstep.step.batch_norm import DeferredStatistics, holding, put_back_on_error
 from bigstep.step.gradient_sum import GradientSum
-from bigstep.step.keyed_randomness import KeyedRandomness, KeyedStep, PlanChangedError
+from bigstep.step.keyed_randomness import KeyedRandomness, KeyedStep, RandomCallsChangedError
 from bigstep.step.losses import Loss
-from bigstep.step.micro_batch_loop import Attempt, MicroBatch, PerSampleLoss, Settings
+from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss
 from bigstep.step.nested_tensors import cut_batch, map_tensors, num_samples
 from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.slicing import balanced_sizes, slices
@@ -90,7 +90,7 @@ class Accumulator:
         if noise not in (None, "first", "every"):
             raise ValueError(f"noise must be None, 'first' or 'every', but is {noise!r}")
         self.micro_batch_size = micro_batch_size
-        self._settings = Settings(model, loss, autocast, scaler, noise, statistics)
+        self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
         self._randomness = None if seed is None else KeyedRandomness(model, seed)
         self._next_step = 0
 
@@ -174,13 +174,13 @@ class Accumulator:
             first = next(iterator)
             keyed = self._keyed(first, step, device, fresh=attempt > 0)
             with (
-                contextlib.suppress(PlanChangedError),
+                contextlib.suppress(RandomCallsChangedError),
                 GradientSum(model, apart=self._settings.noise == "every") as gradients,
                 keyed as random_calls,
                 holding(self._settings.statistics),
                 put_back_on_error(model),
             ):
-                run = Attempt(self._settings, gradients, device, divisor, random_calls)
+                run = MicroBatchLoop(self._settings, gradients, device, divisor, random_calls)
                 run.add(first)
                 for part in iterator:
                     run.add(part)

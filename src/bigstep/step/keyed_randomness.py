@@ -17,15 +17,15 @@ from torch.library import Library
 
 from bigstep.errors import RandomnessError
 from bigstep.step.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
-from bigstep.step.random_calls import Site, find_sites
+from bigstep.step.random_calls import RandomCall, find_random_calls
 
-__all__ = ["KeyedRandomness", "PlanChangedError"]
+__all__ = ["KeyedRandomness", "RandomCallsChangedError"]
 
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 _ALONE = threading.Lock()  # the replaced kernels are the whole process's
 
 
-class PlanChangedError(Exception):
+class RandomCallsChangedError(Exception):
     """The model drew other random calls than when it was probed: the step must be done again with a new probe."""
 
 
@@ -37,9 +37,9 @@ class KeyedRandomness:
         """Key the calls of ``model`` by ``seed``."""
         self.model = model
         self.seed = seed
-        self._plans: dict[Any, tuple[Site, ...]] = {}
+        self._plans: dict[Any, tuple[RandomCall, ...]] = {}
 
-    def sites(self, inputs: Any, context: Callable[[], Any], *, fresh: bool = False) -> tuple[Site, ...]:
+    def sites(self, inputs: Any, context: Callable[[], Any], *, fresh: bool = False) -> tuple[RandomCall, ...]:
         """Give the model's random calls in the mode it is in, from a probe on ``inputs`` where that mode is new.
 
         Raises:
@@ -47,15 +47,15 @@ class KeyedRandomness:
         """
         mode = tuple(module.training for module in self.model.modules())
         if fresh or mode not in self._plans:
-            self._plans[mode] = find_sites(self.model, inputs, context)
+            self._plans[mode] = find_random_calls(self.model, inputs, context)
         return self._plans[mode]
 
     @contextmanager
-    def step(self, step: int, sites: tuple[Site, ...], device: torch.device) -> Iterator["KeyedStep"]:
+    def step(self, step: int, sites: tuple[RandomCall, ...], device: torch.device) -> Iterator["KeyedStep"]:
         """Key every random call within the block; torch's random state is as before when it ends.
 
         Raises:
-            PlanChangedError: the model drew other calls than ``sites``.
+            RandomCallsChangedError: the model drew other calls than ``sites``.
         """
         before = torch.random.get_rng_state()
         keyed = KeyedStep(derive_seed(self.seed, step), sites, device)
@@ -63,7 +63,7 @@ class KeyedRandomness:
             yield keyed
         if not sites and not torch.equal(before, torch.random.get_rng_state()):
             torch.random.set_rng_state(before)
-            raise PlanChangedError
+            raise RandomCallsChangedError
         torch.random.set_rng_state(before)
 
 
@@ -71,7 +71,7 @@ class KeyedRandomness:
 class KeyedStep:
     """The random calls of one step, micro-batch by micro-batch."""
 
-    def __init__(self, seed: int, sites: tuple[Site, ...], device: torch.device) -> None:
+    def __init__(self, seed: int, sites: tuple[RandomCall, ...], device: torch.device) -> None:
         """Begin a step whose calls are keyed by ``seed``."""
         self.seed = seed
         self.sites = sites
@@ -93,10 +93,10 @@ class KeyedStep:
         """Allow from here on only calls that the forward pass made, as recomputation repeats them.
 
         Raises:
-            PlanChangedError: the forward pass made fewer calls than the probe.
+            RandomCallsChangedError: the forward pass made fewer calls than the probe.
         """
         if len(self._numbers) != len(self.sites):
-            raise PlanChangedError
+            raise RandomCallsChangedError
         self._forward = False
 
     def draw(self, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
@@ -107,13 +107,13 @@ class KeyedStep:
             return values(key, self._shared, shape.numel()).reshape(shape)
         count, left = divmod(shape[dim], len(self._ids))
         if left:
-            raise PlanChangedError
+            raise RandomCallsChangedError
         rest = [size for index, size in enumerate(shape) if index != dim]
         per_sample = count * (torch.Size(rest).numel())
         drawn = values(key, self._ids, per_sample).reshape([shape[dim], *rest])
         return drawn.movedim(0, dim)
 
-    def _site(self, key: int) -> Site:
+    def _site(self, key: int) -> RandomCall:
         if key not in self._numbers:
             if not self._forward:
                 raise RandomnessError(
@@ -121,7 +121,7 @@ class KeyedStep:
                     "leave preserve_rng_state=True in torch.utils.checkpoint"
                 )
             if len(self._numbers) == len(self.sites):
-                raise PlanChangedError
+                raise RandomCallsChangedError
             self._numbers[key] = len(self._numbers)
         return self.sites[self._numbers[key]]
 

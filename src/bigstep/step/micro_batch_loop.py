@@ -16,13 +16,13 @@ from bigstep.step.losses import Loss
 from bigstep.step.nested_tensors import call_model, cut_batch, num_samples
 from bigstep.step.noise_scale import NoiseSample
 
-__all__ = ["Attempt", "MicroBatch", "PerSampleLoss", "Settings"]
+__all__ = ["AccumulationSettings", "MicroBatch", "MicroBatchLoop", "PerSampleLoss"]
 
 PerSampleLoss = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class AccumulationSettings:
     """What stays the same from batch to batch; as the arguments of the accumulator."""
 
     model: nn.Module
@@ -47,11 +47,16 @@ class MicroBatch:
 
 
 @final
-class Attempt:
+class MicroBatchLoop:
     """Adds micro-batches up, each sum divided by ``divisor``: W where it is known beforehand, else N, and N / W at the end."""
 
     def __init__(
-        self, settings: Settings, gradients: GradientSum, device: torch.device, divisor: float, random_calls: KeyedStep | None
+        self,
+        settings: AccumulationSettings,
+        gradients: GradientSum,
+        device: torch.device,
+        divisor: float,
+        random_calls: KeyedStep | None,
     ) -> None:
         """Begin with nothing added."""
         self.settings = settings

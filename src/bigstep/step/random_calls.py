@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bigstep.errors import RandomnessError
 from bigstep.step.nested_tensors import call_model, map_tensors, num_samples
 
-__all__ = ["Site", "find_sites"]
+__all__ = ["RandomCall", "find_random_calls"]
 
 aten = torch.ops.aten
 KEYABLE = {
@@ -32,14 +32,14 @@ KEYABLE = {
 
 
 @dataclass(frozen=True)
-class Site:
+class RandomCall:
     """One random call of the forward pass: its operation, and the dimension in which the samples lie (None: it has none)."""
 
     operation: str
     batch_dim: int | None
 
 
-def find_sites(model: nn.Module, inputs: Any, context: Callable[[], Any]) -> tuple[Site, ...]:
+def find_random_calls(model: nn.Module, inputs: Any, context: Callable[[], Any]) -> tuple[RandomCall, ...]:
     """Run the model on two and on three samples of ``inputs``, and compare the shapes of its random calls.
 
     Parameters, buffers, gradients and torch's random state stay as they are; forward hooks run.
@@ -58,7 +58,7 @@ def find_sites(model: nn.Module, inputs: Any, context: Callable[[], Any]) -> tup
             f"a model must draw the same random calls for any number of samples, but draws {len(two)} for two and "
             f"{len(three)} for three; leave out the seed to draw natively"
         )
-    return tuple(Site(name, _batch_dim(name, small, large)) for (name, small), (_, large) in zip(two, three, strict=True))
+    return tuple(RandomCall(name, _batch_dim(name, small, large)) for (name, small), (_, large) in zip(two, three, strict=True))
 
 
 def _record(model: nn.Module, inputs: Any, context: Callable[[], Any]) -> list[tuple[str, torch.Size]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.runtime.file_locks import file_lock
+from bigstep.runtime.file_locks import exclusive_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -152,7 +152,7 @@ def _alone(uri: str) -> Iterator[None]:
     if database is None:
         yield
         return
-    with file_lock(database.with_name(f"{database.name}.lock")):
+    with exclusive_lock(database.with_name(f"{database.name}.lock")):
         yield
 
 

@@ -26,7 +26,7 @@ from typing import Any, final
 from bigstep.atomic_files import read_record, whole_folder, write_json
 from bigstep.tracking.entries import read_entry
 
-__all__ = ["Origin", "Sent", "Spool", "alone_in", "prune_spools", "unfinished_spools"]
+__all__ = ["Origin", "Sent", "Spool", "prune_spools", "spool_lock", "unfinished_spools"]
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
@@ -177,7 +177,7 @@ class Spool:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[bool]:
+def spool_lock(folder: Path) -> Iterator[bool]:
     """Hold the lock of a spool while the block runs; gives False where another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as file:

@@ -20,13 +20,13 @@ from bigstep.tracking.model_registry import produced_by, promote
 from bigstep.tracking.spool import Sent, Spool
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage
 
-__all__ = ["Courier", "deliver"]
+__all__ = ["SpoolDelivery", "deliver"]
 
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")  # of MLflow; trying again is no use
-HEAVY = ("model", "promote", "finish")  # wait until the stage has ended
+DEFERRED_ENTRIES = ("model", "promote", "finish")  # wait until the stage has ended
 ABOUT_OTHERS = {"continues": MlflowTracker.take_over, "pointer": MlflowTracker.point_from}
 INTERVAL, LONGEST, LONGEST_DRAINING = 1.0, 60.0, 5.0  # seconds between two tries
-PATIENCE, HANGING = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
+PATIENCE, STALL_TIMEOUT_SECONDS = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
 
 
 def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:  # one branch a kind
@@ -79,7 +79,7 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
 
 
 @final
-class Courier:
+class SpoolDelivery:
     """Delivers one spool on a thread of its own: light entries while the stage works, all of them in :meth:`drain`."""
 
     def __init__(self, spool: Spool) -> None:
@@ -103,7 +103,7 @@ class Courier:
         self._wake.set()
         while not self._done.wait(0.1):
             waited = time.monotonic() - self._moved
-            if waited > (patience if self.problem is not None else HANGING):
+            if waited > (patience if self.problem is not None else STALL_TIMEOUT_SECONDS):
                 return False
         return True
 
@@ -131,7 +131,7 @@ class Courier:
             if not self.spool.is_delivered():
                 tracker = self._open()
                 for entry, offset in self.spool.messages(self.spool.sent.offset):
-                    if entry["entry"] in HEAVY and not self._draining:
+                    if entry["entry"] in DEFERRED_ENTRIES and not self._draining:
                         break
                     self._deliver_entry(tracker, entry)
                     self.spool.sent = Sent(tracker.run_id, offset)

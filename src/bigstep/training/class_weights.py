@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from bigstep.config.train import Train
+from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 
 __all__ = ["class_weights"]
 
 
-def class_weights(train: Train, store: Store) -> torch.Tensor | None:
+def class_weights(train: TrainConfig, store: Store) -> torch.Tensor | None:
     """Give the weights that ``train.class_weights`` means for the data, shape ``(num_classes,)``.
 
     Raises:

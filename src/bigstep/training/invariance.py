@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bigstep.config.train import Train
+from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
-from bigstep.step.random_calls import find_sites
+from bigstep.step.random_calls import find_random_calls
 from bigstep.training.loop import set_training_mode
 from bigstep.training.state import TrainingState
 
-__all__ = ["Invariance", "find_invariance", "judge_invariance"]
+__all__ = ["Invariance", "check_slice_invariance", "find_invariance"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invaria
     """
     layers = find_batch_layers(model)
     try:
-        draws = len(find_sites(model, inputs, contextlib.nullcontext))
+        draws = len(find_random_calls(model, inputs, contextlib.nullcontext))
     except RandomnessError as error:
         if keyed:
             raise ConfigError(f"{error}: set train.keyed_randomness=false") from None
@@ -52,7 +52,7 @@ def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invaria
     return Invariance(holds=True, reason="every layer treats samples apart, and every random number is keyed by sample")
 
 
-def judge_invariance(state: TrainingState, train: Train, store: Store) -> Invariance:
+def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store) -> Invariance:
     """Tell whether the cut of a batch can change what is learned, looking at three validation images."""
     set_training_mode(state)
     images, _ = next(ordered_batches(store, 0, 3))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bigstep.config.train import Train
+from bigstep.config.train import TrainConfig
 from bigstep.data.mixing import mix_batch
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
@@ -46,7 +46,9 @@ class EpochBatches(Protocol):
         ...
 
 
-def train_epochs(state: TrainingState, train: Train, store: Store, batches: EpochBatches) -> Iterator[StepRecord | EpochRecord]:
+def train_epochs(
+    state: TrainingState, train: TrainConfig, store: Store, batches: EpochBatches
+) -> Iterator[StepRecord | EpochRecord]:
     """Train until the last epoch or until early stopping; yields each step, and after each epoch its end.
 
     ``state`` is up to date at every yield, so the caller may stop there, put it on disk, and begin from it again.
@@ -67,7 +69,7 @@ def train_epochs(state: TrainingState, train: Train, store: Store, batches: Epoc
 
 
 def take_step(
-    state: TrainingState, train: Train, images: Tensor, labels: Tensor, *, measure_memory: bool = False
+    state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor, *, measure_memory: bool = False
 ) -> StepRecord:
     """Attempt one optimizer step over one effective batch, in smaller micro-batches where memory runs out.
 
@@ -107,7 +109,7 @@ def take_step(
     return record
 
 
-def _gradient(state: TrainingState, train: Train, images: Tensor, labels: Tensor) -> tuple[BackwardResult, float]:
+def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> tuple[BackwardResult, float]:
     """Give the whole batch's gradient, unscaled and clipped, and its norm before clipping."""
     mixed, targets = mix_batch(
         images,
@@ -127,7 +129,7 @@ def _gradient(state: TrainingState, train: Train, images: Tensor, labels: Tensor
     return result, float(norm)
 
 
-def _measure_peak(state: TrainingState, train: Train, images: Tensor, labels: Tensor) -> None:
+def _measure_peak(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> None:
     """Note the peak of tensors: what model, optimizer, average and batch hold, and what grows on top in some micro-batches.
 
     They run beside the step, and leave nothing: recording a whole long step would itself take hundreds of megabytes.
@@ -155,7 +157,7 @@ def _drop(state: TrainingState, *, has_weight: bool) -> None:
 
 def _judge(state: TrainingState, store: Store) -> Validation:
     size = state.accumulator.micro_batch_size
-    return _evaluate(state, lambda: validate(state.judged, ordered_batches(store, VALIDATION, size)))
+    return _evaluate(state, lambda: validate(state.evaluated_model, ordered_batches(store, VALIDATION, size)))
 
 
 def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
@@ -169,19 +171,19 @@ def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
     )
 
 
-def _diverged(state: TrainingState, train: Train) -> str:
+def _diverged(state: TrainingState, train: TrainConfig) -> str:
     return (
         f"the gradient must be finite within train.max_bad_steps ({train.max_bad_steps}) steps, but was not in the last "
         f"{state.num_bad_in_a_row}, up to step {state.step}; all were dropped: lower train.learning_rate, or look at the data"
     )
 
 
-def _finish_epoch(state: TrainingState, train: Train, store: Store) -> EpochRecord:
+def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> EpochRecord:
     validation = _judge(state, store)
     value = validation.loss if train.select_by == "val_loss" else -validation.accuracy
     is_best = math.isfinite(value) and (state.best is None or value < state.best.value)
     if is_best:
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in state.judged.network.state_dict().items()}
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in state.evaluated_model.network.state_dict().items()}
         state.best = Best(state.epoch, value, validation.loss, validation.accuracy, weights)
     state.epochs_without_gain = 0 if is_best else state.epochs_without_gain + 1
     if isinstance(state.schedule, ReduceLROnPlateau):
@@ -220,7 +222,7 @@ def validate(classifier: Classifier, batches: Iterator[tuple[Tensor, Tensor]]) -
     return Validation(float(loss) / count, float(correct) / count)
 
 
-def _out_of_patience(state: TrainingState, train: Train) -> bool:
+def _out_of_patience(state: TrainingState, train: TrainConfig) -> bool:
     patience = train.early_stopping_patience
     return patience is not None and state.epochs_without_gain >= patience
 
@@ -238,7 +240,7 @@ def set_training_mode(state: TrainingState) -> None:
 def recalibrate_best(state: TrainingState, store: Store) -> Validation:
     """Recompute BatchNorm's running statistics for the best weights, over the training images, and judge them anew."""
     assert state.best is not None
-    judged, device, size = state.judged, state.judged.mean.device, state.accumulator.micro_batch_size
+    judged, device, size = state.evaluated_model, state.evaluated_model.mean.device, state.accumulator.micro_batch_size
     judged.network.load_state_dict(state.best.weights)
     batches = partial(ordered_batches, store, TRAIN, size)
     _evaluate(state, lambda: recalibrate(judged, batches, lambda batch: judged(batch[0].to(device))))

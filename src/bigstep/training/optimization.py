@@ -16,12 +16,12 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from bigstep.config.train import Train
+from bigstep.config.train import TrainConfig
 
 __all__ = ["build_optimizer", "build_schedule"]
 
 
-def build_optimizer(train: Train, parameters: Iterable[Tensor]) -> Optimizer:
+def build_optimizer(train: TrainConfig, parameters: Iterable[Tensor]) -> Optimizer:
     """Make the optimizer over the parameters that learn; biases and norm parameters (one dimension) do not decay.
 
     It is fused and its state is there already: a step then allocates nothing, so running out of memory cannot tear it.
@@ -58,7 +58,7 @@ def _prepared(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def build_schedule(train: Train, optimizer: Optimizer, updates_per_epoch: int) -> LRScheduler | ReduceLROnPlateau:
+def build_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> LRScheduler | ReduceLROnPlateau:
     """Make the schedule; all but plateau are stepped once per applied update, plateau once per validation."""
     if train.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=train.factor, patience=train.plateau_patience)
@@ -71,7 +71,7 @@ def build_schedule(train: Train, optimizer: Optimizer, updates_per_epoch: int) -
     return SequentialLR(optimizer, [ramp, main], milestones=[warmup])
 
 
-def _main_schedule(train: Train, optimizer: Optimizer, updates_per_epoch: int, num_updates: int) -> LRScheduler:
+def _main_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: int, num_updates: int) -> LRScheduler:
     if train.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=num_updates)
     if train.schedule == "linear":

@@ -17,13 +17,13 @@ import torch
 
 from bigstep.errors import OutOfMemoryError
 
-__all__ = ["Guard", "MemoryExhaustedError", "is_out_of_memory"]
+__all__ = ["MemoryExhaustedError", "OutOfMemoryGuard", "is_out_of_memory"]
 
 T = TypeVar("T")
 TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
 M_ARENA_MAX = -8  # of glibc's mallopt
 TRIES = 3  # of an action that needs no memory of its own
-BEGINNING = 10.0  # seconds that a thread may take to begin
+THREAD_START_TIMEOUT_SECONDS = 10.0  # seconds that a thread may take to begin
 
 
 class MemoryExhaustedError(Exception):
@@ -38,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @final
-class Guard:
+class OutOfMemoryGuard:
     """Calls functions where a failed allocation can be survived: on the CPU on a new thread after each failure."""
 
     def __init__(self, device: torch.device) -> None:
@@ -164,7 +164,7 @@ class _Worker:
         self._signs: queue.SimpleQueue[None] = queue.SimpleQueue()
         _thread.start_new_thread(self._serve, (num_threads,))
         try:
-            self._signs.get(timeout=BEGINNING)
+            self._signs.get(timeout=THREAD_START_TIMEOUT_SECONDS)
         except queue.Empty:
             self._calls.put(None)
             raise RuntimeError("the thread did not begin") from None
@@ -176,7 +176,7 @@ class _Worker:
 
     def end(self) -> None:
         self._calls.put(None)
-        self._signs.get(timeout=BEGINNING)
+        self._signs.get(timeout=THREAD_START_TIMEOUT_SECONDS)
 
     def _serve(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)  # kept by each thread

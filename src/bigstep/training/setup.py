@@ -5,11 +5,11 @@ from typing import Literal
 
 import torch
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.hardware import Hardware
-from bigstep.config.memory import Memory
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.hardware import HardwareConfig
+from bigstep.config.memory import MemoryConfig
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.data.seeding import derive_key
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
@@ -19,16 +19,16 @@ from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
 from bigstep.training.class_weights import class_weights
 from bigstep.training.state import TrainingState, build_state
 
-__all__ = ["begin_training"]
+__all__ = ["build_training"]
 
 
-def begin_training(
+def build_training(
     store: Store,
-    batch: Batch,
-    model: Model,
-    train: Train,
-    hardware: Hardware,
-    memory: Memory,
+    batch: BatchSizes,
+    model: ModelConfig,
+    train: TrainConfig,
+    hardware: HardwareConfig,
+    memory: MemoryConfig,
     noise_scale: Literal["first", "every", "none"],
     *,
     weights: Path | None,
@@ -66,7 +66,7 @@ def begin_training(
     )
 
 
-def _check_batch_norm(model: Model, batch: Batch, num_samples: int) -> None:
+def _check_batch_norm(model: ModelConfig, batch: BatchSizes, num_samples: int) -> None:
     left = num_samples % batch.effective_batch_size
     if model.norm == "batch" and (left == 1 or batch.effective_batch_size == 1 or batch.micro_batch_size == 1):
         raise ConfigError(

@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bigstep.config.batch_sizes import Batch
-from bigstep.config.model import Model
-from bigstep.config.train import Train
+from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.model import ModelConfig
+from bigstep.config.train import TrainConfig
 from bigstep.models.building import AUXILIARY_WEIGHTS
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import Accumulator
@@ -20,7 +20,7 @@ from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
 from bigstep.training.optimization import build_optimizer, build_schedule
-from bigstep.training.out_of_memory_guard import Guard
+from bigstep.training.out_of_memory_guard import OutOfMemoryGuard
 
 __all__ = ["Best", "TrainingState", "build_state"]
 
@@ -51,7 +51,7 @@ class TrainingState:
     noise: NoiseScale | None
     num_classes: int
     frozen_statistics: bool
-    guard: Guard
+    guard: OutOfMemoryGuard
     epoch: int = 0
     step: int = 0
     num_updates: int = 0
@@ -65,7 +65,7 @@ class TrainingState:
     """Of tensors, in the step that was measured last; None before one was."""
 
     @property
-    def judged(self) -> Classifier:
+    def evaluated_model(self) -> Classifier:
         """The classifier that is validated and kept: the average where there is one."""
         if self.average is None:
             return self.classifier
@@ -75,13 +75,13 @@ class TrainingState:
 
 def build_state(
     classifier: Classifier,
-    train: Train,
-    batch: Batch,
+    train: TrainConfig,
+    batch: BatchSizes,
     *,
     num_samples: int,
     num_classes: int,
     class_weights: Tensor | None,
-    model: Model,
+    model: ModelConfig,
     noise: str = "none",
 ) -> TrainingState:
     """Begin a training.
@@ -126,7 +126,7 @@ def build_state(
         statistics=statistics,
         noise=None if noise == "none" else NoiseScale(),
         num_classes=num_classes,
-        guard=Guard(device),
+        guard=OutOfMemoryGuard(device),
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",
     )
 

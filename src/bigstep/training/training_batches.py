@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bigstep.config.train import Train
+from bigstep.config.train import TrainConfig
 from bigstep.data.augmentation import augment
 from bigstep.data.order import effective_batches, epoch_order
-from bigstep.data.ordered_batches import Batch, to_tensors
+from bigstep.data.ordered_batches import ImageBatch, to_tensors
 from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_sample
 
@@ -29,7 +29,7 @@ class TrainingBatches:
     computed on whole batches in this process; a list of transforms runs image by image in ``num_workers`` processes.
     """
 
-    def __init__(self, store: Store, train: Train, size: int, num_workers: int | None = None) -> None:
+    def __init__(self, store: Store, train: TrainConfig, size: int, num_workers: int | None = None) -> None:
         """Prepare; ``num_workers`` None takes half the cores for a list of transforms, 0 none beside this process."""
         self.store = store
         self.train = train
@@ -51,7 +51,7 @@ class TrainingBatches:
         """Count the effective batches of an epoch."""
         return (len(self._ids) + self.size - 1) // self.size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
         """Give the batches of an epoch, counted from 0, from the batch ``start`` on."""
         order = epoch_order(len(self._ids), self.train.seed, epoch)
         batches = list(effective_batches(self._ids[order], self.size))[start:]
@@ -62,7 +62,7 @@ class TrainingBatches:
             self._order.batches = [[(epoch, int(index)) for index in chosen] for chosen in batches]
             yield from self._loader
 
-    def _augmented(self, chosen: "np.ndarray[Any, np.dtype[np.int64]]", epoch: int) -> Batch:
+    def _augmented(self, chosen: "np.ndarray[Any, np.dtype[np.int64]]", epoch: int) -> ImageBatch:
         kind = str(self.train.augmentation)
         images = augment(np.asarray(self.store.images[chosen]), chosen, kind, self.train.seed, epoch)
         return to_tensors(images, self.store.labels[chosen])

@@ -28,19 +28,19 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
     Raises:
         OutOfMemoryError: a micro-batch of one does not fit, or the model forbids a smaller one.
     """
-    before = _Before.of(state)
+    before = _SavedState.of(state)
     while True:
         try:
             return state.guard.call(compute)
         except MemoryExhaustedError as failure:
             problem = str(failure)
         before.restore(state)
-        _halve(state, problem)
+        _halve_micro_batch(state, problem)
 
 
 def rehearse(state: TrainingState, compute: Callable[[], T]) -> T | None:
     """Call ``compute`` and put everything back, also where it ends well; None where it ran out of memory."""
-    before, result = _Before.of(state), None
+    before, result = _SavedState.of(state), None
     with contextlib.suppress(MemoryExhaustedError):
         result = state.guard.call(compute)
     before.restore(state)
@@ -85,7 +85,7 @@ def _step_group(state: TrainingState, group: dict[str, object], groups: list[dic
 
 
 @dataclass(frozen=True)
-class _Before:
+class _SavedState:
     """What a failed gradient may have touched: buffers, torch's random state, the scale."""
 
     buffers: list[Tensor]
@@ -94,7 +94,7 @@ class _Before:
     device_states: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, state: TrainingState) -> "_Before":
+    def of(cls, state: TrainingState) -> "_SavedState":
         buffers = [buffer.detach().clone() for buffer in state.classifier.network.buffers()]
         scale = None if state.scaler is None else state.scaler.get_scale()
         devices = torch.cuda.get_rng_state_all() if state.classifier.mean.is_cuda else []
@@ -115,7 +115,7 @@ class _Before:
             state.scaler.update(self.scale)  # with a value it only sets the scale, and forgets that it unscaled
 
 
-def _halve(state: TrainingState, problem: str) -> None:
+def _halve_micro_batch(state: TrainingState, problem: str) -> None:
     size = state.accumulator.micro_batch_size
     across = any(isinstance(module, BATCH_NORMS) and module.training for module in state.classifier.modules())
     if across:

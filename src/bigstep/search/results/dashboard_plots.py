@@ -8,12 +8,12 @@ import optuna
 from optuna.trial import TrialState
 
 from bigstep.optuna_mlflow.trial_mapping import RUN_ID
-from bigstep.planning.throughput import Rung
+from bigstep.planning.throughput import SizeMeasurement
 from bigstep.report.search_plots import draw_front, draw_landscape
 from bigstep.search.optuna_dashboard import note_ended, note_run, show_plots
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
-from bigstep.search.results.summary import Findings, plot_rows
+from bigstep.search.results.summary import SearchResult, plot_rows
 from bigstep.tracking.mlflow_links import run_page
 
 __all__ = ["draw_plots", "show_study"]
@@ -21,7 +21,7 @@ __all__ = ["draw_plots", "show_study"]
 MIB = 2**20
 
 
-def draw_plots(findings: Findings, objectives: Sequence[str], folder: Path) -> None:
+def draw_plots(findings: SearchResult, objectives: Sequence[str], folder: Path) -> None:
     """Write the pictures into ``folder``."""
     rows = plot_rows(findings.trials)
     if rows:
@@ -31,9 +31,9 @@ def draw_plots(findings: Findings, objectives: Sequence[str], folder: Path) -> N
 
 def show_study(
     study: optuna.Study,
-    findings: Findings,
+    findings: SearchResult,
     objectives: Sequence[str],
-    rungs: Sequence[Rung],
+    rungs: Sequence[SizeMeasurement],
     room: int | None,
     request: SearchRequest,
 ) -> None:
@@ -75,7 +75,7 @@ def _landscape(rows: Sequence[Mapping[str, Any]], objective: str) -> Any:
     return figure.update_layout(title=f"{objective} over learning rate and effective batch")
 
 
-def _slicing(rungs: Sequence[Rung], room: int | None) -> Any:
+def _slicing(rungs: Sequence[SizeMeasurement], room: int | None) -> Any:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=1, cols=2)
@@ -91,7 +91,7 @@ def _slicing(rungs: Sequence[Rung], room: int | None) -> Any:
     return figure.update_layout(title="Speed and memory over the micro-batch size, as planned")
 
 
-def _front(rows: Sequence[Mapping[str, Any]], findings: Findings, objective: str) -> Any:
+def _front(rows: Sequence[Mapping[str, Any]], findings: SearchResult, objective: str) -> Any:
     import plotly.graph_objects as go
 
     numbers = {trial.number for trial in findings.front}

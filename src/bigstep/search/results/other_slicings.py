@@ -6,12 +6,12 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from bigstep.console import format_bytes
-from bigstep.planning.throughput import Rung
+from bigstep.planning.throughput import SizeMeasurement
 
 __all__ = ["slicing_rows", "slicing_table"]
 
 
-def slicing_rows(trial: FrozenTrial, rungs: Sequence[Rung], room: int | None) -> list[dict[str, Any]]:
+def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int | None) -> list[dict[str, Any]]:
     """Derive what other slicings of a trial's effective batch take, from the plan: no trials, nothing was trained.
 
     A trial that was refused has none, and neither has one whose micro-batch is none of the plan's.

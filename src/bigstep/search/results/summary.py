@@ -12,13 +12,13 @@ from bigstep.atomic_files import whole_file, write_json
 from bigstep.config.params import Params
 from bigstep.config.search import OBJECTIVES
 from bigstep.config.yaml_files import apply_overrides, write_yaml
-from bigstep.planning.throughput import Rung
-from bigstep.search.confirmation import Standing, Verdict, best_trials, compare, standings
+from bigstep.planning.throughput import SizeMeasurement
+from bigstep.search.confirmation import SeedStatistics, SlicingComparison, best_trials, compare, standings
 from bigstep.search.results.other_slicings import slicing_rows
 from bigstep.search.space import RATE, Space
-from bigstep.search.trial_queue import Ledger, is_feasible
+from bigstep.search.trial_queue import TrialQueue, is_feasible
 
-__all__ = ["Findings", "find", "plot_rows", "winning_params", "write_findings"]
+__all__ = ["SearchResult", "find", "plot_rows", "winning_params", "write_findings"]
 
 SIZES = ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps")
 LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
@@ -26,12 +26,12 @@ MEASURED = ("seconds", "images_per_second", "peak_bytes", "predicted_bytes")
 
 
 @dataclass(frozen=True)
-class Findings:
+class SearchResult:
     """What a search found: the winning trial (None: none was trained), how sure that is, and whether the audits agree."""
 
     winner: FrozenTrial | None
-    standings: tuple[Standing, ...]
-    verdicts: tuple[Verdict, ...]
+    standings: tuple[SeedStatistics, ...]
+    verdicts: tuple[SlicingComparison, ...]
     trials: tuple[FrozenTrial, ...]
     again: tuple[FrozenTrial, ...]
     front: tuple[FrozenTrial, ...]
@@ -48,7 +48,7 @@ class Findings:
         ]
 
 
-def find(params: Params, first: Ledger, again: Ledger) -> Findings:
+def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
     """Read the studies."""
     search = params.search
     smaller = OBJECTIVES[search.objectives[0]] == "minimize"
@@ -60,7 +60,7 @@ def find(params: Params, first: Ledger, again: Ledger) -> Findings:
     known = {trial.number: trial for trial in trials}
     winner = known[ranking[0].of] if ranking else (best[0] if best else None)
     verdicts = compare(trials, done, spread, exact=params.train.precision == "float64")
-    return Findings(winner, tuple(ranking), tuple(verdicts), tuple(trials), tuple(done), tuple(front))
+    return SearchResult(winner, tuple(ranking), tuple(verdicts), tuple(trials), tuple(done), tuple(front))
 
 
 def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]]:
@@ -75,7 +75,9 @@ def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]
     return found
 
 
-def write_findings(findings: Findings, space: Space, rungs: Sequence[Rung], room: int | None, folder: Path) -> None:
+def write_findings(
+    findings: SearchResult, space: Space, rungs: Sequence[SizeMeasurement], room: int | None, folder: Path
+) -> None:
     """Write the tables into ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
     names = [name for name in space.dimensions if "." in name and name != RATE]
     columns = ["number", "state", "feasible", *SIZES, *names, *LEARNED]
@@ -100,7 +102,7 @@ def write_findings(findings: Findings, space: Space, rungs: Sequence[Rung], room
             write_yaml(apply_overrides({}, triples), beside)
 
 
-def _summary(findings: Findings, space: Space) -> dict[str, Any]:
+def _summary(findings: SearchResult, space: Space) -> dict[str, Any]:
     return {
         "space": space.kind,
         "reason": space.reason,

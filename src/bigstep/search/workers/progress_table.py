@@ -11,9 +11,9 @@ from rich.table import Table
 
 from bigstep.config.params import Params
 from bigstep.console import console, format_bytes, format_seconds
-from bigstep.search.trial_queue import Ledger, counted, is_feasible, live
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed
 
-__all__ = ["Display", "live_screen"]
+__all__ = ["ProgressTable", "live_table"]
 
 SHOWN = 12  # rows of the table
 DESCRIBED = {"learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"}
@@ -21,7 +21,7 @@ COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "i
 
 
 @contextmanager
-def live_screen() -> Iterator[Live | None]:
+def live_table() -> Iterator[Live | None]:
     """Give a part of the terminal that is drawn anew; None where this is no terminal."""
     if not console.is_terminal:
         yield None
@@ -31,10 +31,10 @@ def live_screen() -> Iterator[Live | None]:
 
 
 @final
-class Display:
+class ProgressTable:
     """A table on a terminal; there and elsewhere a line for each trial that ended."""
 
-    def __init__(self, params: Params, ledgers: tuple[Ledger, Ledger]) -> None:
+    def __init__(self, params: Params, ledgers: tuple[TrialQueue, TrialQueue]) -> None:
         """Show what happens from now on."""
         self._params, self._ledgers = params, ledgers
         self._said = {(ledger.study.study_name, trial.number) for ledger in ledgers for trial in _ended(ledger.trials())}
@@ -54,13 +54,13 @@ class Display:
     def _table(self) -> Table:
         first, again = self._ledgers
         trials = first.trials()
-        done = [trial for trial in counted(trials) if trial.state.is_finished()]
+        done = [trial for trial in counts_toward_budget(trials) if trial.state.is_finished()]
         table = Table(
             title=f"{self._params.search.study}: {len(done)} of {self._params.search.trials} trials{self._left(len(done))}"
         )
         for name in COLUMNS:
             table.add_column(name, justify="right")
-        rows = [trial for trial in live([*trials, *again.trials()]) if trial.state != TrialState.WAITING]
+        rows = [trial for trial in not_failed([*trials, *again.trials()]) if trial.state != TrialState.WAITING]
         for trial in rows[-SHOWN:]:
             table.add_row(*_cells(trial))
         best, new = _best(first), [trial for trial in again.trials() if trial.state == TrialState.COMPLETE]
@@ -80,7 +80,7 @@ def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state.is_finished()]
 
 
-def _best(ledger: Ledger) -> FrozenTrial | None:
+def _best(ledger: TrialQueue) -> FrozenTrial | None:
     done = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE and is_feasible(trial)]
     sign = 1 if ledger.study.directions[0].name == "MINIMIZE" else -1
     return min(done, key=lambda trial: sign * trial.values[0], default=None)

@@ -14,11 +14,11 @@ from typing import final
 
 from bigstep.config.params import Params
 from bigstep.console import console
-from bigstep.runtime.child_process import end_with_parent, start_module
+from bigstep.runtime.child_process import set_parent_death_signal, start_module
 from bigstep.search.request import SearchRequest
 from bigstep.search.storage import STORAGE_ERRORS
-from bigstep.search.trial_queue import Ledger
-from bigstep.search.workers.progress_table import Display, live_screen
+from bigstep.search.trial_queue import TrialQueue
+from bigstep.search.workers.progress_table import ProgressTable, live_table
 
 __all__ = ["watch_workers"]
 
@@ -26,15 +26,17 @@ INTERVAL = 1.0  # seconds between two looks
 QUICK, QUICK_DEATHS = 20.0, 3  # a worker that is killed this soon, this often in a row, is not begun again
 
 
-def watch_workers(request: SearchRequest, params: Params, ledgers: tuple[Ledger, Ledger], state: Path, count: int) -> int:
+def watch_workers(
+    request: SearchRequest, params: Params, ledgers: tuple[TrialQueue, TrialQueue], state: Path, count: int
+) -> int:
     """Run the workers to their end, and tell what they do.
 
     Returns:
         0, the exit code of a worker that failed, or 128 and the signal that this process was told to stop by.
     """
-    crew = _Crew(request, count, state)
-    display = Display(params, ledgers)
-    with crew.signals_passed_on(), live_screen() as screen:
+    crew = _WorkerPool(request, count, state)
+    display = ProgressTable(params, ledgers)
+    with crew.signals_passed_on(), live_table() as screen:
         crew.begin()
         while crew.is_working():
             with contextlib.suppress(*STORAGE_ERRORS):  # the workers wait for it, and say so
@@ -46,7 +48,7 @@ def watch_workers(request: SearchRequest, params: Params, ledgers: tuple[Ledger,
 
 
 @final
-class _Crew:
+class _WorkerPool:
     def __init__(self, request: SearchRequest, count: int, state: Path) -> None:
         self._request, self._count, self._state = request, count, state
         self._workers: dict[int, subprocess.Popen[str]] = {}
@@ -107,7 +109,7 @@ class _Crew:
                 cwd=self._request.root,
                 stdout=log,
                 stderr=log,
-                preexec_fn=end_with_parent,  # no threads start processes here
+                preexec_fn=set_parent_death_signal,  # no threads start processes here
             )
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._request)))

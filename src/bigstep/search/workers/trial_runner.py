@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any, final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.config.batch_sizes import Batch
+from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.trial_mapping import RUN_ID, begin_tags
-from bigstep.planning.memory_budget import Fit, excess_bytes, fit_batch, predict
+from bigstep.planning.memory_budget import CheckedSlicing, bytes_over_budget, choose_slicing, predict
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.checkpoint_files import clear_checkpoints
-from bigstep.runs.low_memory_marker import read_mark
+from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
 from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_queue import ORIGIN
 from bigstep.search.trial_record import LEARNED, MEASURED, NOISE
-from bigstep.search.workers.trial_training import CHECKPOINTS, Job, Outcome, Report, train_trial
+from bigstep.search.workers.trial_training import CHECKPOINTS, ReportEpoch, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
 
 if TYPE_CHECKING:
     from bigstep.search.request import SearchRequest
 
-__all__ = ["Conductor", "study_folder"]
+__all__ = ["TrialRunner", "study_folder"]
 
 WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
 MIB = 2**20
@@ -45,7 +45,7 @@ def study_folder(project: ProjectPaths, study: str) -> Path:
 
 
 @final
-class Conductor:
+class TrialRunner:
     """Trains trials of one study, one after another."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Conductor:
         finish.tell(trial, self._values(outcome, objectives))
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
-    def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, Fit] | None:
+    def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, CheckedSlicing] | None:
         """Give the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
         try:
             params = trial_params(self.request.content, overrides)
@@ -107,18 +107,18 @@ class Conductor:
             return None
         if self.space.kind == "full":
             predicted = predict(self.project, params, self.store, params.batch)
-            excess = excess_bytes(params, predicted, self.resident) / MIB
-            fit = Fit(params.batch, predicted.peak_bytes)
+            excess = bytes_over_budget(params, predicted, self.resident) / MIB
+            fit = CheckedSlicing(params.batch, predicted.peak_bytes)
             if excess > 0:
                 self._refuse(trial, "memory", excess, f"its step goes over the budget by {excess:,.0f} MiB")
                 return None
             trial.set_constraint("memory", excess)
             show_constraints(trial)
         else:
-            fit = fit_batch(self.project, params, self.store)
-        died_at = read_mark(self._folder(trial) / "mark.json")
-        if died_at is not None and params.model.ghost_batch_size is None:
-            fit = replace(fit, batch=smaller(fit.batch, died_at))
+            fit = choose_slicing(self.project, params, self.store)
+        failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
+        if failed_at is not None and params.model.ghost_batch_size is None:
+            fit = replace(fit, batch=smaller(fit.batch, failed_at))
         self._describe(trial, params, fit)
         return params, fit
 
@@ -129,7 +129,7 @@ class Conductor:
         note_run(trial, f"**infeasible**: {why}")
         console.print(f"trial {trial.number}: {why}")
 
-    def _describe(self, trial: optuna.Trial, params: Params, fit: Fit) -> None:
+    def _describe(self, trial: optuna.Trial, params: Params, fit: CheckedSlicing) -> None:
         known = {**asdict(fit.batch), "learning_rate": params.train.learning_rate, "predicted_bytes": fit.predicted_bytes}
         for name, value in known.items():
             if name != "is_planned":
@@ -141,8 +141,14 @@ class Conductor:
         return study_folder(self.project, self.params.search.study) / "trials" / name
 
     def _train(
-        self, study: optuna.Study, trial: optuna.Trial, params: Params, fit: Fit, report: Report, kind: Mapping[str, str]
-    ) -> Outcome:
+        self,
+        study: optuna.Study,
+        trial: optuna.Trial,
+        params: Params,
+        fit: CheckedSlicing,
+        report: ReportEpoch,
+        kind: Mapping[str, str],
+    ) -> TrialOutcome:
         request, folder = self.request, self._folder(trial)
         name = f"{kind['bigstep.kind']} {trial.number}"
         frozen = study.get_trials(deepcopy=False)[trial.number]
@@ -153,7 +159,7 @@ class Conductor:
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
-        job = Job(params, fit, folder, spool, request.uri, request.experiment, tags)
+        job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags)
         outcome = train_trial(self.project, self.store, job, self.signals, report, tell)
         for key in LEARNED:
             trial.set_user_attr(key, getattr(outcome, key))
@@ -163,7 +169,7 @@ class Conductor:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")
         return outcome
 
-    def _values(self, outcome: Outcome, objectives: Sequence[str]) -> list[float]:
+    def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
         """Give what a trial is judged by; a loss or accuracy that is none counts as worse than guessing."""
         worst = self._worst(objectives)
         found = [float(getattr(outcome, name)) for name in objectives]
@@ -176,10 +182,10 @@ class Conductor:
         return [known[name] for name in objectives]
 
 
-def smaller(batch: Batch, died_at: int) -> Batch:
+def smaller(batch: BatchSizes, failed_at: int) -> BatchSizes:
     """Cut smaller than a start that died of memory did."""
-    size = min(batch.micro_batch_size, max(1, -(-died_at // 2)))
-    return Batch(batch.effective_batch_size, size, -(-batch.effective_batch_size // size))
+    size = min(batch.micro_batch_size, max(1, -(-failed_at // 2)))
+    return BatchSizes(batch.effective_batch_size, size, -(-batch.effective_batch_size // size))
 
 
 def _to_the_end(samples: int, validation: Validation) -> bool:
@@ -187,7 +193,7 @@ def _to_the_end(samples: int, validation: Validation) -> bool:
     return False
 
 
-def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> Report:
+def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ReportEpoch:
     """Tell the study of each epoch by the samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:

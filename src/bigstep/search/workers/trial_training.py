@@ -12,33 +12,33 @@ from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ModelError
 from bigstep.memory.measurement import peak_memory_bytes, restart_peak_memory
-from bigstep.planning.memory_budget import Fit
+from bigstep.planning.memory_budget import CheckedSlicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.training_curves import draw_curves
-from bigstep.runs.checkpoints import Checkpoints
-from bigstep.runs.low_memory_marker import MarkedBatches
-from bigstep.runs.metric_log import History
-from bigstep.runs.tracked_run import Telling, timed, told_run
+from bigstep.runs.checkpoints import CheckpointWriter
+from bigstep.runs.low_memory_marker import LowMemoryMarker
+from bigstep.runs.metric_log import MetricLog
+from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
 from bigstep.runtime.stop_signals import Signals
 from bigstep.training.loop import recalibrate_best, train_epochs
 from bigstep.training.records import EpochRecord, Validation
-from bigstep.training.setup import begin_training
+from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
 
-__all__ = ["CHECKPOINTS", "Job", "Outcome", "Report", "train_trial"]
+__all__ = ["CHECKPOINTS", "ReportEpoch", "TrialJob", "TrialOutcome", "train_trial"]
 
 CHECKPOINTS = "checkpoints"
-Report = Callable[[int, Validation], bool]
+ReportEpoch = Callable[[int, Validation], bool]
 """Told samples seen and how well the model does; gives whether to stop here."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What to train, where its state lies, and whom to tell."""
 
     params: Params
-    fit: Fit
+    fit: CheckedSlicing
     folder: Path
     """Of the trial's checkpoints, mark and curves."""
     spool: Path
@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What came of it; losses are those of the best epoch."""
 
     val_loss: float
@@ -69,8 +69,8 @@ class Outcome:
 
 
 def train_trial(
-    project: ProjectPaths, store: Store, job: Job, signals: Signals, report: Report, tell: Callable[[str], None]
-) -> Outcome:
+    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ReportEpoch, tell: Callable[[str], None]
+) -> TrialOutcome:
     """Train to the end, or as long as ``report`` lets it; a training that was stopped goes on from its checkpoint.
 
     The checkpoints are left to the caller, who deletes them once the study knows.
@@ -88,7 +88,7 @@ def train_trial(
         StoppedError: the process was told to stop.
     """
     params, batch = job.params, job.fit.batch
-    state = begin_training(
+    state = build_training(
         store,
         batch,
         params.model,
@@ -102,10 +102,10 @@ def train_trial(
     restart_peak_memory(device)
     flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
     flat["hardware.accumulation_steps"] = batch.accumulation_steps
-    with told_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as telling:
+    with tracked_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as telling:
         if (run_id := telling.told()) is not None:
             tell(run_id)
-        telling.tracker.log_metrics(timed({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
+        telling.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
         outcome = _train(store, job, state, signals, report, telling)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
         _tell_outcome(telling, outcome)
@@ -113,21 +113,23 @@ def train_trial(
     return replace(outcome, run_id=telling.told())
 
 
-def _train(store: Store, job: Job, state: TrainingState, signals: Signals, report: Report, telling: Telling) -> Outcome:
+def _train(
+    store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ReportEpoch, telling: TrackedRun
+) -> TrialOutcome:
     train, batch = job.params.train, job.fit.batch
     num_samples = len(store.indices(0))
-    history = History(
+    history = MetricLog(
         telling.tracker, state.classifier.mean.device, train.epochs, -(-num_samples // batch.effective_batch_size)
     )
-    checkpoints = Checkpoints(job.folder / CHECKPOINTS, parse_duration(job.params.checkpoint.every), {})
+    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(job.params.checkpoint.every), {})
     resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     if resumed is not None:
-        history.go_on(resumed.values, state.step)
+        history.load_state_dict(resumed.values, state.step)
         telling.tracker.set_tags(resumed.tags)
     pruned = any([report((row["epoch"] + 1) * num_samples, _validation(row)) for row in history.rows])  # noqa: C419 # each is told
     source = TrainingBatches(store, train, batch.effective_batch_size, job.params.hardware.num_workers)
     mark = job.folder / "mark.json"
-    batches = MarkedBatches(source, mark, job.fit.predicted_bytes, lambda: state.accumulator.micro_batch_size)
+    batches = LowMemoryMarker(source, mark, job.fit.predicted_bytes, lambda: state.accumulator.micro_batch_size)
     diverged = False
     try:
         for record in () if pruned else train_epochs(state, train, store, batches):
@@ -137,7 +139,7 @@ def _train(store: Store, job: Job, state: TrainingState, signals: Signals, repor
                 history.flush()
                 telling.tracker.spool.sync()
                 checkpoints.save(state, history.kept(), micro_batch_size=batch.micro_batch_size)
-            signals.raise_if_told()
+            signals.raise_if_received()
             if isinstance(record, EpochRecord) and report(state.epoch * num_samples, record.validation):
                 pruned = state.epoch < train.epochs
                 if pruned:
@@ -154,7 +156,7 @@ def _train(store: Store, job: Job, state: TrainingState, signals: Signals, repor
     curves = _draw(history.rows, job.folder / "curves.png")
     telling.tracker.log_file(job.folder / "curves.png")
     speed = history.images_per_second
-    return Outcome(
+    return TrialOutcome(
         val_loss=float("nan") if best is None else best.loss,
         val_accuracy=float("nan") if best is None else best.accuracy,
         best_epoch=-1 if best is None else best.epoch,
@@ -184,7 +186,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
     return path
 
 
-def _tell_outcome(telling: Telling, outcome: Outcome) -> None:
+def _tell_outcome(telling: TrackedRun, outcome: TrialOutcome) -> None:
     values = {
         "best_val_loss": outcome.val_loss,
         "best_val_accuracy": outcome.val_accuracy,
@@ -192,6 +194,6 @@ def _tell_outcome(telling: Telling, outcome: Outcome) -> None:
         "training_images_per_second": outcome.images_per_second,
         "training_peak_bytes": outcome.peak_bytes,
     }
-    telling.tracker.log_metrics(timed(values, step=outcome.epochs))
+    telling.tracker.log_metrics(as_metrics_now(values, step=outcome.epochs))
     state = "PRUNED" if outcome.pruned else "COMPLETE"
     telling.tracker.set_tags({"optuna.state": state, "bigstep.diverged": str(outcome.diverged).lower()})

@@ -23,8 +23,8 @@ from bigstep.errors import UserError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
-from bigstep.runtime.stop_signals import Signals, StoppedError
-from bigstep.search.confirmation import things_to_do_again
+from bigstep.runtime.stop_signals import Signals, StopRequestedError
+from bigstep.search.confirmation import planned_reruns
 from bigstep.search.initial_points import ensure_noise_start
 from bigstep.search.patience import patiently
 from bigstep.search.request import SearchRequest
@@ -32,8 +32,8 @@ from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import build_space
 from bigstep.search.storage import STORAGE_ERRORS, first_line
 from bigstep.search.studies import open_ledgers
-from bigstep.search.trial_queue import BEAT, RETRIES, Ledger
-from bigstep.search.workers.trial_runner import Conductor
+from bigstep.search.trial_queue import HEARTBEAT_SECONDS, RETRIES, TrialQueue
+from bigstep.search.workers.trial_runner import TrialRunner
 
 __all__ = ["Worker", "main"]
 
@@ -52,7 +52,7 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except StoppedError as stop:
+    except StopRequestedError as stop:
         return stop.exit_code
     return 0
 
@@ -70,7 +70,7 @@ class Worker:
         project = ProjectPaths(Path(request.root))
         self.space = build_space(self.params, request.reason).cut(request.largest)
         self.deadline = time.monotonic() + request.until - time.time()  # the clock may be set meanwhile
-        self.conductor = Conductor(project, self.store, request, self.space, signals, resident_bytes())
+        self.conductor = TrialRunner(project, self.store, request, self.space, signals, resident_bytes())
 
     def work(self) -> None:
         """Train what the search needs, then what is to be trained again.
@@ -88,7 +88,7 @@ class Worker:
                 lambda trial=trial: self.conductor.again(self.first.study, self.again.study, trial),
             )
 
-    def _take(self, ledger: Ledger, *, is_first: bool) -> Iterator[optuna.Trial]:
+    def _take(self, ledger: TrialQueue, *, is_first: bool) -> Iterator[optuna.Trial]:
         while True:
             trial, waits = self._patiently(lambda: self._next(ledger, is_first=is_first))
             if trial is not None:
@@ -98,7 +98,7 @@ class Worker:
             else:
                 return
 
-    def _next(self, ledger: Ledger, *, is_first: bool) -> tuple[optuna.Trial | None, bool]:
+    def _next(self, ledger: TrialQueue, *, is_first: bool) -> tuple[optuna.Trial | None, bool]:
         """Take a trial; where there is none, tell whether others still train."""
         for number in ledger.sweep():
             console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
@@ -108,7 +108,7 @@ class Worker:
         trial = ledger.claim(self._sampler if is_first else None) if in_time else None
         return trial, trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
 
-    def _hold(self, ledger: Ledger, trial: optuna.Trial, train: Any) -> None:
+    def _hold(self, ledger: TrialQueue, trial: optuna.Trial, train: Any) -> None:
         """Train with signs of life; a trial that is stopped goes back into the queue."""
         try:
             with beating(ledger, trial):
@@ -116,10 +116,10 @@ class Worker:
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             frozen = ledger.trials()[trial.number]
             if ledger.fail(trial.number):
-                ledger.put_back(frozen, RETRIES)
+                ledger.requeue(frozen, RETRIES)
                 raise
             console.print(f"trial {trial.number} was taken from this worker, which gave no sign of life; another has it now")
-        except StoppedError:
+        except StopRequestedError:
             with contextlib.suppress(*STORAGE_ERRORS):  # the next start sees that this worker is gone
                 self._give_back(ledger, trial.number)
             raise
@@ -129,17 +129,17 @@ class Worker:
         except Exception:
             frozen = ledger.trials()[trial.number]
             if ledger.fail(trial.number):
-                ledger.put_back(frozen, RETRIES)
+                ledger.requeue(frozen, RETRIES)
             raise
 
-    def _give_back(self, ledger: Ledger, number: int) -> None:
+    def _give_back(self, ledger: TrialQueue, number: int) -> None:
         """Put a trial into the queue again, unless it has ended."""
         frozen = ledger.trials()[number]
         if ledger.fail(number):
-            ledger.put_back(frozen)
+            ledger.requeue(frozen)
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        return patiently(action, self.request.address, check=self.signals.raise_if_told)
+        return patiently(action, self.request.address, check=self.signals.raise_if_received)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         search = self.params.search
@@ -148,17 +148,17 @@ class Worker:
         return choose_sampler(search.sampler, space=self.space.kind, **asked)
 
     def _ensure_again(self) -> None:
-        for number, item in enumerate(things_to_do_again(self.params, self.space, self.first)):
+        for number, item in enumerate(planned_reruns(self.params, self.space, self.first)):
             self.again.ensure(item.key, {"item": number}, item.attributes)
 
 
 @contextmanager
-def beating(ledger: Ledger, trial: optuna.Trial) -> Iterator[None]:
+def beating(ledger: TrialQueue, trial: optuna.Trial) -> Iterator[None]:
     """Give signs of life while the block runs."""
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT):
+        while not done.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may be another's by now
                 ledger.beat(trial)
 
