@@ -13,7 +13,7 @@ class TrackerContract:
         raise NotImplementedError
 
     def values(self, tracker: Any) -> dict[str, Any] | None:
-        """Give what the tracker holds, metrics as (key, value, step), or None if it keeps nothing."""
+        """Return what the tracker holds, metrics as (key, value, step), or None if it keeps nothing."""
         raise NotImplementedError
 
     def test_what_is_told_is_kept(self, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def main() -> None:
     ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), budget, 10 * budget)
     count = 0
     while True:
-        ledger.sweep()
-        trial = ledger.claim(lambda number: choose_sampler("random", seed=number, space="planned", num_objectives=1))
+        ledger.reclaim_dead()
+        trial = ledger.take(lambda number: choose_sampler("random", seed=number, space="planned", num_objectives=1))
         if trial is None:
             if not any(item.state == optuna.trial.TrialState.RUNNING for item in ledger.trials()):
                 break

@@ -101,7 +101,7 @@ def test_a_lock_of_dvc_that_is_yaml_and_no_lock_is_torn_too(root: Path, old: str
 
 
 def _dead_process() -> str:
-    code = "from bigstep.runtime.device import process_name; print(process_name())"
+    code = "from bigstep.runtime.process_identity import process_name; print(process_name())"
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -109,8 +109,8 @@ def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, c
     path = ProjectPaths(root).search / "search.journal"
     study = open_study(open_storage(str(path)), "search", ["minimize"])
     ledger = TrialQueue(study, 5, 50)
-    ledger.ensure("start-0", {"x": 0.5}, {})
-    trial = ledger.claim(None)
+    ledger.enqueue_once("start-0", {"x": 0.5}, {})
+    trial = ledger.take(None)
     assert trial is not None
     trial.suggest_float("x", 0, 1)
     trial.set_user_attr(WORKER, _dead_process())
@@ -128,8 +128,8 @@ def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, c
 def test_a_trial_of_a_living_worker_is_left_alone(root: Path) -> None:
     path = ProjectPaths(root).search / "search.journal"
     ledger = TrialQueue(open_study(open_storage(str(path)), "search", ["minimize"]), 5, 50)
-    ledger.ensure("start-0", {"x": 0.5}, {})
-    assert ledger.claim(None) is not None
+    ledger.enqueue_once("start-0", {"x": 0.5}, {})
+    assert ledger.take(None) is not None
     assert not _texts(root, "RUNNING")
 
 

@@ -22,7 +22,7 @@ def test_a_training_that_goes_on_counts_its_images_and_seconds_of_before() -> No
     for number in range(3):
         first.add(_step(number))
     time.sleep(0.2)
-    kept = json.loads(json.dumps(first.kept()))
+    kept = json.loads(json.dumps(first.state_dict()))
     second = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
     second.load_state_dict(kept, 3)
     assert second.images_per_second == pytest.approx(3000 / kept["seconds"], rel=0.2)
@@ -33,6 +33,6 @@ def test_a_training_that_goes_on_counts_its_images_and_seconds_of_before() -> No
 
 def test_a_checkpoint_of_before_they_were_kept_still_goes_on() -> None:
     history = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
-    kept = {name: value for name, value in history.kept().items() if name not in ("images", "seconds")}
+    kept = {name: value for name, value in history.state_dict().items() if name not in ("images", "seconds")}
     history.load_state_dict(kept, 3)
     assert history.num_images == 0

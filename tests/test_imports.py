@@ -120,7 +120,7 @@ def test_dvc_yaml_lists_the_learning_sections_each_stage_reads(name: str) -> Non
 
 
 def _fastest(code: str) -> float:
-    """Give the least of what ``code`` prints in five new processes."""
+    """Return the least of what ``code`` prints in five new processes."""
     runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(5)]
     return min(float(run.stdout.split()[-1]) for run in runs)
 

@@ -38,7 +38,7 @@ def test_a_name_without_a_namespace_is_judged_as_before() -> None:
 
 @pytest.mark.usefixtures("namespaces")
 def test_a_process_of_another_pid_namespace_cannot_be_judged_from_here_nor_we_from_there() -> None:
-    code = "from bigstep.runtime.device import *; print(process_name(), flush=True); print(is_alive(input()), flush=True)"
+    code = "from bigstep.runtime.process_identity import *; print(process_name(), flush=True); print(is_alive(input()), flush=True)"
     with _python("-c", code) as process:
         assert process.stdout is not None
         assert process.stdin is not None
@@ -56,7 +56,7 @@ def test_a_trial_of_a_worker_in_another_pid_namespace_is_not_taken_from_it(tmp_p
         assert worker.stdout is not None
         assert worker.stdout.readline() == "took 0\n"
         ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), 1, 10)
-        assert ledger.sweep() == []
+        assert ledger.reclaim_dead() == []
         output = worker.communicate(timeout=60)[0]
     assert output == "count 1\n"
     assert [trial.state for trial in optuna.load_study(study_name="study", storage=open_storage(address)).trials] == [

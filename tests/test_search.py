@@ -183,18 +183,18 @@ def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -
 
 def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:
     study = optuna.create_study()
-    ledger = TrialQueue(study, budget=3, asks=12)
+    ledger = TrialQueue(study, budget=3, max_asks=12)
 
     def sampler(number: int) -> optuna.samplers.BaseSampler:
         return choose_sampler("random", seed=number, space="full", num_objectives=1)
 
-    while (trial := ledger.claim(sampler)) is not None:
+    while (trial := ledger.take(sampler)) is not None:
         value = trial.suggest_float("x", 0, 1)
         trial.set_constraint("memory", 1.0 if value < 0.5 else -1.0)
         study.tell(trial, value)
     assert len(counts_toward_budget(ledger.trials())) == 3
-    hopeless = TrialQueue(optuna.create_study(), budget=3, asks=12)
-    while (trial := hopeless.claim(sampler)) is not None:
+    hopeless = TrialQueue(optuna.create_study(), budget=3, max_asks=12)
+    while (trial := hopeless.take(sampler)) is not None:
         trial.set_constraint("memory", 1.0)
         hopeless.study.tell(trial, 1.0)
     assert len(hopeless.trials()) == 12
@@ -215,16 +215,16 @@ def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | Non
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:
     params = parse_params({"search": {"trials": 5}, "train": {"effective_batch_size": 64}})
     space = build_space(params)
-    ledger = TrialQueue(optuna.create_study(), budget=5, asks=50)
+    ledger = TrialQueue(optuna.create_study(), budget=5, max_asks=50)
     ensure_starts(ledger, params, space, None)
     ensure_noise_start(ledger, space)
     assert len(ledger.trials()) == 3
-    trial = ledger.claim(None)
+    trial = ledger.take(None)
     assert trial is not None
     space.suggest(trial)
     trial.set_user_attr("noise_scale", 1e6)
     ledger.study.tell(trial, 0.5)
-    small = TrialQueue(ledger.study, budget=3, asks=50)
+    small = TrialQueue(ledger.study, budget=3, max_asks=50)
     ensure_noise_start(small, space)
     assert len(ledger.trials()) == 3
     for _ in range(2):
@@ -239,7 +239,7 @@ def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest
     params = parse_params({"search": {"trials": 20}})
     known = {**SIZES, "learning_rate": 0.004, "images_per_second": 1234.0, "peak_bytes": 2**30}
     for count in range(len(known) + 1):
-        first, again = (TrialQueue(optuna.create_study(), budget=20, asks=50) for _ in range(2))
+        first, again = (TrialQueue(optuna.create_study(), budget=20, max_asks=50) for _ in range(2))
         display, trial = ProgressTable(params, (first, again)), first.study.ask()
         for name, value in list(known.items())[:count]:
             trial.set_user_attr(name, value)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bigstep.runtime.stop_signals import Signals, StoppedError
+from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
 CODE = """
 import sys, time
-from bigstep.runtime.stop_signals import Signals, StoppedError
+from bigstep.runtime.stop_signals import Signals, StopRequestedError
 signals = Signals()
 try:
     with signals.watched(), signals.deferred():
@@ -21,7 +21,7 @@ try:
             time.sleep(0.01)
             if sys.argv[2] == "look":
                 signals.raise_if_received()
-except StoppedError as stop:
+except StopRequestedError as stop:
     raise SystemExit(stop.exit_code)
 """
 
@@ -56,7 +56,7 @@ def test_a_second_signal_ends_at_once_and_the_same_one_passed_on_is_no_second() 
 
 def test_outside_of_a_step_the_signal_ends_the_work_where_it_is() -> None:
     signals = Signals()
-    with pytest.raises(StoppedError) as caught, signals.watched():
+    with pytest.raises(StopRequestedError) as caught, signals.watched():
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -66,9 +66,9 @@ def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path) -> None:
     code = "import subprocess, sys; p = subprocess.Popen([sys.executable, sys.argv[1]]); print(p.pid, flush=True); p.wait()"
     script = tmp_path / "stage.py"
     script.write_text(
-        "import time\nfrom bigstep.runtime.parent_watchdog import hold_lifeline\n"
+        "import time\nfrom bigstep.runtime.parent_watchdog import exit_with_parent\n"
         "from bigstep.runtime.stop_signals import Signals\n"
-        "signals = Signals()\nwith signals.watched():\n    hold_lifeline(signals)\n    time.sleep(60)\n",
+        "signals = Signals()\nwith signals.watched():\n    exit_with_parent(signals)\n    time.sleep(60)\n",
         encoding="utf-8",
     )
     environment = {**os.environ, "DVC_STAGE": "train", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -34,7 +34,7 @@ def _begin(folder: Path, uri: str) -> SpoolTracker:
 def _drain(spool: Spool, patience: float = 20.0) -> bool:
     courier = SpoolDelivery(spool)
     courier.start()
-    return courier.drain(patience)
+    return courier.flush(patience)
 
 
 def _history(uri: str, run_id: str | None, key: str = "loss") -> list[tuple[int, float]]:
@@ -102,7 +102,7 @@ def test_messages_join_metrics_and_keep_the_order(uri: str, tmp_path: Path) -> N
         tracker.log_metrics([Metric("loss", 0.0, step, step), Metric("rate", 0.0, step, step)])
         if step == 700:
             tracker.set_tags({"a": "b"})
-    messages = list(tracker.spool.messages(0))
+    messages = list(tracker.spool.batches(0))
     assert [entry["entry"] for entry, _ in messages] == ["metrics", "metrics", "tags", "metrics", "metrics"]
     assert all(len(entry.get("rows", ())) <= 1000 for entry, _ in messages)
     assert [row[2] for entry, _ in messages for row in entry.get("rows", ())] == [step for step in range(1500) for _ in "ab"]
@@ -159,7 +159,7 @@ def test_a_server_that_is_gone_holds_nothing_up_and_is_told_later(uri: str, tmp_
     for step in range(2000):
         tracker.log_metrics([Metric("loss", float(step), step, step)])
     assert time.monotonic() - started < 2
-    assert not courier.drain(1.0)
+    assert not courier.flush(1.0)
     assert courier.problem is not None
     assert not tracker.spool.is_delivered()
     tracker.spool.close()
@@ -197,7 +197,7 @@ def test_what_is_heavy_waits_for_the_end(uri: str, tmp_path: Path) -> None:
     courier = SpoolDelivery(tracker.spool)
     courier.start(20.0)
     assert not tracker.spool.is_delivered()
-    assert courier.drain()
+    assert courier.flush()
     assert tracker.spool.is_delivered()
 
 

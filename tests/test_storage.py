@@ -160,14 +160,14 @@ def test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(
     worker.stdout.readline()
     os.kill(worker.pid, signal.SIGSTOP)
     ledger = TrialQueue(_study(address), 1, 10)
-    assert ledger.sweep() == []
+    assert ledger.reclaim_dead() == []
     for hours in (1, -1):
         monkeypatch.setattr(time, "time", lambda hours=hours: 1.7e9 + 3600 * hours)
-        assert ledger.sweep() == []
+        assert ledger.reclaim_dead() == []
     time.sleep(1.2)
-    assert ledger.sweep() == [0]
-    assert ledger.sweep() == []
-    mine = ledger.claim(None)
+    assert ledger.reclaim_dead() == [0]
+    assert ledger.reclaim_dead() == []
+    mine = ledger.take(None)
     assert mine is not None
     ledger.study.tell(mine, 0.5)
     os.kill(worker.pid, signal.SIGCONT)

@@ -202,7 +202,7 @@ def test_a_thread_that_cannot_begin_is_not_waited_for(monkeypatch: pytest.Monkey
     def fail(number: int) -> None:
         raise MemoryError(number)
 
-    monkeypatch.setattr("bigstep.training.out_of_memory_guard.BEGINNING", 0.2)
+    monkeypatch.setattr("bigstep.training.out_of_memory_guard.THREAD_START_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(torch, "set_num_threads", fail)
     guard = OutOfMemoryGuard(torch.device("cpu"))
     with pytest.raises(MemoryExhaustedError, match="can't allocate"):

@@ -41,7 +41,7 @@ def imported_names(path: Path, *, typing: bool = False) -> Iterator[str]:
 
 
 def files_of(name: str) -> Iterator[Path]:
-    """Give the files that importing a module runs: its own, and the ``__init__.py`` of every package above it."""
+    """Yield the files that importing a module runs: its own, and the ``__init__.py`` of every package above it."""
     parts = name.split(".")
     for home in HOMES:
         for depth in range(1, len(parts) + 1):

@@ -24,7 +24,7 @@ ROUNDS = 15
 def measure(
     model: nn.Module, inputs: Tensor, labels: Tensor, micro: int, variants: dict[str, dict[str, Any]]
 ) -> dict[str, float]:
-    """Give the median seconds of a step (gradient, SGD with momentum) of each variant, taken in turns."""
+    """Return the median seconds of a step (gradient, SGD with momentum) of each variant, taken in turns."""
     steps = {name: _step(model, inputs, labels, micro, options) for name, options in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(ROUNDS + 2):
@@ -49,7 +49,7 @@ def _step(model: nn.Module, inputs: Tensor, labels: Tensor, micro: int, options:
 
 
 def share_of_norms(model: nn.Module, inputs: Tensor, labels: Tensor, micro: int) -> float:
-    """Give the share of a step's time that is spent in the norms of ``noise="first"``."""
+    """Return the share of a step's time that is spent in the norms of ``noise="first"``."""
     spent = [0.0]
     measured = attempt.squared_norm
 

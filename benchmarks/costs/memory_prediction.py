@@ -40,7 +40,7 @@ def build(name: str) -> nn.Module:
 
 
 def measure(name: str, micro: int, precision: str) -> int:
-    """Give the peak of two steps of two micro-batches each, from an empty start: every byte is counted."""
+    """Return the peak of two steps of two micro-batches each, from an empty start: every byte is counted."""
 
     def run() -> None:
         model = build(name)

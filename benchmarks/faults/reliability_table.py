@@ -47,7 +47,7 @@ STOCK: dict[str, Callable[[Folder], str]] = {
 
 
 def measure(row: str) -> str:
-    """Give what the stock tool does under the fault of a row, in words."""
+    """Return what the stock tool does under the fault of a row, in words."""
     with tempfile.TemporaryDirectory() as scratch:
         return STOCK[row](Folder(Path(scratch)))
 

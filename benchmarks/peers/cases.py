@@ -28,7 +28,7 @@ class Case:
     """Makes the same loss as one of bigstep's."""
 
     def windows(self) -> list[slice]:
-        """Give the samples of each optimizer step; the last may hold fewer."""
+        """Return the samples of each optimizer step; the last may hold fewer."""
         size = self.micro * self.steps
         return [slice(start, min(start + size, len(self.inputs))) for start in range(0, len(self.inputs), size)]
 
@@ -41,7 +41,7 @@ def make_model(*, batch_norm: bool = False) -> nn.Module:
 
 
 def reference_gradients(case: Case, learning_rate: float) -> list[Tensor]:
-    """Give the gradient of each step by one backward pass over all its samples, with plain SGD in between."""
+    """Return the gradient of each step by one backward pass over all its samples, with plain SGD in between."""
     model = make_model()
     found = []
     for window in case.windows():

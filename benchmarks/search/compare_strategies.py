@@ -89,7 +89,7 @@ def study_all(
 
 
 def kept(keep: Path | None, jobs: list[Job], study: Callable[[], list[Course]]) -> list[Course]:
-    """Give the studies of one strategy: those of a run before this one, or new ones."""
+    """Return the studies of one strategy: those of a run before this one, or new ones."""
     if keep is None:
         return study()
     strategy, _, _, noisy = jobs[0]

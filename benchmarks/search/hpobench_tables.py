@@ -36,17 +36,17 @@ class Table:
         return float(self.seconds[micro])
 
     def planned(self, effective: int) -> int:
-        """Give the fastest micro-batch that fits and makes up the effective batch."""
+        """Return the fastest micro-batch that fits and makes up the effective batch."""
         return min(micros_of(effective), key=self.cost)
 
 
 def micros_of(effective: int) -> list[int]:
-    """Give the micro-batches that fit and make up an effective batch."""
+    """Return the micro-batches that fit and make up an effective batch."""
     return [effective - STEPS_OF_4 * steps for steps in range(ACCUMULATIONS) if 0 <= effective - STEPS_OF_4 * steps <= CAP]
 
 
 def load_tables(slices: int = 3) -> Iterator[Table]:
-    """Give the tasks: eight data sets, each with ``slices`` draws of the other hyper-parameters."""
+    """Yield the tasks: eight data sets, each with ``slices`` draws of the other hyper-parameters."""
     chance = random.Random(0)  # noqa: S311 # a choice, no secret
     for name in HPOBench.available_dataset_names:
         bench = HPOBench(name)

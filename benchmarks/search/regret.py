@@ -23,22 +23,22 @@ class Result:
     wasted: float
 
     def at_paid(self, count: int) -> float:
-        """Give the regret after so many paid trials; 1, the median cell's, before any."""
+        """Return the regret after so many paid trials; 1, the median cell's, before any."""
         return float(self.regret[min(count, len(self.regret)) - 1]) if len(self.regret) else 1.0
 
     def at_cost(self, cost: float) -> float:
-        """Give the regret when so much was spent."""
+        """Return the regret when so much was spent."""
         inside = self.regret[self.cost <= cost]
         return float(inside[-1]) if len(inside) else 1.0
 
     def reach(self, limit: float) -> tuple[float, float]:
-        """Give the cost and the paid trials at which the regret first was within ``limit``; infinite where never."""
+        """Return the cost and the paid trials at which the regret first was within ``limit``; infinite where never."""
         inside = np.flatnonzero(self.regret <= limit)
         return (float(self.cost[inside[0]]), float(inside[0] + 1)) if len(inside) else (np.inf, np.inf)
 
 
 def result_of(course: Course, table: Table) -> Result:
-    """Give the regret of the cell whose value was lowest so far; with the noise of seeds that is not the best cell so far."""
+    """Return the regret of the cell whose value was lowest so far; with the noise of seeds that is not the best cell so far."""
     lowest = [int(np.argmin(course.values[: count + 1])) for count in range(len(course.values))]
     regret = np.array([table.means[course.cells[index]] for index in lowest])
     return Result(course.spent, regret, course.wasted)

@@ -90,7 +90,7 @@ def _holm(values: Sequence[float]) -> list[float]:
 
 
 def verdict(found: Results, name: str = OURS) -> str:
-    """Give the two figures that a strategy must reach against the baseline, with intervals over the tables."""
+    """Return the two figures that a strategy must reach against the baseline, with intervals over the tables."""
     costs = [[[result.reach(GOOD)[0] for result in group] for group in found[kind]] for kind in (name, BASELINE)]
     ours, base = (float(np.median([cost for group in groups for cost in group])) for groups in costs)
     if not np.isfinite([ours, base]).all():
@@ -111,7 +111,7 @@ def _signed(values: np.ndarray) -> str:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Give the 95 % interval of the mean over tables, by drawing tables with replacement."""
+    """Return the 95 % interval of the mean over tables, by drawing tables with replacement."""
     chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(np.asarray(values)[chosen].mean(axis=1), (0.025, 0.975))
     return float(low), float(high)

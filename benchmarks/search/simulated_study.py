@@ -34,7 +34,7 @@ class Course:
     num_asks: int
 
     def as_plain(self) -> dict[str, Any]:
-        """Give it in lists and numbers."""
+        """Return it in lists and numbers."""
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
     @classmethod

@@ -64,14 +64,14 @@ STRATEGIES = (
 
 
 def starts() -> list[dict[str, int]]:
-    """Give the table's centre, in the place of the current parameters, and the search's own start points about it."""
+    """Return the table's centre, in the place of the current parameters, and the search's own start points about it."""
     dimensions = {RATE: FloatDistribution(min(RATES), max(RATES), log=True), EFFECTIVE: IntDistribution(2, 8)}
     current = {RATE: float(np.sqrt(min(RATES) * max(RATES))), EFFECTIVE: 5}
     return [CENTRE, *(_nearest(point) for point in start_points(current, dimensions))]
 
 
 def cut(point: Mapping[str, int], table: Table) -> dict[str, int]:
-    """Give a start point of two dimensions in three, in the fastest slicing."""
+    """Return a start point of two dimensions in three, in the fastest slicing."""
     micro = table.planned(point["effective"])
     return {"rate": point["rate"], "micro": micro, "steps": (point["effective"] - micro) // STEPS_OF_4}
 

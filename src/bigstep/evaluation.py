@@ -36,7 +36,7 @@ class Scores:
     classes: tuple[ClassScores, ...]
 
     def summary(self) -> dict[str, float]:
-        """Give the totals by name."""
+        """Return the totals by name."""
         return {
             "accuracy": self.accuracy,
             "top5_accuracy": self.top5_accuracy,
@@ -48,7 +48,7 @@ class Scores:
 
 @torch.no_grad()
 def predict_probabilities(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> NDArray[np.float32]:
-    """Give class probabilities, shape ``(n, num_classes)``, in the order of the batches."""
+    """Return class probabilities, shape ``(n, num_classes)``, in the order of the batches."""
     device = classifier.mean.device
     classifier.eval()
     parts = [classifier(images.to(device)).float().softmax(dim=1).cpu() for images, _ in batches]

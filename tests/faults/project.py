@@ -104,7 +104,7 @@ class Project:
         return output
 
     def processes(self, wait: float = 10) -> list[psutil.Process]:
-        """Give the processes that work in this project, after ``wait`` seconds for those that are about to end."""
+        """Return the processes that work in this project, after ``wait`` seconds for those that are about to end."""
         deadline = time.monotonic() + wait
         while True:
             found = [item for item in psutil.process_iter() if self._is_mine(item)]
@@ -120,7 +120,7 @@ class Project:
             return False
 
     def runs(self) -> list[Any]:
-        """Give the runs of the project's history, oldest first."""
+        """Return the runs of the project's history, oldest first."""
         import mlflow
 
         client = mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
@@ -128,7 +128,7 @@ class Project:
         return list(reversed(client.search_runs(experiments, order_by=["attributes.start_time DESC"])))
 
     def history(self, run_id: str) -> list[tuple[str, int, float]]:
-        """Give every metric of a run as it stands there, doubles included."""
+        """Return every metric of a run as it stands there, doubles included."""
         import mlflow
 
         client = mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
@@ -136,7 +136,7 @@ class Project:
         return sorted((key, item.step, item.value) for key in keys for item in client.get_metric_history(run_id, key))
 
     def end_state(self) -> EndState:
-        """Give what the project ended in, after training or after evaluating."""
+        """Return what the project ended in, after training or after evaluating."""
         names = [*FILES, *(name for name in JUDGED if (self.root / name).exists())]
         files = {name: hashlib.sha256((self.root / name).read_bytes()).hexdigest() for name in names}
         assert not [run for run in self.runs() if run.info.status == "RUNNING"]

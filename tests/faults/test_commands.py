@@ -70,7 +70,7 @@ def test_a_command_line_works_or_is_refused_in_a_line_for_each_value(round_numbe
 
 
 def _files(project: Project) -> dict[str, str]:
-    """Give the bytes of what a person or DVC reads."""
+    """Return the bytes of what a person or DVC reads."""
     names = ["params.yaml", "dvc.lock", *(str(path.relative_to(project.root)) for path in project.root.glob("results/**/*"))]
     paths = [project.root / name for name in names]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}

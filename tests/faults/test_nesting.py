@@ -65,7 +65,7 @@ def test_a_line_of_a_spool_is_passed_over(deep: str, place: str, tmp_path: Path)
     journal = _written(tmp_path / "journal.jsonl", "\n".join(texts) + "\n")
     spool = Spool(tmp_path)
     assert [entry for entry, _ in spool.entries()] == [TAGS, TAGS]
-    assert [offset for _, offset in spool.messages(0)][-1] == journal.stat().st_size
+    assert [offset for _, offset in spool.batches(0)][-1] == journal.stat().st_size
     SpoolTracker(spool).finish("FINISHED")
     assert spool.last() == {"entry": "finish", "status": "FINISHED"}
     spool.close()
@@ -92,7 +92,7 @@ def test_an_entry_without_its_fields_is_none(entry: object, tmp_path: Path) -> N
     _written(tmp_path / "journal.jsonl", json.dumps(entry) + "\n" + json.dumps(TAGS) + "\n")
     spool = Spool(tmp_path)
     SpoolTracker(spool)
-    assert [found for found, _ in spool.messages(0)] == [TAGS]
+    assert [found for found, _ in spool.batches(0)] == [TAGS]
     spool.close()
 
 

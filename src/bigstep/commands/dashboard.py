@@ -70,7 +70,7 @@ def make_dashboard(address: str, artifacts: Path, host: str, port: int) -> WSGIS
 
 
 def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
-    """Give the best trial that keeps its constraints; where none does, the dashboard shows none.
+    """Return the best trial that keeps its constraints; where none does, the dashboard shows none.
 
     Raises:
         ValueError: there is none.

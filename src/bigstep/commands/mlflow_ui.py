@@ -35,7 +35,7 @@ def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
 
 
 def mlflow_command(uri: str, host: str, port: int) -> list[str]:
-    """Give the command of a server that answers to its own name only: a page elsewhere cannot reach it by another."""
+    """Return the command of a server that answers to its own name only: a page elsewhere cannot reach it by another."""
     names = [f"{name}:{port}" for name in dict.fromkeys((host, LOOPBACK, "localhost"))]
     origins = ",".join(f"http://{name}" for name in names)
     allowed = ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", origins]

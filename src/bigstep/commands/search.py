@@ -133,12 +133,12 @@ def _conduct(
     given = request.parent_run or None
     with tracked_run(
         state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given
-    ) as telling:
+    ) as tracked:
         if (pointing := pointing_run(params.tracking.experiment)) is not None:
-            telling.tracker.point_from(pointing)
+            tracked.tracker.point_from(pointing)
         code = 0 if has_ended(params, space, ledgers) else watch_workers(request, params, ledgers, state, workers)
         if code:
-            telling.status = "KILLED" if code > 128 else "FAILED"
+            tracked.status = "KILLED" if code > 128 else "FAILED"
         if 0 < code < 128:
             return _report_failure(ledgers, params, code)
         try:
@@ -155,8 +155,8 @@ def _conduct(
         draw_plots(findings, params.search.objectives, folder)
         show_study(first.study, findings, params.search.objectives, rungs, room, request)
         for path in sorted(folder.iterdir()):
-            telling.tracker.log_file(path)
-        telling.tracker.set_tags(_tags(findings))
+            tracked.tracker.log_file(path)
+        tracked.tracker.set_tags(_tags(findings))
     deliver_others(state / "spools")
     _report(findings, params)
     if apply and code == 0:

@@ -101,7 +101,7 @@ def check_overrides(overrides: Iterable[Override], origin: str) -> None:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Give every key of a training as ``section.key``, with B, m and A completed where no plan has to choose."""
+    """Return every key of a training as ``section.key``, with B, m and A completed where no plan has to choose."""
     flat = {
         f"{part.name}.{key}": value
         for part in fields(params)

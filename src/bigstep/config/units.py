@@ -10,13 +10,13 @@ DURATION_UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
 def parse_size(text: str) -> int:
-    """Give the bytes of a size such as ``4GiB`` or ``1.5 GB``."""
+    """Return the bytes of a size such as ``4GiB`` or ``1.5 GB``."""
     digits = text.rstrip("BKMGTi ")
     return int(float(digits) * SIZE_UNITS[text[len(digits) :].strip()])
 
 
 def parse_duration(text: str) -> float:
-    """Give the seconds of a duration such as ``60s``, ``10min`` or ``1h``; ``none`` is infinity."""
+    """Return the seconds of a duration such as ``60s``, ``10min`` or ``1h``; ``none`` is infinity."""
     if text == "none":
         return float("inf")
     digits = text.rstrip("smhin ")

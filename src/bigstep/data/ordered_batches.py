@@ -16,7 +16,7 @@ ImageBatch = tuple[Tensor, Tensor]  # images uint8 (n, channels, size, size), la
 
 
 def ordered_batches(store: Store, part: int, size: int) -> Iterator[ImageBatch]:
-    """Give the samples of a part in order, at most ``size`` at a time."""
+    """Yield the samples of a part in order, at most ``size`` at a time."""
     for chosen in effective_batches(store.indices(part), size):
         yield to_tensors(np.asarray(store.images[chosen]), store.labels[chosen])
 

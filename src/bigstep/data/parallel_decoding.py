@@ -21,7 +21,7 @@ Result = Decoded | Refusal
 
 
 def decode_files(paths: Iterable[Path], layout: Layout, num_workers: int) -> Iterator[Result]:
-    """Give one result for each path, in their order; ``num_workers`` 0 decodes in this process."""
+    """Yield one result for each path, in their order; ``num_workers`` 0 decodes in this process."""
     if num_workers == 0:
         yield from (decode_file(path, layout) for path in paths)
         return

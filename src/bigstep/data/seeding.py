@@ -17,7 +17,7 @@ def derive_key(*parts: int | str) -> int:
 
 
 def random_bits(key: int, ids: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
-    """Give each id its own ``count`` random words: uint64 of shape ``(len(ids), count)``.
+    """Return each id its own ``count`` random words: uint64 of shape ``(len(ids), count)``.
 
     A counter-based generator (splitmix64: Steele, Lea and Flood, 2014), so a sample's words do not depend on its neighbours.
     """

@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
     def __iter__(self) -> Iterator[Sample]:
-        """Give every sample once."""
+        """Return every sample once."""
         ...
 
 

@@ -194,7 +194,7 @@ class Store:
                 )
 
     def indices(self, part: int) -> NDArray[np.int64]:
-        """Give the samples of a part (an index into :data:`bigstep.data.split.SPLITS`), in order."""
+        """Return the samples of a part (an index into :data:`bigstep.data.split.SPLITS`), in order."""
         return np.flatnonzero(self.parts == part)
 
     def names(self) -> list[str]:

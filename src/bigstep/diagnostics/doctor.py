@@ -61,7 +61,7 @@ def doctor(root: Path, *, fix: bool) -> int:
 
 
 def examine(root: Path) -> Iterator[Problem]:
-    """Give what is wrong, each check after the repair of the one before."""
+    """Yield what is wrong, each check after the repair of the one before."""
     project = ProjectPaths(root)
     aside = Quarantine(project.state / "set-aside")
     yield from find_dvc_locks(root, aside)

@@ -68,5 +68,5 @@ def _dead_trials(path: Path) -> list[str]:
 
 
 def _sweep(path: Path) -> str:
-    ended = [number for ledger in _ledgers(path) for number in ledger.sweep()]
+    ended = [number for ledger in _ledgers(path) for number in ledger.reclaim_dead()]
     return f"ended: {len(ended)}; the next start of the search takes them up once more"

@@ -56,7 +56,7 @@ def verify(root: Path, params: Params) -> int:
 
 
 def find_damage(root: Path, params: Params) -> Iterator[str]:
-    """Give a line for each file that is not what was noted when it was written; what is not there yet is passed over.
+    """Yield a line for each file that is not what was noted when it was written; what is not there yet is passed over.
 
     Raises:
         ProjectError: MLflow does not answer, or this is no DVC project.

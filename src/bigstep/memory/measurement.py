@@ -53,7 +53,7 @@ def held_bytes(*owners: nn.Module | Optimizer | Any) -> int:
 
 
 def resident_bytes() -> int:
-    """Give the process's resident memory now (0 where the system does not tell)."""
+    """Return the process's resident memory now (0 where the system does not tell)."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
 
@@ -67,7 +67,7 @@ def restart_peak_memory(device: torch.device) -> None:
 
 
 def _resident_peak_bytes() -> int:
-    """Give the process's largest resident memory so far, or since the restart."""
+    """Return the process's largest resident memory so far, or since the restart."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     for line in lines:
@@ -78,7 +78,7 @@ def _resident_peak_bytes() -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Give the most memory held so far: torch's on a GPU, the process's resident memory on the CPU."""
+    """Return the most memory held so far: torch's on a GPU, the process's resident memory on the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _resident_peak_bytes()
@@ -100,7 +100,7 @@ def _tensors(owners: Any) -> list[torch.Tensor]:
 
 
 def _in_order(threads: list[list[Any]]) -> list[int]:
-    """Give the bytes of each allocation (frees are negative) of all threads."""
+    """Return the bytes of each allocation (frees are negative) of all threads."""
     start = next(event for events in threads for event in events if event.name() == "__start_profile")
     found = [
         (start.cpu_elapsed_us(event) if len(threads) > 1 else 0.0, event.cpu_memory_usage())

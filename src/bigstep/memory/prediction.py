@@ -48,11 +48,11 @@ class MemoryPrediction:
     """``fake``: predicted; ``measured``: the model cannot run on fake tensors, and was run on real ones."""
 
     def at(self, micro_batch_size: int) -> int:
-        """Give the bytes at another micro-batch size."""
+        """Return the bytes at another micro-batch size."""
         return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
 
     def largest(self, budget_bytes: int) -> int:
-        """Give the largest micro-batch size within ``budget_bytes``; 0 where none fits."""
+        """Return the largest micro-batch size within ``budget_bytes``; 0 where none fits."""
         return max(0, (budget_bytes - self.fixed_bytes) // max(self.bytes_per_sample, 1))
 
 

@@ -5,7 +5,7 @@
     study.optimize(objective, n_trials=20, callbacks=[MLflowCallback("sqlite:///mlflow.db")])
 
 Optuna's own is deprecated. This one belongs to the study and not to the process: a second process, and a later start, go on
-below the same run. A trial's history is one message; telling a trial twice changes nothing; and an MLflow that does not
+below the same run. A trial's history is one message; sending a trial twice changes nothing; and an MLflow that does not
 answer ends no study: what it was not told is told later.
 """
 
@@ -118,7 +118,7 @@ class MLflowCallback:
 
         Args:
             study: to be told of.
-            settled_seconds: since a trial of another process ended; that one may be telling it until then.
+            settled_seconds: since a trial of another process ended; that one may be sending it until then.
 
         Returns:
             How many of them MLflow still does not know: 0 where it was told of all, and all where it does not answer.
@@ -137,7 +137,7 @@ class MLflowCallback:
             return len(new) - len({item.number for item in due} - missed)
 
     def _open(self, study: optuna.Study) -> tuple["MlflowClient", str, str]:
-        """Give the client, and the ids of the experiment and of the study's run."""
+        """Return the client, and the ids of the experiment and of the study's run."""
         if self._client is None:
             import mlflow
 

@@ -11,12 +11,12 @@ __all__ = ["database_name", "id_of", "storage_identity", "storage_of", "study_ke
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:
-    """Give the storage of a study."""
+    """Return the storage of a study."""
     return study._storage  # noqa: SLF001 # Optuna gives it by no other way
 
 
 def id_of(study: optuna.Study) -> int:
-    """Give a study's number in its storage."""
+    """Return a study's number in its storage."""
     return study._study_id  # noqa: SLF001 # Optuna gives it by no other way
 
 
@@ -44,5 +44,5 @@ def _name_of_file(path: str) -> str:
 
 
 def study_key(identity: str, study: optuna.Study) -> str:
-    """Give 32 hexadecimal digits that name a study of a storage of this identity."""
+    """Return 32 hexadecimal digits that name a study of a storage of this identity."""
     return sha256(f"{identity}\n{study.study_name}".encode()).hexdigest()[:32]

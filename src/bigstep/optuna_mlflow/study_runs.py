@@ -44,7 +44,7 @@ METRICS, TEXTS = 800, 100  # in a message: MLflow takes 1000 entries, of them 10
 
 
 def parent_run(client: "MlflowClient", experiment_id: str, study: optuna.Study) -> str:
-    """Give the run of the whole study, which the first of all processes begins; its id is the study's attribute.
+    """Return the run of the whole study, which the first of all processes begins; its id is the study's attribute.
 
     A run that a process began and was killed before the study knew of it is found by its tags, and taken.
     """
@@ -75,7 +75,7 @@ def note_link(study: optuna.Study, trial: FrozenTrial, run_id: str) -> None:
 
 
 def run_of(study: optuna.Study, trial: FrozenTrial) -> str | None:
-    """Give the id of a trial's run: its attribute, else what the study holds for trials that had ended; None: not told."""
+    """Return the id of a trial's run: its attribute, else what the study holds for trials that had ended; None: not told."""
     linked = storage_of(study).get_study_system_attrs(id_of(study)).get(_link(trial), trial.user_attrs.get(RUN_ID))
     return None if linked is None else str(linked)
 
@@ -92,7 +92,7 @@ def create_run(client: "MlflowClient", experiment_id: str, parent: str, study: o
 
 
 def runs_below(client: "MlflowClient", experiment_id: str, parent: str, more: str = "") -> Iterator["Run"]:
-    """Give the runs below the study's, page by page; ``more`` is added to the filter."""
+    """Yield the runs below the study's, page by page; ``more`` is added to the filter."""
     page = None
     while True:
         found = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent}'{more}", page_token=page)

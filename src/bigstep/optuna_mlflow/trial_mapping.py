@@ -34,7 +34,7 @@ KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000  # MLflow's limits
 
 
 def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Give the parameters and the tags of a trial's run, in names and lengths that MLflow takes.
+    """Return the parameters and the tags of a trial's run, in names and lengths that MLflow takes.
 
     Args:
         trial: in any state; values that were fixed for it count as parameters, also where it never asked for them.
@@ -62,13 +62,13 @@ def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tupl
 
 
 def begin_tags(trial: FrozenTrial, study: optuna.Study, parent: str) -> dict[str, str]:
-    """Give the tags of a trial's run when it begins: where it belongs, and its name."""
+    """Return the tags of a trial's run when it begins: where it belongs, and its name."""
     _, tags = describe_trial(trial, study, parent)
     return {key: tags[key] for key in (PARENT, NAME, "optuna.study", "optuna.trial_id", NUMBER)}
 
 
 def trial_metrics(trial: FrozenTrial, names: Sequence[str], intermediate_name: str) -> list[Metric]:
-    """Give a trial's history, values and constraints; what is not finite is left out: MLflow stores NaN as 0."""
+    """Return a trial's history, values and constraints; what is not finite is left out: MLflow stores NaN as 0."""
     at = milliseconds(trial.datetime_complete)
     name = mlflow_key(intermediate_name)
     rows = [Metric(name, float(value), step, at) for step, value in sorted(trial.intermediate_values.items())]
@@ -79,7 +79,7 @@ def trial_metrics(trial: FrozenTrial, names: Sequence[str], intermediate_name: s
 
 
 def objective_names(study: optuna.Study, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Give the metrics' names of a study's objectives.
+    """Return the metrics' names of a study's objectives.
 
     Raises:
         ConfigError: there are not as many names as objectives, nor one for all.
@@ -110,5 +110,5 @@ def mlflow_key(name: str) -> str:
 
 
 def milliseconds(moment: datetime | None) -> int:
-    """Give milliseconds since 1970 of a local time, which Optuna's are; a trial that was added without one began then."""
+    """Return milliseconds since 1970 of a local time, which Optuna's are; a trial that was added without one began then."""
     return 0 if moment is None else int(moment.timestamp() * 1000)

@@ -30,7 +30,7 @@ class MeasurementRequest:
     """Seconds since the epoch after which no further rung is begun."""
 
     def section(self, kind: Any) -> Any:
-        """Give one section."""
+        """Return one section."""
         return parse_section(kind, self.sections, "plan")
 
 

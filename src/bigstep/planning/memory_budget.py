@@ -103,7 +103,7 @@ def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int)
 
 
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
-    """Give by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
+    """Return by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
     room = available_bytes(params.hardware, resident)
     return -1 if room is None else int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE) - room
 
@@ -123,7 +123,7 @@ def _check(params: Params, batch: BatchSizes, predicted: MemoryPrediction, resid
 
 
 def budget_bytes(hardware: HardwareConfig) -> int | None:
-    """Give the limit that ``hardware.memory_budget`` means here: of the GPU's allocator, or of resident memory; None: none."""
+    """Return the limit of ``hardware.memory_budget`` in bytes: of a GPU's allocator or of resident memory; None: no limit."""
     if hardware.memory_budget == "none":
         return None
     if hardware.memory_budget != "auto":
@@ -133,7 +133,7 @@ def budget_bytes(hardware: HardwareConfig) -> int | None:
 
 
 def available_bytes(hardware: HardwareConfig, resident: int) -> int | None:
-    """Give the bytes that a training step may take, in a process that holds ``resident`` bytes without it."""
+    """Return the bytes that a training step may take, in a process that holds ``resident`` bytes without it."""
     budget = budget_bytes(hardware)
     if budget is None or choose_device(hardware).type == "cuda":
         return budget

@@ -50,7 +50,7 @@ def recommend(plan: Plan, effective_batch_size: int, room: int | None) -> Planne
 def find_plan(
     project: ProjectPaths, params: Params, store: Store, *, remeasure: bool = False, seconds: float = 30.0, others: bool = False
 ) -> Plan:
-    """Give the stored plan for this model, these images and this machine, or measure one in at most ``seconds``.
+    """Return the stored plan for this model, these images and this machine, or measure one in at most ``seconds``.
 
     ``others`` measures the other precisions and memory formats too.
     """

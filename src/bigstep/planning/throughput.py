@@ -31,7 +31,7 @@ class PlannedSlicing:
 
 
 def candidate_sizes(effective_batch_size: int) -> tuple[int, ...]:
-    """Give the micro-batch sizes to try: powers of two below the effective batch, and itself."""
+    """Return the micro-batch sizes to try: powers of two below the effective batch, and itself."""
     sizes = [1]
     while sizes[-1] * 2 < effective_batch_size:
         sizes.append(sizes[-1] * 2)

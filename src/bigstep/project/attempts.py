@@ -36,7 +36,7 @@ def attempt_key(learning: Mapping[str, Any], experiment: str) -> str:
 
 
 def read_attempt(folder: Path, key: str) -> PipelineAttempt | None:
-    """Give the latest attempt, or None; a file that does not read counts as none."""
+    """Return the latest attempt, or None; a file that does not read counts as none."""
     try:
         return read_record(PipelineAttempt, folder / f"{key}.json")
     except (OSError, ValueError):

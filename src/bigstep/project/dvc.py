@@ -45,7 +45,7 @@ class Request:
 
 
 def find_project_root(start: Path) -> Path:
-    """Give the nearest folder, from ``start`` upwards, that holds params.yaml and dvc.yaml.
+    """Return the nearest folder, from ``start`` upwards, that holds params.yaml and dvc.yaml.
 
     Raises:
         ProjectError: there is none, or it holds other code than this.
@@ -120,7 +120,7 @@ def _complete_batch(content: dict[str, Any], params: Params) -> None:
 
 
 def cache_folder(root: Path) -> Path:
-    """Give the folder of DVC's cache.
+    """Return the folder of DVC's cache.
 
     Raises:
         ProjectError: ``root`` is no DVC project.

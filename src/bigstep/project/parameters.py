@@ -52,6 +52,6 @@ def check_followed_by_dvc(params: Params) -> None:
 
 
 def learning_values(params: Params) -> dict[str, Any]:
-    """Give the keys that decide the result, with the effective batch completed."""
+    """Return the keys that decide the result, with the effective batch completed."""
     learning = {section.title for section in SECTIONS if section.learning}
     return {key: value for key, value in flatten(params).items() if key.partition(".")[0] in learning}

@@ -95,12 +95,12 @@ class ProjectPaths:
         return None if name is None else self.resolve(name)
 
     def resolve(self, path: str) -> Path:
-        """Give a path from params.yaml, which is relative to the project's root."""
+        """Return a path from params.yaml, which is relative to the project's root."""
         return self.root / Path(path).expanduser()
 
 
 def find_project(start: Path) -> ProjectPaths:
-    """Give the project that a stage in ``start`` belongs to.
+    """Return the project that a stage in ``start`` belongs to.
 
     ``$BIGSTEP_ROOT`` is set for private copies; DVC sets ``$DVC_ROOT``, to the parent project in its temporary experiments.
     """

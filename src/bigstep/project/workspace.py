@@ -40,7 +40,7 @@ def workspace_name(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def private_workspace(project: ProjectPaths, content: Mapping[str, Any], cache: Path) -> Iterator[Path]:
-    """Give the folder for these parameters, filled; nobody else may use it meanwhile.
+    """Yield the folder for these parameters, filled; nobody else may use it meanwhile.
 
     Raises:
         ProjectError: another process uses it.

@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, versions: Mapping[str, str
 
 
 def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, list[str]] | None:
-    """Give the newest checkpoint that is whole, its commit, and what is wrong with newer ones; None where there is none.
+    """Return the newest checkpoint that is whole, its commit, and what is wrong with newer ones; None where there is none.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
@@ -104,7 +104,7 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
 
 
 def check_folder(path: Path) -> str | None:
-    """Give what is wrong with a committed checkpoint, in words, or None; every byte is read."""
+    """Return what is wrong with a committed checkpoint, in words, or None; every byte is read."""
     try:
         commit = read_commit(path)
     except (OSError, ValueError) as error:

@@ -28,7 +28,7 @@ class Mark:
 
 
 def failed_micro_batch_size(path: Path) -> int | None:
-    """Give the micro-batch size at which the last start died with little memory left, or None."""
+    """Return the micro-batch size at which the last start died with little memory left, or None."""
     try:
         return read_record(Mark, path).micro_batch_size
     except (OSError, ValueError):
@@ -37,7 +37,7 @@ def failed_micro_batch_size(path: Path) -> int | None:
 
 @final
 class LowMemoryMarker:
-    """Gives the batches of another source; before each the mark is set or taken away by the memory that is left."""
+    """The batches of another source; before each the mark is set or taken away by the memory that is left."""
 
     def __init__(self, batches: EpochBatches, path: Path, need_bytes: int, micro_batch_size: Callable[[], int]) -> None:
         """Mark where less than twice ``need_bytes``, of a step, or less than half a gibibyte is left."""
@@ -48,7 +48,7 @@ class LowMemoryMarker:
         self._marked: int | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the batches of an epoch, from the batch ``start`` on."""
+        """Yield the batches of an epoch, from the batch ``start`` on."""
         for batch in self.batches.epoch(epoch, start):
             self._update()
             yield batch

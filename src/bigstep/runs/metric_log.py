@@ -33,8 +33,8 @@ class MetricLog:
         self._epoch_images = 0
         self._learning_rate, self._last_step, self._first_step = 0.0, 0, 0
 
-    def kept(self) -> dict[str, Any]:
-        """Give what a checkpoint must hold for the rows to go on as they were."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for the rows to go on as they were."""
         return {
             "rows": self.rows,
             "learning_rate": self._learning_rate,

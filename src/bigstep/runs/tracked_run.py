@@ -1,4 +1,4 @@
-"""The MLflow run of a stage: found or begun, told through a spool on disk, and ended truthfully."""
+"""An MLflow run: found or started, written through a spool on disk, and ended truthfully."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,18 +18,18 @@ from bigstep.tracking.tracker import Metric
 __all__ = ["TrackedRun", "as_metrics_now", "deliver_others", "tracked_run"]
 
 FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
-LAST_ROUND = 5.0  # seconds for a stage that was told to stop
+LAST_ROUND = 5.0  # seconds, for a stage that has to stop
 
 
 @dataclass
 class TrackedRun:
-    """A run that is told: what to tell it through, how it is to end, and whether it was told everything."""
+    """A run, its tracker, the status it is to end with, and whether MLflow has received everything."""
 
     tracker: SpoolTracker
     status: str = "FINISHED"
     delivered: bool = False
-    told: Callable[[], str | None] = lambda: None
-    """Gives the run's id, once there is one."""
+    run_id: Callable[[], str | None] = lambda: None
+    """Returns the run's id, once there is one."""
 
 
 @contextmanager
@@ -64,29 +64,29 @@ def tracked_run(
         tracker.set_tags({**tags, PROCESS: process_name()})
         courier = SpoolDelivery(spool)
         courier.start(FIRST_ROUND)
-        telling = TrackedRun(tracker, told=lambda: spool.sent.run_id)
+        tracked = TrackedRun(tracker, run_id=lambda: spool.sent.run_id)
         try:
-            yield telling
+            yield tracked
         except (KeyboardInterrupt, StopRequestedError):
             tracker.finish("KILLED")
-            courier.drain(LAST_ROUND)
+            courier.flush(LAST_ROUND)
             raise
         except BaseException:
             tracker.finish("FAILED")
             _drain(courier)
             raise
-        tracker.finish(telling.status)
-        telling.delivered = _drain(courier)
+        tracker.finish(tracked.status)
+        tracked.delivered = _drain(courier)
 
 
 def _end_former(spool: Spool, tracker: SpoolTracker) -> None:
-    """Give the run of a killed `mlflow run` the rest of its history before another run takes it over."""
+    """Return the run of a killed `mlflow run` the rest of its history before another run takes it over."""
     last = spool.last()
     if last is not None and last["entry"] != "finish":
         tracker.finish("KILLED")
     courier = SpoolDelivery(spool)
     courier.start()
-    courier.drain(LAST_ROUND)
+    courier.flush(LAST_ROUND)
 
 
 def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
@@ -110,14 +110,14 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
                 continue
             courier = SpoolDelivery(spool)
             courier.start()
-            if not courier.drain(LAST_ROUND):
+            if not courier.flush(LAST_ROUND):
                 break
             done.append(path.name)
     return done
 
 
 def _drain(courier: SpoolDelivery) -> bool:
-    if courier.drain():
+    if courier.flush():
         return True
     console.print(
         f"MLflow does not answer ({courier.problem}); the history of this run waits on disk, and is told at the next start, "
@@ -127,6 +127,6 @@ def _drain(courier: SpoolDelivery) -> bool:
 
 
 def as_metrics_now(values: Mapping[str, float], step: int) -> list[Metric]:
-    """Give values as metrics of this moment."""
+    """Return values as metrics of this moment."""
     now = int(time.time() * 1000)
     return [Metric(key, value, step, now) for key, value in values.items()]

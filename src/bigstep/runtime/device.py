@@ -17,7 +17,7 @@ MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.
 
 
 def choose_device(hardware: HardwareConfig) -> torch.device:
-    """Give the device that ``hardware.device`` means here.
+    """Return the device that ``hardware.device`` means here.
 
     Raises:
         ConfigError: CUDA is asked for and torch sees none.
@@ -35,14 +35,14 @@ def set_threads(hardware: HardwareConfig) -> None:
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Give the memory of the GPU, or of the machine or the container that holds this process, free or not."""
+    """Return the memory of the GPU, or of the machine or the container that holds this process, free or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit())
 
 
 def headroom_bytes() -> int:
-    """Give what this process may still take: of available memory, of its container's and of its own limit on address space."""
+    """Return the bytes this process may still take: of available memory, of its container's and its own address-space limit."""
     page = resource.getpagesize()
     found = [sys.maxsize]
     info = Path("/proc/meminfo")

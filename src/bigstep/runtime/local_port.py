@@ -10,7 +10,7 @@ FIRST_PORT = 5000
 
 
 def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
-    """Give ``port``, or for 0 the one from ``first`` on that nobody uses.
+    """Return ``port``, or for 0 the one from ``first`` on that nobody uses.
 
     Raises:
         ProjectError: it is taken.

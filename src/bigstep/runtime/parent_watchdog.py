@@ -23,7 +23,7 @@ def exit_with_parent(signals: Signals) -> None:
 
 
 def _ancestors() -> list[tuple[int, int]]:
-    """Give (child, parent) from this process up to `dvc`: the shells between them run the same command."""
+    """Return (child, parent) from this process up to `dvc`: the shells between them run the same command."""
     child, parent, found = os.getpid(), os.getppid(), []
     while parent > 1:
         found.append((child, parent))
@@ -37,7 +37,7 @@ def _watch(line: list[tuple[int, int]], signals: Signals) -> None:
     own = os.getpid()
     while all((os.getppid() if child == own else _parent_of(child)) == parent for child, parent in line):
         time.sleep(INTERVAL)
-    if signals.told is None:
+    if signals.received is None:
         os.kill(own, signal.SIGTERM)
 
 

@@ -35,7 +35,7 @@ def _namespace() -> str:
 
 
 def _started(number: int) -> str:
-    """Give when a process started, in ticks since the machine did; empty where there is none."""
+    """Return when a process started, in ticks since the machine did; empty where there is none."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

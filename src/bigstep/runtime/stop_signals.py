@@ -30,7 +30,7 @@ class Signals:
 
     def __init__(self) -> None:
         """Nothing was told yet."""
-        self.told: int | None = None
+        self.received: int | None = None
         self._deferred = False
         self._at = 0.0
 
@@ -62,15 +62,15 @@ class Signals:
         Raises:
             StoppedError: one came.
         """
-        if self.told is not None:
-            raise StopRequestedError(self.told)
+        if self.received is not None:
+            raise StopRequestedError(self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.told is not None:
+        if self.received is not None:
             if time.monotonic() - self._at > DUPLICATE_WINDOW_SECONDS:
                 os._exit(128 + number)
             return
-        self.told, self._at = number, time.monotonic()
+        self.received, self._at = number, time.monotonic()
         if not self._deferred:
             raise StopRequestedError(number)

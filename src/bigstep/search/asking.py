@@ -34,7 +34,7 @@ class PrunedTrialsSampler(BaseSampler):
         self._inner, self._on_view = make(), make()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Give the dimensions that all trials share."""
+        """Return the dimensions that all trials share."""
         return self._inner.infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -103,7 +103,7 @@ class NoRepeatSampler(BaseSampler):
         self._samplers, self._last = (first, second), last
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Give the dimensions that all trials share."""
+        """Return the dimensions that all trials share."""
         return self._samplers[0].infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -143,7 +143,7 @@ def _is_near(point: Mapping[str, Any], known: Mapping[str, Any], names: Mapping[
 
 
 def _distance(one: Any, other: Any, kind: BaseDistribution) -> float:
-    """Give how far two values lie apart, as a share of their range."""
+    """Return how far two values lie apart, as a share of their range."""
     if isinstance(kind, FloatDistribution | IntDistribution) and kind.high > kind.low:
         scale = math.log if kind.log else float
         return abs(scale(one) - scale(other)) / (scale(kind.high) - scale(kind.low))

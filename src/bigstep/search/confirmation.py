@@ -90,7 +90,7 @@ class SlicingComparison:
 
 
 def best_trials(trials: Sequence[FrozenTrial], count: int, *, smaller_is_better: bool) -> list[FrozenTrial]:
-    """Give the best feasible trials that were trained to the end, and trial 0 besides, the best first."""
+    """Return the best feasible trials that were trained to the end, and trial 0 besides, the best first."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial) and not _diverged(trial)]
     ranked = sorted(done, key=lambda trial: (value_of(trial) * (1 if smaller_is_better else -1), trial.number))
     found = _distinct(ranked)[:count]
@@ -99,7 +99,7 @@ def best_trials(trials: Sequence[FrozenTrial], count: int, *, smaller_is_better:
 
 
 def replicates(best: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
-    """Give the trainings with new seeds, the trials' own being ``seed``."""
+    """Return the trainings with new seeds, the trials' own being ``seed``."""
     return [Rerun("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.replicates)]
 
 
@@ -144,7 +144,7 @@ def compare(
 
 
 def _other(trial: FrozenTrial) -> int:
-    """Give another micro-batch size: half, or the whole batch where it is one image at a time."""
+    """Return another micro-batch size: half, or the whole batch where it is one image at a time."""
     size = int(trial.user_attrs["micro_batch_size"])
     return -(-size // 2) if size > 1 else int(trial.user_attrs["effective_batch_size"])
 
@@ -165,7 +165,7 @@ def _diverged(trial: FrozenTrial) -> bool:
 
 
 def planned_reruns(params: Params, space: Space, first: TrialQueue) -> list[Rerun]:
-    """Give what a search that has ended trains again: the same for whoever asks."""
+    """Return what a search that has ended trains again: the same for whoever asks."""
     search, trials = params.search, first.trials()
     is_smaller_better = OBJECTIVES[search.objectives[0]] == "minimize"
     best = best_trials(trials, search.top, smaller_is_better=is_smaller_better) if len(search.objectives) == 1 else []

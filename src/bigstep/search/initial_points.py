@@ -24,7 +24,7 @@ NOISY = "start-noise"
 
 
 def start_points(current: Mapping[str, Any], dimensions: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Give the points along the scaling rule on both sides of ``current``: four times less and four times more.
+    """Return the points along the scaling rule on both sides of ``current``: four times less and four times more.
 
     Published grids of the best learning rate over batch size have slopes around one third, between the square-root rule and
     none (0.32 and 0.40 in the medians of 33 grids); which side is better is for the search to find.
@@ -38,7 +38,7 @@ def start_points(current: Mapping[str, Any], dimensions: Mapping[str, BaseDistri
 def noise_point(
     current: Mapping[str, Any], dimensions: Mapping[str, BaseDistribution], noise_scale: float | None
 ) -> dict[str, Any] | None:
-    """Give the point along the scaling rule whose effective batch is nearest to the gradient noise scale.
+    """Return the point along the scaling rule whose effective batch is nearest to the gradient noise scale.
 
     Args:
         current: the point that the noise scale was measured at.
@@ -56,7 +56,7 @@ def noise_point(
 
 
 def _moved(current: Mapping[str, Any], exponent: int, dimensions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Give the point of another effective batch, within the ranges, with the learning rate that the rule gives it."""
+    """Return the point of another effective batch, within the ranges, with the learning rate that the rule gives it."""
     batches, rates = dimensions[EFFECTIVE], dimensions[RATE]
     assert isinstance(batches, IntDistribution)
     assert isinstance(rates, FloatDistribution)
@@ -72,9 +72,9 @@ def ensure_starts(ledger: TrialQueue, params: Params, space: Space, warm_start: 
         exact["hardware.micro_batch_size"] = params.batch.micro_batch_size
     current = space.point(params)
     points = [*start_points(current, space.dimensions), *_best_of(ledger, space, warm_start, current)]
-    ledger.ensure(FIRST, current, {"start": 0, "exact": exact})
+    ledger.enqueue_once(FIRST, current, {"start": 0, "exact": exact})
     for number, point in enumerate(points[: params.search.trials - 1], 1):
-        ledger.ensure(f"start-{number}", point, {"start": number})
+        ledger.enqueue_once(f"start-{number}", point, {"start": number})
 
 
 def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
@@ -105,4 +105,4 @@ def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:
         return
     point = noise_point(first.params, space.dimensions, first.user_attrs.get(NOISE))
     if point is not None:
-        ledger.ensure(NOISY, point, {"start": "noise scale"})
+        ledger.enqueue_once(NOISY, point, {"start": "noise scale"})

@@ -56,7 +56,7 @@ def describe_space(params: Params, space: Space) -> str:
 
 
 def num_workers(params: Params) -> int:
-    """Give the workers of this machine: as asked, or one a core (at most four) where each has memory enough; one on a GPU."""
+    """Return the workers of this machine: as asked, or one a core (at most four) where each has memory enough; one on a GPU."""
     if params.search.workers is not None:
         return params.search.workers
     if choose_device(params.hardware).type == "cuda":
@@ -66,7 +66,7 @@ def num_workers(params: Params) -> int:
 
 
 def share_machine(content: dict[str, Any], params: Params, workers: int) -> dict[str, Any]:
-    """Give each worker of this machine its share of threads and memory."""
+    """Return each worker of this machine its share of threads and memory."""
     hardware = params.hardware
     if workers == 1:
         return content
@@ -97,7 +97,7 @@ def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, 
 
 
 def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> int | None:
-    """Give the exponent of the largest micro-batch whose predicted memory is within the budget; None where it is planned.
+    """Return the exponent of the largest micro-batch whose predicted memory is within the budget; None where it is planned.
 
     Raises:
         OutOfMemoryError: not even the smallest is.

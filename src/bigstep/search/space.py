@@ -36,7 +36,7 @@ class Space:
         return {name: _suggest(trial, name, kind) for name, kind in self.dimensions.items()}
 
     def overrides(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the parameters of a point, as ``section.key``."""
+        """Return the parameters of a point, as ``section.key``."""
         found = {name: value for name, value in point.items() if "." in name}
         if self.kind == "full":
             micro, steps = 2 ** point[MICRO], 2 ** point[ACCUMULATION]
@@ -44,14 +44,14 @@ class Space:
         return {**found, "train.effective_batch_size": 2 ** point[EFFECTIVE], "hardware.micro_batch_size": "auto"}
 
     def cut(self, largest: int | None) -> "Space":
-        """Give the space without micro-batches over 2 ** ``largest``: what is known not to fit is not asked for."""
+        """Return the space without micro-batches over 2 ** ``largest``: what is known not to fit is not asked for."""
         kind = self.dimensions.get(MICRO)
         if largest is None or not isinstance(kind, IntDistribution):
             return self
         return replace(self, dimensions={**self.dimensions, MICRO: IntDistribution(kind.low, min(kind.high, largest))})
 
     def point(self, params: Params) -> dict[str, Any]:
-        """Give the point nearest to ``params``."""
+        """Return the point nearest to ``params``."""
         batch = params.batch
         known: dict[str, Any] = {
             EFFECTIVE: math.log2(batch.effective_batch_size),
@@ -63,7 +63,7 @@ class Space:
 
 
 def build_space(params: Params, reason: str = "") -> Space:
-    """Give the space that ``params.search`` asks for.
+    """Return the space that ``params.search`` asks for.
 
     Args:
         params: the configuration.
@@ -89,7 +89,7 @@ def build_space(params: Params, reason: str = "") -> Space:
 
 
 def exponents(name: str, limits: tuple[int, int]) -> IntDistribution:
-    """Give the exponents of the powers of two within ``limits``.
+    """Return the exponents of the powers of two within ``limits``.
 
     Raises:
         ConfigError: there is none.

@@ -85,7 +85,7 @@ class RepairingLock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release it."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -42,7 +42,7 @@ def open_ledgers(params: Params, address: str) -> tuple[TrialQueue, TrialQueue]:
 
 
 def study_address(project: ProjectPaths, params: Params) -> str:
-    """Give where the study is stored: a path, or a database's address."""
+    """Return where the study is stored: a path, or a database's address."""
     given = params.search.storage
     if given is None:
         return str(project.search / f"{params.search.study}.journal")

@@ -11,7 +11,7 @@ __all__ = ["trial_params"]
 
 
 def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Params:
-    """Give the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
+    """Return the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
 
     Raises:
         ConfigError: they contradict one another.

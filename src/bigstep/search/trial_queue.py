@@ -29,7 +29,7 @@ LIVE = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.
 
 
 def not_failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Give the trials that did not fail."""
+    """Return the trials that did not fail."""
     return [trial for trial in trials if trial.state in LIVE]
 
 
@@ -39,40 +39,40 @@ def is_feasible(trial: FrozenTrial) -> bool:
 
 
 def counts_toward_budget(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Give the trials that count against the budget: those that are trained, were, or will be."""
+    """Return the trials that count against the budget: those that are trained, were, or will be."""
     return [trial for trial in not_failed(trials) if is_feasible(trial)]
 
 
 def value_of(trial: FrozenTrial) -> float:
-    """Give the first objective's value; smaller is better only where the study minimizes."""
+    """Return the first objective's value; smaller is better only where the study minimizes."""
     return float(trial.values[0])
 
 
 @final
 @dataclass
 class TrialQueue:
-    """One worker's view of a study; ``asks`` bounds what is asked for in all, infeasible trials included."""
+    """One worker's view of a study; ``max_asks`` bounds what is asked for in all, infeasible trials included."""
 
     study: optuna.Study
     budget: int
-    asks: int
+    max_asks: int
     seen: dict[int, tuple[str, float]] = field(default_factory=dict)
 
-    def ensure(self, key: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    def enqueue_once(self, key: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         """Put a trial into the queue, unless a live one has its key."""
         if not any(trial.user_attrs.get(KEY) == key for trial in not_failed(self.trials())):
             self.study.enqueue_trial(dict(params), user_attrs={**attributes, KEY: key})
 
     def trials(self) -> list[FrozenTrial]:
-        """Give all trials, by number."""
+        """Return all trials, by number."""
         return self.study.get_trials(deepcopy=False)
 
-    def claim(self, sampler: Callable[[int], optuna.samplers.BaseSampler] | None) -> optuna.Trial | None:
+    def take(self, sampler: Callable[[int], optuna.samplers.BaseSampler] | None) -> optuna.Trial | None:
         """Take a trial that waits or, with a sampler (made for the number of trials so far), a new one; None: none is left."""
         trials = self.trials()
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (
-            sampler is None or len(counts_toward_budget(trials)) >= self.budget or len(not_failed(trials)) >= self.asks
+            sampler is None or len(counts_toward_budget(trials)) >= self.budget or len(not_failed(trials)) >= self.max_asks
         ):
             return None
         if sampler is not None:
@@ -82,14 +82,14 @@ class TrialQueue:
         if self._is_surplus(trial, is_new=sampler is not None):
             trial.set_user_attr("failed", "surplus")
             self.fail(trial.number)
-            return self.claim(sampler)
+            return self.take(sampler)
         return trial
 
-    def beat(self, trial: optuna.Trial) -> None:
-        """Give a sign of life."""
+    def heartbeat(self, trial: optuna.Trial) -> None:
+        """Return a sign of life."""
         trial.set_user_attr(SIGN, f"{time.time():.0f}")
 
-    def sweep(self) -> list[int]:
+    def reclaim_dead(self) -> list[int]:
         """End trials whose worker is gone, and put each back as often as it may; gives their numbers."""
         ended = []
         for trial in self._running():
@@ -101,10 +101,10 @@ class TrialQueue:
     def settle(self) -> None:
         """End what dead workers left RUNNING, with those that died before their trial had their name."""
         deadline = time.monotonic() + CLAIM_GRACE_SECONDS + 2 * LOOK
-        self.sweep()
+        self.reclaim_dead()
         while time.monotonic() < deadline and any(WORKER not in trial.user_attrs for trial in self._running()):
             time.sleep(LOOK)
-            self.sweep()
+            self.reclaim_dead()
 
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
@@ -117,7 +117,7 @@ class TrialQueue:
             return
         kept = {name: value for name, value in trial.user_attrs.items() if name not in (WORKER, SIGN, "failed")}
         key, origin = kept.get(KEY, f"again-{trial.number}"), kept.get(ORIGIN, trial.number)
-        self.ensure(key, params, {**kept, ORIGIN: origin, TRY: tries + (retries is not None)})
+        self.enqueue_once(key, params, {**kept, ORIGIN: origin, TRY: tries + (retries is not None)})
 
     def fail(self, number: int) -> bool:
         """End a trial that did not end by itself; False where somebody else did."""

@@ -24,12 +24,12 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
     name = f"{stage.key}.{attempt.number}"
     folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
     tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
-    with tracked_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as telling:
+    with tracked_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as tracked:
         if pointing is not None:
-            telling.tracker.point_from(pointing)
-        yield telling.tracker
-    note_run(stage.project.attempts, stage.key, telling.told())
-    if telling.delivered:
+            tracked.tracker.point_from(pointing)
+        yield tracked.tracker
+    note_run(stage.project.attempts, stage.key, tracked.run_id())
+    if tracked.delivered:
         deliver_others(stage.project.spools, folder)
         if stage.name == "evaluate":
             shutil.rmtree(folder / "files", ignore_errors=True)

@@ -46,7 +46,7 @@ class Stage:
     """What was on disk when it started."""
 
     def section(self, kind: type[S]) -> S:
-        """Give one section of params.yaml."""
+        """Return one section of params.yaml."""
         return parse_section(kind, self.content)
 
 

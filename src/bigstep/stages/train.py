@@ -158,7 +158,7 @@ def _run(  # what training needs, each apart
     def save() -> None:
         history.flush()  # first: what a checkpoint has behind it, the journal must hold
         tracker.spool.sync()
-        keeping.checkpoints.save(state, history.kept(), micro_batch_size=batch.micro_batch_size)
+        keeping.checkpoints.save(state, history.state_dict(), micro_batch_size=batch.micro_batch_size)
 
     try:
         with stage.signals.deferred(), live_line("step", train.epochs * steps_per_epoch) as line:
@@ -168,7 +168,7 @@ def _run(  # what training needs, each apart
                 if isinstance(record, StepRecord) and line.progress is not None:
                     line.advance(text=history.describe(record))
                 ends = isinstance(record, EpochRecord)
-                if stage.signals.told is not None or keeping.checkpoints.is_due(at_epoch_end=ends):
+                if stage.signals.received is not None or keeping.checkpoints.is_due(at_epoch_end=ends):
                     save()
                 stage.signals.raise_if_received()
         if keeping.checkpoints.saved_step != state.step:

@@ -124,12 +124,12 @@ class DeferredStatistics:
 
 
 def collecting(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
-    """Give ``statistics.collect()``, or nothing to do."""
+    """Return ``statistics.collect()``, or nothing to do."""
     return contextlib.nullcontext() if statistics is None else statistics.collect()
 
 
 def holding(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
-    """Give ``statistics.hold()``, or nothing to do."""
+    """Return ``statistics.hold()``, or nothing to do."""
     return contextlib.nullcontext() if statistics is None else statistics.hold()
 
 

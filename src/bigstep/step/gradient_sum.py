@@ -50,11 +50,11 @@ class GradientSum:
                 parameter.grad = None
 
     def latest(self) -> list[Tensor]:
-        """Give what is in ``.grad``: the last micro-batch's gradients where they are kept apart, else the sums so far."""
+        """Return what is in ``.grad``: the last micro-batch's gradients where they are kept apart, else the sums so far."""
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
     def current(self) -> list[Tensor]:
-        """Give the sums so far."""
+        """Return the sums so far."""
         return self.latest() + list(self._aside.values())
 
     def scale(self, factor: float) -> None:

@@ -40,7 +40,7 @@ class KeyedRandomness:
         self._plans: dict[Any, tuple[RandomCall, ...]] = {}
 
     def sites(self, inputs: Any, context: Callable[[], Any], *, fresh: bool = False) -> tuple[RandomCall, ...]:
-        """Give the model's random calls in the mode it is in, from a probe on ``inputs`` where that mode is new.
+        """Return the model's random calls in the mode it is in, from a probe on ``inputs`` where that mode is new.
 
         Raises:
             RandomnessError: a call cannot be keyed.
@@ -150,7 +150,7 @@ def _replaced_kernels(keyed: KeyedStep, device: torch.device) -> Iterator[None]:
 
 
 def _kernels(keyed: KeyedStep) -> dict[str, Callable[..., Any]]:
-    """Give the kernels that draw, by name; torch's others (rand, randn, dropout, ...) call these."""
+    """Return the kernels that draw, by name; torch's others (rand, randn, dropout, ...) call these."""
 
     def bernoulli_(target: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
         del generator

@@ -23,7 +23,7 @@ class Loss(Protocol):
         ...
 
     def weight(self, targets: Tensor) -> float:
-        """Give what ``reduction="mean"`` divides by for these targets (read from the device once)."""
+        """Return what ``reduction="mean"`` divides by for these targets (read from the device once)."""
         ...
 
 

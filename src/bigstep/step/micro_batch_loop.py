@@ -33,7 +33,7 @@ class AccumulationSettings:
     statistics: DeferredStatistics | None
 
     def forward_context(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-        """Give the context of a forward pass: autocast, where it is on."""
+        """Return the context of a forward pass: autocast, where it is on."""
         return contextlib.nullcontext() if self.autocast is None else torch.autocast(device.type, self.autocast)
 
 
@@ -87,7 +87,7 @@ class MicroBatchLoop:
         self.sizes.append(size)
 
     def finish(self, weight: float | None) -> tuple[Tensor, float, NoiseSample | None]:
-        """Give ``.grad`` its final value; ``weight`` is W, or None where only the forward passes told it.
+        """Return ``.grad`` its final value; ``weight`` is W, or None where only the forward passes told it.
 
         Returns:
             The mean loss, W, and the norms for the noise scale.

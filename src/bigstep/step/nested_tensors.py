@@ -23,7 +23,7 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
 
 
 def num_samples(batch: Any) -> int:
-    """Give the common first dimension of all tensors.
+    """Return the common first dimension of all tensors.
 
     Raises:
         ValueError: there is no tensor, or their first dimensions differ.

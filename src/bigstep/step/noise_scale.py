@@ -25,7 +25,7 @@ class NoiseSample:
     weighted: Tensor | None
 
     def estimate(self) -> tuple[float, float]:
-        """Give unbiased estimates of S and G2 for independent samples; the sizes enter exactly, equal or not.
+        """Return unbiased estimates of S and G2 for independent samples; the sizes enter exactly, equal or not.
 
         Reading them waits for the device once.
         """
@@ -76,7 +76,7 @@ class NoiseScale:
         self.num_steps += 1
 
     def sums(self) -> list[float]:
-        """Give all that it keeps, to be put on disk."""
+        """Return all that it keeps, to be put on disk."""
         return [self._trace, self._gradient, self._weight, self._square_weight, *self._cross, float(self.num_steps)]
 
     def restore(self, sums: list[float]) -> None:
@@ -90,7 +90,7 @@ class NoiseScale:
         return self._trace / self._gradient if self._trace > 0 and self._gradient > 0 else None
 
     def summary(self) -> NoiseSummary | None:
-        """Give the value with its standard error (delta method on the ratio of averages), or None where there is none."""
+        """Return the value with its standard error (delta method on the ratio of averages), or None where there is none."""
         if self.value is None or self.num_steps < 2:
             return None
         mean_trace, mean_gradient = self._trace / self._weight, self._gradient / self._weight

@@ -29,7 +29,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 def tracking_uri(root: Path) -> str:
-    """Give ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute."""
+    """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
@@ -135,7 +135,7 @@ def _holds_work(path: Path) -> bool:
 
 
 def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
-    """Give the id of the experiment ``name``, which is created at first; artifacts lie beside an SQLite database."""
+    """Return the id of the experiment ``name``, which is created at first; artifacts lie beside an SQLite database."""
     with _alone(uri):
         found = client.get_experiment_by_name(name)
         if found is not None:

@@ -25,7 +25,7 @@ def claim_given_run(root: Path) -> None:
 
 
 def end_dead_runs(root: Path, *, end: bool) -> list[str]:
-    """Give the names of runs in the project's store that a process of this machine, now dead, left RUNNING.
+    """Return the names of runs in the project's store that a process of this machine, now dead, left RUNNING.
 
     Args:
         root: of the project.

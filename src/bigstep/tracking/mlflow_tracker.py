@@ -178,7 +178,7 @@ def _origin() -> dict[str, str]:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """Give the git revision of ``root``, and whether anything differed from it."""
+    """Return the git revision of ``root``, and whether anything differed from it."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
         changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)

@@ -25,7 +25,7 @@ class Promotion:
 
 
 def produced_by(client: "MlflowClient", run_id: str, weights_sha256: str) -> str | None:
-    """Give the latest run that trained these weights: ``run_id``, or an earlier one whose model DVC took from its cache."""
+    """Return the latest run that trained these weights: ``run_id``, or an earlier one whose model DVC took from its cache."""
     if client.get_run(run_id).data.tags.get(WEIGHTS) == weights_sha256:
         return run_id
     experiments = [item.experiment_id for item in client.search_experiments()]

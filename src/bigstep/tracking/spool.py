@@ -60,7 +60,7 @@ class Spool:
         self.folder = folder
         self.path = folder / "journal.jsonl"
         self._file = self.path.open("ab")
-        self._cut()
+        self._truncate_torn_tail()
 
     @property
     def sent(self) -> Sent:
@@ -104,7 +104,7 @@ class Spool:
             file.write(json.dumps({"reason": reason, **entry}) + "\n")
 
     def last(self) -> dict[str, Any] | None:
-        """Give the newest entry."""
+        """Return the newest entry."""
         found = None
         for found, _ in self.entries():  # noqa: B007 # the last is wanted
             pass
@@ -116,7 +116,7 @@ class Spool:
         self._file.flush()
 
     def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """Give each whole entry from ``offset`` on, and the offset after it; a damaged line is passed over."""
+        """Yield each whole entry from ``offset`` on, and the offset after it; a damaged line is passed over."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -127,8 +127,8 @@ class Spool:
                 if entry is not None:
                     yield entry, offset
 
-    def messages(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Give the entries from ``offset`` on, metrics that follow one another joined up to a thousand rows."""
+    def batches(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield the entries from ``offset`` on, metrics that follow one another joined up to a thousand rows."""
         rows: list[Any] = []
         for entry, after in self.entries(offset):
             if entry["entry"] == "metrics" and len(rows) + len(entry["rows"]) <= ROWS:
@@ -155,7 +155,7 @@ class Spool:
         """Close the journal."""
         self._file.close()
 
-    def keep(self, path: Path) -> str:
+    def copy_in(self, path: Path) -> str:
         """Copy a file or a folder beside the journal, and give its name there."""
         name = f"files/{sum(1 for _ in (self.folder / 'files').glob('*'))}-{path.name}"
         with whole_folder((self.folder / name).with_suffix(".kept")) as beside:
@@ -163,7 +163,7 @@ class Spool:
             shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
         return f"{Path(name).with_suffix('.kept').as_posix()}/{path.name}"
 
-    def _cut(self) -> None:
+    def _truncate_torn_tail(self) -> None:
         """Cut after the last line that is whole, and take no lines for delivered that are not there."""
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -190,7 +190,7 @@ def spool_lock(folder: Path) -> Iterator[bool]:
 
 
 def unfinished_spools(folder: Path) -> list[Path]:
-    """Give the spools below ``folder`` that are not delivered or do not end with the end of their run, oldest first."""
+    """Return the spools below ``folder`` that are not delivered or do not end with the end of their run, oldest first."""
     found = []
     for path in folder.glob("*/journal.jsonl"):
         try:

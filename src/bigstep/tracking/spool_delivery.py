@@ -30,7 +30,7 @@ PATIENCE, STALL_TIMEOUT_SECONDS = 20.0, 600.0  # seconds without anything delive
 
 
 def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:  # one branch a kind
-    """Tell a run one entry of the spool in ``folder``; telling it twice changes nothing."""
+    """Send one entry of the spool in ``folder``; sending it twice changes nothing."""
     kind = entry["entry"]
     if kind == "params":
         tracker.log_params(entry["values"])
@@ -97,7 +97,7 @@ class SpoolDelivery:
         self._thread.start()
         self._told.wait(wait_seconds)
 
-    def drain(self, patience: float = PATIENCE) -> bool:
+    def flush(self, patience: float = PATIENCE) -> bool:
         """Deliver everything; False where nothing could be delivered for ``patience`` seconds: the rest stays in the spool."""
         self._moved, self._draining = time.monotonic(), True
         self._wake.set()
@@ -130,7 +130,7 @@ class SpoolDelivery:
         try:
             if not self.spool.is_delivered():
                 tracker = self._open()
-                for entry, offset in self.spool.messages(self.spool.sent.offset):
+                for entry, offset in self.spool.batches(self.spool.sent.offset):
                     if entry["entry"] in DEFERRED_ENTRIES and not self._draining:
                         break
                     self._deliver_entry(tracker, entry)

@@ -44,11 +44,11 @@ class SpoolTracker:
     def log_file(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file, where it exists."""
         if path.is_file():
-            self._append("file", path=self.spool.keep(path), folder=folder)
+            self._append("file", path=self.spool.copy_in(path), folder=folder)
 
     def log_model(self, model: ModelRecord) -> None:
         """Keep a copy of the model's folder."""
-        kept = self.spool.keep(model.folder)
+        kept = self.spool.copy_in(model.folder)
         self._append("model", path=kept, example=model.example.tolist(), classes=list(model.classes), tags=dict(model.tags))
 
     def promote(self, name: str, weights_sha256: str) -> None:

@@ -29,5 +29,5 @@ class AuxiliaryLoss:
         return total
 
     def weight(self, targets: Tensor) -> float:
-        """Give the main head's."""
+        """Return the main head's."""
         return self.loss.weight(targets)

@@ -11,7 +11,7 @@ __all__ = ["class_weights"]
 
 
 def class_weights(train: TrainConfig, store: Store) -> torch.Tensor | None:
-    """Give the weights that ``train.class_weights`` means for the data, shape ``(num_classes,)``.
+    """Return the weights that ``train.class_weights`` means for the data, shape ``(num_classes,)``.
 
     Raises:
         ConfigError: there are not as many as classes.

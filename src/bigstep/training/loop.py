@@ -42,7 +42,7 @@ class EpochBatches(Protocol):
     """Where effective batches come from."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give images and labels of each effective batch of an epoch, from the batch ``start`` on."""
+        """Return images and labels of each effective batch of an epoch, from the batch ``start`` on."""
         ...
 
 
@@ -110,7 +110,7 @@ def take_step(
 
 
 def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> tuple[BackwardResult, float]:
-    """Give the whole batch's gradient, unscaled and clipped, and its norm before clipping."""
+    """Return the whole batch's gradient, unscaled and clipped, and its norm before clipping."""
     mixed, targets = mix_batch(
         images,
         labels,

@@ -129,7 +129,7 @@ Outcome = tuple[Any, str | None, BaseException | None]
 
 
 def _attempt(function: Callable[[], Any]) -> Outcome:
-    """Give the value, or why memory ran out (a text: the exception, and all that its frames hold, is gone), or the error."""
+    """Return the value, or why memory ran out (a text: the exception, and all that its frames hold, is gone), or the error."""
     try:
         return function(), None, None
     except BaseException as error:  # noqa: BLE001 # handed to the caller's thread

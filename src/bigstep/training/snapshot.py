@@ -30,7 +30,7 @@ class Snapshot:
 
 
 def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
-    """Give ``state`` as tensors (its own, not copies) and values; ``micro_batch_size`` is what was asked for."""
+    """Return ``state`` as tensors (its own, not copies) and values; ``micro_batch_size`` is what was asked for."""
     tensors = _under(MODEL, state.classifier.state_dict())
     if state.average is not None:
         tensors |= _under(AVERAGE, state.average.state_dict())
@@ -115,7 +115,7 @@ def _restore_optimizer(state: TrainingState, tensors: Mapping[str, Tensor], valu
 
 
 def _plain_schedule(schedule: Any) -> dict[str, Any]:
-    """Give a schedule's state as JSON holds it; the schedules inside a sequence are in it, functions are not."""
+    """Return a schedule's state as JSON holds it; the schedules inside a sequence are in it, functions are not."""
     return {key: value for key, value in schedule.state_dict().items() if not callable(value)}
 
 

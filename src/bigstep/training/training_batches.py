@@ -23,7 +23,7 @@ __all__ = ["TrainingBatches"]
 
 @final
 class TrainingBatches:
-    """Gives the training images of a store, augmented, in effective batches of at most ``size`` samples.
+    """The training images of a store, augmented, in effective batches of at most ``size`` samples.
 
     Sample order is a function of (seed, epoch), each sample's augmentation of (seed, epoch, sample). The built-in kinds are
     computed on whole batches in this process; a list of transforms runs image by image in ``num_workers`` processes.
@@ -52,7 +52,7 @@ class TrainingBatches:
         return (len(self._ids) + self.size - 1) // self.size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
-        """Give the batches of an epoch, counted from 0, from the batch ``start`` on."""
+        """Yield the batches of an epoch, counted from 0, from the batch ``start`` on."""
         order = epoch_order(len(self._ids), self.train.seed, epoch)
         batches = list(effective_batches(self._ids[order], self.size))[start:]
         if self._loader is None:

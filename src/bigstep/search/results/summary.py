@@ -64,7 +64,7 @@ def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
 
 
 def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]]:
-    """Give the parameters of a trial as sections of params.yaml."""
+    """Return the parameters of a trial as sections of params.yaml."""
     flat = {**space.overrides(trial.params), **trial.user_attrs.get("exact", {})}
     flat["hardware.micro_batch_size"] = trial.user_attrs["micro_batch_size"]
     flat["hardware.accumulation_steps"] = None
@@ -135,7 +135,7 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path:
 
 
 def plot_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Give the trials as the plots take them."""
+    """Return the trials as the plots take them."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE and "effective_batch_size" in trial.user_attrs]
     return [
         {

@@ -22,7 +22,7 @@ COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "i
 
 @contextmanager
 def live_table() -> Iterator[Live | None]:
-    """Give a part of the terminal that is drawn anew; None where this is no terminal."""
+    """Yield a part of the terminal that is drawn anew; None where this is no terminal."""
     if not console.is_terminal:
         yield None
         return

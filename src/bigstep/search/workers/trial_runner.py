@@ -56,7 +56,7 @@ class TrialRunner:
         self.params = check_params(request.content)
         self.space, self.signals, self.resident = space, signals, resident
 
-    def search(self, study: optuna.Study, trial: optuna.Trial) -> None:
+    def run_trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
         """Train a trial of the search and tell the study."""
         point = self.space.suggest(trial)
         overrides = {**self.space.overrides(point), **trial.user_attrs.get("exact", {})}
@@ -75,7 +75,7 @@ class TrialRunner:
             study.tell(trial, self._values(outcome, objectives))
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
-    def again(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
+    def run_confirmation(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
         """Train a configuration of ``study`` again, as the trial of ``finish`` says, and tell ``finish``."""
         trial.suggest_int("item", 0, 10_000)
         attributes = trial.user_attrs
@@ -99,7 +99,7 @@ class TrialRunner:
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, CheckedSlicing] | None:
-        """Give the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
+        """Return the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
         try:
             params = trial_params(self.request.content, overrides)
         except ConfigError as error:
@@ -170,7 +170,7 @@ class TrialRunner:
         return outcome
 
     def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
-        """Give what a trial is judged by; a loss or accuracy that is none counts as worse than guessing."""
+        """Return what a trial is judged by; a loss or accuracy that is none counts as worse than guessing."""
         worst = self._worst(objectives)
         found = [float(getattr(outcome, name)) for name in objectives]
         learned = [name.startswith("val_") and outcome.diverged for name in objectives]

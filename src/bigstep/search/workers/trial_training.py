@@ -102,30 +102,30 @@ def train_trial(
     restart_peak_memory(device)
     flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
     flat["hardware.accumulation_steps"] = batch.accumulation_steps
-    with tracked_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as telling:
-        if (run_id := telling.told()) is not None:
+    with tracked_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as tracked:
+        if (run_id := tracked.run_id()) is not None:
             tell(run_id)
-        telling.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
-        outcome = _train(store, job, state, signals, report, telling)
+        tracked.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
+        outcome = _train(store, job, state, signals, report, tracked)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
-        _tell_outcome(telling, outcome)
+        _tell_outcome(tracked, outcome)
     state.guard.close()
-    return replace(outcome, run_id=telling.told())
+    return replace(outcome, run_id=tracked.run_id())
 
 
 def _train(
-    store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ReportEpoch, telling: TrackedRun
+    store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ReportEpoch, tracked: TrackedRun
 ) -> TrialOutcome:
     train, batch = job.params.train, job.fit.batch
     num_samples = len(store.indices(0))
     history = MetricLog(
-        telling.tracker, state.classifier.mean.device, train.epochs, -(-num_samples // batch.effective_batch_size)
+        tracked.tracker, state.classifier.mean.device, train.epochs, -(-num_samples // batch.effective_batch_size)
     )
     checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(job.params.checkpoint.every), {})
     resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     if resumed is not None:
         history.load_state_dict(resumed.values, state.step)
-        telling.tracker.set_tags(resumed.tags)
+        tracked.tracker.set_tags(resumed.tags)
     pruned = any([report((row["epoch"] + 1) * num_samples, _validation(row)) for row in history.rows])  # noqa: C419 # each is told
     source = TrainingBatches(store, train, batch.effective_batch_size, job.params.hardware.num_workers)
     mark = job.folder / "mark.json"
@@ -135,10 +135,10 @@ def _train(
         for record in () if pruned else train_epochs(state, train, store, batches):
             history.add(record)
             ends = isinstance(record, EpochRecord)
-            if signals.told is not None or checkpoints.is_due(at_epoch_end=ends):
+            if signals.received is not None or checkpoints.is_due(at_epoch_end=ends):
                 history.flush()
-                telling.tracker.spool.sync()
-                checkpoints.save(state, history.kept(), micro_batch_size=batch.micro_batch_size)
+                tracked.tracker.spool.sync()
+                checkpoints.save(state, history.state_dict(), micro_batch_size=batch.micro_batch_size)
             signals.raise_if_received()
             if isinstance(record, EpochRecord) and report(state.epoch * num_samples, record.validation):
                 pruned = state.epoch < train.epochs
@@ -154,7 +154,7 @@ def _train(
         recalibrate_best(state, store)
     best = state.best
     curves = _draw(history.rows, job.folder / "curves.png")
-    telling.tracker.log_file(job.folder / "curves.png")
+    tracked.tracker.log_file(job.folder / "curves.png")
     speed = history.images_per_second
     return TrialOutcome(
         val_loss=float("nan") if best is None else best.loss,
@@ -186,7 +186,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
     return path
 
 
-def _tell_outcome(telling: TrackedRun, outcome: TrialOutcome) -> None:
+def _tell_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
     values = {
         "best_val_loss": outcome.val_loss,
         "best_val_accuracy": outcome.val_accuracy,
@@ -194,6 +194,6 @@ def _tell_outcome(telling: TrackedRun, outcome: TrialOutcome) -> None:
         "training_images_per_second": outcome.images_per_second,
         "training_peak_bytes": outcome.peak_bytes,
     }
-    telling.tracker.log_metrics(as_metrics_now(values, step=outcome.epochs))
+    tracked.tracker.log_metrics(as_metrics_now(values, step=outcome.epochs))
     state = "PRUNED" if outcome.pruned else "COMPLETE"
-    telling.tracker.set_tags({"optuna.state": state, "bigstep.diverged": str(outcome.diverged).lower()})
+    tracked.tracker.set_tags({"optuna.state": state, "bigstep.diverged": str(outcome.diverged).lower()})

@@ -70,7 +70,7 @@ class Worker:
         project = ProjectPaths(Path(request.root))
         self.space = build_space(self.params, request.reason).cut(request.largest)
         self.deadline = time.monotonic() + request.until - time.time()  # the clock may be set meanwhile
-        self.conductor = TrialRunner(project, self.store, request, self.space, signals, resident_bytes())
+        self.runner = TrialRunner(project, self.store, request, self.space, signals, resident_bytes())
 
     def work(self) -> None:
         """Train what the search needs, then what is to be trained again.
@@ -79,13 +79,13 @@ class Worker:
             StoppedError: the process was told to stop; its trial is back in the queue, to go on from its checkpoint.
         """
         for trial in self._take(self.first, is_first=True):
-            self._hold(self.first, trial, lambda trial=trial: self.conductor.search(self.first.study, trial))
+            self._hold(self.first, trial, lambda trial=trial: self.runner.run_trial(self.first.study, trial))
         self._patiently(self._ensure_again)
         for trial in self._take(self.again, is_first=False):
             self._hold(
                 self.again,
                 trial,
-                lambda trial=trial: self.conductor.again(self.first.study, self.again.study, trial),
+                lambda trial=trial: self.runner.run_confirmation(self.first.study, self.again.study, trial),
             )
 
     def _take(self, ledger: TrialQueue, *, is_first: bool) -> Iterator[optuna.Trial]:
@@ -100,18 +100,18 @@ class Worker:
 
     def _next(self, ledger: TrialQueue, *, is_first: bool) -> tuple[optuna.Trial | None, bool]:
         """Take a trial; where there is none, tell whether others still train."""
-        for number in ledger.sweep():
+        for number in ledger.reclaim_dead():
             console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
         if is_first:
             ensure_noise_start(ledger, self.space)
         in_time = time.monotonic() < self.deadline or not is_first
-        trial = ledger.claim(self._sampler if is_first else None) if in_time else None
+        trial = ledger.take(self._sampler if is_first else None) if in_time else None
         return trial, trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
 
     def _hold(self, ledger: TrialQueue, trial: optuna.Trial, train: Any) -> None:
         """Train with signs of life; a trial that is stopped goes back into the queue."""
         try:
-            with beating(ledger, trial):
+            with sending_heartbeats(ledger, trial):
                 train()
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             frozen = ledger.trials()[trial.number]
@@ -149,20 +149,20 @@ class Worker:
 
     def _ensure_again(self) -> None:
         for number, item in enumerate(planned_reruns(self.params, self.space, self.first)):
-            self.again.ensure(item.key, {"item": number}, item.attributes)
+            self.again.enqueue_once(item.key, {"item": number}, item.attributes)
 
 
 @contextmanager
-def beating(ledger: TrialQueue, trial: optuna.Trial) -> Iterator[None]:
-    """Give signs of life while the block runs."""
+def sending_heartbeats(ledger: TrialQueue, trial: optuna.Trial) -> Iterator[None]:
+    """Yield signs of life while the block runs."""
     done = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may be another's by now
-                ledger.beat(trial)
+                ledger.heartbeat(trial)
 
-    thread = threading.Thread(target=beat, name="bigstep-beat", daemon=True)
+    thread = threading.Thread(target=heartbeat, name="bigstep-heartbeat", daemon=True)
     thread.start()
     try:
         yield
