@@ -38,7 +38,7 @@ def test_a_name_without_a_namespace_is_judged_as_before() -> None:
 
 @pytest.mark.usefixtures("namespaces")
 def test_a_process_of_another_pid_namespace_cannot_be_judged_from_here_nor_we_from_there() -> None:
-    code = "from bigstep.runtime.process_identity import *; print(process_name(), flush=True); print(is_alive(input()), flush=True)"
+    code = "from bigstep.runtime.process_identity import *; print(process_name(), flush=1); print(is_alive(input()), flush=1)"
     with _python("-c", code) as process:
         assert process.stdout is not None
         assert process.stdin is not None
