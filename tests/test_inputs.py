@@ -113,7 +113,7 @@ def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     started = time.monotonic()
     output = project.run("dvc", "repro", "train")
     seconds = time.monotonic() - started
-    assert "goes on from the checkpoint" in output
+    assert "resuming from the checkpoint" in output
     assert seconds < 60
     model = Path("results", "train", "model.safetensors")
     assert (project.root / model).read_bytes() == (trained.root / model).read_bytes()
@@ -135,8 +135,8 @@ def _commit_branch(project: Project, path: Path, before: str, after: str) -> Non
 @pytest.mark.parametrize(
     ("stage", "module", "line", "edit"),
     [
-        ("train", "curves.py", "def draw_curves(", ("learning_rate: 0.004", "learning_rate: 0.04")),
-        ("evaluate", "page.py", "def draw_confusion(", ("calibration_bins: 15", "calibration_bins: 16")),
+        ("train", "training_curves.py", "def draw_curves(", ("learning_rate: 0.004", "learning_rate: 0.04")),
+        ("evaluate", "evaluation_page.py", "def draw_confusion(", ("calibration_bins: 15", "calibration_bins: 16")),
     ],
 )
 def test_an_edit_while_results_are_written_ends_no_run_well(
@@ -171,7 +171,7 @@ def test_an_edit_while_results_are_written_ends_no_run_well(
     assert "champion" not in output
     (project.root / "params.yaml").write_text(original, encoding="utf-8")
     output = project.bigstep(stage)
-    assert ("goes on from the checkpoint" in output) == (stage == "train")
+    assert ("resuming from the checkpoint" in output) == (stage == "train")
     model = Path("results", "train", "model.safetensors")
     assert (project.root / model).read_bytes() == (trained.root / model).read_bytes()
     assert [run.info.status for run in project.runs()] == ["FINISHED"]

@@ -234,7 +234,7 @@ def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(
     for item in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         item.kill()
     process.wait()
-    assert "goes on from the checkpoint of step" in _run(trained, *command)
+    assert "resuming from the checkpoint of step" in _run(trained, *command)
     new = [run for run in _runs(trained) if run.info.run_id not in before]
     killed, ended = (run for run in new if _experiment(trained, run) == "Default")
     (run,) = (run for run in new if _experiment(trained, run) == "bigstep")

@@ -38,7 +38,7 @@ def test_killed_while_writing_the_one_before_loads(round_number: int, project: P
     before = [path.name for path in project.checkpoints()]
     assert len(before) <= 2
     output = project.finish("train")
-    assert f"goes on from the checkpoint of step {int(before[-1][5:])}" in output if before else "goes on" not in output
+    assert f"resuming from the checkpoint of step {int(before[-1][5:])}" in output if before else "resuming from" not in output
     assert not list(project.root.rglob(".step-*"))
     assert project.end_state() == undisturbed
 
@@ -49,7 +49,7 @@ def test_killed_while_committing_the_old_or_the_new_loads(round_number: int, pro
     project.strike(event, pattern, 1 + round_number // 2 % 2)
     output = project.finish("train")
     if project.checkpoints():
-        assert "goes on from the checkpoint" in output
+        assert "resuming from the checkpoint" in output
     assert project.end_state() == undisturbed
 
 
@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_passed_over(round_number: int, project: Project
     assert "checkpoint:" in project.bigstep("verify", code=4)
     output = project.finish("train")
     assert "a checkpoint is damaged and was passed over" in output
-    assert f"goes on from the checkpoint of step {int(older.name[5:])}" in output
+    assert f"resuming from the checkpoint of step {int(older.name[5:])}" in output
     assert project.end_state() == undisturbed
 
 
@@ -125,7 +125,7 @@ def test_it_goes_on_with_another_slicing(round_number: int, project: Project, un
     _interrupted(project)
     project.set(f"hardware.micro_batch_size={[64, 16, 7][round_number]}", "hardware.num_workers=0", "hardware.threads=1")
     output = project.finish("train")
-    assert "goes on from the checkpoint" in output
+    assert "resuming from the checkpoint" in output
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
     expected = {(key, step): value for key, step, value in undisturbed.metrics if key == "train_loss"}
@@ -148,11 +148,11 @@ def test_batch_norm_never_goes_on_with_another_micro_batch(round_number: int, pr
     project.set("hardware.micro_batch_size=null", f"model.ghost_batch_size={[4, 8, 32][round_number]}")
     started = project.start("dvc", "repro", "train")
     lines = project.until(started, lambda line: line.startswith("epoch 1/"))
-    assert not any("goes on" in line for line in lines)
+    assert not any("resuming from" in line for line in lines)
     os.killpg(started.pid, 9)
     started.communicate()
     project.set("model.ghost_batch_size=16")
-    assert "goes on from the checkpoint" in project.finish("train")
+    assert "resuming from the checkpoint" in project.finish("train")
 
 
 @pytest.mark.fault("42", "the code that decides learning changes between kill and resume", rounds=3, rare=True)
@@ -177,5 +177,5 @@ def test_other_code_goes_on_where_the_user_vouches_for_it(round_number: int, pro
     path = project.root / "src/bigstep/training/loop.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# another comment\n", encoding="utf-8")
     output = project.bigstep("train", "--ignore-code-change")
-    assert "goes on from the checkpoint" in output
+    assert "resuming from the checkpoint" in output
     assert "bigstep.resumed_with_other_code" in project.runs()[-1].data.tags

@@ -55,7 +55,7 @@ def test_killed_within_a_step_the_step_is_replayed(round_number: int, project: P
     draw = random.Random(1000 + round_number)
     for _ in range(2):
         process = project.start("dvc", "repro", "train")
-        project.until(process, lambda line: line.startswith(("small_cnn", "goes on")))
+        project.until(process, lambda line: line.startswith(("small_cnn", "resuming")))
         time.sleep(draw.uniform(0.5, 3.0))
         trainers = [item for item in psutil.process_iter() if project._is_mine(item) and "train.py" in str(item.cmdline())]
         for trainer in trainers:
@@ -82,7 +82,7 @@ def test_told_to_stop_it_commits_and_says_so(round_number: int, project: Project
     assert [run.info.status for run in project.runs()] == ["KILLED"]
     step = int(project.checkpoints()[-1].name.removeprefix("step-"))
     again = project.finish("train")
-    assert f"goes on from the checkpoint of step {step}" in again
+    assert f"resuming from the checkpoint of step {step}" in again
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
     assert project.end_state().metrics == undisturbed.metrics
 
@@ -114,7 +114,7 @@ def test_told_as_a_group_the_stage_still_commits(round_number: int, project: Pro
     time.sleep(random.Random(round_number).uniform(0, 0.3))
     kill_group(process, signal.SIGTERM)
     output = project.finish("train")
-    assert "goes on from the checkpoint" in output
+    assert "resuming from the checkpoint" in output
     assert project.end_state() == undisturbed
 
 

@@ -187,6 +187,6 @@ def test_a_dead_worker_ends_the_stage_and_it_goes_on(round_number: int, project:
     assert "DataLoader worker" in output
     assert project.runs()[-1].info.status == "FAILED"
     again = project.start("dvc", "repro", "train")
-    project.until(again, lambda line: line.startswith("goes on from the checkpoint"))
+    project.until(again, lambda line: line.startswith("resuming from the checkpoint"))
     kill_group(again)
     project.bigstep("doctor", "--fix", code=None)

@@ -60,7 +60,7 @@ class Signals:
         """Stop here if a signal came.
 
         Raises:
-            StoppedError: one came.
+            StopRequestedError: one came.
         """
         if self.received is not None:
             raise StopRequestedError(self.received)

@@ -20,13 +20,14 @@ from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.checkpoint_files import clear_checkpoints
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
+from bigstep.runs.training_run import ShouldStop
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
 from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_queue import ORIGIN
 from bigstep.search.trial_record import LEARNED, MEASURED, NOISE
-from bigstep.search.workers.trial_training import CHECKPOINTS, ReportEpoch, TrialJob, TrialOutcome, train_trial
+from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
 
@@ -146,7 +147,7 @@ class TrialRunner:
         trial: optuna.Trial,
         params: Params,
         fit: CheckedSlicing,
-        report: ReportEpoch,
+        report: ShouldStop,
         kind: Mapping[str, str],
     ) -> TrialOutcome:
         request, folder = self.request, self._folder(trial)
@@ -193,7 +194,7 @@ def _to_the_end(samples: int, validation: Validation) -> bool:
     return False
 
 
-def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ReportEpoch:
+def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ShouldStop:
     """Tell the study of each epoch by the samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:

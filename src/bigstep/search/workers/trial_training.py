@@ -1,4 +1,4 @@
-"""One training of a search: the same steps as stage ``train``, in memory, told to a run of its own."""
+"""One training of a search: the same run as that of stage ``train``, with its results in memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,21 +16,15 @@ from bigstep.planning.memory_budget import CheckedSlicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.training_curves import draw_curves
 from bigstep.runs.checkpoints import CheckpointWriter
-from bigstep.runs.low_memory_marker import LowMemoryMarker
-from bigstep.runs.metric_log import MetricLog
 from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
+from bigstep.runs.training_run import ShouldStop, TrainingJob, TrainingRun
 from bigstep.runtime.stop_signals import Signals
-from bigstep.training.loop import recalibrate_best, train_epochs
-from bigstep.training.records import EpochRecord, Validation
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
-from bigstep.training.training_batches import TrainingBatches
 
-__all__ = ["CHECKPOINTS", "ReportEpoch", "TrialJob", "TrialOutcome", "train_trial"]
+__all__ = ["CHECKPOINTS", "TrialJob", "TrialOutcome", "train_trial"]
 
 CHECKPOINTS = "checkpoints"
-ReportEpoch = Callable[[int, Validation], bool]
-"""Told samples seen and how well the model does; gives whether to stop here."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +63,9 @@ class TrialOutcome:
 
 
 def train_trial(
-    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ReportEpoch, tell: Callable[[str], None]
+    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ShouldStop, tell: Callable[[str], None]
 ) -> TrialOutcome:
-    """Train to the end, or as long as ``report`` lets it; a training that was stopped goes on from its checkpoint.
+    """Train to the end, or as long as ``report`` lets it; a training that was stopped resumes from its checkpoint.
 
     The checkpoints are left to the caller, who deletes them once the study knows.
 
@@ -79,13 +73,13 @@ def train_trial(
         project: whose files may be named in the parameters.
         store: the images.
         job: what to train.
-        signals: what the process was told; it stops after a step, with a checkpoint.
-        report: is told of each epoch.
+        signals: what the process received; it stops after a step, with a checkpoint.
+        report: is called after each epoch.
         tell: is given the run's id as soon as it is known.
 
     Raises:
         OutOfMemoryError: not one image at a time fits.
-        StoppedError: the process was told to stop.
+        StopRequestedError: the process was asked to stop.
     """
     params, batch = job.params, job.fit.batch
     state = build_training(
@@ -114,57 +108,46 @@ def train_trial(
 
 
 def _train(
-    store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ReportEpoch, tracked: TrackedRun
+    store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ShouldStop, tracked: TrackedRun
 ) -> TrialOutcome:
-    train, batch = job.params.train, job.fit.batch
-    num_samples = len(store.indices(0))
-    history = MetricLog(
-        tracked.tracker, state.classifier.mean.device, train.epochs, -(-num_samples // batch.effective_batch_size)
+    params = job.params
+    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.checkpoint.every), {})
+    resumed = checkpoints.restore(state, micro_batch_size=job.fit.batch.micro_batch_size)
+    training = TrainingJob(
+        store,
+        params.model,
+        params.train,
+        job.fit.batch,
+        job.fit.predicted_bytes,
+        params.hardware.num_workers,
+        checkpoints,
+        job.folder / "mark.json",
     )
-    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(job.params.checkpoint.every), {})
-    resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
-    if resumed is not None:
-        history.load_state_dict(resumed.values, state.step)
-        tracked.tracker.set_tags(resumed.tags)
-    pruned = any([report((row["epoch"] + 1) * num_samples, _validation(row)) for row in history.rows])  # noqa: C419 # each is told
-    source = TrainingBatches(store, train, batch.effective_batch_size, job.params.hardware.num_workers)
-    mark = job.folder / "mark.json"
-    batches = LowMemoryMarker(source, mark, job.fit.predicted_bytes, lambda: state.accumulator.micro_batch_size)
-    diverged = False
+    run = TrainingRun(training, state, tracked.tracker, signals, resumed)
+    is_pruned = has_diverged = False
     try:
-        for record in () if pruned else train_epochs(state, train, store, batches):
-            history.add(record)
-            ends = isinstance(record, EpochRecord)
-            if signals.received is not None or checkpoints.is_due(at_epoch_end=ends):
-                history.flush()
-                tracked.tracker.spool.sync()
-                checkpoints.save(state, history.state_dict(), micro_batch_size=batch.micro_batch_size)
-            signals.raise_if_received()
-            if isinstance(record, EpochRecord) and report(state.epoch * num_samples, record.validation):
-                pruned = state.epoch < train.epochs
-                if pruned:
-                    break
+        is_pruned = run.run(report)
     except (DivergedError, ModelError) as error:
-        diverged = True
+        has_diverged = True
         console.print(str(error))
-    finally:
-        batches.clear()
-    model = job.params.model
-    if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None and not pruned:
-        recalibrate_best(state, store)
-    best = state.best
-    curves = _draw(history.rows, job.folder / "curves.png")
+    if not is_pruned:
+        run.recalibrate()
+    curves = _draw(run.log.rows, job.folder / "curves.png")
     tracked.tracker.log_file(job.folder / "curves.png")
-    speed = history.images_per_second
+    return _outcome(run, curves, is_pruned=is_pruned, has_diverged=has_diverged)
+
+
+def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_diverged: bool) -> TrialOutcome:
+    state, best, speed = run.state, run.state.best, run.log.images_per_second
     return TrialOutcome(
         val_loss=float("nan") if best is None else best.loss,
         val_accuracy=float("nan") if best is None else best.accuracy,
         best_epoch=-1 if best is None else best.epoch,
         epochs=state.epoch,
         num_updates=state.num_updates,
-        pruned=pruned and not diverged,
-        diverged=diverged or best is None,
-        seconds=state.epoch * num_samples / speed if speed else 0.0,
+        pruned=is_pruned,
+        diverged=has_diverged or best is None,
+        seconds=state.epoch * len(run.job.store.indices(0)) / speed if speed else 0.0,
         images_per_second=speed,
         peak_bytes=0,
         noise_scale=None if state.noise is None else state.noise.value,
@@ -172,10 +155,6 @@ def _train(
         run_id=None,
         curves=curves,
     )
-
-
-def _validation(row: Mapping[str, Any]) -> Validation:
-    return Validation(row["val_loss"], row["val_accuracy"])
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:

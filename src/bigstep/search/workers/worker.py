@@ -76,7 +76,7 @@ class Worker:
         """Train what the search needs, then what is to be trained again.
 
         Raises:
-            StoppedError: the process was told to stop; its trial is back in the queue, to go on from its checkpoint.
+            StopRequestedError: the process was told to stop; its trial is back in the queue, to go on from its checkpoint.
         """
         for trial in self._take(self.first, is_first=True):
             self._hold(self.first, trial, lambda trial=trial: self.runner.run_trial(self.first.study, trial))
