@@ -1,38 +1,79 @@
-"""The history of a training: what its rows and its speed say after a stop."""
+"""The metric log of a training: its rows, its metrics, and its speed after a stop."""
 
 import json
-import time
 
 import pytest
 import torch
 
-from bigstep.runs.metric_log import MetricLog
+from bigstep.runs.metric_log import FLUSH_SECONDS, MetricLog
 from bigstep.tracking.tracker import RecordingTracker
-from bigstep.training.records import StepRecord
+from bigstep.training.records import EpochRecord, StepRecord, Validation
 
 CPU = torch.device("cpu")
 
 
-def _step(number: int) -> StepRecord:
-    return StepRecord(number, 0, 1000, torch.tensor(1.0), 1.0, 0.1, None, applied=True, micro_batch_size=8)
+class _Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_a_training_that_goes_on_counts_its_images_and_seconds_of_before() -> None:
-    first = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
+def _log(tracker: RecordingTracker, clock: _Clock) -> MetricLog:
+    return MetricLog(tracker, CPU, num_epochs=2, steps_per_epoch=4, clock=clock)
+
+
+def _values(tracker: RecordingTracker, key: str) -> list[float]:
+    return [metric.value for metric in tracker.metrics if metric.key == key]
+
+
+def _step(number: int, loss: float = 1.0) -> StepRecord:
+    return StepRecord(number, 0, 1000, torch.tensor(loss), 1.0, 0.1, None, applied=True, micro_batch_size=8)
+
+
+def test_a_resumed_training_counts_the_images_and_seconds_before_it() -> None:
+    clock = _Clock()
+    first = _log(RecordingTracker(), clock)
     for number in range(3):
         first.add(_step(number))
-    time.sleep(0.2)
+        clock.now += 2.0
     kept = json.loads(json.dumps(first.state_dict()))
-    second = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
+    clock.now += 3600.0  # between a kill and the next start
+    second = _log(RecordingTracker(), clock)
     second.load_state_dict(kept, 3)
-    assert second.images_per_second == pytest.approx(3000 / kept["seconds"], rel=0.2)
+    assert second.images_per_second == pytest.approx(3000 / 6.0)
     second.add(_step(3))
+    clock.now += 2.0
     assert second.num_images == 4000
-    assert second.images_per_second < 4000 / 0.2
+    assert second.images_per_second == pytest.approx(4000 / 8.0)
 
 
-def test_a_checkpoint_of_before_they_were_kept_still_goes_on() -> None:
-    history = MetricLog(RecordingTracker(), CPU, num_epochs=2, steps_per_epoch=4)
-    kept = {name: value for name, value in history.state_dict().items() if name not in ("images", "seconds")}
-    history.load_state_dict(kept, 3)
-    assert history.num_images == 0
+def test_metrics_are_sent_in_batches_and_none_is_lost() -> None:
+    clock, tracker = _Clock(), RecordingTracker()
+    log = _log(tracker, clock)
+    log.add(_step(0))
+    assert _values(tracker, "step_loss") == []
+    clock.now += FLUSH_SECONDS + 0.1
+    log.add(_step(1, 3.0))
+    assert _values(tracker, "step_loss") == [1.0, 3.0]
+
+
+def test_train_loss_is_the_mean_of_an_epoch_in_mlflow_as_in_the_rows() -> None:
+    clock, tracker = _Clock(), RecordingTracker()
+    log = _log(tracker, clock)
+    log.add(_step(0, 1.0))
+    log.add(_step(1, 3.0))
+    clock.now += 1.0
+    log.add(EpochRecord(0, 2, 0, 2.0, Validation(0.5, 0.75), is_best=True, peak_bytes=None))
+    assert _values(tracker, "train_loss") == [log.rows[0]["train_loss"]] == [2.0]
+    assert _values(tracker, "step_loss") == [1.0, 3.0]
+
+
+def test_a_checkpoint_without_images_and_seconds_still_loads() -> None:
+    log = _log(RecordingTracker(), _Clock())
+    kept = {name: value for name, value in log.state_dict().items() if name not in ("images", "seconds")}
+    log.load_state_dict(kept, 3)
+    assert log.num_images == 0

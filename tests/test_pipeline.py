@@ -105,7 +105,7 @@ def test_the_first_run_leaves_results_and_one_whole_history(trained: Path) -> No
     assert run.data.metrics["test_accuracy"] == metrics["test_accuracy"]
     assert run.data.params["train.learning_rate"] == "0.004"
     assert run.data.params["hardware.accumulation_steps"] == "2"
-    assert _history(trained, run, "train_loss") == list(range(40))
+    assert _history(trained, run, "step_loss") == list(range(40))
     assert _history(trained, run, "val_loss") == [19, 39]
     assert run.inputs.dataset_inputs[0].dataset.digest == Store(trained / "data/prepared").manifest.digest[:36]
     artifacts = {
@@ -148,7 +148,7 @@ def test_forcing_leaves_the_same_bytes_and_trains_every_step(trained: Path) -> N
     _run(trained, "dvc", "repro", "-f")
     assert _tree(trained) == before
     (new,) = _runs(trained)[runs:]
-    assert _history(trained, new, "train_loss") == list(range(40))
+    assert _history(trained, new, "step_loss") == list(range(40))
     assert new.info.status == "FINISHED"
 
 
@@ -170,7 +170,7 @@ def test_mlflow_run_with_parameters_leaves_the_tree_alone_and_serves_the_model(t
     assert run.data.params["train.effective_batch_size"] == "64"
     assert run.info.status == "FINISHED"
     assert "test_accuracy" in run.data.metrics
-    assert _history(trained, run, "train_loss") == list(range(40))
+    assert _history(trained, run, "step_loss") == list(range(40))
     (workspace,) = (path for path in (trained / ".bigstep/workspaces").iterdir() if path.is_dir())
     store, rows = Store(workspace / "data/prepared"), read_rows(workspace / "results/evaluate/predictions.csv")
     for count in (1, 7):
@@ -211,7 +211,7 @@ def test_mlflow_run_without_an_experiment_writes_to_that_of_params_yaml_and_its_
     assert {item.info.status for item in (run, pointer)} == {"FINISHED"}
     assert run.data.params["train.epochs"] == "1"
     assert "test_accuracy" in run.data.metrics
-    assert _history(trained, run, "train_loss") == list(range(20))
+    assert _history(trained, run, "step_loss") == list(range(20))
     assert pointer.data.params == {"epochs": "1"}
     assert pointer.data.metrics == {}
     assert pointer.data.tags["bigstep.run_id"] == run.info.run_id
@@ -240,7 +240,7 @@ def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(
     (run,) = (run for run in new if _experiment(trained, run) == "bigstep")
     assert [item.info.status for item in (killed, ended, run)] == ["KILLED", "FINISHED", "FINISHED"]
     assert killed.data.tags["bigstep.run_id"] == ended.data.tags["bigstep.run_id"] == run.info.run_id
-    assert _history(trained, run, "train_loss") == list(range(600))
+    assert _history(trained, run, "step_loss") == list(range(600))
 
 
 def test_mlflow_run_refuses_unknown_names_and_bad_values(trained: Path) -> None:

@@ -128,8 +128,8 @@ def test_it_goes_on_with_another_slicing(round_number: int, project: Project, un
     assert "resuming from the checkpoint" in output
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
-    expected = {(key, step): value for key, step, value in undisturbed.metrics if key == "train_loss"}
-    found = {(key, step): value for key, step, value in project.history(run.info.run_id) if key == "train_loss"}
+    expected = {(key, step): value for key, step, value in undisturbed.metrics if key == "step_loss"}
+    found = {(key, step): value for key, step, value in project.history(run.info.run_id) if key == "step_loss"}
     assert found.keys() == expected.keys()
     assert all(found[place] == pytest.approx(expected[place], rel=0.05) for place in expected)
 

@@ -1,7 +1,7 @@
 """Training records as rows, metrics and lines on the console."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,18 @@ FLUSH_SECONDS = 5.0
 
 
 class MetricLog:
-    """Collects records: sends metrics in batches, keeps one row an epoch, and tells the person at the console."""
+    """Collects records: sends metrics in batches, keeps one row an epoch, and prints a line an epoch."""
 
-    def __init__(self, tracker: Tracker, device: torch.device, num_epochs: int, steps_per_epoch: int) -> None:
-        """Begin with nothing."""
+    def __init__(
+        self,
+        tracker: Tracker,
+        device: torch.device,
+        num_epochs: int,
+        steps_per_epoch: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Start with nothing; ``clock`` gives seconds."""
+        self._clock = clock
         self.tracker = tracker
         self.device = device
         self.num_epochs = num_epochs
@@ -29,35 +37,35 @@ class MetricLog:
         self.num_images = 0
         self._pending: list[Metric] = []
         self._steps: list[tuple[StepRecord, int]] = []
-        self._begun = self._started = self._flushed = self._epoch_started = time.perf_counter()
+        self._begun = self._started = self._flushed = self._epoch_started = self._clock()
         self._epoch_images = 0
         self._learning_rate, self._last_step, self._first_step = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold for the rows to go on as they were."""
+        """Return what a checkpoint must hold."""
         return {
             "rows": self.rows,
             "learning_rate": self._learning_rate,
             "last_step": self._last_step,
             "epoch_images": self._epoch_images,
-            "epoch_seconds": time.perf_counter() - self._epoch_started,
+            "epoch_seconds": self._clock() - self._epoch_started,
             "images": self.num_images,
-            "seconds": time.perf_counter() - self._started,
+            "seconds": self._clock() - self._started,
         }
 
     def load_state_dict(self, kept: Mapping[str, Any], step: int) -> None:
-        """Go on, at ``step``, from what :meth:`kept` gave."""
+        """Continue at ``step`` from what :meth:`state_dict` returned."""
         self.rows = [dict(row) for row in kept["rows"]]
         self._learning_rate, self._last_step = kept["learning_rate"], kept["last_step"]
         self._epoch_images, self._first_step = kept["epoch_images"], step
-        self._epoch_started = time.perf_counter() - kept["epoch_seconds"]
+        self._epoch_started = self._clock() - kept["epoch_seconds"]
         self.num_images = kept.get("images", 0)
-        self._started = time.perf_counter() - kept.get("seconds", 0.0)
+        self._started = self._clock() - kept.get("seconds", 0.0)
 
     @property
     def images_per_second(self) -> float:
         """Training images per second so far, validation included; time between a kill and the next start counts as none."""
-        return self.num_images / max(time.perf_counter() - self._started, 1e-9)
+        return self.num_images / max(self._clock() - self._started, 1e-9)
 
     def add(self, record: StepRecord | EpochRecord) -> None:
         """Take one record."""
@@ -76,7 +84,7 @@ class MetricLog:
         )
 
     def _left_seconds(self, done: int) -> float:
-        passed = time.perf_counter() - self._begun
+        passed = self._clock() - self._begun
         return (self.num_epochs * self.steps_per_epoch - done) * passed / max(done - self._first_step, 1)
 
     def _add_step(self, record: StepRecord) -> None:
@@ -84,11 +92,11 @@ class MetricLog:
         self._epoch_images += record.num_samples
         self._learning_rate, self._last_step = record.learning_rate, record.step
         self._steps.append((record, _now()))
-        if time.perf_counter() - self._flushed > FLUSH_SECONDS:
+        if self._clock() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def _add_epoch(self, record: EpochRecord) -> None:
-        seconds = time.perf_counter() - self._epoch_started
+        seconds = self._clock() - self._epoch_started
         row = {
             "epoch": record.epoch,
             "num_updates": record.num_updates,
@@ -104,7 +112,7 @@ class MetricLog:
             shown["peak_tensor_bytes"] = record.peak_bytes
         step = self._last_step
         self._pending += [
-            Metric("epoch_train_loss" if key == "train_loss" else key, float(value), step, _now())
+            Metric(key, float(value), step, _now())
             for key, value in shown.items()
             if key not in ("learning_rate", "num_updates")
         ]
@@ -116,13 +124,13 @@ class MetricLog:
             f"{shown['images_per_second']:,.0f} images/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
             f"left {format_seconds(left)}"
         )
-        self._epoch_started, self._epoch_images = time.perf_counter(), 0
+        self._epoch_started, self._epoch_images = self._clock(), 0
 
     def flush(self) -> None:
         """Send what is pending in one message; reading the losses waits for the device once."""
         for record, timestamp in self._steps:
             values = {
-                "train_loss": float(record.loss),
+                "step_loss": float(record.loss),
                 "gradient_norm": record.gradient_norm,
                 "learning_rate": record.learning_rate,
                 **({} if record.noise_scale is None else {"noise_scale": record.noise_scale}),
@@ -130,7 +138,7 @@ class MetricLog:
             self._pending += [Metric(key, value, record.step, timestamp) for key, value in values.items()]
         self.tracker.log_metrics(self._pending)
         self._pending, self._steps = [], []
-        self._flushed = time.perf_counter()
+        self._flushed = self._clock()
 
 
 def _now() -> int:

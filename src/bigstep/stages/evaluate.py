@@ -116,7 +116,7 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: Scor
     tracker.log_dataset(DatasetRecord(manifest.source, manifest.digest, manifest.source, "testing", {}))
     metrics = {f"test_{name}": value for name, value in scores.summary().items()}
     trained = read_json(stage.paths.train / "metrics.json")
-    metrics.update({f"best_{name}": trained[name] for name in ("val_loss", "val_accuracy")})
+    metrics.update({name: trained[name] for name in ("best_val_loss", "best_val_accuracy")})
     tracker.log_metrics(as_metrics_now(metrics, step=trained["num_updates"]))
     for path in sorted(stage.paths.evaluate.iterdir()):
         if not path.name.startswith("."):

@@ -40,8 +40,8 @@ def write_results(
     folder = paths.train
     card = save_model(best.weights, _card(store, state, best, model, train, batch), folder)
     metrics = {
-        "val_loss": best.loss,
-        "val_accuracy": best.accuracy,
+        "best_val_loss": best.loss,
+        "best_val_accuracy": best.accuracy,
         "best_epoch": best.epoch,
         "epochs": state.epoch,
         "num_updates": state.num_updates,
