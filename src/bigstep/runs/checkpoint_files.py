@@ -98,7 +98,7 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
         problems.append(problem)
     if problems:
         raise CheckpointError(
-            f"one checkpoint at least must be whole, but {'; '.join(problems)}; delete {folder} to begin from the first step"
+            f"checkpoints: expected one that is whole, got none: {'; '.join(problems)}; delete {folder} to start from step 0"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Where a training goes on: its checkpoints, which belong to one attempt, one data set and one state of the code."""
+"""When a training writes a checkpoint, and where it resumes."""
 
 import contextlib
 import math
@@ -29,7 +29,7 @@ SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that w
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a training went on, the values that were kept for the caller, and what there is to tell about it."""
+    """Where a training resumed, the values that were kept for the caller, and tags that describe it."""
 
     step: int
     values: Mapping[str, Any]
@@ -43,7 +43,7 @@ class CheckpointWriter:
     def __init__(
         self, folder: Path, every_seconds: float, tags: Mapping[str, str], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Keep them in ``folder``; ``tags`` tell of what differs from when the training began."""
+        """Keep them in ``folder``; ``tags`` describe what differs from the start of the training."""
         self.folder = folder
         self._clock = clock
         self._opened, self._tried = clock(), False
@@ -67,42 +67,42 @@ class CheckpointWriter:
             return None
         snapshot, commit, problems = found
         for problem in problems:
-            console.print(f"a checkpoint is damaged and was passed over: {problem}")
+            console.print(f"skipped a damaged checkpoint: {problem}")
         try:
             restore_snapshot(state, snapshot, micro_batch_size=micro_batch_size)
             kept = snapshot.values["kept"]
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"a checkpoint must be of this model and optimizer, but that of step {snapshot.step} is not "
-                f"({type(error).__name__}: {error}); delete {self.folder} to begin from the first step"
+                f"({type(error).__name__}: {error}); delete {self.folder} to start from the first step"
             ) from None
         tags = {**self.tags, "bigstep.resumed_at_step": str(snapshot.step)}
         changed = {name: was for name, was in commit.versions.items() if _versions().get(name) != was}
         if changed:
             text = ", ".join(f"{name} {was}" for name, was in changed.items())
-            console.print(f"this training was begun with {text}; it goes on, but not to the bit as it would have")
+            console.print(f"this training was started with {text}; resuming, but results may differ in the last bits")
             tags["bigstep.resumed_with_other_versions"] = text
         return ResumePoint(snapshot.step, kept, tags)
 
     def is_due(self, *, at_epoch_end: bool) -> bool:
-        """Tell whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""
+        """Return whether to write one now: enough time has passed, or an epoch ends and writing costs little against it."""
         passed = self._clock() - self._written
         lived = None if self._life is None else max(self._life, self._clock() - self._opened)
         interval = checkpoint_interval(self.every_seconds, self._cost if self._tried else None, lived)
         return passed >= interval or (at_epoch_end and self._cost <= SHARE * passed)
 
     def save(self, state: TrainingState, kept: Mapping[str, Any], *, micro_batch_size: int) -> bool:
-        """Write one, with plain values of the caller's; False, and one line, where that cannot be: the training goes on."""
+        """Write one, with plain values of the caller's; False, and one line, if that fails: the training continues."""
         started = self._clock()
         if not is_finite(state):
-            console.print(f"no checkpoint at step {state.step}: a parameter is not finite; the one before stays")
+            console.print(f"no checkpoint at step {state.step}: a parameter is not finite; the previous one stays")
             return False
         snapshot = take_snapshot(state, micro_batch_size=micro_batch_size)
         whole = Snapshot(snapshot.step, snapshot.tensors, {**snapshot.values, "kept": dict(kept)})
         try:
             save_checkpoint(self.folder, whole, _versions())
         except (OSError, SafetensorError) as error:
-            console.print(f"no checkpoint at step {state.step}: {error}; the one before stays, and the training goes on")
+            console.print(f"no checkpoint at step {state.step}: {error}; the previous one stays, and the training continues")
             self._note_cost(started)
             return False
         self._note_cost(started)

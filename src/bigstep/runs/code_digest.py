@@ -1,4 +1,4 @@
-"""Which code decides what is learned, and which decides no result at all; the one place that tells them apart.
+"""Which code decides what is learned, and which decides no result at all; the one place that separates them.
 
 A training is resumed with the same ``DECIDING`` code only; a stage of dvc.yaml depends on all it imports but ``NO_RESULT``.
 """

@@ -1,4 +1,4 @@
-"""A mark on disk while a step runs with little memory left, so that a process that dies of it begins smaller next time.
+"""A mark on disk while a step runs with little memory left, so that a process that dies of it starts smaller next time.
 
 The system may kill a process that takes too much, and a library may crash where an allocation fails; neither can be caught.
 A kill for another reason, with memory to spare, leaves no mark and changes nothing.
@@ -54,7 +54,7 @@ class LowMemoryMarker:
             yield batch
 
     def clear(self) -> None:
-        """Take the mark away: the training has ended, well or with an error that was told."""
+        """Remove the mark: the training has ended, well or with an error."""
         self.path.unlink(missing_ok=True)
         self._marked = None
 

@@ -37,7 +37,7 @@ class MetricLog:
         self.num_images = 0
         self._pending: list[Metric] = []
         self._steps: list[tuple[StepRecord, int]] = []
-        self._begun = self._started = self._flushed = self._epoch_started = self._clock()
+        self._opened = self._started = self._flushed = self._epoch_started = self._clock()
         self._epoch_images = 0
         self._learning_rate, self._last_step, self._first_step = 0.0, 0, 0
 
@@ -84,7 +84,7 @@ class MetricLog:
         )
 
     def _left_seconds(self, done: int) -> float:
-        passed = self._clock() - self._begun
+        passed = self._clock() - self._opened
         return (self.num_epochs * self.steps_per_epoch - done) * passed / max(done - self._first_step, 1)
 
     def _add_step(self, record: StepRecord) -> None:

@@ -17,7 +17,7 @@ from bigstep.tracking.tracker import Metric
 
 __all__ = ["TrackedRun", "as_metrics_now", "deliver_others", "tracked_run"]
 
-FIRST_ROUND = 15.0  # seconds to wait for a run to begin; a server that is slower is not waited for
+FIRST_ROUND = 15.0  # seconds to wait for a run to start; a slower server is not waited for
 LAST_ROUND = 5.0  # seconds, for a stage that has to stop
 
 
@@ -42,7 +42,7 @@ def tracked_run(
     tags: Mapping[str, str],
     given: str | None = None,
 ) -> Iterator[TrackedRun]:
-    """Tell a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
+    """Track a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
 
     Args:
         folder: of the spool; the run of an earlier start is continued.
@@ -50,7 +50,7 @@ def tracked_run(
         experiment: of a new run.
         params: to note.
         tags: to set.
-        given: a run to tell, in the place of the spool's own.
+        given: a run to write to instead of the spool's own.
     """
     with spool_lock(folder):
         spool = Spool(folder)
@@ -120,7 +120,7 @@ def _drain(courier: SpoolDelivery) -> bool:
     if courier.flush():
         return True
     console.print(
-        f"MLflow does not answer ({courier.problem}); the history of this run waits on disk, and is told at the next start, "
+        f"MLflow is unreachable ({courier.problem}); the history of this run waits on disk, and is sent at the next start, "
         "or by `bigstep doctor --fix`"
     )
     return False

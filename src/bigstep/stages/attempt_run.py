@@ -18,7 +18,7 @@ __all__ = ["stage_run"]
 
 @contextmanager
 def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
-    """Tell the run of the stage's attempt, or that of ``mlflow run`` where somebody named its experiment."""
+    """Track the run of the stage's attempt, or that of ``mlflow run`` if its experiment was named."""
     root, attempt = stage.project.root, read_attempt(stage.project.attempts, stage.key)
     assert attempt is not None
     name = f"{stage.key}.{attempt.number}"

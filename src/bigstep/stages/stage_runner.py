@@ -1,4 +1,4 @@
-"""How a stage begins and ends: validate everything, run, and turn a user's error into one line."""
+"""How a stage starts and ends: validate everything, run, and turn a user's error into one line."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ class Stage:
     key: str
     """Of its attempt."""
     signals: Signals
-    """What the process was told meanwhile."""
+    """The signals that the process receives."""
     inputs: StageInputs
     """What was on disk when it started."""
 
@@ -77,7 +77,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
     except UserError as error:
         return report_user_error(error)
     except StopRequestedError as stop:
-        print(f"bigstep: {stop}; the same command goes on from here", file=sys.stderr)
+        print(f"bigstep: {stop}; run the same command to resume", file=sys.stderr)
         return _leave_code(stop.exit_code)
     return 0
 
@@ -90,7 +90,7 @@ def report_user_error(error: UserError) -> int:
 
 
 def _is_recorded(stage: Stage) -> bool:
-    """Tell whether DVC wrote down what this stage left when it last finished; it does so right after, if it lives."""
+    """Return whether DVC recorded what this stage left when it last finished; it does so right after, if it lives."""
     noted = _note_path(stage)
     if "DVC_STAGE" not in os.environ or not noted.exists():
         return True

@@ -1,4 +1,4 @@
-"""What a training leaves: files that depend on nothing but what was learned, and the same told to its run."""
+"""Write a training run's outputs, which depend on nothing but what was learned, and log them to MLflow."""
 
 import csv
 from typing import Any
@@ -80,7 +80,7 @@ def _card(
 
 
 def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:
-    """Tell the run of the files and of the model."""
+    """Log the files and the model."""
     for path in (
         paths.train / "curves.png",
         paths.train / "history.csv",

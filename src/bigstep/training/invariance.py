@@ -53,7 +53,7 @@ def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invaria
 
 
 def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store) -> Invariance:
-    """Tell whether the cut of a batch can change what is learned, looking at three validation images."""
+    """Check on three training images whether the micro-batch size can change what is learned."""
     set_training_mode(state)
     images, _ = next(ordered_batches(store, 0, 3))
     return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)

@@ -51,7 +51,7 @@ def train_epochs(
 ) -> Iterator[StepRecord | EpochRecord]:
     """Train until the last epoch or until early stopping; yields each step, and after each epoch its end.
 
-    ``state`` is up to date at every yield, so the caller may stop there, put it on disk, and begin from it again.
+    ``state`` is up to date at every yield, so the caller may stop there, put it on disk, and resume from it.
 
     Raises:
         DivergedError: ``train.max_bad_steps`` steps in a row had no finite gradient.
@@ -238,7 +238,7 @@ def set_training_mode(state: TrainingState) -> None:
 
 
 def recalibrate_best(state: TrainingState, store: Store) -> Validation:
-    """Recompute BatchNorm's running statistics for the best weights, over the training images, and judge them anew."""
+    """Recompute BatchNorm's running statistics for the best weights, over the training images, and evaluate them."""
     assert state.best is not None
     judged, device, size = state.evaluated_model, state.evaluated_model.mean.device, state.accumulator.micro_batch_size
     judged.network.load_state_dict(state.best.weights)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
 M_ARENA_MAX = -8  # of glibc's mallopt
 TRIES = 3  # of an action that needs no memory of its own
-THREAD_START_TIMEOUT_SECONDS = 10.0  # seconds that a thread may take to begin
+THREAD_START_TIMEOUT_SECONDS = 10.0  # seconds that a thread may take to start
 
 
 class MemoryExhaustedError(Exception):
@@ -31,7 +31,7 @@ class MemoryExhaustedError(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a failed allocation, of a GPU's allocator, the CPU's, oneDNN's or Python's, from other errors."""
+    """Return whether an error is a failed allocation: of a GPU's allocator, the CPU's, oneDNN's or Python's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
@@ -47,7 +47,7 @@ class OutOfMemoryGuard:
         if self._threaded:
             _share_one_heap()
         self._worker: _Worker | None = None
-        self._spare: _Worker | None = None  # begun while there is memory: later a thread's stack may not fit
+        self._spare: _Worker | None = None  # started while there is memory: later a thread's stack may not fit
         self.num_failures = 0
 
     def call(self, function: Callable[[], T]) -> T:
@@ -102,7 +102,7 @@ class OutOfMemoryGuard:
 
 
 def _begin_worker() -> "_Worker | None":
-    """Begin a thread, or give None where not even its stack fits; work then stays on the caller's thread."""
+    """Start a thread, or return None if not even its stack fits; work then stays on the caller's thread."""
     try:
         return _Worker(torch.get_num_threads())
     except (RuntimeError, MemoryError):  # Python: can't start new thread
@@ -150,15 +150,15 @@ def _first_line(error: BaseException) -> str:
 class _Worker:
     """A thread that calls functions.
 
-    Not of ``threading``: a thread that runs out of memory while it begins never says so there, and who began it waits for
+    Not of ``threading``: a thread that runs out of memory while it starts never says so there, and its starter waits for
     ever (seen in a process with little address space).
     """
 
     def __init__(self, num_threads: int) -> None:
-        """Begin it.
+        """Start it.
 
         Raises:
-            RuntimeError: it did not begin.
+            RuntimeError: it did not start.
         """
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[Outcome]] | None] = queue.SimpleQueue()
         self._signs: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -167,7 +167,7 @@ class _Worker:
             self._signs.get(timeout=THREAD_START_TIMEOUT_SECONDS)
         except queue.Empty:
             self._calls.put(None)
-            raise RuntimeError("the thread did not begin") from None
+            raise RuntimeError("the thread did not start") from None
 
     def call(self, function: Callable[[], Any]) -> Outcome:
         answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()

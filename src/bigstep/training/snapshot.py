@@ -91,7 +91,7 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
 
 
 def is_finite(state: TrainingState) -> bool:
-    """Tell whether every parameter and buffer is finite: what is not must not be put on disk."""
+    """Return whether every parameter and buffer is finite: what is not must not be put on disk."""
     tensors = [t for t in state.classifier.state_dict().values() if t.is_floating_point()]
     return all(bool(flag) for flag in torch.stack([torch.isfinite(tensor).all() for tensor in tensors]))
 

@@ -1,4 +1,4 @@
-"""Everything that training changes, and how it begins."""
+"""Everything that training changes, and how it is built."""
 
 from dataclasses import dataclass, field
 
@@ -84,7 +84,7 @@ def build_state(
     model: ModelConfig,
     noise: str = "none",
 ) -> TrainingState:
-    """Begin a training.
+    """Build the state of a training before its first step.
 
     Args:
         classifier: on its device.

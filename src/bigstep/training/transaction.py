@@ -1,4 +1,4 @@
-"""The parts of a step as transactions: a gradient that can be computed again, and an update that goes on where it stopped."""
+"""The parts of a step as transactions: a gradient that can be computed again, and an update that resumes where it stopped."""
 
 import contextlib
 from collections.abc import Callable
