@@ -87,7 +87,7 @@ def undisturbed(trained: tuple[Project, EndState]) -> EndState:
 
 
 @pytest.fixture(scope="session")
-def evaluated_model(trained: tuple[Project, EndState]) -> EndState:
+def judged(trained: tuple[Project, EndState]) -> EndState:
     """The same with evaluation."""
     trained[0].run("dvc", "repro", "-q")
     return trained[0].end_state()
