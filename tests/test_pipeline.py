@@ -339,7 +339,7 @@ def test_a_start_that_died_for_want_of_memory_begins_smaller(trained: Path) -> N
     mark = attempts / f"{latest.stem}.memory.json"
     mark.write_text('{"micro_batch_size": 32}', encoding="utf-8")
     output = _repro(trained, "--force", *settings)
-    assert "died at micro-batches of 32 with little memory left: beginning with 16" in output
+    assert "the last run was killed with little memory left at micro-batch size 32; starting with 16" in output
     assert "4 micro-batches of at most 16" in output
     assert not mark.exists()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bigstep.atomic_files import read_json, write_json
+from bigstep.atomic_files import read_record, write_json
 from bigstep.config.batch_sizes import BatchSizes, resolve_batch
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.params import Params
@@ -54,9 +54,11 @@ def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_a
     resident = resident_bytes()
     batch = _slicing(project, params, store, resident)
     if failed_at is not None and params.model.ghost_batch_size is None:
-        smaller = min(batch.micro_batch_size, max(1, -(-failed_at // 2)))
-        console.print(f"the last start died at micro-batches of {failed_at} with little memory left: beginning with {smaller}")
-        batch = BatchSizes(batch.effective_batch_size, smaller, -(-batch.effective_batch_size // smaller))
+        batch = batch.at_most(-(-failed_at // 2))
+        console.print(
+            f"the last run was killed with little memory left at micro-batch size {failed_at}; "
+            f"starting with {batch.micro_batch_size}"
+        )
     predicted = predict(project, params, store, batch)
     if params.hardware.micro_batch_size != "auto":
         _check(params, batch, predicted, resident)
@@ -64,20 +66,17 @@ def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_a
 
 
 def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSizes) -> MemoryPrediction:
-    """Predict the peak of tensors; kept beside the plans, since it takes seconds."""
-    path = plan_folder(project, params, store) / "predicted.json"
-    name = f"{batch.effective_batch_size} = {batch.accumulation_steps} x {batch.micro_batch_size}"
+    """Predict the peak of tensors.
+
+    This takes seconds, so each slicing's prediction is kept in a file beside the plan: many workers may predict at once.
+    """
+    name = f"predicted-{batch.effective_batch_size}-{batch.micro_batch_size}.json"
+    path = plan_folder(project, params, store) / name
     try:
-        known = read_json(path)
-        return MemoryPrediction(**known[name])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_record(MemoryPrediction, path)
+    except (OSError, ValueError):
         found = _predict(params, store, batch)
-    known = {}
-    try:
-        known = dict(read_json(path))
-    except (OSError, ValueError, TypeError):
-        path.unlink(missing_ok=True)
-    write_json({**known, name: vars(found)}, path)
+    write_json(vars(found), path)
     return found
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, final
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.store import Store
@@ -20,6 +19,7 @@ from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.checkpoint_files import clear_checkpoints
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
+from bigstep.runtime.device import choose_device, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TrialRunner", "study_folder"]
 
-WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
+WORST_LOSS = 2.0  # times the loss of guessing: the loss of a trial that cannot be trained
+LOWEST_IMAGES_PER_SECOND = 0.1  # the speed of a trial that cannot be trained
 MIB = 2**20
 
 
@@ -118,7 +119,7 @@ class TrialRunner:
             fit = choose_slicing(self.project, params, self.store)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
-            fit = replace(fit, batch=smaller(fit.batch, failed_at))
+            fit = replace(fit, batch=fit.batch.at_most(-(-failed_at // 2)))
         self._describe(trial, params, fit)
         return params, fit
 
@@ -170,22 +171,22 @@ class TrialRunner:
         return outcome
 
     def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
-        """Return what a trial is judged by; a loss or accuracy that is none counts as worse than guessing."""
-        worst = self._worst(objectives)
-        found = [float(getattr(outcome, name)) for name in objectives]
-        learned = [name.startswith("val_") and outcome.diverged for name in objectives]
-        return [bad if lost else value for value, bad, lost in zip(found, worst, learned, strict=True)]
+        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time."""
+        if outcome.diverged:
+            return self._worst(objectives)
+        return [float(getattr(outcome, name)) for name in objectives]
 
-    def _worst(self, objectives: Sequence[str], predicted_bytes: int = 0) -> list[float]:
+    def _worst(self, objectives: Sequence[str]) -> list[float]:
+        """Return values that no trial that was trained to its end can be worse than."""
         guessing = math.log(len(self.store.manifest.classes))
-        known = {"val_loss": WORST * guessing, "val_accuracy": 0.0, "seconds": 0.0, "peak_bytes": float(predicted_bytes)}
+        samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(0))
+        known = {
+            "val_loss": WORST_LOSS * guessing,
+            "val_accuracy": 0.0,
+            "seconds": samples / LOWEST_IMAGES_PER_SECOND,
+            "peak_bytes": float(total_memory_bytes(choose_device(self.params.hardware))),
+        }
         return [known[name] for name in objectives]
-
-
-def smaller(batch: BatchSizes, failed_at: int) -> BatchSizes:
-    """Cut smaller than a start that died of memory did."""
-    size = min(batch.micro_batch_size, max(1, -(-failed_at // 2)))
-    return BatchSizes(batch.effective_batch_size, size, -(-batch.effective_batch_size // size))
 
 
 def _to_the_end(samples: int, validation: Validation) -> bool:
