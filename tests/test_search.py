@@ -9,6 +9,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from rich.live import Live
@@ -146,9 +147,9 @@ def test_the_finish_takes_the_best_and_the_parameters_it_began_with() -> None:
         _trial(5, 0.2),
         _trial(6, 0.25),
     ]
-    best = best_trials(trials, 3, smaller_is_better=True)
+    best = best_trials(trials, 3, StudyDirection.MINIMIZE)
     assert [trial.number for trial in best] == [1, 5, 6, 0]
-    assert [trial.number for trial in best_trials(trials, 1, smaller_is_better=False)] == [0]
+    assert [trial.number for trial in best_trials(trials, 1, StudyDirection.MAXIMIZE)] == [0]
     again = replicates(best, SearchConfig(), seed=7)
     assert {item.seed for item in again} == {8, 9, 10}
     assert len({item.key for item in again}) == 12
@@ -160,7 +161,7 @@ def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:
         *(_trial(number, value, kind="replicate", of=1) for number, value in enumerate([0.3, 0.2, 0.4])),
         *(_trial(number + 3, value, kind="replicate", of=0) for number, value in enumerate([0.2, 0.2, 0.2])),
     ]
-    ranking = standings(best, done, smaller_is_better=True)
+    ranking = standings(best, done, StudyDirection.MINIMIZE)
     assert [item.of for item in ranking] == [0, 1]
     assert ranking[1].mean == pytest.approx(0.3)
     assert ranking[1].spread == pytest.approx(0.1)

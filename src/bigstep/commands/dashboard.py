@@ -9,7 +9,6 @@ from typing import Any, final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import parse_params
@@ -20,7 +19,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.search.storage import open_storage, without_password
 from bigstep.search.studies import study_address
-from bigstep.search.trial_queue import is_feasible, value_of
+from bigstep.search.trial_queue import is_feasible, sort_value, value_of
 
 __all__ = ["make_dashboard", "serve_dashboard"]
 
@@ -76,8 +75,8 @@ def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
         ValueError: there is none.
     """
     trials = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = 1 if storage.get_study_directions(study_id)[0] == StudyDirection.MINIMIZE else -1
-    return min((trial for trial in trials if is_feasible(trial)), key=lambda trial: sign * value_of(trial))
+    direction = storage.get_study_directions(study_id)[0]
+    return min((trial for trial in trials if is_feasible(trial)), key=lambda trial: sort_value(value_of(trial), direction))
 
 
 def _guarded(application: Any, names: set[str]) -> Callable[..., Iterable[bytes]]:

@@ -34,6 +34,7 @@ from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
 from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
+from bigstep.search.trial_record import TrialRecord
 from bigstep.search.workers.supervisor import watch_workers
 from bigstep.tracking.database import connect, open_experiment, tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -209,12 +210,9 @@ def _report(findings: SearchResult, params: Params) -> None:
     if findings.winner is None:
         console.print("no trial was trained to the end")
         return
-    known = findings.winner.user_attrs
-    console.print(
-        f"winner: trial {findings.winner.number}, learning rate {known['learning_rate']:.3g}, effective batch "
-        f"{known['effective_batch_size']} = {known['accumulation_steps']} micro-batches of at most {known['micro_batch_size']}"
-    )
-    if known["accumulation_steps"] == 1:
+    record = TrialRecord.read(findings.winner)
+    console.print(f"winner: trial {findings.winner.number}, learning rate {record.learning_rate:.3g}, {record.batch}")
+    if record.accumulation_steps == 1:
         console.print("accumulation does not pay here: the whole batch at once is as fast, and fits")
     console.print("results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --apply` takes it into params.yaml")
 

@@ -9,14 +9,15 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import Params
-from bigstep.config.search import OBJECTIVES, SearchConfig
+from bigstep.config.search import SearchConfig
 from bigstep.search.space import Space
-from bigstep.search.trial_queue import KEY, TrialQueue, counts_toward_budget, is_feasible, not_failed, value_of
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed, sort_value, value_of
+from bigstep.search.trial_record import TrialRecord
 
 __all__ = [
     "Rerun",
@@ -51,9 +52,9 @@ class Rerun:
         return f"{self.kind}-{self.of}-{self.seed}"
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """What its trial says of it."""
-        return {"kind": self.kind, "of": self.of, "seed": self.seed, "micro_batch_asked": self.micro_batch_size}
+    def record(self) -> TrialRecord:
+        """What its trial records of it."""
+        return TrialRecord(kind=self.kind, of=self.of, seed=self.seed, micro_batch_asked=self.micro_batch_size)
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,12 @@ class SlicingComparison:
         return abs(self.values[0] - self.values[1]) <= self.limit
 
 
-def best_trials(trials: Sequence[FrozenTrial], count: int, *, smaller_is_better: bool) -> list[FrozenTrial]:
+def best_trials(trials: Sequence[FrozenTrial], count: int, direction: StudyDirection) -> list[FrozenTrial]:
     """Return the best feasible trials that were trained to the end, and trial 0 besides, the best first."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial) and not _diverged(trial)]
-    ranked = sorted(done, key=lambda trial: (value_of(trial) * (1 if smaller_is_better else -1), trial.number))
+    ranked = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))
     found = _distinct(ranked)[:count]
-    first = [trial for trial in done if trial.user_attrs.get("start") == 0 and trial not in found]
+    first = [trial for trial in done if TrialRecord.read(trial).start == 0 and trial not in found]
     return found + (first if count else [])
 
 
@@ -108,7 +109,9 @@ def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> li
     able = [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE and not _diverged(trial) and trial.user_attrs["effective_batch_size"] > 1
+        if trial.state == TrialState.COMPLETE
+        and not _diverged(trial)
+        and TrialRecord.read(trial).batch.effective_batch_size > 1
     ]
     if not search.audit or not able:
         return []
@@ -117,14 +120,14 @@ def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> li
     return [Rerun("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
 
 
-def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], *, smaller_is_better: bool) -> list[SeedStatistics]:
+def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], direction: StudyDirection) -> list[SeedStatistics]:
     """Rank the configurations by the mean over their new seeds, the best first; on a tie the one of lower number."""
     found = []
     for trial in best:
         values = [value_of(item) for item in done if _is_of(item, "replicate", trial.number)]
         if values:
             found.append(SeedStatistics(trial.number, tuple(values)))
-    return sorted(found, key=lambda item: (item.mean * (1 if smaller_is_better else -1), item.of))
+    return sorted(found, key=lambda item: (sort_value(item.mean, direction), item.of))
 
 
 def compare(
@@ -134,19 +137,20 @@ def compare(
     known = {trial.number: trial for trial in trials}
     found = []
     for item in done:
-        if item.user_attrs.get("kind") == "audit":
-            trial = known[item.user_attrs["of"]]
+        record = TrialRecord.read(item)
+        if record.kind == "audit" and record.of is not None:
+            trial = known[record.of]
             values = value_of(trial), value_of(item)
             limit = ROUNDING * abs(values[0]) if exact else max(SHARE * spread, CHAOS * abs(values[0]))
-            sizes = int(trial.user_attrs["micro_batch_size"]), int(item.user_attrs["micro_batch_size"])
+            sizes = TrialRecord.read(trial).batch.micro_batch_size, record.batch.micro_batch_size
             found.append(SlicingComparison(trial.number, sizes, values, limit))
     return found
 
 
 def _other(trial: FrozenTrial) -> int:
     """Return another micro-batch size: half, or the whole batch where it is one image at a time."""
-    size = int(trial.user_attrs["micro_batch_size"])
-    return -(-size // 2) if size > 1 else int(trial.user_attrs["effective_batch_size"])
+    batch = TrialRecord.read(trial).batch
+    return -(-batch.micro_batch_size // 2) if batch.micro_batch_size > 1 else batch.effective_batch_size
 
 
 def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -157,18 +161,18 @@ def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _is_of(trial: FrozenTrial, kind: str, number: int) -> bool:
-    return trial.user_attrs.get("kind") == kind and trial.user_attrs.get("of") == number
+    record = TrialRecord.read(trial)
+    return record.kind == kind and record.of == number
 
 
 def _diverged(trial: FrozenTrial) -> bool:
-    return bool(trial.user_attrs.get("diverged", False))
+    return bool(TrialRecord.read(trial).diverged)
 
 
 def planned_reruns(params: Params, space: Space, first: TrialQueue) -> list[Rerun]:
     """Return what a search that has ended trains again: the same for whoever asks."""
     search, trials = params.search, first.trials()
-    is_smaller_better = OBJECTIVES[search.objectives[0]] == "minimize"
-    best = best_trials(trials, search.top, smaller_is_better=is_smaller_better) if len(search.objectives) == 1 else []
+    best = best_trials(trials, search.top, first.study.direction) if len(search.objectives) == 1 else []
     seed = params.train.seed
     return [
         *(replicates(best, search, seed)),
@@ -182,5 +186,5 @@ def has_ended(params: Params, space: Space, ledgers: tuple[TrialQueue, TrialQueu
     waits = any(not trial.state.is_finished() for ledger in ledgers for trial in ledger.trials())
     if waits or len(counts_toward_budget(first.trials())) < params.search.trials:
         return False
-    done = {trial.user_attrs.get(KEY) for trial in not_failed(again.trials())}
+    done = {TrialRecord.read(trial).key for trial in not_failed(again.trials())}
     return all(item.key in done for item in planned_reruns(params, space, first))

@@ -12,8 +12,8 @@ from bigstep.config.params import Params
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.study_identity import storage_of
 from bigstep.search.space import EFFECTIVE, RATE, Space
-from bigstep.search.trial_queue import KEY, TrialQueue, counts_toward_budget, not_failed
-from bigstep.search.trial_record import NOISE
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, not_failed, sort_value, value_of
+from bigstep.search.trial_record import TrialRecord
 
 __all__ = ["FIRST", "NOISY", "SLOPE", "ensure_noise_start", "ensure_starts", "noise_point", "start_points"]
 
@@ -72,9 +72,9 @@ def ensure_starts(ledger: TrialQueue, params: Params, space: Space, warm_start: 
         exact["hardware.micro_batch_size"] = params.batch.micro_batch_size
     current = space.point(params)
     points = [*start_points(current, space.dimensions), *_best_of(ledger, space, warm_start, current)]
-    ledger.enqueue_once(FIRST, current, {"start": 0, "exact": exact})
+    ledger.enqueue_once(FIRST, current, TrialRecord(start=0, exact=exact))
     for number, point in enumerate(points[: params.search.trials - 1], 1):
-        ledger.enqueue_once(f"start-{number}", point, {"start": number})
+        ledger.enqueue_once(f"start-{number}", point, TrialRecord(start=number))
 
 
 def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,15 +86,15 @@ def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: 
         raise ConfigError(f"--warm-start: no study {warm_start!r} in this storage; available: {', '.join(names)}")
     study = optuna.load_study(study_name=warm_start, storage=storage)
     done = [trial for trial in not_failed(study.get_trials(deepcopy=False)) if trial.values]
-    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
-    best = sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))[:3]
+    direction = study.directions[0]
+    best = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))[:3]
     return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]
 
 
 def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:
     """Queue the point at the noise scale that the first trial measured, once it has, if the budget is not used up."""
     trials = ledger.trials()
-    known = {trial.user_attrs.get(KEY): trial for trial in not_failed(trials)}
+    known = {TrialRecord.read(trial).key: trial for trial in not_failed(trials)}
     first = known.get(FIRST)
     if (
         NOISY in known
@@ -103,6 +103,6 @@ def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:
         or len(counts_toward_budget(trials)) >= ledger.budget
     ):
         return
-    point = noise_point(first.params, space.dimensions, first.user_attrs.get(NOISE))
+    point = noise_point(first.params, space.dimensions, TrialRecord.read(first).noise_scale)
     if point is not None:
-        ledger.enqueue_once(NOISY, point, {"start": "noise scale"})
+        ledger.enqueue_once(NOISY, point, TrialRecord(start="noise scale"))

@@ -9,21 +9,32 @@ back once, to go on from its checkpoint.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.runtime.process_identity import is_alive, process_name
+from bigstep.search.trial_record import SURPLUS, WORKER, TrialRecord
 
-__all__ = ["HEARTBEAT_SECONDS", "RETRIES", "TrialQueue", "counts_toward_budget", "is_feasible", "not_failed", "value_of"]
+__all__ = [
+    "HEARTBEAT_SECONDS",
+    "RETRIES",
+    "WORKER",
+    "TrialQueue",
+    "counts_toward_budget",
+    "is_feasible",
+    "not_failed",
+    "sort_value",
+    "value_of",
+]
 
 HEARTBEAT_SECONDS = 15.0  # seconds between two signs of life
 PATIENCE = 6 * HEARTBEAT_SECONDS  # without one, a worker of another machine is gone
 LOOK = 0.5  # seconds between two looks
 CLAIM_GRACE_SECONDS = 10.0  # a trial gets its worker's name right after its number
-KEY, WORKER, SIGN, ORIGIN, TRY = "key", "worker", "beat", "origin", "try"
 RETRIES = 1  # of a trial whose worker was killed; one that was told to stop goes on as often as it takes
 LIVE = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -48,6 +59,11 @@ def value_of(trial: FrozenTrial) -> float:
     return float(trial.values[0])
 
 
+def sort_value(value: float, direction: StudyDirection) -> float:
+    """Return a key for a value of an objective: the better one sorts first."""
+    return -value if direction == StudyDirection.MAXIMIZE else value
+
+
 @final
 @dataclass
 class TrialQueue:
@@ -58,10 +74,10 @@ class TrialQueue:
     max_asks: int
     seen: dict[int, tuple[str, float]] = field(default_factory=dict)
 
-    def enqueue_once(self, key: str, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    def enqueue_once(self, key: str, params: Mapping[str, Any], record: TrialRecord) -> None:
         """Put a trial into the queue, unless a live one has its key."""
-        if not any(trial.user_attrs.get(KEY) == key for trial in not_failed(self.trials())):
-            self.study.enqueue_trial(dict(params), user_attrs={**attributes, KEY: key})
+        if not any(TrialRecord.read(trial).key == key for trial in not_failed(self.trials())):
+            self.study.enqueue_trial(dict(params), user_attrs=replace(record, key=key).attributes)
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials, by number."""
@@ -78,16 +94,16 @@ class TrialQueue:
         if sampler is not None:
             self.study.sampler = sampler(len(trials))
         trial = self.study.ask()
-        trial.set_user_attr(WORKER, process_name())
+        TrialRecord(worker=process_name()).write(trial)
         if self._is_surplus(trial, is_new=sampler is not None):
-            trial.set_user_attr("failed", "surplus")
+            TrialRecord(failed=SURPLUS).write(trial)
             self.fail(trial.number)
             return self.take(sampler)
         return trial
 
     def heartbeat(self, trial: optuna.Trial) -> None:
         """Return a sign of life."""
-        trial.set_user_attr(SIGN, f"{time.time():.0f}")
+        TrialRecord(heartbeat=f"{time.time():.0f}").write(trial)
 
     def reclaim_dead(self) -> list[int]:
         """End trials whose worker is gone, and put each back as often as it may; gives their numbers."""
@@ -102,7 +118,7 @@ class TrialQueue:
         """End what dead workers left RUNNING, with those that died before their trial had their name."""
         deadline = time.monotonic() + CLAIM_GRACE_SECONDS + 2 * LOOK
         self.reclaim_dead()
-        while time.monotonic() < deadline and any(WORKER not in trial.user_attrs for trial in self._running()):
+        while time.monotonic() < deadline and any(TrialRecord.read(trial).worker is None for trial in self._running()):
             time.sleep(LOOK)
             self.reclaim_dead()
 
@@ -111,13 +127,14 @@ class TrialQueue:
 
     def requeue(self, trial: FrozenTrial, retries: int | None = None) -> None:
         """Put a trial that did not end into the queue again, to go on from its checkpoint; at most ``retries`` times."""
-        tries = trial.user_attrs.get(TRY, 0)
+        record = TrialRecord.read(trial)
+        tries = record.retries or 0
         params = trial.params or trial.system_attrs.get("fixed_params", {})
         if not params or (retries is not None and tries >= retries):
             return
-        kept = {name: value for name, value in trial.user_attrs.items() if name not in (WORKER, SIGN, "failed")}
-        key, origin = kept.get(KEY, f"again-{trial.number}"), kept.get(ORIGIN, trial.number)
-        self.enqueue_once(key, params, {**kept, ORIGIN: origin, TRY: tries + (retries is not None)})
+        origin = trial.number if record.origin is None else record.origin
+        again = replace(record, worker=None, heartbeat=None, failed=None, origin=origin, retries=tries + (retries is not None))
+        self.enqueue_once(record.key or f"again-{trial.number}", params, again)
 
     def fail(self, number: int) -> bool:
         """End a trial that did not end by itself; False where somebody else did."""
@@ -129,19 +146,19 @@ class TrialQueue:
 
     def _is_surplus(self, trial: optuna.Trial, *, is_new: bool) -> bool:
         before = [item for item in self.trials() if item.number < trial.number]
-        key = trial.user_attrs.get(KEY)
+        key = TrialRecord.read(trial).key
         if key is not None:
-            return any(item.user_attrs.get(KEY) == key for item in not_failed(before))
+            return any(TrialRecord.read(item).key == key for item in not_failed(before))
         return not is_new or len(counts_toward_budget(before)) >= self.budget
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
-        worker = trial.user_attrs.get(WORKER)
-        alive = None if worker is None else is_alive(worker)
+        record = TrialRecord.read(trial)
+        alive = None if record.worker is None else is_alive(record.worker)
         if alive is not None:
             return not alive
-        sign, now = f"{worker} {trial.user_attrs.get(SIGN)}", time.monotonic()
+        sign, now = f"{record.worker} {record.heartbeat}", time.monotonic()
         before, since = self.seen.get(trial.number, (None, now))
         if sign != before:
             self.seen[trial.number] = (sign, now)
             return False
-        return now - since > (PATIENCE if worker else CLAIM_GRACE_SECONDS)
+        return now - since > (PATIENCE if record.worker else CLAIM_GRACE_SECONDS)

@@ -7,13 +7,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from bigstep.optuna_mlflow.trial_mapping import RUN_ID
 from bigstep.planning.throughput import SizeMeasurement
 from bigstep.report.search_plots import draw_front, draw_landscape
 from bigstep.search.optuna_dashboard import note_ended, note_run, show_plots
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult, plot_rows
+from bigstep.search.trial_record import TrialRecord
 from bigstep.tracking.mlflow_links import run_page
 
 __all__ = ["draw_plots", "show_study"]
@@ -47,7 +47,7 @@ def show_study(
     note_run(study, run_page(request.uri, request.experiment_id, request.parent_run, "the search"))
     for trial in findings.trials:
         if trial.state == TrialState.COMPLETE and (derived := slicing_rows(trial, rungs, room)):
-            run_id, title = trial.user_attrs.get(RUN_ID), f"trial {trial.number}"
+            run_id, title = TrialRecord.read(trial).run_id, f"trial {trial.number}"
             link = f"{run_page(request.uri, request.experiment_id, run_id, title)}\n\n" if run_id else ""
             note_ended(study, trial, f"{link}Its effective batch in each slicing, from the plan:\n\n{slicing_table(derived)}")
 

@@ -7,6 +7,7 @@ from optuna.trial import FrozenTrial
 
 from bigstep.console import format_bytes
 from bigstep.planning.throughput import SizeMeasurement
+from bigstep.search.trial_record import TrialRecord
 
 __all__ = ["slicing_rows", "slicing_table"]
 
@@ -16,9 +17,10 @@ def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int
 
     A trial that was refused has none, and neither has one whose micro-batch is none of the plan's.
     """
-    if "seconds" not in trial.user_attrs:
+    record = TrialRecord.read(trial)
+    if record.seconds is None:
         return []
-    whole, chosen = int(trial.user_attrs["effective_batch_size"]), int(trial.user_attrs["micro_batch_size"])
+    whole, chosen = record.batch.effective_batch_size, record.batch.micro_batch_size
     speeds = {min(rung.micro_batch_size, whole): rung for rung in rungs}
     base = speeds.get(chosen)
     if base is None:
@@ -29,8 +31,8 @@ def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int
             "effective_batch_size": whole,
             "micro_batch_size": size,
             "accumulation_steps": -(-whole // size),
-            "val_loss": trial.user_attrs["val_loss"],
-            "seconds": trial.user_attrs["seconds"] * base.samples_per_second / rung.samples_per_second,
+            "val_loss": record.val_loss,
+            "seconds": record.seconds * base.samples_per_second / rung.samples_per_second,
             "resident_growth_bytes": rung.resident_growth_bytes,
             "predicted_bytes": rung.predicted_bytes,
             "fits": room is None or rung.resident_growth_bytes <= room,

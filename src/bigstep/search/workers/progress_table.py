@@ -11,12 +11,12 @@ from rich.table import Table
 
 from bigstep.config.params import Params
 from bigstep.console import console, format_bytes, format_seconds
-from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed, sort_value, value_of
+from bigstep.search.trial_record import SURPLUS, TrialRecord
 
 __all__ = ["ProgressTable", "live_table"]
 
 SHOWN = 12  # rows of the table
-DESCRIBED = {"learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"}
 COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "images/s", "memory", "state")
 
 
@@ -45,7 +45,7 @@ class ProgressTable:
         for ledger in self._ledgers:
             for trial in _ended(ledger.trials()):
                 key = (ledger.study.study_name, trial.number)
-                if key not in self._said and trial.user_attrs.get("failed") != "surplus":
+                if key not in self._said and TrialRecord.read(trial).failed != SURPLUS:
                     self._said.add(key)
                     console.print(_line(trial))
         if screen is not None:
@@ -82,8 +82,8 @@ def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _best(ledger: TrialQueue) -> FrozenTrial | None:
     done = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE and is_feasible(trial)]
-    sign = 1 if ledger.study.directions[0].name == "MINIMIZE" else -1
-    return min(done, key=lambda trial: sign * trial.values[0], default=None)
+    direction = ledger.study.directions[0]
+    return min(done, key=lambda trial: sort_value(value_of(trial), direction), default=None)
 
 
 def _line(trial: FrozenTrial) -> str:
@@ -96,19 +96,19 @@ def _line(trial: FrozenTrial) -> str:
 
 def _cells(trial: FrozenTrial) -> tuple[str, ...]:
     """Write a trial in the table's columns."""
-    known = trial.user_attrs
-    name = f"{known['kind']} of {known['of']}" if "of" in known else str(trial.number)
-    if not known.keys() >= DESCRIBED:  # its worker writes one after another
-        return name, "", "", "", "", "", "", known.get("refused", trial.state.name.lower())
+    record = TrialRecord.read(trial)
+    name = str(trial.number) if record.of is None else f"{record.kind} of {record.of}"
+    if not record.is_described:  # its worker writes one after another
+        return name, "", "", "", "", "", "", record.refused or trial.state.name.lower()
     latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
     value = trial.values[0] if trial.values else latest
     return (
         name,
-        f"{known['learning_rate']:.3g}",
-        str(known["effective_batch_size"]),
-        f"{known['accumulation_steps']} x {known['micro_batch_size']}",
+        f"{record.learning_rate:.3g}",
+        str(record.effective_batch_size),
+        f"{record.accumulation_steps} x {record.micro_batch_size}",
         "" if value is None else f"{value:.4f}",
-        f"{known['images_per_second']:,.0f}" if "images_per_second" in known else "",
-        format_bytes(known["peak_bytes"]) if "peak_bytes" in known else "",
+        "" if record.images_per_second is None else f"{record.images_per_second:,.0f}",
+        "" if record.peak_bytes is None else format_bytes(record.peak_bytes),
         trial.state.name.lower() if is_feasible(trial) else "infeasible",
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -13,7 +13,7 @@ from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
-from bigstep.optuna_mlflow.trial_mapping import RUN_ID, begin_tags
+from bigstep.optuna_mlflow.trial_mapping import begin_tags
 from bigstep.planning.memory_budget import CheckedSlicing, bytes_over_budget, choose_slicing, predict
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
@@ -24,8 +24,7 @@ from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
 from bigstep.search.trial_params import trial_params
-from bigstep.search.trial_queue import ORIGIN
-from bigstep.search.trial_record import LEARNED, MEASURED, NOISE
+from bigstep.search.trial_record import LEARNED, MEASURED, TrialRecord
 from bigstep.search.workers.trial_training import CHECKPOINTS, ReportEpoch, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
@@ -59,15 +58,15 @@ class TrialRunner:
 
     def run_trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
         """Train a trial of the search and tell the study."""
-        point = self.space.suggest(trial)
-        overrides = {**self.space.overrides(point), **trial.user_attrs.get("exact", {})}
+        point, record = self.space.suggest(trial), TrialRecord.read(trial)
+        overrides = {**self.space.overrides(point), **(record.exact or {})}
         found = self._prepare(trial, overrides)
         objectives = self.params.search.objectives
         if found is None:
             study.tell(trial, self._worst(objectives))
             return
         params, fit = found
-        may_prune = len(objectives) == 1 and trial.user_attrs.get("start") != 0
+        may_prune = len(objectives) == 1 and record.start != 0
         report = _pruning(trial, objectives[0], may_prune=may_prune)
         outcome = self._train(study, trial, params, fit, report, {"bigstep.kind": "trial"})
         if outcome.pruned:
@@ -79,22 +78,21 @@ class TrialRunner:
     def run_confirmation(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
         """Train a configuration of ``study`` again, as the trial of ``finish`` says, and tell ``finish``."""
         trial.suggest_int("item", 0, 10_000)
-        attributes = trial.user_attrs
-        first: FrozenTrial = study.get_trials(deepcopy=False)[attributes["of"]]
-        overrides = {
-            **self.space.overrides(first.params),
-            **first.user_attrs.get("exact", {}),
-            "train.seed": attributes["seed"],
-        }
-        if attributes["micro_batch_asked"] is not None:
-            overrides["hardware.micro_batch_size"] = attributes["micro_batch_asked"]
+        record = TrialRecord.read(trial)
+        assert record.of is not None
+        assert record.kind is not None
+        first: FrozenTrial = study.get_trials(deepcopy=False)[record.of]
+        exact = TrialRecord.read(first).exact or {}
+        overrides = {**self.space.overrides(first.params), **exact, "train.seed": record.seed}
+        if record.micro_batch_asked is not None:
+            overrides["hardware.micro_batch_size"] = record.micro_batch_asked
         objectives = self.params.search.objectives[:1]
         found = self._prepare(trial, overrides)
         if found is None:
             finish.tell(trial, self._worst(objectives))
             return
         params, fit = found
-        tags = {"bigstep.kind": attributes["kind"], "bigstep.again": f"{study.study_name} {first.number}"}
+        tags = {"bigstep.kind": record.kind, "bigstep.again": f"{study.study_name} {first.number}"}
         outcome = self._train(finish, trial, params, fit, _to_the_end, tags)
         finish.tell(trial, self._values(outcome, objectives))
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
@@ -120,25 +118,27 @@ class TrialRunner:
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
             fit = replace(fit, batch=fit.batch.at_most(-(-failed_at // 2)))
-        self._describe(trial, params, fit)
+        batch, rate = fit.batch, params.train.learning_rate
+        TrialRecord(
+            effective_batch_size=batch.effective_batch_size,
+            micro_batch_size=batch.micro_batch_size,
+            accumulation_steps=batch.accumulation_steps,
+            learning_rate=rate,
+            predicted_bytes=fit.predicted_bytes,
+        ).write(trial)
         return params, fit
 
     def _refuse(self, trial: optuna.Trial, name: str, value: float, why: str) -> None:
         trial.set_constraint(name, value)
         show_constraints(trial)
-        trial.set_user_attr("refused", why)
+        TrialRecord(refused=why).write(trial)
         note_run(trial, f"**infeasible**: {why}")
         console.print(f"trial {trial.number}: {why}")
 
-    def _describe(self, trial: optuna.Trial, params: Params, fit: CheckedSlicing) -> None:
-        known = {**asdict(fit.batch), "learning_rate": params.train.learning_rate, "predicted_bytes": fit.predicted_bytes}
-        for name, value in known.items():
-            if name != "is_planned":
-                trial.set_user_attr(name, value)
-
     def _folder(self, trial: optuna.Trial) -> Path:
-        kind = "again" if "of" in trial.user_attrs else "trial"
-        name = f"{kind}-{trial.user_attrs.get(ORIGIN, trial.number)}"
+        record = TrialRecord.read(trial)
+        number = trial.number if record.origin is None else record.origin
+        name = f"{'trial' if record.of is None else 'again'}-{number}"
         return study_folder(self.project, self.params.search.study) / "trials" / name
 
     def _train(
@@ -156,16 +156,13 @@ class TrialRunner:
         tags = {**begin_tags(frozen, study, request.parent_run), **kind, "mlflow.runName": name}
 
         def tell(run_id: str) -> None:
-            trial.set_user_attr(RUN_ID, run_id)
+            TrialRecord(run_id=run_id).write(trial)
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
         job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags)
         outcome = train_trial(self.project, self.store, job, self.signals, report, tell)
-        for key in LEARNED:
-            trial.set_user_attr(key, getattr(outcome, key))
-        for key in (*MEASURED, NOISE):
-            trial.set_user_attr(key, getattr(outcome, key))
+        TrialRecord(**{name: getattr(outcome, name) for name in (*LEARNED, *MEASURED, "noise_scale")}).write(trial)
         if outcome.curves is not None:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")
         return outcome

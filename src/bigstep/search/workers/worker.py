@@ -149,7 +149,7 @@ class Worker:
 
     def _ensure_again(self) -> None:
         for number, item in enumerate(planned_reruns(self.params, self.space, self.first)):
-            self.again.enqueue_once(item.key, {"item": number}, item.attributes)
+            self.again.enqueue_once(item.key, {"item": number}, item.record)
 
 
 @contextmanager
