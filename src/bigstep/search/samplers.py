@@ -1,17 +1,27 @@
-"""Which sampler of Optuna asks for the next trial; the defaults are those that docs/search.md measured."""
+"""Which sampler of Optuna suggests the next trial, and two wrappers: one learns from pruned trials, one repeats no point.
 
+The defaults are those that docs/search.md measured.
+"""
+
+import math
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, final
 
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.errors import ConfigError
-from bigstep.search.asking import NoRepeatSampler, PrunedTrialsSampler
 
-__all__ = ["AUTO", "choose_sampler"]
+__all__ = ["AUTO", "NoRepeatSampler", "PrunedTrialsSampler", "choose_sampler"]
 
 AUTO = {"planned": "gp", "full": "tpe", "several": "tpe"}
 NUM_RANDOM = 5  # trials before a model of them is trusted
+NEAR = 0.01  # of each range: a point that near to a known one is not asked for again
+DRAWS = 20  # of a point that is new
 
 
 def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int, study_seed: int = 0) -> BaseSampler:
@@ -52,3 +62,137 @@ def _make(name: str, seed: int) -> BaseSampler:
             seed=seed, n_startup_trials=1, consider_pruned_trials=True, warn_independent_sampling=False
         )
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+@final
+class PrunedTrialsSampler(BaseSampler):
+    """Shows a Gaussian process all that is known.
+
+    Optuna's looks at finished trials only, never hears of pruned ones, and asks for the same bad point again and again:
+    here they count with the last value they reported. It also stops with an error where one trial has a constraint that
+    another has not: here the other keeps it.
+    """
+
+    def __init__(self, make: Callable[[], BaseSampler]) -> None:
+        """Ask the samplers that ``make`` returns.
+
+        There are two, one for the study and one for the view of it: a sampler remembers the id of the first study that it
+        sees and refuses any other, and the two ids are equal by chance only.
+        """
+        self._inner, self._on_view = make(), make()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the dimensions that all trials share."""
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask for a point, given all that is known."""
+        del trial
+        view = optuna.create_study(directions=study.directions, sampler=self._on_view)
+        view.add_trials(_as_complete([item for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]))
+        with _one_thread():
+            return view.ask(dict(search_space)).params if search_space else {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask for one value, where nothing is known yet."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: the matrices have as many rows as there are trials, and threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _is_telling(trial: FrozenTrial, names: Sequence[str] | dict[str, BaseDistribution]) -> bool:
+    ended = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and bool(trial.intermediate_values))
+    return (ended or trial.state == TrialState.RUNNING) and all(name in trial.params for name in names)
+
+
+def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    names = dict.fromkeys(name for trial in trials for name in trial.constraints)
+    return [
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING if trial.state == TrialState.RUNNING else TrialState.COMPLETE,
+            values=None if trial.state == TrialState.RUNNING else _values(trial),
+            params=trial.params,
+            distributions=trial.distributions,
+            constraints={name: trial.constraints.get(name, 0.0) for name in names} or None,
+        )
+        for trial in trials
+    ]
+
+
+def _values(trial: FrozenTrial) -> list[float]:
+    return trial.values or [trial.intermediate_values[max(trial.intermediate_values)]]
+
+
+@final
+class NoRepeatSampler(BaseSampler):
+    """Asks other samplers where the first asks for what is known already.
+
+    Samplers that trust a model of a smooth function come back to its minimum; a training with the same seed tells nothing
+    new there.
+    """
+
+    def __init__(self, first: BaseSampler, second: BaseSampler, last: BaseSampler) -> None:
+        """Ask ``first``; ``second`` instead of once more; where that knows nothing new either, ``last``, a few times."""
+        self._samplers, self._last = (first, second), last
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the dimensions that all trials share."""
+        return self._samplers[0].infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask for a point that is new."""
+        known = [item.params for item in study.get_trials(deepcopy=False) if item.number != trial.number]
+        for sampler in self._samplers:
+            found = sampler.sample_relative(study, trial, search_space)
+            if not any(_is_near(found, point, search_space) for point in known):
+                return found
+        for _ in range(DRAWS):
+            found = {name: self._last.sample_independent(study, trial, name, kind) for name, kind in search_space.items()}
+            if not any(_is_near(found, point, search_space) for point in known):
+                break
+        return found
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask for one value, where nothing is known yet."""
+        return self._samplers[0].sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let the first sampler begin a trial."""
+        self._samplers[0].before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Let the first sampler learn."""
+        self._samplers[0].after_trial(study, trial, state, values)
+
+
+def _is_near(point: Mapping[str, Any], known: Mapping[str, Any], names: Mapping[str, BaseDistribution]) -> bool:
+    return bool(point) and all(
+        name in known and _distance(point[name], known[name], kind) < NEAR for name, kind in names.items()
+    )
+
+
+def _distance(one: Any, other: Any, kind: BaseDistribution) -> float:
+    """Return how far two values lie apart, as a share of their range."""
+    if isinstance(kind, FloatDistribution | IntDistribution) and kind.high > kind.low:
+        scale = math.log if kind.log else float
+        return abs(scale(one) - scale(other)) / (scale(kind.high) - scale(kind.low))
+    return 0.0 if one == other else 1.0
