@@ -447,7 +447,7 @@ def test_the_champion_answers_predict(trained: Path, tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, 'src'); from bigstep.cli import main; raise SystemExit(main(['predict', sys.argv[1]]))"
     )
     assert "digit.png: 0 0." in _run(trained, "python", "-c", code, str(tmp_path / "digit.png"))
-    assert "must be an image" in _run(trained, "python", "-c", code, "params.yaml", code=2)
+    assert "bigstep: cannot read params.yaml: " in _run(trained, "python", "-c", code, "params.yaml", code=2)
 
 
 def test_a_rule_broken_inside_a_stage_is_one_line_and_code_2_too(trained: Path) -> None:
