@@ -324,8 +324,8 @@ def test_a_ghost_batch_leaves_nothing_to_plan(trained: Path) -> None:
 def test_what_does_not_fit_the_budget_is_refused_before_training(trained: Path) -> None:
     runs = _runs(trained)
     output = _repro(trained, "--set", "hardware.memory_budget=300MiB", "--set", "train.seed=4", code=2)
-    assert "must fit hardware.memory_budget, but needs" in output
-    assert "not even one image at a time fits" in output
+    assert "expected a step that fits hardware.memory_budget, 300 MiB, got " in output
+    assert "not even a single image fits" in output
     assert len(_runs(trained)) == len(runs)
 
 

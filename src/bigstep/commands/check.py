@@ -50,7 +50,8 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
         raise ModelError(f"{error}: set train.keyed_randomness=false") from None
     except ValueError as error:
         raise ModelError(
-            f"model: expected every micro-batch to pass through it, got the error {str(error)!r}; BatchNorm needs at least two samples"
+            f"model: expected every micro-batch to pass through it, got the error {str(error)!r}; "
+            "BatchNorm needs at least two samples"
         ) from None
     _print(layers, find_batch_layers(state.classifier), cuts, size)
     return 0 if all(layer.is_exact for layer in layers) else 1

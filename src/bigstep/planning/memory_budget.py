@@ -1,4 +1,4 @@
-"""The slicing of a training before it begins: the planned one, or the one asked for where it fits."""
+"""The micro-batch size of a training before it starts: the planned one, or the configured one if it fits."""
 
 from dataclasses import dataclass
 
@@ -32,8 +32,8 @@ __all__ = [
     "predict",
 ]
 
-RESIDENT_PER_TENSOR_BYTE = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
-OVERHEAD_BYTES = 384 * 2**20  # what a training process needs beside the step: MLflow, the export of the model
+RESIDENT_PER_TENSOR_BYTE = 1.15  # oneDNN's own buffers, and what the allocator keeps
+OVERHEAD_BYTES = 384 * 2**20  # of a training process besides the step: MLflow, the export of the model
 AUTOMATIC = {"cpu": 0.8, "cuda": 0.9}  # share of the total
 
 
@@ -46,10 +46,10 @@ class CheckedSlicing:
 
 
 def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_at: int | None = None) -> CheckedSlicing:
-    """Choose or check the micro-batch size; ``failed_at`` is one at which an earlier start ran out of memory and died.
+    """Choose or check the micro-batch size; at ``failed_at`` an earlier run was killed with little memory left.
 
     Raises:
-        OutOfMemoryError: it does not fit the budget; the line says what it needs, what there is, and the largest that fits.
+        OutOfMemoryError: it does not fit the budget; the message has what it needs, the budget, and the largest that fits.
     """
     resident = resident_bytes()
     batch = _slicing(project, params, store, resident)
@@ -102,7 +102,7 @@ def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int)
 
 
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
-    """Return by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
+    """Return the bytes by which a step exceeds the budget in a process of ``resident`` bytes; at most 0 if it fits."""
     room = available_bytes(params.hardware, resident)
     return -1 if room is None else int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE) - room
 
@@ -113,16 +113,17 @@ def _check(params: Params, batch: BatchSizes, predicted: MemoryPrediction, resid
     if budget is None or room is None or bytes_over_budget(params, predicted, resident) <= 0:
         return
     largest = min(predicted.largest(int(room / RESIDENT_PER_TENSOR_BYTE)), batch.micro_batch_size - 1)
-    way_out = f"the largest that fits is {largest}" if largest >= 1 else "not even one image at a time fits"
-    process = "" if room == budget else f" beside {format_bytes(resident + OVERHEAD_BYTES)} of the process itself"
+    way_out = f"the largest size that fits is {largest}" if largest >= 1 else "not even a single image fits"
+    process = "" if room == budget else f" plus {format_bytes(resident + OVERHEAD_BYTES)} for the process itself"
     raise OutOfMemoryError(
-        f"a step in micro-batches of {batch.micro_batch_size} must fit hardware.memory_budget, but needs "
-        f"{format_bytes(int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE))}{process}, of {format_bytes(budget)}; {way_out}"
+        f"hardware.micro_batch_size: expected a step that fits hardware.memory_budget, {format_bytes(budget)}, got "
+        f"{batch.micro_batch_size}, which needs {format_bytes(int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE))}"
+        f"{process}; {way_out}"
     )
 
 
 def budget_bytes(hardware: HardwareConfig) -> int | None:
-    """Return the limit of ``hardware.memory_budget`` in bytes: of a GPU's allocator or of resident memory; None: no limit."""
+    """Return ``hardware.memory_budget`` in bytes, of a GPU's allocator or of resident memory; None: no limit."""
     if hardware.memory_budget == "none":
         return None
     if hardware.memory_budget != "auto":
@@ -132,7 +133,7 @@ def budget_bytes(hardware: HardwareConfig) -> int | None:
 
 
 def available_bytes(hardware: HardwareConfig, resident: int) -> int | None:
-    """Return the bytes that a training step may take, in a process that holds ``resident`` bytes without it."""
+    """Return the bytes that a training step may take in a process that holds ``resident`` bytes without it."""
     budget = budget_bytes(hardware)
     if budget is None or choose_device(hardware).type == "cuda":
         return budget
