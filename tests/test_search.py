@@ -85,9 +85,9 @@ def test_the_current_parameters_are_a_point_of_the_space(size: int, rate: float)
 
 
 def test_a_range_without_a_power_of_two_and_a_key_that_is_none_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"search.effective_batch_size must hold a power of two, but is \[33, 63\]"):
+    with pytest.raises(ConfigError, match=r"search.effective_batch_size: expected a range with a power of two, got \[33, 63\]"):
         _space(effective_batch_size=[33, 63])
-    with pytest.raises(ConfigError, match=r"search.parameters must name keys of params.yaml, but train.nothing is none"):
+    with pytest.raises(ConfigError, match=r"search.parameters: expected keys of params.yaml, got train.nothing"):
         _space(parameters={"train.nothing": [1, 2]})
 
 
@@ -133,7 +133,9 @@ def test_the_default_learns_from_pruned_trials_and_asks_for_nothing_twice() -> N
 
 @pytest.mark.parametrize(("space", "objectives"), [("full", 1), ("planned", 2)])
 def test_cma_es_is_refused_where_it_would_ignore_what_matters(space: str, objectives: int) -> None:
-    with pytest.raises(ConfigError, match=r"search.sampler cmaes must have one objective and no constraint"):
+    with pytest.raises(
+        ConfigError, match=r"search.sampler: expected one objective and the planned space for cmaes, got space "
+    ):
         choose_sampler("cmaes", seed=0, space=space, num_objectives=objectives)
 
 
@@ -179,7 +181,7 @@ def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -
     assert verdict.micro_batch_sizes == (16, 8)
     warnings = SearchResult(None, (), (verdict,), (), (), ()).warnings
     assert len(warnings) == (not holds)
-    assert all(f"0.1 and {value:.6g}, apart by more than" in text and "`bigstep check`" in text for text in warnings)
+    assert all(f"0.1 and {value:.6g}, which differ by more than" in text and "`bigstep check`" in text for text in warnings)
 
 
 def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:

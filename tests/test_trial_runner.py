@@ -41,7 +41,7 @@ def test_an_infeasible_trial_is_worse_than_any_trained_one_in_every_objective(di
     runner.run_trial(study, trial)
     (found,) = study.get_trials()
     assert found.constraints["memory"] > 0
-    assert "over the budget" in found.user_attrs["refused"]
+    assert "exceeds the memory budget" in found.user_attrs["refused"]
     loss, seconds, peak = found.values
     assert loss > math.log(10), "worse than guessing"
     assert seconds > 1437, "an epoch of 1,437 images at one a second"

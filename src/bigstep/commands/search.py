@@ -204,7 +204,7 @@ def _report(findings: SearchResult, params: Params) -> None:
         console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} {seeds}")
     for verdict in findings.verdicts:
         if verdict.holds:
-            console.print(f"audit: trial {verdict.of} in micro-batches of {verdict.micro_batch_sizes[1]} agrees")
+            console.print(f"audit: trial {verdict.of} agrees at micro-batch size {verdict.micro_batch_sizes[1]}")
     for warning in findings.warnings:
         console.print(f"WARNING: {warning}")
     if findings.winner is None:

@@ -1,10 +1,10 @@
-"""Which trials there are, who works on them, and how many are still to do: the same for one worker and for many machines.
+"""The queue of a study's trials: which are left, who works on them, and when the budget is used up.
 
-Optuna hands out numbers and nothing more. What follows from them here is decided alike by all who read the study: of live
-trials with the same key (a start point, a retry, a replicate) the one with the lowest number counts, and of live trials beyond
-the budget those with the highest numbers do not. Whoever holds such a trial gives it up, so nothing is counted twice
-whatever the order of events. A worker that is gone leaves its trial RUNNING; whoever sees that first ends it, and puts it
-back once, to go on from its checkpoint.
+Any number of workers on any number of machines use it at once, and all reach the same decisions from the study alone, since
+Optuna numbers the trials: of live trials with the same key (an initial point, a retry, a replicate) the lowest number counts,
+and live trials beyond the budget do not count. The worker of a trial that does not count gives it up, so nothing is counted
+twice, in any order of events. A worker that dies leaves its trial RUNNING; the first worker to notice ends the trial and
+queues it once more, to resume from its checkpoint.
 """
 
 import time
@@ -31,11 +31,11 @@ __all__ = [
     "value_of",
 ]
 
-HEARTBEAT_SECONDS = 15.0  # seconds between two signs of life
-PATIENCE = 6 * HEARTBEAT_SECONDS  # without one, a worker of another machine is gone
-LOOK = 0.5  # seconds between two looks
+HEARTBEAT_SECONDS = 15.0
+PATIENCE = 6 * HEARTBEAT_SECONDS  # seconds without a heartbeat after which a worker of another machine counts as dead
+POLL_SECONDS = 0.5
 CLAIM_GRACE_SECONDS = 10.0  # a trial gets its worker's name right after its number
-RETRIES = 1  # of a trial whose worker was killed; one that was told to stop goes on as often as it takes
+RETRIES = 1  # of a trial whose worker was killed; a trial that was stopped by a signal is requeued without limit
 LIVE = (TrialState.RUNNING, TrialState.WAITING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -45,17 +45,17 @@ def not_failed(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Tell whether no constraint is broken."""
+    """Return whether all constraints hold."""
     return all(value <= 0 for value in trial.constraints.values())
 
 
 def counts_toward_budget(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that count against the budget: those that are trained, were, or will be."""
+    """Return the trials that count toward the budget: feasible ones that are trained, running or waiting."""
     return [trial for trial in not_failed(trials) if is_feasible(trial)]
 
 
 def value_of(trial: FrozenTrial) -> float:
-    """Return the first objective's value; smaller is better only where the study minimizes."""
+    """Return the first objective's value."""
     return float(trial.values[0])
 
 
@@ -67,7 +67,7 @@ def sort_value(value: float, direction: StudyDirection) -> float:
 @final
 @dataclass
 class TrialQueue:
-    """One worker's view of a study; ``max_asks`` bounds what is asked for in all, infeasible trials included."""
+    """One worker's view of a study; ``max_asks`` limits all trials, infeasible ones included."""
 
     study: optuna.Study
     budget: int
@@ -75,7 +75,7 @@ class TrialQueue:
     seen: dict[int, tuple[str, float]] = field(default_factory=dict)
 
     def enqueue_once(self, key: str, params: Mapping[str, Any], record: TrialRecord) -> None:
-        """Put a trial into the queue, unless a live one has its key."""
+        """Queue a trial, unless a live one has its key."""
         if not any(TrialRecord.read(trial).key == key for trial in not_failed(self.trials())):
             self.study.enqueue_trial(dict(params), user_attrs=replace(record, key=key).attributes)
 
@@ -84,7 +84,7 @@ class TrialQueue:
         return self.study.get_trials(deepcopy=False)
 
     def take(self, sampler: Callable[[int], optuna.samplers.BaseSampler] | None) -> optuna.Trial | None:
-        """Take a trial that waits or, with a sampler (made for the number of trials so far), a new one; None: none is left."""
+        """Take a waiting trial or, with a sampler (created for the number of trials so far), a new one; None: none is left."""
         trials = self.trials()
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (
@@ -102,11 +102,11 @@ class TrialQueue:
         return trial
 
     def heartbeat(self, trial: optuna.Trial) -> None:
-        """Return a sign of life."""
+        """Record that the trial's worker is alive."""
         TrialRecord(heartbeat=f"{time.time():.0f}").write(trial)
 
     def reclaim_dead(self) -> list[int]:
-        """End trials whose worker is gone, and put each back as often as it may; gives their numbers."""
+        """End trials whose worker is dead, requeue each if it has retries left, and return their numbers."""
         ended = []
         for trial in self._running():
             if self._is_gone(trial) and self.fail(trial.number):
@@ -115,18 +115,18 @@ class TrialQueue:
         return ended
 
     def settle(self) -> None:
-        """End what dead workers left RUNNING, with those that died before their trial had their name."""
-        deadline = time.monotonic() + CLAIM_GRACE_SECONDS + 2 * LOOK
+        """End what dead workers left RUNNING, including trials whose worker died before it wrote its name."""
+        deadline = time.monotonic() + CLAIM_GRACE_SECONDS + 2 * POLL_SECONDS
         self.reclaim_dead()
         while time.monotonic() < deadline and any(TrialRecord.read(trial).worker is None for trial in self._running()):
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
             self.reclaim_dead()
 
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def requeue(self, trial: FrozenTrial, retries: int | None = None) -> None:
-        """Put a trial that did not end into the queue again, to go on from its checkpoint; at most ``retries`` times."""
+        """Queue a trial that did not finish again, to resume from its checkpoint; at most ``retries`` times."""
         record = TrialRecord.read(trial)
         tries = record.retries or 0
         params = trial.params or trial.system_attrs.get("fixed_params", {})
@@ -137,7 +137,7 @@ class TrialQueue:
         self.enqueue_once(record.key or f"again-{trial.number}", params, again)
 
     def fail(self, number: int) -> bool:
-        """End a trial that did not end by itself; False where somebody else did."""
+        """Mark a trial as failed; False if it has ended already."""
         try:
             self.study.tell(number, state=TrialState.FAIL)
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):

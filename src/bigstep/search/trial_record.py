@@ -28,23 +28,23 @@ class TrialRecord:
     """The attributes of a trial; None: not recorded (yet)."""
 
     key: str | None = None
-    """Of live trials with the same key one counts."""
+    """Of live trials with the same key only one counts."""
     worker: str | None = None
     heartbeat: str | None = None
     origin: int | None = None
     """Number of the trial that this one retries."""
     retries: int | None = None
     failed: str | None = None
-    """Why the trial was given up: ``SURPLUS``, where others have used up the budget."""
+    """Why the trial was given up: ``SURPLUS`` if others have used up the budget."""
 
     start: int | str | None = None
-    """Which initial point it is; 0: the current parameters."""
+    """Which initial point it is; 0: the baseline."""
     exact: Mapping[str, Any] | None = None
-    """Parameters by name, in the place of those that the point is rounded to."""
+    """Parameters by name; they replace the rounded ones of the point."""
     kind: str | None = None
     """``replicate`` or ``audit``."""
     of: int | None = None
-    """Number of the trial that is trained again."""
+    """Number of the trial that is retrained."""
     seed: int | None = None
     micro_batch_asked: int | None = None
 
@@ -71,7 +71,7 @@ class TrialRecord:
 
     @classmethod
     def read(cls, trial: FrozenTrial | optuna.Trial) -> "TrialRecord":
-        """Read the attributes of a trial; others than the search's are passed over."""
+        """Read the attributes of a trial; attributes of other programs are ignored."""
         known = trial.user_attrs
         return cls(**{field.name: known.get(_attribute(field.name)) for field in fields(cls)})
 
@@ -91,7 +91,7 @@ class TrialRecord:
         """The sizes of its step, of a trial that is described."""
         sizes = self.effective_batch_size, self.micro_batch_size, self.accumulation_steps
         assert None not in sizes
-        return BatchSizes(*sizes)  # type: ignore[arg-type] # none is None
+        return BatchSizes(*sizes)  # type: ignore[arg-type] # asserted above
 
     @property
     def is_described(self) -> bool:

@@ -1,4 +1,4 @@
-"""What other slicings of a trial's effective batch would have taken: derived from the plan, nothing was trained."""
+"""The cost of a trial with other micro-batch sizes, derived from the plan without training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ __all__ = ["slicing_rows", "slicing_table"]
 
 
 def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int | None) -> list[dict[str, Any]]:
-    """Derive what other slicings of a trial's effective batch take, from the plan: no trials, nothing was trained.
+    """Derive from the plan what a trial would cost with other micro-batch sizes; nothing is trained.
 
-    A trial that was refused has none, and neither has one whose micro-batch is none of the plan's.
+    The list is empty for a trial that was not trained, or whose micro-batch size is not in the plan.
     """
     record = TrialRecord.read(trial)
     if record.seconds is None:
@@ -43,8 +43,8 @@ def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int
 
 
 def slicing_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Write the rows as a table in Markdown."""
-    lines = ["| micro-batch | accumulation steps | training | the process grows by | |", "| ---: | ---: | ---: | ---: | --- |"]
+    """Return the rows as a table in Markdown."""
+    lines = ["| micro-batch | accumulation steps | training time | process growth | |", "| ---: | ---: | ---: | ---: | --- |"]
     for row in rows:
         what = "trained" if row["trained"] else "" if row["fits"] else "does not fit"
         lines.append(

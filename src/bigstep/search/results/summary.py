@@ -1,4 +1,4 @@
-"""What a search leaves: the winner, every trial, and apart from them what depends on the clock."""
+"""The result files of a search: the winner, every trial, and in a separate file what depends on the clock."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ __all__ = ["SearchResult", "find", "plot_rows", "winning_params", "write_finding
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the winning trial (None: none was trained), how sure that is, and whether the audits agree."""
+    """What a search found: the winning trial (None: no trial was trained), the seed statistics, and the audits."""
 
     winner: FrozenTrial | None
     standings: tuple[SeedStatistics, ...]
@@ -34,18 +34,18 @@ class SearchResult:
 
     @property
     def warnings(self) -> list[str]:
-        """What the audits say against slice invariance."""
+        """One line for each audit that disagrees with its trial."""
         return [
-            f"trial {item.of} in micro-batches of {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
-            f"{item.values[0]:.6g} and {item.values[1]:.6g}, apart by more than {item.limit:.2g}: rounding grew over the "
-            "training, or the cut decides what is learned; `bigstep check` tells which"
+            f"trial {item.of}: micro-batch sizes {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
+            f"{item.values[0]:.6g} and {item.values[1]:.6g}, which differ by more than {item.limit:.2g}: rounding errors grew, "
+            "or the micro-batch size affects training; run `bigstep check` to find out"
             for item in self.verdicts
             if not item.holds
         ]
 
 
 def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
-    """Read the studies."""
+    """Read the result from the studies."""
     search = params.search
     direction = first.study.directions[0]
     trials, done = first.trials(), _complete(again.trials())
@@ -75,7 +75,7 @@ def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]
 def write_findings(
     findings: SearchResult, space: Space, rungs: Sequence[SizeMeasurement], room: int | None, folder: Path
 ) -> None:
-    """Write the tables into ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
+    """Write the tables to ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
     names = [name for name in space.dimensions if "." in name and name != RATE]
     columns = ["number", "state", "feasible", *SIZES, *names, *LEARNED]
     shown = [trial for trial in findings.trials if TrialRecord.read(trial).failed != SURPLUS]
@@ -132,7 +132,7 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path:
 
 
 def plot_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Return the trials as the plots take them."""
+    """Return the trials as rows for the plots."""
     done = [(trial, TrialRecord.read(trial)) for trial in _complete(trials)]
     return [
         {

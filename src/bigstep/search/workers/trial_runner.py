@@ -1,4 +1,4 @@
-"""From a trial's point to a training, and from what came of it back to the study."""
+"""Train a trial: from its point to parameters, and from the result back to the study."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ MIB = 2**20
 
 
 def study_folder(project: ProjectPaths, study: str) -> Path:
-    """Name the folder of the state of a study's trials."""
+    """Return the folder of the state of a study's trials."""
     return project.search / study
 
 
@@ -51,13 +51,13 @@ class TrialRunner:
     def __init__(
         self, project: ProjectPaths, store: Store, request: "SearchRequest", space: Space, signals: Signals, resident: int
     ) -> None:
-        """Conduct what ``request`` asks for; ``resident`` are the bytes of this process before it trains."""
+        """Prepare for the trials of ``request``; ``resident`` are the bytes of this process before it trains."""
         self.project, self.store, self.request = project, store, request
         self.params = check_params(request.content)
         self.space, self.signals, self.resident = space, signals, resident
 
     def run_trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        """Train a trial of the search and tell the study."""
+        """Train a trial of the search and report the result to the study."""
         point, record = self.space.suggest(trial), TrialRecord.read(trial)
         overrides = {**self.space.overrides(point), **(record.exact or {})}
         found = self._prepare(trial, overrides)
@@ -76,7 +76,7 @@ class TrialRunner:
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def run_confirmation(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
-        """Train a configuration of ``study`` again, as the trial of ``finish`` says, and tell ``finish``."""
+        """Retrain a configuration of ``study`` as a trial of ``finish``, and report the result to ``finish``."""
         trial.suggest_int("item", 0, 10_000)
         record = TrialRecord.read(trial)
         assert record.of is not None
@@ -93,12 +93,12 @@ class TrialRunner:
             return
         params, fit = found
         tags = {"bigstep.kind": record.kind, "bigstep.again": f"{study.study_name} {first.number}"}
-        outcome = self._train(finish, trial, params, fit, _to_the_end, tags)
+        outcome = self._train(finish, trial, params, fit, _never_stop, tags)
         finish.tell(trial, self._values(outcome, objectives))
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, CheckedSlicing] | None:
-        """Return the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
+        """Return the parameters and the slicing; None, with a violated constraint, if they are infeasible."""
         try:
             params = trial_params(self.request.content, overrides)
         except ConfigError as error:
@@ -109,7 +109,7 @@ class TrialRunner:
             excess = bytes_over_budget(params, predicted, self.resident) / MIB
             fit = CheckedSlicing(params.batch, predicted.peak_bytes)
             if excess > 0:
-                self._refuse(trial, "memory", excess, f"its step goes over the budget by {excess:,.0f} MiB")
+                self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
                 return None
             trial.set_constraint("memory", excess)
             show_constraints(trial)
@@ -186,13 +186,13 @@ class TrialRunner:
         return [known[name] for name in objectives]
 
 
-def _to_the_end(samples: int, validation: Validation) -> bool:
+def _never_stop(samples: int, validation: Validation) -> bool:
     del samples, validation
     return False
 
 
 def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ReportEpoch:
-    """Tell the study of each epoch by the samples seen, so that batch sizes are compared at equal progress."""
+    """Report each epoch by the number of samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:
         value = validation.loss if objective == "val_loss" else validation.accuracy

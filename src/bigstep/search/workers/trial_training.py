@@ -30,17 +30,17 @@ __all__ = ["CHECKPOINTS", "ReportEpoch", "TrialJob", "TrialOutcome", "train_tria
 
 CHECKPOINTS = "checkpoints"
 ReportEpoch = Callable[[int, Validation], bool]
-"""Told samples seen and how well the model does; gives whether to stop here."""
+"""Is called with the samples seen and the validation result; returns whether to stop."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What to train, where its state lies, and whom to tell."""
+    """What to train, where its state is kept, and where to log it."""
 
     params: Params
     fit: CheckedSlicing
     folder: Path
-    """Of the trial's checkpoints, mark and curves."""
+    """Of the trial's checkpoints, low-memory marker and curves."""
     spool: Path
     uri: str
     experiment: str
@@ -49,7 +49,7 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What came of it; losses are those of the best epoch."""
+    """The result of a trial; loss and accuracy are those of the best epoch."""
 
     val_loss: float
     val_accuracy: float
@@ -62,7 +62,7 @@ class TrialOutcome:
     images_per_second: float
     peak_bytes: int
     noise_scale: float | None
-    """In samples, at the end; None where it was not measured."""
+    """In samples, at the end; None if it was not measured."""
     micro_batch_size: int
     run_id: str | None
     curves: Path | None
@@ -71,21 +71,21 @@ class TrialOutcome:
 def train_trial(
     project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ReportEpoch, tell: Callable[[str], None]
 ) -> TrialOutcome:
-    """Train to the end, or as long as ``report`` lets it; a training that was stopped goes on from its checkpoint.
+    """Train to the end or until ``report`` stops it; a training that was interrupted resumes from its checkpoint.
 
-    The checkpoints are left to the caller, who deletes them once the study knows.
+    The caller deletes the checkpoints after it has reported the result to the study.
 
     Args:
-        project: whose files may be named in the parameters.
+        project: the parameters may name files in it.
         store: the images.
         job: what to train.
-        signals: what the process was told; it stops after a step, with a checkpoint.
-        report: is told of each epoch.
-        tell: is given the run's id as soon as it is known.
+        signals: that the process received; it stops after a step, with a checkpoint.
+        report: is called after each epoch.
+        tell: is called with the run's id as soon as it is known.
 
     Raises:
-        OutOfMemoryError: not one image at a time fits.
-        StoppedError: the process was told to stop.
+        OutOfMemoryError: not even a single image fits.
+        StopRequestedError: a signal stopped the process.
     """
     params, batch = job.params, job.fit.batch
     state = build_training(
@@ -126,7 +126,7 @@ def _train(
     if resumed is not None:
         history.load_state_dict(resumed.values, state.step)
         tracked.tracker.set_tags(resumed.tags)
-    pruned = any([report((row["epoch"] + 1) * num_samples, _validation(row)) for row in history.rows])  # noqa: C419 # each is told
+    pruned = any([report((row["epoch"] + 1) * num_samples, _validation(row)) for row in history.rows])  # noqa: C419 # each is reported
     source = TrainingBatches(store, train, batch.effective_batch_size, job.params.hardware.num_workers)
     mark = job.folder / "mark.json"
     batches = LowMemoryMarker(source, mark, job.fit.predicted_bytes, lambda: state.accumulator.micro_batch_size)
