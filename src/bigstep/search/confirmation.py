@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 ROUNDING = 1e-9  # relative, of float64 over a whole training
-CHAOS = 1e-3  # relative, in float32, where one seed gives no spread
+CHAOS = 1e-3  # relative, in float32, if one seed gives no spread
 SPREAD_SHARE = 0.3  # of the spread between seeds, by which two slicings may differ in float32
 
 

@@ -84,7 +84,7 @@ class TrialQueue:
         return self.study.get_trials(deepcopy=False)
 
     def take(self, sampler: Callable[[int], optuna.samplers.BaseSampler] | None) -> optuna.Trial | None:
-        """Take a waiting trial or, with a sampler (created for the number of trials so far), a new one; None: none is left."""
+        """Take a waiting trial or, with a ``sampler`` (for the number of trials so far), a new one; None: nothing is left."""
         trials = self.trials()
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (

@@ -155,13 +155,13 @@ class TrialRunner:
         frozen = study.get_trials(deepcopy=False)[trial.number]
         tags = {**begin_tags(frozen, study, request.parent_run), **kind, "mlflow.runName": name}
 
-        def tell(run_id: str) -> None:
+        def on_run_id(run_id: str) -> None:
             TrialRecord(run_id=run_id).write(trial)
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
         job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags)
-        outcome = train_trial(self.project, self.store, job, self.signals, report, tell)
+        outcome = train_trial(self.project, self.store, job, self.signals, report, on_run_id)
         TrialRecord(**{name: getattr(outcome, name) for name in (*LEARNED, *MEASURED, "noise_scale")}).write(trial)
         if outcome.curves is not None:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")

@@ -1,4 +1,4 @@
-"""One training of a search: the same steps as stage ``train``, in memory, told to a run of its own."""
+"""One training of a search: the same steps as stage ``train``, in memory, logged to its own run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -69,7 +69,7 @@ class TrialOutcome:
 
 
 def train_trial(
-    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ReportEpoch, tell: Callable[[str], None]
+    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ReportEpoch, on_run_id: Callable[[str], None]
 ) -> TrialOutcome:
     """Train to the end or until ``report`` stops it; a training that was interrupted resumes from its checkpoint.
 
@@ -81,7 +81,7 @@ def train_trial(
         job: what to train.
         signals: that the process received; it stops after a step, with a checkpoint.
         report: is called after each epoch.
-        tell: is called with the run's id as soon as it is known.
+        on_run_id: is called with the run's id as soon as it is known.
 
     Raises:
         OutOfMemoryError: not even a single image fits.
@@ -104,11 +104,11 @@ def train_trial(
     flat["hardware.accumulation_steps"] = batch.accumulation_steps
     with tracked_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as tracked:
         if (run_id := tracked.run_id()) is not None:
-            tell(run_id)
+            on_run_id(run_id)
         tracked.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
         outcome = _train(store, job, state, signals, report, tracked)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
-        _tell_outcome(tracked, outcome)
+        _log_outcome(tracked, outcome)
     state.guard.close()
     return replace(outcome, run_id=tracked.run_id())
 
@@ -186,7 +186,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
     return path
 
 
-def _tell_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
+def _log_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
     values = {
         "best_val_loss": outcome.val_loss,
         "best_val_accuracy": outcome.val_accuracy,
