@@ -62,7 +62,7 @@ def _check(digits: Store, folder: Path, **sections: dict[str, object]) -> int:
 def test_the_default_is_exact_in_every_layer(digits: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _check(digits, tmp_path, model={"width": 8, "dropout": 0.2}, train={"mixup_alpha": 0.2}) == 0
     printed = capsys.readouterr().out
-    assert "exact in every layer, for every cut" in printed
+    assert "exact in every layer, for every micro-batch size" in printed
     assert "off by" not in printed
 
 
@@ -70,7 +70,7 @@ def test_batch_norm_is_named_as_the_cause(digits: Store, tmp_path: Path, capsys:
     sections = {"model": {"width": 8, "norm": "batch", "ghost_batch_size": 8}, "hardware": {"micro_batch_size": 8}}
     assert _check(digits, tmp_path, **sections) == 1
     printed = capsys.readouterr().out
-    assert "not exact: gradients depend on the cut" in printed
+    assert "not exact: gradients depend on the micro-batch size" in printed
     assert "BatchNorm2d) normalises each micro-batch by its own mean and variance" in printed
 
 
@@ -81,5 +81,5 @@ def test_frozen_batch_norm_is_exact(digits: Store, tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_take_a_single_sample_is_told_so(digits: Store, tmp_path: Path) -> None:
     model = {"name": "resnet18", "norm": "batch", "ghost_batch_size": 8}
-    with pytest.raises(ModelError, match="BatchNorm needs two samples at least"):
+    with pytest.raises(ModelError, match="BatchNorm needs at least two samples"):
         _check(digits, tmp_path, model=model, hardware={"micro_batch_size": 8})

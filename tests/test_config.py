@@ -327,7 +327,7 @@ def test_a_preset_or_params_yaml_with_an_empty_section_takes_the_defaults(
 
 def test_a_misspelt_command_is_one_line_and_none_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rpro"]) == 2
-    assert capsys.readouterr().err == "bigstep: COMMAND must be one of bigstep's, but is 'rpro'; did you mean 'repro'?\n"
+    assert capsys.readouterr().err == "bigstep: COMMAND: expected a command of bigstep, got 'rpro'; did you mean 'repro'?\n"
     assert main([]) == 0
     assert "bigstep repro" in capsys.readouterr().out
 

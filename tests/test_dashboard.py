@@ -111,4 +111,4 @@ def test_no_study_is_one_line(tmp_path: Path, empty_database: Path) -> None:
     from conftest import copy_project
 
     project = Project(copy_project(tmp_path / "project", empty_database))
-    assert "a study must have been begun, but" in project.bigstep("dashboard", code=2)
+    assert "search.storage: expected a study, got " in project.bigstep("dashboard", code=2)

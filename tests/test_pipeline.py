@@ -324,8 +324,8 @@ def test_a_ghost_batch_leaves_nothing_to_plan(trained: Path) -> None:
 def test_what_does_not_fit_the_budget_is_refused_before_training(trained: Path) -> None:
     runs = _runs(trained)
     output = _repro(trained, "--set", "hardware.memory_budget=300MiB", "--set", "train.seed=4", code=2)
-    assert "must fit hardware.memory_budget, but needs" in output
-    assert "not even one image at a time fits" in output
+    assert "expected a step that fits hardware.memory_budget, 300 MiB, got " in output
+    assert "not even a single image fits" in output
     assert len(_runs(trained)) == len(runs)
 
 
@@ -339,7 +339,7 @@ def test_a_start_that_died_for_want_of_memory_begins_smaller(trained: Path) -> N
     mark = attempts / f"{latest.stem}.memory.json"
     mark.write_text('{"micro_batch_size": 32}', encoding="utf-8")
     output = _repro(trained, "--force", *settings)
-    assert "died at micro-batches of 32 with little memory left: beginning with 16" in output
+    assert "the last run was killed with little memory left at micro-batch size 32; starting with 16" in output
     assert "4 micro-batches of at most 16" in output
     assert not mark.exists()
 
@@ -447,7 +447,7 @@ def test_the_champion_answers_predict(trained: Path, tmp_path: Path) -> None:
         "import sys; sys.path.insert(0, 'src'); from bigstep.cli import main; raise SystemExit(main(['predict', sys.argv[1]]))"
     )
     assert "digit.png: 0 0." in _run(trained, "python", "-c", code, str(tmp_path / "digit.png"))
-    assert "must be an image" in _run(trained, "python", "-c", code, "params.yaml", code=2)
+    assert "bigstep: cannot read params.yaml: " in _run(trained, "python", "-c", code, "params.yaml", code=2)
 
 
 def test_a_rule_broken_inside_a_stage_is_one_line_and_code_2_too(trained: Path) -> None:

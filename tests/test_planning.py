@@ -1,16 +1,23 @@
 """The slicing that is chosen from measured speed and memory."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigstep.config.batch_sizes import resolve_batch
+from bigstep.config.batch_sizes import BatchSizes, resolve_batch
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
+from bigstep.config.params import parse_params
 from bigstep.config.train import TrainConfig
 from bigstep.config.units import parse_size
+from bigstep.data.store import Store
 from bigstep.errors import ConfigError
+from bigstep.planning.memory_budget import predict
+from bigstep.planning.plan import plan_folder
 from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, choose, measure_until_flat
+from bigstep.project.paths import ProjectPaths
 
 
 def _rungs(*speeds: float) -> list[SizeMeasurement]:
@@ -76,3 +83,29 @@ def test_auto_takes_what_is_planned_and_needs_the_effective_batch() -> None:
     assert (ghost.micro_batch_size, ghost.is_planned) == (25, True)
     with pytest.raises(ConfigError, match="leave its slicing to the plan"):
         resolve_batch(TrainConfig(effective_batch_size=None), hardware, ModelConfig())
+
+
+def test_smaller_micro_batches_keep_the_effective_batch() -> None:
+    sizes = BatchSizes(100, 32, 4)
+    assert sizes.at_most(16) == BatchSizes(100, 16, 7)
+    assert sizes.at_most(64) == sizes
+    assert sizes.at_most(0) == BatchSizes(100, 1, 100)
+
+
+def test_each_prediction_has_a_file_of_its_own_and_a_damaged_one_is_made_again(digits: Store, tmp_path: Path) -> None:
+    project, params = ProjectPaths(tmp_path), parse_params({"model": {"width": 4}})
+    folder = plan_folder(project, params, digits)
+    former = folder / "predicted.json"  # of version 0.2, all in one file
+    folder.mkdir(parents=True)
+    former.write_text('{"8 = 2 x 4": {"peak_bytes": 1}}', encoding="utf-8")
+    found = predict(project, params, digits, BatchSizes(8, 4, 2))
+    (path,) = set(folder.iterdir()) - {former}
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"peak_bytes": {found.peak_bytes}', '"peak_bytes": 7'))
+    content = path.read_bytes()
+    predict(project, params, digits, BatchSizes(8, 8, 1))
+    assert path.read_bytes() == content, "another worker's file is left alone"
+    assert len(list(folder.iterdir())) == 3
+    assert predict(project, params, digits, BatchSizes(8, 4, 2)).peak_bytes == 7, "it was read, not predicted again"
+    path.write_text(path.read_text(encoding="utf-8").replace('"peak_bytes": 7', '"peak_bytes": "7"'))
+    assert predict(project, params, digits, BatchSizes(8, 4, 2)) == found
+    assert former.exists()

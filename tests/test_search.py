@@ -9,6 +9,7 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from rich.live import Live
@@ -84,9 +85,9 @@ def test_the_current_parameters_are_a_point_of_the_space(size: int, rate: float)
 
 
 def test_a_range_without_a_power_of_two_and_a_key_that_is_none_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"search.effective_batch_size must hold a power of two, but is \[33, 63\]"):
+    with pytest.raises(ConfigError, match=r"search.effective_batch_size: expected a range with a power of two, got \[33, 63\]"):
         _space(effective_batch_size=[33, 63])
-    with pytest.raises(ConfigError, match=r"search.parameters must name keys of params.yaml, but train.nothing is none"):
+    with pytest.raises(ConfigError, match=r"search.parameters: expected keys of params.yaml, got train.nothing"):
         _space(parameters={"train.nothing": [1, 2]})
 
 
@@ -132,7 +133,9 @@ def test_the_default_learns_from_pruned_trials_and_asks_for_nothing_twice() -> N
 
 @pytest.mark.parametrize(("space", "objectives"), [("full", 1), ("planned", 2)])
 def test_cma_es_is_refused_where_it_would_ignore_what_matters(space: str, objectives: int) -> None:
-    with pytest.raises(ConfigError, match=r"search.sampler cmaes must have one objective and no constraint"):
+    with pytest.raises(
+        ConfigError, match=r"search.sampler: expected one objective and the planned space for cmaes, got space "
+    ):
         choose_sampler("cmaes", seed=0, space=space, num_objectives=objectives)
 
 
@@ -146,9 +149,9 @@ def test_the_finish_takes_the_best_and_the_parameters_it_began_with() -> None:
         _trial(5, 0.2),
         _trial(6, 0.25),
     ]
-    best = best_trials(trials, 3, smaller_is_better=True)
+    best = best_trials(trials, 3, StudyDirection.MINIMIZE)
     assert [trial.number for trial in best] == [1, 5, 6, 0]
-    assert [trial.number for trial in best_trials(trials, 1, smaller_is_better=False)] == [0]
+    assert [trial.number for trial in best_trials(trials, 1, StudyDirection.MAXIMIZE)] == [0]
     again = replicates(best, SearchConfig(), seed=7)
     assert {item.seed for item in again} == {8, 9, 10}
     assert len({item.key for item in again}) == 12
@@ -160,7 +163,7 @@ def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:
         *(_trial(number, value, kind="replicate", of=1) for number, value in enumerate([0.3, 0.2, 0.4])),
         *(_trial(number + 3, value, kind="replicate", of=0) for number, value in enumerate([0.2, 0.2, 0.2])),
     ]
-    ranking = standings(best, done, smaller_is_better=True)
+    ranking = standings(best, done, StudyDirection.MINIMIZE)
     assert [item.of for item in ranking] == [0, 1]
     assert ranking[1].mean == pytest.approx(0.3)
     assert ranking[1].spread == pytest.approx(0.1)
@@ -178,7 +181,7 @@ def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -
     assert verdict.micro_batch_sizes == (16, 8)
     warnings = SearchResult(None, (), (verdict,), (), (), ()).warnings
     assert len(warnings) == (not holds)
-    assert all(f"0.1 and {value:.6g}, apart by more than" in text and "`bigstep check`" in text for text in warnings)
+    assert all(f"0.1 and {value:.6g}, which differ by more than" in text and "`bigstep check`" in text for text in warnings)
 
 
 def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:

@@ -115,7 +115,7 @@ def test_what_needs_a_storage_is_done_again_until_it_answers(capsys: pytest.Capt
         storage = open_storage(server.address)
         study = open_study(storage, "study", ["minimize"])
         server.stop("immediate")
-        with pytest.raises(ProjectError, match="the storage of a study must answer, but postgresql") as caught:
+        with pytest.raises(ProjectError, match=r"search\.storage: expected an answer from postgresql") as caught:
             patiently(study.get_trials, server.address, seconds=1)
         assert len(str(caught.value).splitlines()) == 1
         assert "secret" not in str(caught.value)
@@ -135,4 +135,4 @@ def test_a_database_that_is_away_at_the_start_is_one_line(project: Project) -> N
     assert "secret" not in output
     lines = [line for line in output.splitlines() if line.startswith("bigstep: ")]
     assert len(lines) == 1
-    assert "the storage of a study must answer, but postgresql" in lines[0]
+    assert "search.storage: expected an answer from postgresql" in lines[0]

@@ -62,7 +62,7 @@ def test_a_search_writes_its_tables_and_says_what_it_found(quick: Project) -> No
     assert {row["number"] for row in slicings} == {"0", "1", "2", "3"}
     assert sum(row["trained"] == "True" for row in slicings) == 4
     output = quick.search_output  # type: ignore[attr-defined]
-    for text in ("the slicing is planned", "over 1 new seed", "audit: trial", "winner: trial"):
+    for text in ("the micro-batch size is planned", "over 1 seed", "audit: trial", "winner: trial"):
         assert text in output, output
     assert (quick.root / "results" / "search" / "landscape.png").stat().st_size > 5000
 
@@ -122,7 +122,7 @@ def test_the_same_command_again_trains_nothing_and_a_larger_budget_goes_on(quick
 
 def test_another_space_or_model_does_not_mix_with_the_study(quick: Project) -> None:
     output = quick.bigstep("search", "--trials", "9", "--set", "model.width=16", code=2)
-    assert "a study must be searched with the parameters it was begun with, but model.width (was 8) changed" in output
+    assert "search.study: expected the parameters that the study was started with, got changed model.width (was 8)" in output
     output = quick.bigstep("search", "--trials", "9", "--study", "other", "--warm-start", "nosuch", code=2)
     assert "--warm-start: no study 'nosuch' in this storage" in output
 

@@ -111,9 +111,9 @@ def test_the_lock_of_a_killed_holder_costs_no_waiting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        ("postgresql://me:hidden@127.0.0.1:1/study", "must answer, but postgresql"),
-        ("nosuch://me:hidden@x/y", "must answer, but nosuch"),
-        ("{tmp}/text.journal", "must be readable and of Optuna's operations"),
+        ("postgresql://me:hidden@127.0.0.1:1/study", "search.storage: expected an answer from postgresql"),
+        ("nosuch://me:hidden@x/y", "search.storage: expected an answer from nosuch"),
+        ("{tmp}/text.journal", "search.storage: expected a journal of Optuna, got "),
     ],
 )
 def test_what_is_no_storage_is_one_line_without_a_password(address: str, text: str, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_is_no_storage_is_one_line_without_a_password(address: str, text: s
 
 def test_a_study_keeps_its_directions_and_addresses_their_secret(tmp_path: Path) -> None:
     _study(str(tmp_path / "s.journal"))
-    with pytest.raises(ProjectError, match="study study must maximize, but does minimize"):
+    with pytest.raises(ProjectError, match="study study: expected directions maximize, got minimize"):
         open_study(open_storage(str(tmp_path / "s.journal")), "study", ["maximize"])
     assert without_password("postgresql://a:b@c/d") == "postgresql://a:***@c/d"
 

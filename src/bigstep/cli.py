@@ -1,4 +1,4 @@
-"""The command `bigstep`: parse, validate, call a stage; one line for each user's error."""
+"""The command `bigstep`: parse the arguments, call a command, print a user's error in one line."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0, 2 after a user's error, 1 where a stage failed otherwise, 130 after Ctrl-C.
+        The exit code: 0, 2 after a user's error, 1 if a stage failed for another reason, 130 after Ctrl-C.
     """
     given, lines = with_new_names(sys.argv[1:] if arguments is None else arguments)
     if not given:
@@ -44,7 +44,7 @@ def _check_command(name: str) -> None:
     if not name.startswith("-") and name not in known:
         from bigstep.config.yaml_files import nearest
 
-        raise ConfigError(f"COMMAND must be one of bigstep's, but is {name!r}; {nearest(name, known)}")
+        raise ConfigError(f"COMMAND: expected a command of bigstep, got {name!r}; {nearest(name, known)}")
 
 
 def _repro(options: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def _repro(options: argparse.Namespace) -> int:
         options.command, options.command
     )
     claiming = threading.Thread(target=_claim_run, args=(root,), name="bigstep-claim")
-    claiming.start()  # beside the stages: importing MLflow takes seconds
+    claiming.start()  # while the stages run: importing MLflow takes seconds
     request = Request(None if stage == "evaluate" else stage, tuple(group for group in groups if group), options.force)
     code, paths, params = run_pipeline(root, request)
     claiming.join()

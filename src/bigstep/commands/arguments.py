@@ -8,12 +8,12 @@ from bigstep.errors import ConfigError
 
 __all__ = ["EXAMPLES", "FORMER", "SEARCH", "SHORT", "STAGES", "build_parser", "check_numbers", "short_forms", "with_new_names"]
 STAGES = {
-    "prepare": "read the source's images into data/prepared",
-    "train": "train up to results/train, after prepare where that is out of date",
-    "evaluate": "evaluate the model in results/evaluate, after the stages before it",
-    "check": "compare accumulated with full-batch gradients of the configured model, layer by layer, in float64",
-    "plan": "measure speed and memory over micro-batch sizes, and recommend a slicing of the effective batch",
-    "search": "try learning rates and effective batches, the slicing planned, and train the best again with new seeds",
+    "prepare": "read the source's images and write data/prepared",
+    "train": "train and write results/train; runs prepare first if it is out of date",
+    "evaluate": "evaluate the model and write results/evaluate; runs earlier stages first if they are out of date",
+    "check": "compare accumulated with full-batch gradients for the configured model, layer by layer, in float64",
+    "plan": "measure speed and memory over micro-batch sizes, and recommend a micro-batch size",
+    "search": "search learning rates and effective batch sizes with planned micro-batches, and retrain the best with new seeds",
     "repro": "run the stages prepare, train and evaluate that are out of date",
 }
 SHORT = {
@@ -25,13 +25,13 @@ SHORT = {
 }
 SEARCH = {"trials": "search.trials", "workers": "search.workers", "study": "search.study", "storage": "search.storage"}
 EXAMPLES = """examples:
-  bigstep repro                                       the whole pipeline, as params.yaml says
-  bigstep repro --set train.learning_rate=0.01        the same with another value, in a private copy
-  bigstep repro --preset fashion-mnist                parameters of presets/fashion-mnist.yaml
-  bigstep plan --apply                                how to cut the batch on this machine, into params.yaml
-  bigstep search --trials 20 --workers 2              which learning rate and effective batch?
-  bigstep check --set model.name=resnet18 --set data.image_size=32   is accumulating exact for this model?
-  bigstep predict photo.jpg                           predict with the champion of MLflow's registry
+  bigstep repro                                       run the whole pipeline with params.yaml
+  bigstep repro --set train.learning_rate=0.01        the same with one value changed, in a separate workspace
+  bigstep repro --preset fashion-mnist                use presets/fashion-mnist.yaml
+  bigstep plan --apply                                choose the micro-batch size for this machine
+  bigstep search --trials 20 --workers 2              tune learning rate and effective batch size
+  bigstep check --set model.name=resnet18 --set data.image_size=32   is accumulation exact for this model?
+  bigstep predict photo.jpg                           classify with the champion of MLflow's registry
 """
 
 FORMER = {
@@ -44,10 +44,10 @@ FORMER = {
 
 
 def with_new_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Put the new name in the place of an option's former one.
+    """Replace former names of options by the new ones.
 
     Returns:
-        The arguments, and a line for each name that was replaced.
+        The arguments, and one line for each name that was replaced.
     """
     found, lines = [], []
     for argument in arguments:
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="bigstep",
-        description="Train image models with exact gradient accumulation; DVC runs the stages, MLflow keeps the history.",
+        description="Train image models with exact gradient accumulation; DVC runs the stages, MLflow tracks the runs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -73,25 +73,25 @@ def build_parser() -> argparse.ArgumentParser:
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
     text = "verify checksums of data, models and caches"
     commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
-    text = "find what a crash, a full disk or another program left behind"
+    text = "find problems left by a crash, a full disk or another program"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
-    doctor.add_argument("--fix", action="store_true", help="repair it; damaged files are moved to .bigstep/set-aside")
-    text = "open MLflow's page on the project's history"
+    doctor.add_argument("--fix", action="store_true", help="fix them; damaged files are moved to .bigstep/set-aside")
+    text = "start the MLflow UI for the project's runs"
     page = commands.add_parser("mlflow", help=text, description=text, allow_abbrev=False)
-    page.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free one from 5000 on")
+    page.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free port from 5000")
     page.add_argument(
         "--host",
         metavar="ADDRESS",
-        help="listen on this address too: anyone who can reach it can modify or delete runs (no authentication)",
+        help="listen here instead of on 127.0.0.1; anyone who can reach it can modify or delete runs (no authentication)",
     )
-    text = "open the page of optuna-dashboard on the study"
+    text = "start optuna-dashboard for the study"
     board = commands.add_parser("dashboard", help=text, description=text, allow_abbrev=False)
-    board.add_argument("--storage", metavar="ADDRESS", help="of the study; default: search.storage")
-    board.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free one from 8080 on")
+    board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
+    board.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free port from 8080")
     board.add_argument(
         "--host",
         metavar="ADDRESS",
-        help="listen on this address too: anyone who can reach it can modify or delete studies (no authentication)",
+        help="listen here instead of on 127.0.0.1; anyone who can reach it can modify or delete studies (no authentication)",
     )
     text = "classify images"
     predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--model",
         metavar="NAME",
-        help="a model of MLflow's registry (its champion), a models:/ address, or a folder with model.safetensors; "
-        "default: the champion for data.source",
+        help="a registered model (its champion), a models:/ URI, or a folder with model.safetensors "
+        "(default: the champion for data.source)",
     )
     return parser
 
@@ -111,11 +111,11 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="use another value than params.yaml's; may be repeated. The run then happens in a private copy",
+        help="override a value of params.yaml; may be repeated. The pipeline then runs in a separate workspace",
     )
-    parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set goes over them")
+    parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set overrides them")
     if name != "search":
-        parser.add_argument("--force", "-f", action="store_true", help="run the stages even where they are up to date")
+        parser.add_argument("--force", "-f", action="store_true", help="run the stages even if they are up to date")
     if name in ("train", "evaluate", "repro"):
         parser.add_argument(
             "--ignore-code-change",
@@ -123,14 +123,14 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
             help="resume from the checkpoint even if the training code changed",
         )
     if name == "check":
-        parser.add_argument("--samples", type=int, default=32, metavar="N", help="samples of the batch compared (default: 32)")
+        parser.add_argument("--samples", type=int, default=32, metavar="N", help="number of samples to compare (default: 32)")
     if name == "plan":
         parser.add_argument("--budget", metavar="SIZE", help="memory limit such as 8GiB; overrides hardware.memory_budget")
-        parser.add_argument("--remeasure", action="store_true", help="measure even if there is a plan already")
-        parser.add_argument("--apply", action="store_true", help="write the choice into params.yaml, comments kept")
-        parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="to measure for, at most (default: 60)")
+        parser.add_argument("--remeasure", action="store_true", help="measure again even if there is a plan")
+        parser.add_argument("--apply", action="store_true", help="write the choice into params.yaml, keeping comments")
+        parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="time limit for measuring (default: 60)")
     if name == "search":
-        parser.add_argument("--apply", action="store_true", help="write the winner into params.yaml, comments kept")
+        parser.add_argument("--apply", action="store_true", help="write the winner into params.yaml, keeping comments")
         parser.add_argument(
             "--warm-start", metavar="STUDY", help="start from the best trials of another study in the same storage"
         )
@@ -140,14 +140,17 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
             flags = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
             short.add_argument(*flags, dest=key, metavar="VALUE", help=f"{target}")
         short.add_argument(
-            "--overrides", default="", metavar="TEXT", help='several, as "train.momentum=0.8 data.source=cifar10"'
+            "--overrides",
+            default="",
+            metavar="TEXT",
+            help='several overrides, such as "train.momentum=0.8 data.source=cifar10"',
         )
     if name == "repro":
         parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
 
 
 def short_forms(name: str) -> dict[str, str]:
-    """Return the options of a command that are short for ``--set``, and the keys they set."""
+    """Return the short options of a command, and the keys that they set."""
     return {"epochs": "search.epochs", **SEARCH} if name == "search" else SHORT
 
 
@@ -158,9 +161,9 @@ def check_numbers(options: argparse.Namespace) -> None:
         ConfigError: a value is out of range.
     """
     if getattr(options, "samples", 2) < 2:
-        raise ConfigError(f"--samples must be at least 2, but is {options.samples}; write for example 32")
+        raise ConfigError(f"--samples: expected at least 2, got {options.samples}; use for example 32")
     if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
-        raise ConfigError(f"--seconds must be from 1 to 3600, but is {options.seconds:g}; write for example 60")
+        raise ConfigError(f"--seconds: expected 1 to 3600, got {options.seconds:g}; use for example 60")
     if getattr(options, "budget", None) is not None:
         from bigstep.config.hardware import HardwareConfig
         from bigstep.config.yaml_files import parse_section

@@ -23,11 +23,11 @@ __all__ = ["check", "cut_sizes"]
 
 
 def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples: int) -> int:
-    """Compare accumulated with full-batch gradients in float64 for one effective batch, and print a verdict for each layer.
+    """Compare accumulated with full-batch gradients in float64 for one effective batch, and print the result for each layer.
 
     Args:
-        project: whose ``weights/`` the model may start from.
-        paths: where the prepared data lie.
+        project: its ``weights/`` may hold the starting weights.
+        paths: of the prepared data.
         params: the configuration.
         num_samples: of the batch, at most the effective batch.
 
@@ -50,14 +50,15 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
         raise ModelError(f"{error}: set train.keyed_randomness=false") from None
     except ValueError as error:
         raise ModelError(
-            f"every micro-batch must pass through the model, but: {error}; BatchNorm needs two samples at least"
+            f"model: expected every micro-batch to pass through it, got the error {str(error)!r}; "
+            "BatchNorm needs at least two samples"
         ) from None
     _print(layers, find_batch_layers(state.classifier), cuts, size)
     return 0 if all(layer.is_exact for layer in layers) else 1
 
 
 def cut_sizes(size: int, micro_batch_size: int) -> tuple[int, ...]:
-    """Choose micro-batch sizes to compare: the configured one, halves, a ragged one, and single samples."""
+    """Return the micro-batch sizes to compare: the configured one, a half, a quarter, a ragged one, and single samples."""
     wanted = (micro_batch_size, size // 2, size // 4, 7, 1)
     return tuple(sorted({cut for cut in wanted if 1 <= cut < size} or {size}, reverse=True))
 
@@ -84,26 +85,26 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
 
 
 def _print(layers: tuple[LayerCheck, ...], across: tuple[BatchLayer, ...], cuts: tuple[int, ...], size: int) -> None:
-    table = Table(title=f"accumulated against full-batch gradients, float64, {size} samples", title_justify="left")
+    table = Table(title=f"accumulated vs. full-batch gradients, float64, {size} samples", title_justify="left")
     table.add_column("layer")
     for cut in cuts:
         table.add_column(f"m = {cut}", justify="right")
-    table.add_column("verdict")
+    table.add_column("result")
     for layer in layers:
         verdict = "exact" if layer.is_exact else f"off by {_share(max(layer.errors))}"
         table.add_row(f"{layer.name} ({layer.kind})", *(f"{error:.0e}" for error in layer.errors), verdict)
     console.print(table)
     worst = max(max(layer.errors) for layer in layers)
     if all(layer.is_exact for layer in layers):
-        console.print(f"exact in every layer, for every cut: the largest relative error is {worst:.0e}, which is rounding")
+        console.print(
+            f"exact in every layer, for every micro-batch size: the largest relative error is {worst:.0e}, which is rounding"
+        )
         return
-    console.print(f"not exact: gradients depend on the cut, by up to {_share(worst)}")
+    console.print(f"not exact: gradients depend on the micro-batch size, by up to {_share(worst)}")
     for cause in across:
         console.print(f"  because {cause.name} ({cause.kind}) {cause.reason}")
     if not across:
-        console.print(
-            "  because the model draws random numbers that are not keyed, or looks across samples in a layer of its own"
-        )
+        console.print("  because the model draws random numbers that are not keyed, or a custom layer mixes samples")
 
 
 def _share(error: float) -> str:

@@ -1,4 +1,4 @@
-"""`bigstep dashboard`: the page of optuna-dashboard on the study, for this machine only unless somebody says otherwise."""
+"""`bigstep dashboard`: optuna-dashboard for the study, by default for this machine only."""
 
 import contextlib
 import socketserver
@@ -9,7 +9,6 @@ from typing import Any, final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import parse_params
@@ -20,7 +19,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.search.storage import open_storage, without_password
 from bigstep.search.studies import study_address
-from bigstep.search.trial_queue import is_feasible, value_of
+from bigstep.search.trial_queue import is_feasible, sort_value, value_of
 
 __all__ = ["make_dashboard", "serve_dashboard"]
 
@@ -28,12 +27,12 @@ FIRST_PORT = 8080
 
 
 def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, host: str | None = None) -> int:
-    """Serve the page until Ctrl-C.
+    """Serve the dashboard until Ctrl-C.
 
     Args:
         root: of the project.
         storage: of the study; None: that of params.yaml.
-        port: to listen on; 0: the first free one from 8080 on.
+        port: to listen on; 0: the first free one from 8080.
         host: an address to listen on instead of 127.0.0.1.
 
     Returns:
@@ -45,50 +44,50 @@ def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, host: str
     project = ProjectPaths(root)
     address = storage or study_address(project, parse_params(read_yaml(root / "params.yaml")))
     if "://" not in address and not Path(address).exists():
-        raise ProjectError(f"there is no study yet: {address} does not exist; run `bigstep search`")
+        raise ProjectError(f"search.storage: expected a study, got {address}, which does not exist; run `bigstep search` first")
     port = free_port(port, host or LOOPBACK, FIRST_PORT)
     if host is not None:
-        console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete every study; there is no password")
+        console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete studies (no authentication)")
     server = make_dashboard(address, project.search / "artifacts", host or LOOPBACK, port)
-    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C ends it); the storage is {without_password(address)}")
+    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C to stop), storage: {without_password(address)}")
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0
 
 
 def make_dashboard(address: str, artifacts: Path, host: str, port: int) -> WSGIServer:
-    """Make the server of the page on the storage ``address``; it answers to its own names only."""
+    """Create the server of the dashboard for the storage ``address``; it accepts its own names only."""
     from optuna.artifacts import FileSystemArtifactStore
     from optuna_dashboard import wsgi
 
     artifacts.mkdir(parents=True, exist_ok=True)
     storage = open_storage(address)
-    storage.get_best_trial = partial(_best_feasible, storage)  # type: ignore[method-assign] # the page's own forgets constraints
+    storage.get_best_trial = partial(_best_feasible, storage)  # type: ignore[method-assign] # the dashboard's own ignores constraints
     application = wsgi(storage, FileSystemArtifactStore(base_path=str(artifacts)))
     names = {f"{name}:{port}" for name in (host, LOOPBACK, "localhost")}
     return make_server(host, port, _guarded(application, names), _Server, _Handler)
 
 
 def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
-    """Return the best trial that keeps its constraints; where none does, the dashboard shows none.
+    """Return the best feasible trial; if there is none, the dashboard shows none.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no trial is feasible.
     """
     trials = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = 1 if storage.get_study_directions(study_id)[0] == StudyDirection.MINIMIZE else -1
-    return min((trial for trial in trials if is_feasible(trial)), key=lambda trial: sign * value_of(trial))
+    direction = storage.get_study_directions(study_id)[0]
+    return min((trial for trial in trials if is_feasible(trial)), key=lambda trial: sort_value(value_of(trial), direction))
 
 
 def _guarded(application: Any, names: set[str]) -> Callable[..., Iterable[bytes]]:
-    """Refuse requests that name another host, or come from another page: a page elsewhere must not reach the study."""
+    """Refuse requests for another host name or from another origin: other sites must not reach the study."""
     origins = {f"http://{name}" for name in names}
 
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
         if host not in names or (origin is not None and origin not in origins):
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
-            return [b"this page answers to its own address only\n"]
+            return [b"this dashboard accepts requests to its own address only\n"]
         return application(environ, start_response)  # type: ignore[no-any-return] # WSGI
 
     return guarded
@@ -102,4 +101,4 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 @final
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 # the name that is overridden
-        """Say nothing of each request."""
+        """Do not log requests."""

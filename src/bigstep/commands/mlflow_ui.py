@@ -1,4 +1,4 @@
-"""Pages for the browser: on this machine only, unless somebody says otherwise."""
+"""`bigstep mlflow`: the MLflow UI, by default for this machine only."""
 
 import os
 import sys
@@ -14,28 +14,26 @@ __all__ = ["mlflow_command", "serve_mlflow"]
 
 
 def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
-    """Serve MLflow's page on the project's history until Ctrl-C.
+    """Serve the MLflow UI until Ctrl-C.
 
     Raises:
-        ProjectError: the history is on a server already, or the port is taken.
+        ProjectError: MLflow is on a server already, or the port is taken.
     """
     uri = tracking_uri(root)
     if uri.startswith(("http://", "https://")):
-        raise ProjectError(
-            f"the history must be in a database to be served from here, but MLFLOW_TRACKING_URI is {uri}; open it"
-        )
+        raise ProjectError(f"MLFLOW_TRACKING_URI: expected a database to serve, got {uri}; open this address in a browser")
     open_client(uri)
     port = free_port(port, host or LOOPBACK)
     if host is not None:
-        console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete every run; there is no password")
-    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C ends it)")
+        console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete runs (no authentication)")
+    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C to stop)")
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     code = run_child(mlflow_command(uri, host or LOOPBACK, port), root, environment)
     return 0 if code == 130 else code
 
 
 def mlflow_command(uri: str, host: str, port: int) -> list[str]:
-    """Return the command of a server that answers to its own name only: a page elsewhere cannot reach it by another."""
+    """Return the command of a server that accepts its own names only: other sites cannot reach it through a browser."""
     names = [f"{name}:{port}" for name in dict.fromkeys((host, LOOPBACK, "localhost"))]
     origins = ",".join(f"http://{name}" for name in names)
     allowed = ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", origins]

@@ -1,4 +1,4 @@
-"""What the command line sets over params.yaml: a preset, --set and its short forms."""
+"""What the command line overrides in params.yaml: a preset, --set and its short forms."""
 
 import argparse
 import shlex
@@ -12,10 +12,10 @@ __all__ = ["chosen_overrides", "read_preset"]
 
 
 def chosen_overrides(options: argparse.Namespace) -> tuple[Override, ...]:
-    """Return what --set and its short forms ask for.
+    """Return the overrides of --set and its short forms.
 
     Raises:
-        ConfigError: it names no key, or a value breaks a rule.
+        ConfigError: a key does not exist, or a value breaks a rule.
     """
     from bigstep.config.params import check_overrides
 
@@ -24,14 +24,14 @@ def chosen_overrides(options: argparse.Namespace) -> tuple[Override, ...]:
     try:
         texts += shlex.split(getattr(options, "overrides", ""))
     except ValueError as error:
-        raise ConfigError(f"--overrides must be words as in a shell, but {error}; balance the quotes") from None
+        raise ConfigError(f"--overrides: expected words as in a shell, got {str(error).lower()}; balance the quotes") from None
     found = parse_overrides([*texts, *options.set])
     check_overrides(found, "--set")
     return found
 
 
 def read_preset(root: Path, name: str | None) -> tuple[Override, ...]:
-    """Return what presets/NAME.yaml sets.
+    """Return the overrides of presets/NAME.yaml.
 
     Raises:
         ConfigError: there is no such preset, or it breaks a rule.
@@ -43,11 +43,13 @@ def read_preset(root: Path, name: str | None) -> tuple[Override, ...]:
         return ()
     known = sorted(path.stem for path in (root / "presets").glob("*.yaml"))
     if name not in known:
-        raise ConfigError(f"--preset must name a file in presets/, but {name!r} is none; {nearest(name, known)}")
+        raise ConfigError(f"--preset: expected the name of a file in presets/, got {name!r}; {nearest(name, known)}")
     content = read_yaml(root / "presets" / f"{name}.yaml")
     for section, values in content.items():
         if not isinstance(values, dict | None):
-            raise ConfigError(f"presets/{name}.yaml: {section} must be a mapping of keys, but is not; indent its keys below it")
+            raise ConfigError(
+                f"presets/{name}.yaml, {section}: expected a mapping of keys, got {values!r}; indent its keys below it"
+            )
     found = tuple((section, key, value) for section, values in content.items() for key, value in (values or {}).items())
     check_overrides(found, f"presets/{name}.yaml")
     return found

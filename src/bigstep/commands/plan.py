@@ -1,4 +1,4 @@
-"""What `bigstep plan` shows and writes: a table, a plot, plan.json, and where asked for params.yaml."""
+"""`bigstep plan`: print the plan, write a plot and plan.json, and on request params.yaml."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,28 +31,28 @@ def plan(
     apply: bool,
     seconds: float,
 ) -> int:
-    """Measure or read the plan, show it, and write ``plan.json`` and ``plan.png`` beside it.
+    """Measure or read the plan, print it, and write ``plan.json`` and ``plan.png``.
 
     Args:
-        project: whose state keeps the plan, and whose params.yaml may take the choice.
-        paths: where the prepared data lie.
+        project: its state folder holds the plan; ``apply`` writes its params.yaml.
+        paths: of the prepared data.
         params: the configuration.
-        budget: a limit in the place of ``hardware.memory_budget``.
+        budget: overrides ``hardware.memory_budget``.
         remeasure: measure even if there is a plan.
         apply: write the choice into params.yaml.
-        seconds: to measure for, at most.
+        seconds: time limit for measuring.
 
     Returns:
         0
 
     Raises:
-        ConfigError: with model.norm batch the slicing is no choice.
+        ConfigError: with model.norm batch the micro-batch size is fixed.
     """
     ghost = params.model.ghost_batch_size
     if ghost is not None:
         raise ConfigError(
-            f"a slicing must be free to be planned, but with model.norm batch every micro-batch is model.ghost_batch_size, "
-            f"{ghost}; set model.norm to group"
+            f"model.norm: expected a norm that lets the plan choose the micro-batch size, got batch, with which every "
+            f"micro-batch is model.ghost_batch_size, {ghost}; set model.norm to group"
         )
     if budget is not None:
         params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": budget}))
@@ -72,7 +72,7 @@ def plan(
 def _print(found: Plan, choice: PlannedSlicing, room: int | None) -> None:
     for ladder in found.ladders:
         table = Table(title=f"{ladder.precision}, {ladder.memory_format}", title_justify="left")
-        for name in ("micro-batch", "images/s", "process grows by", "tensors, predicted", ""):
+        for name in ("micro-batch", "images/s", "process growth", "predicted tensors", ""):
             table.add_column(name, justify="left" if name == "" else "right")
         for rung in ladder.rungs:
             fits = room is None or rung.resident_growth_bytes <= room
@@ -82,16 +82,16 @@ def _print(found: Plan, choice: PlannedSlicing, room: int | None) -> None:
                 f"{rung.samples_per_second:,.0f}",
                 format_bytes(rung.resident_growth_bytes),
                 format_bytes(rung.predicted_bytes),
-                "chosen" if chosen else "" if fits else "over the budget",
+                "chosen" if chosen else "" if fits else "over budget",
             )
         console.print(table)
     console.print(
         f"recommended for an effective batch of {choice.effective_batch_size}: micro-batches of {choice.micro_batch_size}, "
-        f"{choice.accumulation_steps} a step, {choice.samples_per_second:,.0f} images/s"
+        f"{choice.accumulation_steps} per step, {choice.samples_per_second:,.0f} images/s"
     )
     largest = [rung for rung in found.ladders[0].rungs if rung.micro_batch_size >= choice.effective_batch_size]
     if choice.accumulation_steps > 1 and largest and (room is None or largest[-1].resident_growth_bytes <= room):
-        console.print("the whole batch would fit too: accumulating is chosen here because it is as fast, or faster")
+        console.print("the whole batch would fit too; accumulation is recommended because it is at least as fast")
 
 
 def _predicted_line(found: Plan, limit: int | None) -> None:
@@ -103,8 +103,8 @@ def _predicted_line(found: Plan, limit: int | None) -> None:
     fixed = first.predicted_bytes - slope * first.micro_batch_size
     size = max(0, int((limit - fixed) / max(slope, 1)))
     console.print(
-        f"tensors alone: {format_bytes(int(fixed))} and {format_bytes(int(slope))} an image, so a GPU with "
-        f"{format_bytes(limit)} takes up to {size} at a time (its libraries' own workspaces not counted)"
+        f"tensors alone: {format_bytes(int(fixed))} plus {format_bytes(int(slope))} per image, so {format_bytes(limit)} of GPU "
+        f"memory hold micro-batches of up to {size} (without the workspaces of CUDA libraries)"
     )
 
 

@@ -1,4 +1,4 @@
-"""`bigstep predict`: the class of single images, by a model of the registry or of a folder."""
+"""`bigstep predict`: classify single images with a registered model, or with one in a folder."""
 
 import sys
 from collections.abc import Callable
@@ -35,10 +35,10 @@ class Predictor:
 
 
 def predict(root: Path | None, images: list[Path], model: str | None) -> int:
-    """Print the likeliest classes of each image.
+    """Print the most likely classes of each image.
 
     Returns:
-        0, or 2 where an image could not be read.
+        0, or 2 if an image could not be read.
 
     Raises:
         ModelError: there is no such model.
@@ -53,10 +53,7 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
     for path in images:
         decoded = decode_file(path, layout)
         if isinstance(decoded, Refusal):
-            print(
-                f"bigstep: {path} must be an image, but is not taken: {decoded.reason}; name another file",
-                file=sys.stderr,
-            )
+            print(f"bigstep: cannot read {path}: {decoded.reason}; use another file", file=sys.stderr)
             refused += 1
             continue
         shares = predictor.probabilities(decoded.pixels[None])[0]
@@ -67,7 +64,7 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
 
 
 def is_exported(name: str) -> bool:
-    """Return whether ``name`` is a folder with an exported model, which needs no project around it."""
+    """Return whether ``name`` is a folder with an exported model, which needs no project."""
     return (Path(name) / "model.json").is_file()
 
 
@@ -101,16 +98,14 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
             model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
         problem = str(error).splitlines()[0]
-        raise ModelError(
-            f"--model must name a registered model, but {name} is none ({problem}); run `bigstep repro` first"
-        ) from None
+        raise ModelError(f"--model: expected a registered model, got {name} ({problem}); run `bigstep repro` first") from None
     classes = tuple((model.metadata.metadata or {}).get("classes", ()))
     if not classes or model.metadata.signature is None:
-        raise ModelError(f"--model must be a model of bigstep's, but {name} names no classes; take another")
+        raise ModelError(f"--model: expected a model of bigstep, got {name}, which names no classes; choose another")
     taken = model.metadata.signature.inputs.inputs[0]
 
     def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # beside a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
+        # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
         shown = np.concatenate([images, np.full_like(images[:1], 255)])
         answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]
         return answers
@@ -119,17 +114,19 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
 
 
 def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":
-    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` stands for."""
+    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` means."""
     scheme, _, rest = address.rpartition(":/")
     name, _, number = rest.partition("/")
     if scheme == "runs":
         found = client.search_model_versions(f"run_id='{name}'") if name.isalnum() else []
         if found:
             return found[0]
-        raise ModelError(f"--model must name a run with a registered model, but {address} has none; name a registered model")
+        raise ModelError(
+            f"--model: expected a run with a registered model, got {address}, which has none; name a registered model"
+        )
     if number.isdecimal():
         return client.get_model_version(name, number)
     name, _, alias = rest.partition("@")
     if "/" in rest:
-        raise ModelError(f"--model must be NAME, models:/NAME/VERSION or models:/NAME@ALIAS, but is {address}; correct it")
+        raise ModelError(f"--model: expected NAME, models:/NAME/VERSION or models:/NAME@ALIAS, got {address}; correct it")
     return client.get_model_version_by_alias(name, alias or "champion")

@@ -1,4 +1,4 @@
-"""What a person sees at the end of the pipeline; and the history of an execution in which nothing had to run."""
+"""The end of `bigstep repro`: print the metrics, and complete the MLflow run if all stages were up to date."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ FILES = {"train": ("train",), "evaluate": ("train", "evaluate")}
 
 
 def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -> int:
-    """Print the metrics up to ``stage``, and complete the MLflow run that called, if any.
+    """Print the metrics up to ``stage``, and complete the run of `mlflow run`, if there is one.
 
     Returns:
         0
@@ -36,7 +36,7 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -
     if values:
         _print_table(values, params)
         where = paths.evaluate if stage == "evaluate" else paths.train
-        console.print(f"results: {os.path.relpath(where)}   history: bigstep mlflow")
+        console.print(f"results: {os.path.relpath(where)}   runs: bigstep mlflow")
     run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
     if run_id is not None:
         _complete_run(ProjectPaths(root), params, values, run_id, stage)
@@ -55,7 +55,7 @@ def _print_table(values: dict[str, float], params: Params) -> None:
 
 
 def _complete_run(project: ProjectPaths, params: Params, values: dict[str, float], run_id: str, stage: str) -> None:
-    """Fill the run of `mlflow run` where its stages were up to date, and so wrote nothing to it."""
+    """Log to the run of `mlflow run` if its stages were up to date, and so logged nothing."""
     attempt = _attempt(project, params)
     if attempt is not None and attempt.run_id == run_id and stage in attempt.finished:
         return
@@ -79,7 +79,7 @@ def _fill_run(
 
 
 def _point(project: ProjectPaths, params: Params, values: dict[str, float], pointing: str) -> None:
-    """Have the run of `mlflow run` point to the run that has these results, which is made where there is none."""
+    """Let the run of `mlflow run` point to the run that has these results, and create that run if there is none."""
     from bigstep.tracking.database import open_client, tracking_uri
     from bigstep.tracking.mlflow_tracker import MlflowTracker
 

@@ -1,4 +1,4 @@
-"""`bigstep search`: a study, workers that train its trials, and what they found."""
+"""`bigstep search`: start or continue a study, train its trials with workers, and report the result."""
 
 import contextlib
 import time
@@ -34,6 +34,7 @@ from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
 from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
+from bigstep.search.trial_record import TrialRecord
 from bigstep.search.workers.supervisor import watch_workers
 from bigstep.tracking.database import connect, open_experiment, tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -43,16 +44,16 @@ __all__ = ["search"]
 
 
 def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bool, warm_start: str | None) -> int:
-    """Search until the budget of params.yaml is used up; what an earlier start or another machine did counts.
+    """Search until the budget of params.yaml is used up; trials of earlier starts and other machines count.
 
     Args:
         root: of the project.
         overrides: of params.yaml, in groups.
         apply: write the winner into params.yaml.
-        warm_start: a study of the same storage whose best points are tried first.
+        warm_start: a study in the same storage; its best points are tried first.
 
     Returns:
-        0, or 130 and 143 where it was told to stop.
+        0, or 130 or 143 if it was stopped by a signal.
 
     Raises:
         UserError: a rule is broken.
@@ -126,13 +127,13 @@ def _conduct(
     first, again = ledgers
     request = _with_parent(request, first.study)
     state = project.search / params.search.study
-    told = {f"search.{key}": value for key, value in params.search.model_dump(mode="json").items()}
+    logged = {f"search.{key}": value for key, value in params.search.model_dump(mode="json").items()}
     if params.search.storage is not None:
-        told["search.storage"] = without_password(params.search.storage)
+        logged["search.storage"] = without_password(params.search.storage)
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with tracked_run(
-        state / "spools" / "search", request.uri, request.experiment, params=told, tags=tags, given=given
+        state / "spools" / "search", request.uri, request.experiment, params=logged, tags=tags, given=given
     ) as tracked:
         if (pointing := pointing_run(params.tracking.experiment)) is not None:
             tracked.tracker.point_from(pointing)
@@ -165,19 +166,19 @@ def _conduct(
 
 
 def _report_failure(ledgers: tuple[TrialQueue, TrialQueue], params: Params, code: int) -> int:
-    """Say that the search failed; it names no winner and leaves no trial RUNNING and no results."""
+    """Report that the search failed: without a winner and results, and with no trial left RUNNING."""
     first, _ = ledgers
     with contextlib.suppress(UserError, *STORAGE_ERRORS):
         for ledger in ledgers:
             ledger.settle()
         done = sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in counts_toward_budget(first.trials()))
-        console.print(f"{done} of {params.search.trials} trials are trained, and are kept")
-    console.print("the search failed, so there is no winner; correct what the worker reported and run the same command again")
+        console.print(f"{done} of {params.search.trials} trials are trained and kept")
+    console.print("the search failed, so there is no winner; fix what the worker reported and run the same command again")
     return code
 
 
 def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
-    """Find or begin the run of the whole study; that of `mlflow run`, where somebody named its experiment."""
+    """Find or create the run of the whole study; use the run of `mlflow run` if its experiment was named."""
     client = connect(request.uri)
     given = given_run(request.experiment)
     if given is not None:
@@ -197,35 +198,32 @@ def _tags(findings: SearchResult) -> dict[str, str]:
 def _report(findings: SearchResult, params: Params) -> None:
     objective = params.search.objectives[0]
     for item in findings.standings:
-        name = "the parameters it began with" if item.of == 0 else f"trial {item.of}"
+        name = "baseline (current params.yaml)" if item.of == 0 else f"trial {item.of}"
         count = len(item.values)
         spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
-        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} new {seeds}")
+        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} {seeds}")
     for verdict in findings.verdicts:
         if verdict.holds:
-            console.print(f"audit: trial {verdict.of} in micro-batches of {verdict.micro_batch_sizes[1]} agrees")
+            console.print(f"audit: trial {verdict.of} agrees at micro-batch size {verdict.micro_batch_sizes[1]}")
     for warning in findings.warnings:
         console.print(f"WARNING: {warning}")
     if findings.winner is None:
-        console.print("no trial was trained to the end")
+        console.print("no trial was trained to the end, so there is no winner")
         return
-    known = findings.winner.user_attrs
+    record = TrialRecord.read(findings.winner)
+    console.print(f"winner: trial {findings.winner.number}, learning rate {record.learning_rate:.3g}, {record.batch}")
+    if record.accumulation_steps == 1:
+        console.print("accumulation does not help here: the whole batch fits and is as fast")
     console.print(
-        f"winner: trial {findings.winner.number}, learning rate {known['learning_rate']:.3g}, effective batch "
-        f"{known['effective_batch_size']} = {known['accumulation_steps']} micro-batches of at most {known['micro_batch_size']}"
+        "results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --apply` writes the winner into params.yaml"
     )
-    if known["accumulation_steps"] == 1:
-        console.print("accumulation does not pay here: the whole batch at once is as fast, and fits")
-    console.print("results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --apply` takes it into params.yaml")
 
 
 def _apply(path: Path, space: Space, findings: SearchResult) -> None:
     if findings.winner is None:
-        raise ProjectError(
-            "a search must have a winner to be adopted, but no trial was trained to its end; raise search.trials"
-        )
+        raise ProjectError("--apply: expected a winner, got no trial that was trained to the end; raise search.trials")
     chosen = winning_params(space, findings.winner)
     triples = tuple((section, key, value) for section, values in chosen.items() for key, value in values.items())
     with whole_file(path) as beside:
         write_yaml(apply_overrides(read_yaml(path), triples), beside)
-    console.print("params.yaml has the winner's parameters now; `dvc repro` trains it in full")
+    console.print("params.yaml now has the winner's parameters; `dvc repro` trains them in full")

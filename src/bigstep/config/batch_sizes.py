@@ -31,6 +31,11 @@ class BatchSizes:
             f"micro-batches of at most {self.micro_batch_size}"
         )
 
+    def at_most(self, micro_batch_size: int) -> "BatchSizes":
+        """Return the same effective batch in micro-batches of at most ``micro_batch_size``, and of at least one sample."""
+        size = min(self.micro_batch_size, max(1, micro_batch_size))
+        return BatchSizes(self.effective_batch_size, size, -(-self.effective_batch_size // size))
+
 
 def resolve_batch(train: TrainConfig, hardware: HardwareConfig, model: ModelConfig, planned: int | None = None) -> BatchSizes:
     """Complete B, m and A from the two that are given; ``planned`` takes the place of an ``auto`` micro-batch.

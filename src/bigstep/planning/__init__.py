@@ -1,1 +1,1 @@
-"""From speed and memory to a slicing."""
+"""From measured speed and memory to a micro-batch size."""

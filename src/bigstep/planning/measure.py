@@ -1,4 +1,4 @@
-"""Speed and memory over micro-batch sizes, measured in a process of its own."""
+"""Measure speed and memory over micro-batch sizes, in a separate process."""
 
 import json
 import subprocess
@@ -20,14 +20,14 @@ __all__ = ["MeasurementRequest", "climb_configured"]
 
 @dataclass(frozen=True)
 class MeasurementRequest:
-    """What to measure: sections of params.yaml as plain values, the images' shape, and until when."""
+    """What to measure: sections of params.yaml as plain values, the shape of the images, and a deadline."""
 
     sections: dict[str, dict[str, Any]]
     channels: int
     size: int
     num_classes: int
     until: float
-    """Seconds since the epoch after which no further rung is begun."""
+    """Seconds since 1970 after which no further size is measured."""
 
     def section(self, kind: Any) -> Any:
         """Return one section."""
@@ -55,7 +55,7 @@ def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> t
 
 
 def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> ThroughputCurve:
-    """Measure the ladder of the configured precision and memory format, for images of a shape."""
+    """Measure the configured precision and memory format, for images of a shape."""
     found = _climb(params, {}, (channels, size, num_classes), seconds)
     assert found is not None
     return found
@@ -87,9 +87,9 @@ def _climb(
         process.stdout.close()
         process.wait()
     rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
-    if not rungs and process.returncode > 0:  # a signal, below zero, is what running out of memory looks like
+    if not rungs and process.returncode > 0:  # below zero: killed by a signal, as when memory runs out
         raise ProjectError(
-            f"measuring {params.model.name} must end well, but ended with exit code {process.returncode}; its message is above"
+            f"measuring {params.model.name}: expected exit code 0, got {process.returncode}; see the message above"
         )
     if not rungs:
         return None

@@ -1,4 +1,4 @@
-"""Measure speed and memory of steps over micro-batch sizes: a process of its own, which may die of a size too large."""
+"""Measure speed and memory of steps over micro-batch sizes: a separate process, which may die of a size that is too large."""
 
 import contextlib
 import json
@@ -29,18 +29,18 @@ from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.transaction import apply_update
 
-__all__ = ["begin", "main"]
+__all__ = ["build_measured_training", "main"]
 
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 
 
 def main() -> int:
-    """Read a request from standard input, and write a line of JSON for each rung; the first line has what all share."""
+    """Read a request from standard input, and write a line of JSON for each size; the first line holds what all share."""
     request = MeasurementRequest(**json.load(sys.stdin))
     train: TrainConfig = request.section(TrainConfig)
     set_threads(request.section(HardwareConfig))
     base = resident_bytes()
-    state = begin(request, train)
+    state = build_measured_training(request, train)
     effective = int(train.effective_batch_size or 1)
     generator = torch.Generator().manual_seed(0)
     shape = (effective, request.size, request.size, request.channels)  # as stored
@@ -49,7 +49,7 @@ def main() -> int:
     labels = torch.randint(0, request.num_classes, (effective,), generator=generator)
     take_step(state, train, images[:2], labels[:2])
     update_seconds = _seconds(lambda: apply_update(state), 3)
-    _tell({"update_seconds": update_seconds})
+    _write({"update_seconds": update_seconds})
     size = min(effective, 32)
     prediction = predict_training(state.classifier, train, image_shape, BatchSizes(effective, size, -(-effective // size)))
 
@@ -64,7 +64,7 @@ def main() -> int:
 
     with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
         for rung in measure_until_flat(candidate_sizes(effective), measure):
-            _tell(asdict(rung))
+            _write(asdict(rung))
             if time.time() > request.until:
                 break
     return 0
@@ -81,8 +81,8 @@ def _grown(state: TrainingState, base: int) -> int:
     return peak_memory_bytes(device) - (0 if device.type == "cuda" else base)
 
 
-def begin(request: MeasurementRequest, train: TrainConfig) -> TrainingState:
-    """Begin a training of fresh weights, to be measured."""
+def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> TrainingState:
+    """Build a training with new weights, to be measured."""
     hardware: HardwareConfig = request.section(HardwareConfig)
     model: ModelConfig = request.section(ModelConfig)
     classifier = build_classifier(
@@ -119,7 +119,7 @@ def _seconds(function: Callable[[], object], times: int) -> float:
     return min(found)
 
 
-def _tell(values: dict[str, Any]) -> None:
+def _write(values: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 

@@ -1,10 +1,10 @@
-"""The slicing of a training before it begins: the planned one, or the one asked for where it fits."""
+"""The micro-batch size of a training before it starts: the planned one, or the configured one if it fits."""
 
 from dataclasses import dataclass
 
 import torch
 
-from bigstep.atomic_files import read_json, write_json
+from bigstep.atomic_files import read_record, write_json
 from bigstep.config.batch_sizes import BatchSizes, resolve_batch
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.params import Params
@@ -32,8 +32,8 @@ __all__ = [
     "predict",
 ]
 
-RESIDENT_PER_TENSOR_BYTE = 1.15  # resident memory over bytes of tensors: oneDNN's own buffers, and what the allocator keeps
-OVERHEAD_BYTES = 384 * 2**20  # what a training process needs beside the step: MLflow, the export of the model
+RESIDENT_PER_TENSOR_BYTE = 1.15  # oneDNN's own buffers, and what the allocator keeps
+OVERHEAD_BYTES = 384 * 2**20  # of a training process besides the step: MLflow, the export of the model
 AUTOMATIC = {"cpu": 0.8, "cuda": 0.9}  # share of the total
 
 
@@ -46,17 +46,19 @@ class CheckedSlicing:
 
 
 def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_at: int | None = None) -> CheckedSlicing:
-    """Choose or check the micro-batch size; ``failed_at`` is one at which an earlier start ran out of memory and died.
+    """Choose or check the micro-batch size; at ``failed_at`` an earlier run was killed with little memory left.
 
     Raises:
-        OutOfMemoryError: it does not fit the budget; the line says what it needs, what there is, and the largest that fits.
+        OutOfMemoryError: it does not fit the budget; the message has what it needs, the budget, and the largest that fits.
     """
     resident = resident_bytes()
     batch = _slicing(project, params, store, resident)
     if failed_at is not None and params.model.ghost_batch_size is None:
-        smaller = min(batch.micro_batch_size, max(1, -(-failed_at // 2)))
-        console.print(f"the last start died at micro-batches of {failed_at} with little memory left: beginning with {smaller}")
-        batch = BatchSizes(batch.effective_batch_size, smaller, -(-batch.effective_batch_size // smaller))
+        batch = batch.at_most(-(-failed_at // 2))
+        console.print(
+            f"the last run was killed with little memory left at micro-batch size {failed_at}; "
+            f"starting with {batch.micro_batch_size}"
+        )
     predicted = predict(project, params, store, batch)
     if params.hardware.micro_batch_size != "auto":
         _check(params, batch, predicted, resident)
@@ -64,20 +66,17 @@ def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_a
 
 
 def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSizes) -> MemoryPrediction:
-    """Predict the peak of tensors; kept beside the plans, since it takes seconds."""
-    path = plan_folder(project, params, store) / "predicted.json"
-    name = f"{batch.effective_batch_size} = {batch.accumulation_steps} x {batch.micro_batch_size}"
+    """Predict the peak of tensors.
+
+    This takes seconds, so each slicing's prediction is kept in a file beside the plan: many workers may predict at once.
+    """
+    name = f"predicted-{batch.effective_batch_size}-{batch.micro_batch_size}.json"
+    path = plan_folder(project, params, store) / name
     try:
-        known = read_json(path)
-        return MemoryPrediction(**known[name])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_record(MemoryPrediction, path)
+    except (OSError, ValueError):
         found = _predict(params, store, batch)
-    known = {}
-    try:
-        known = dict(read_json(path))
-    except (OSError, ValueError, TypeError):
-        path.unlink(missing_ok=True)
-    write_json({**known, name: vars(found)}, path)
+    write_json(vars(found), path)
     return found
 
 
@@ -103,7 +102,7 @@ def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int)
 
 
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
-    """Return by how much a step goes over the budget, in a process that holds ``resident`` bytes; at most 0 where it fits."""
+    """Return the bytes by which a step exceeds the budget in a process of ``resident`` bytes; at most 0 if it fits."""
     room = available_bytes(params.hardware, resident)
     return -1 if room is None else int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE) - room
 
@@ -114,16 +113,17 @@ def _check(params: Params, batch: BatchSizes, predicted: MemoryPrediction, resid
     if budget is None or room is None or bytes_over_budget(params, predicted, resident) <= 0:
         return
     largest = min(predicted.largest(int(room / RESIDENT_PER_TENSOR_BYTE)), batch.micro_batch_size - 1)
-    way_out = f"the largest that fits is {largest}" if largest >= 1 else "not even one image at a time fits"
-    process = "" if room == budget else f" beside {format_bytes(resident + OVERHEAD_BYTES)} of the process itself"
+    way_out = f"the largest size that fits is {largest}" if largest >= 1 else "not even a single image fits"
+    process = "" if room == budget else f" plus {format_bytes(resident + OVERHEAD_BYTES)} for the process itself"
     raise OutOfMemoryError(
-        f"a step in micro-batches of {batch.micro_batch_size} must fit hardware.memory_budget, but needs "
-        f"{format_bytes(int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE))}{process}, of {format_bytes(budget)}; {way_out}"
+        f"hardware.micro_batch_size: expected a step that fits hardware.memory_budget, {format_bytes(budget)}, got "
+        f"{batch.micro_batch_size}, which needs {format_bytes(int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE))}"
+        f"{process}; {way_out}"
     )
 
 
 def budget_bytes(hardware: HardwareConfig) -> int | None:
-    """Return the limit of ``hardware.memory_budget`` in bytes: of a GPU's allocator or of resident memory; None: no limit."""
+    """Return ``hardware.memory_budget`` in bytes, of a GPU's allocator or of resident memory; None: no limit."""
     if hardware.memory_budget == "none":
         return None
     if hardware.memory_budget != "auto":
@@ -133,7 +133,7 @@ def budget_bytes(hardware: HardwareConfig) -> int | None:
 
 
 def available_bytes(hardware: HardwareConfig, resident: int) -> int | None:
-    """Return the bytes that a training step may take, in a process that holds ``resident`` bytes without it."""
+    """Return the bytes that a training step may take in a process that holds ``resident`` bytes without it."""
     budget = budget_bytes(hardware)
     if budget is None or choose_device(hardware).type == "cuda":
         return budget

@@ -1,7 +1,7 @@
-"""`bigstep plan`: measured speed and memory over micro-batch sizes, kept for this model and machine, into a slicing.
+"""The plan: speed and memory over micro-batch sizes, measured once for a model and a machine; it gives the micro-batch size.
 
-A plan holds timings, so it is no output of DVC: it lies in `.bigstep/plans/` and is used until the model, the shape of the
-images, the precision or the machine changes.
+A plan holds timings, so it is not an output of DVC. It is kept in `.bigstep/plans/` and used until the model, the shape of
+the images, the precision or the machine changes.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ FORMAT = 1
 
 
 def recommend(plan: Plan, effective_batch_size: int, room: int | None) -> PlannedSlicing:
-    """Choose the fastest slicing within ``room``.
+    """Return the fastest slicing within ``room``.
 
     Raises:
-        OutOfMemoryError: not even one image fits.
+        OutOfMemoryError: not even a single image fits.
     """
     ladder = plan.ladders[0]
     choice = choose(ladder.rungs, effective_batch_size, room)
     if choice is None:
         least = min((rung.resident_growth_bytes for rung in ladder.rungs), default=0)
         raise OutOfMemoryError(
-            f"hardware.memory_budget must leave {format_bytes(least)} for a step of one image at a time, but leaves "
-            f"{format_bytes(max(room or 0, 0))} after what the process itself takes; raise it, or take a smaller model"
+            f"hardware.memory_budget: expected at least {format_bytes(least)} for a step with single images, got "
+            f"{format_bytes(max(room or 0, 0))} after the memory of the process itself; raise it, or choose a smaller model"
         )
     return choice
 
@@ -64,7 +64,7 @@ def find_plan(
     ladders = _measure(params, store, seconds, others=others)
     if not ladders or not ladders[0].rungs:
         raise OutOfMemoryError(
-            f"a step of {params.model.name} with one image at a time must fit in memory, but does not; take a smaller model"
+            f"memory: expected room for a step of {params.model.name} with one image, got too little; use a smaller model"
         )
     plan = Plan(key, folder, ladders, others)
     content = {
@@ -78,7 +78,7 @@ def find_plan(
 
 
 def plan_folder(project: ProjectPaths, params: Params, store: Store) -> Path:
-    """Name the folder of what was measured and predicted for this model, these images and this machine."""
+    """Return the folder of measurements and predictions for this model, these images and this machine."""
     return project.plans / _key(params, store)
 
 
@@ -87,7 +87,7 @@ def _covers(ladder: ThroughputCurve, effective_batch_size: int) -> bool:
 
 
 def read_measured(folder: Path, key: str) -> Plan | None:
-    """Read a plan; one that does not read counts as none."""
+    """Read a plan; None if it cannot be read."""
     try:
         content = read_json(folder / "measured.json")
         ladders = tuple(

@@ -1,4 +1,4 @@
-"""Measured speed and memory over micro-batch sizes, into the slicing to use."""
+"""Choose a micro-batch size from measured speed and memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 
 __all__ = ["Plan", "PlannedSlicing", "SizeMeasurement", "ThroughputCurve", "candidate_sizes", "choose", "measure_until_flat"]
 
-GAIN = 1.03  # a rung that is not this much faster than the best before it gains nothing
+GAIN = 1.03  # a size must be this much faster than the best before it to be a gain
 NEAR = 0.98  # of the fastest: as good, and the smaller micro-batch needs less memory
 
 
 @dataclass(frozen=True)
 class SizeMeasurement:
-    """One micro-batch size: samples per second, what the process grew by at its peak, what the tensors were predicted to."""
+    """One micro-batch size: samples per second, growth of the process at its peak, predicted bytes of tensors."""
 
     micro_batch_size: int
     samples_per_second: float
@@ -39,7 +39,7 @@ def candidate_sizes(effective_batch_size: int) -> tuple[int, ...]:
 
 
 def measure_until_flat(sizes: Sequence[int], measure: Callable[[int], SizeMeasurement]) -> Iterator[SizeMeasurement]:
-    """Measure rung by rung until two in a row are no faster than the best before them."""
+    """Measure size by size until two in a row are no faster than the best before them."""
     best, without_gain = 0.0, 0
     for size in sizes:
         rung = measure(size)
@@ -51,9 +51,9 @@ def measure_until_flat(sizes: Sequence[int], measure: Callable[[int], SizeMeasur
 
 
 def choose(rungs: Sequence[SizeMeasurement], effective_batch_size: int, limit_bytes: int | None) -> PlannedSlicing | None:
-    """Take the fastest rung whose growth is within ``limit_bytes``; of those nearly as fast the smallest. None: none fits.
+    """Return the smallest of the sizes that fit ``limit_bytes`` and are nearly as fast as the fastest; None if none fits.
 
-    The effective batch stays exactly as asked: the last micro-batches may hold one sample less.
+    The effective batch stays exact: the last micro-batches may hold one sample less.
     """
     fitting = [rung for rung in rungs if limit_bytes is None or rung.resident_growth_bytes <= limit_bytes]
     if not fitting:
@@ -68,9 +68,9 @@ def choose(rungs: Sequence[SizeMeasurement], effective_batch_size: int, limit_by
 
 @dataclass(frozen=True)
 class ThroughputCurve:
-    """Rungs of one precision and memory format.
+    """Measurements of one precision and memory format.
 
-    ``complete``: they ended before the whole batch, since larger ones gained nothing, did not fit or took too long to measure.
+    ``complete``: they end before the whole batch, since larger sizes gained nothing, did not fit or took too long to measure.
     """
 
     precision: str
@@ -82,10 +82,10 @@ class ThroughputCurve:
 
 @dataclass(frozen=True)
 class Plan:
-    """All ladders, that of the configured precision and format first, and where the files lie."""
+    """All curves, that of the configured precision and format first, and the folder of the files."""
 
     key: str
     folder: Path
     ladders: tuple[ThroughputCurve, ...]
     others: bool
-    """Whether other precisions and formats were asked for too, as far as the time went."""
+    """Whether other precisions and formats were measured too, as far as time allowed."""

@@ -1,1 +1,1 @@
-"""The pictures and the page a person looks at."""
+"""Plots, and the page of an evaluation."""

@@ -1,4 +1,4 @@
-"""The pictures and the page a person looks at. Names from the data are escaped; no time or path is written."""
+"""The page of an evaluation and its plots. Names from the data are escaped; no time or path is written."""
 
 import base64
 import html
@@ -17,7 +17,7 @@ __all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", 
 
 
 def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Draw which class was taken for which, as shares of the true class."""
+    """Draw the confusion matrix, as shares of the true class."""
     count = len(classes)
     matrix = np.zeros((count, count))
     np.add.at(matrix, (labels, predicted), 1)
@@ -38,7 +38,7 @@ def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], clas
 
 
 def draw_calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int, path: Path) -> None:
-    """Draw how often the model is right against how sure it says it is."""
+    """Draw accuracy over confidence."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     used = [index for index in range(bins) if (which == index).any()]
@@ -74,7 +74,7 @@ def draw_mistakes(
 
 
 def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: dict[str, str], path: Path) -> None:
-    """Write one HTML page: totals, facts, scores by class, and pictures from beside it (caption -> file), embedded."""
+    """Write one HTML page: totals, facts, scores per class, and embedded pictures (caption -> file in the same folder)."""
     totals = "".join(f"<tr><th>{_text(name)}</th><td>{value:.4f}</td></tr>" for name, value in scores.summary().items())
     rows = "".join(
         f"<tr><th>{_text(item.name)}</th><td>{item.precision:.3f}</td><td>{item.recall:.3f}</td><td>{item.f1:.3f}</td>"
@@ -120,6 +120,6 @@ def _text(value: Any) -> str:
 
 
 def short_name(name: str, length: int = 18) -> str:
-    """Cut a name for a picture; what cannot be printed becomes a question mark."""
+    """Shorten a name for a plot; characters that cannot be printed become question marks."""
     printable = "".join(letter if letter.isprintable() else "?" for letter in name)
     return printable if len(printable) <= length else printable[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""What all pictures share."""
+"""Colors and file format of all plots."""
 
 from pathlib import Path
 
@@ -10,5 +10,5 @@ INK, LINE, ACCENT = "#1f2933", "#2563eb", "#d97706"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG that is the same, byte for byte, for the same picture."""
+    """Write a PNG; the same figure gives the same bytes."""
     figure.savefig(path, dpi=110, format="png", metadata={"Software": None})

@@ -17,7 +17,7 @@ OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
 
 
 def draw_plan(ladders: "Sequence[ThroughputCurve]", choice: "PlannedSlicing", room_bytes: int | None, path: Path) -> None:
-    """Draw images per second and the growth of the process over the micro-batch size; the budget's room is a line."""
+    """Draw images per second and process growth over the micro-batch size; the budget is a line."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, ladder in enumerate(ladders):
@@ -33,7 +33,7 @@ def draw_plan(ladders: "Sequence[ThroughputCurve]", choice: "PlannedSlicing", ro
     sizes = [rung.micro_batch_size for rung in rungs]
     right.plot(sizes, [rung.resident_growth_bytes / 2**20 for rung in rungs], color=ACCENT, marker="o", markersize=3)
     right.plot(sizes, [rung.predicted_bytes / 2**20 for rung in rungs], color=LINE, linestyle="--")
-    right.legend(["process grows by", "tensors, predicted"], frameon=False)
+    right.legend(["process growth", "predicted tensors"], frameon=False)
     if room_bytes is not None:
         right.axhline(room_bytes / 2**20, color="firebrick", linewidth=1)
         right.text(sizes[0], room_bytes / 2**20, "budget", color="firebrick", va="bottom")

@@ -1,4 +1,4 @@
-"""Pictures of a search: the loss over learning rate and effective batch, and speed and memory over the micro-batch size."""
+"""Plots of a search: the loss over learning rate and effective batch, and the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def draw_landscape(rows: Rows, objective: str, path: Path) -> None:
-    """Draw each trial at its learning rate and effective batch, coloured by its value; infeasible ones are crosses."""
+    """Draw each trial at its learning rate and effective batch size, colored by its value; infeasible ones are crosses."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     able = [row for row in rows if row["feasible"]]
@@ -31,17 +31,17 @@ def draw_landscape(rows: Rows, objective: str, path: Path) -> None:
     axes.scatter([row["learning_rate"] for row in unable], [row["effective_batch_size"] for row in unable], marker="x", c=INK)
     axes.set_xscale("log")
     axes.set_yscale("log", base=2)
-    axes.set(xlabel="learning rate", ylabel="effective batch (images)")
+    axes.set(xlabel="learning rate", ylabel="effective batch size")
     figure.colorbar(points, label=objective)
     save_figure(figure, path)
 
 
 def draw_front(rows: Rows, front: Sequence[int], objective: str, path: Path) -> None:
-    """Draw each trial's value over its seconds of training; those that no other beats in everything are joined."""
+    """Draw each trial's value over its training time; the trials of the Pareto front are connected."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.scatter([row["seconds"] for row in rows], [row["value"] for row in rows], c=LINE, s=30)
     best = sorted((row["seconds"], row["value"]) for row in rows if row["number"] in front)
     axes.plot([seconds for seconds, _ in best], [value for _, value in best], color=ACCENT, marker="o", drawstyle="steps-post")
-    axes.set(xlabel="training (s)", ylabel=objective)
+    axes.set(xlabel="training time (s)", ylabel=objective)
     save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""How a search ends: the best are trained again with new seeds, and some trials again in another slicing.
+"""The end of a search: the best trials are retrained with new seeds, and some with another micro-batch size.
 
-A value of one seed is part luck, and the best of many is mostly luck: the winner is chosen on the mean of new seeds, among the
-best trials and the parameters the search began with, which are trained again with the same seeds.
+The value of one seed is partly luck, and the best of many is mostly luck. So the winner is chosen by the mean over new seeds,
+among the best trials and the baseline (the parameters that the search started with), all retrained with the same seeds.
 """
 
 import math
@@ -9,14 +9,15 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import Params
-from bigstep.config.search import OBJECTIVES, SearchConfig
+from bigstep.config.search import SearchConfig
 from bigstep.search.space import Space
-from bigstep.search.trial_queue import KEY, TrialQueue, counts_toward_budget, is_feasible, not_failed, value_of
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed, sort_value, value_of
+from bigstep.search.trial_record import TrialRecord
 
 __all__ = [
     "Rerun",
@@ -32,13 +33,13 @@ __all__ = [
 ]
 
 ROUNDING = 1e-9  # relative, of float64 over a whole training
-CHAOS = 1e-3  # relative, in float32, where one seed says nothing of the spread
-SHARE = 0.3  # of the spread between seeds, by which two slicings may differ in float32
+CHAOS = 1e-3  # relative, in float32, if one seed gives no spread
+SPREAD_SHARE = 0.3  # of the spread between seeds, by which two slicings may differ in float32
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A configuration to train again: that of trial ``of``, with another seed or (``micro_batch_size``) another slicing."""
+    """A configuration to train again: that of trial ``of``, with another seed or another ``micro_batch_size``."""
 
     kind: str
     of: int
@@ -47,25 +48,25 @@ class Rerun:
 
     @property
     def key(self) -> str:
-        """A name that no other has."""
+        """A unique name."""
         return f"{self.kind}-{self.of}-{self.seed}"
 
     @property
-    def attributes(self) -> dict[str, Any]:
-        """What its trial says of it."""
-        return {"kind": self.kind, "of": self.of, "seed": self.seed, "micro_batch_asked": self.micro_batch_size}
+    def record(self) -> TrialRecord:
+        """What its trial records."""
+        return TrialRecord(kind=self.kind, of=self.of, seed=self.seed, micro_batch_asked=self.micro_batch_size)
 
 
 @dataclass(frozen=True)
 class SeedStatistics:
-    """A configuration's values over new seeds."""
+    """The values of a configuration over new seeds."""
 
     of: int
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Of the values."""
+        """The mean of the values."""
         return statistics.fmean(self.values)
 
     @property
@@ -76,7 +77,7 @@ class SeedStatistics:
 
 @dataclass(frozen=True)
 class SlicingComparison:
-    """Two slicings of one configuration, compared; ``limit`` is how far their values may lie apart."""
+    """One configuration with two micro-batch sizes; ``limit`` is the largest difference that counts as equal."""
 
     of: int
     micro_batch_sizes: tuple[int, int]
@@ -85,68 +86,71 @@ class SlicingComparison:
 
     @property
     def holds(self) -> bool:
-        """Whether they agree."""
+        """Whether the values agree."""
         return abs(self.values[0] - self.values[1]) <= self.limit
 
 
-def best_trials(trials: Sequence[FrozenTrial], count: int, *, smaller_is_better: bool) -> list[FrozenTrial]:
-    """Return the best feasible trials that were trained to the end, and trial 0 besides, the best first."""
+def best_trials(trials: Sequence[FrozenTrial], count: int, direction: StudyDirection) -> list[FrozenTrial]:
+    """Return the best feasible trials that were trained to the end, best first, and the baseline."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial) and not _diverged(trial)]
-    ranked = sorted(done, key=lambda trial: (value_of(trial) * (1 if smaller_is_better else -1), trial.number))
+    ranked = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))
     found = _distinct(ranked)[:count]
-    first = [trial for trial in done if trial.user_attrs.get("start") == 0 and trial not in found]
+    first = [trial for trial in done if TrialRecord.read(trial).start == 0 and trial not in found]
     return found + (first if count else [])
 
 
 def replicates(best: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
-    """Return the trainings with new seeds, the trials' own being ``seed``."""
+    """Return the trainings with new seeds; ``seed`` is that of the trials."""
     return [Rerun("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.replicates)]
 
 
 def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
-    """Draw the trials to be trained again in another slicing: a share, at least one of those that can be cut otherwise."""
+    """Draw the trials to retrain with another micro-batch size: a share, but at least one if there is another size."""
     able = [
         trial
         for trial in trials
-        if trial.state == TrialState.COMPLETE and not _diverged(trial) and trial.user_attrs["effective_batch_size"] > 1
+        if trial.state == TrialState.COMPLETE
+        and not _diverged(trial)
+        and TrialRecord.read(trial).batch.effective_batch_size > 1
     ]
     if not search.audit or not able:
         return []
     count = min(len(able), math.ceil(search.audit * search.trials))
-    chosen = random.Random(search.seed).sample(able, count)  # noqa: S311 # a choice, no secret
+    chosen = random.Random(search.seed).sample(able, count)  # noqa: S311 # not for secrets
     return [Rerun("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
 
 
-def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], *, smaller_is_better: bool) -> list[SeedStatistics]:
-    """Rank the configurations by the mean over their new seeds, the best first; on a tie the one of lower number."""
+def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], direction: StudyDirection) -> list[SeedStatistics]:
+    """Rank the configurations by the mean over their new seeds, best first; on a tie the lower number is first."""
     found = []
     for trial in best:
         values = [value_of(item) for item in done if _is_of(item, "replicate", trial.number)]
         if values:
             found.append(SeedStatistics(trial.number, tuple(values)))
-    return sorted(found, key=lambda item: (item.mean * (1 if smaller_is_better else -1), item.of))
+    return sorted(found, key=lambda item: (sort_value(item.mean, direction), item.of))
 
 
 def compare(
     trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], spread: float, *, exact: bool
 ) -> list[SlicingComparison]:
-    """Compare audits with the trials they repeat; ``exact`` in float64, where only rounding may differ."""
+    """Compare audits with the trials that they repeat; ``exact``: in float64, where only rounding may differ."""
     known = {trial.number: trial for trial in trials}
     found = []
     for item in done:
-        if item.user_attrs.get("kind") == "audit":
-            trial = known[item.user_attrs["of"]]
+        record = TrialRecord.read(item)
+        if record.kind == "audit" and record.of is not None:
+            trial = known[record.of]
             values = value_of(trial), value_of(item)
-            limit = ROUNDING * abs(values[0]) if exact else max(SHARE * spread, CHAOS * abs(values[0]))
-            sizes = int(trial.user_attrs["micro_batch_size"]), int(item.user_attrs["micro_batch_size"])
+            limit = ROUNDING * abs(values[0]) if exact else max(SPREAD_SHARE * spread, CHAOS * abs(values[0]))
+            sizes = TrialRecord.read(trial).batch.micro_batch_size, record.batch.micro_batch_size
             found.append(SlicingComparison(trial.number, sizes, values, limit))
     return found
 
 
 def _other(trial: FrozenTrial) -> int:
-    """Return another micro-batch size: half, or the whole batch where it is one image at a time."""
-    size = int(trial.user_attrs["micro_batch_size"])
-    return -(-size // 2) if size > 1 else int(trial.user_attrs["effective_batch_size"])
+    """Return another micro-batch size: half, or the whole batch if it is 1."""
+    batch = TrialRecord.read(trial).batch
+    return -(-batch.micro_batch_size // 2) if batch.micro_batch_size > 1 else batch.effective_batch_size
 
 
 def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -157,18 +161,18 @@ def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _is_of(trial: FrozenTrial, kind: str, number: int) -> bool:
-    return trial.user_attrs.get("kind") == kind and trial.user_attrs.get("of") == number
+    record = TrialRecord.read(trial)
+    return record.kind == kind and record.of == number
 
 
 def _diverged(trial: FrozenTrial) -> bool:
-    return bool(trial.user_attrs.get("diverged", False))
+    return bool(TrialRecord.read(trial).diverged)
 
 
 def planned_reruns(params: Params, space: Space, first: TrialQueue) -> list[Rerun]:
-    """Return what a search that has ended trains again: the same for whoever asks."""
+    """Return what a finished search trains again; every worker gets the same list."""
     search, trials = params.search, first.trials()
-    is_smaller_better = OBJECTIVES[search.objectives[0]] == "minimize"
-    best = best_trials(trials, search.top, smaller_is_better=is_smaller_better) if len(search.objectives) == 1 else []
+    best = best_trials(trials, search.top, first.study.direction) if len(search.objectives) == 1 else []
     seed = params.train.seed
     return [
         *(replicates(best, search, seed)),
@@ -177,10 +181,10 @@ def planned_reruns(params: Params, space: Space, first: TrialQueue) -> list[Reru
 
 
 def has_ended(params: Params, space: Space, ledgers: tuple[TrialQueue, TrialQueue]) -> bool:
-    """Tell whether nothing is left to train."""
+    """Return whether nothing is left to train."""
     first, again = ledgers
     waits = any(not trial.state.is_finished() for ledger in ledgers for trial in ledger.trials())
     if waits or len(counts_toward_budget(first.trials())) < params.search.trials:
         return False
-    done = {trial.user_attrs.get(KEY) for trial in not_failed(again.trials())}
+    done = {TrialRecord.read(trial).key for trial in not_failed(again.trials())}
     return all(item.key in done for item in planned_reruns(params, space, first))

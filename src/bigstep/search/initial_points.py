@@ -1,4 +1,4 @@
-"""What a search tries first: the current parameters, hints by scaling rules and the measured noise scale, an earlier best."""
+"""What a search tries first: the baseline, points by scaling rules and the noise scale, the best of another study."""
 
 import math
 from collections.abc import Mapping
@@ -12,41 +12,41 @@ from bigstep.config.params import Params
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.study_identity import storage_of
 from bigstep.search.space import EFFECTIVE, RATE, Space
-from bigstep.search.trial_queue import KEY, TrialQueue, counts_toward_budget, not_failed
-from bigstep.search.trial_record import NOISE
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, not_failed, sort_value, value_of
+from bigstep.search.trial_record import TrialRecord
 
 __all__ = ["FIRST", "NOISY", "SLOPE", "ensure_noise_start", "ensure_starts", "noise_point", "start_points"]
 
 SLOPE = 1 / 3  # of the best log learning rate over the log effective batch, as measured on published grids
-APART = 2  # exponents of the effective batch from the current one
+EXPONENT_STEP = 2  # from the current effective batch: four times more or less
 FIRST = "start-0"  # key of the current parameters
 NOISY = "start-noise"
 
 
 def start_points(current: Mapping[str, Any], dimensions: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """Return the points along the scaling rule on both sides of ``current``: four times less and four times more.
+    """Return the points by the scaling rule on both sides of ``current``: a quarter of its effective batch, and four times it.
 
-    Published grids of the best learning rate over batch size have slopes around one third, between the square-root rule and
-    none (0.32 and 0.40 in the medians of 33 grids); which side is better is for the search to find.
+    In published grids the best learning rate grows with the batch size with a slope around one third, less than the
+    square-root rule (medians of 33 grids: 0.32 and 0.40); the search finds which side is better.
     """
     if EFFECTIVE not in dimensions:
         return []
-    moved = (_moved(current, current[EFFECTIVE] + shift, dimensions) for shift in (-APART, APART))
+    moved = (_moved(current, current[EFFECTIVE] + shift, dimensions) for shift in (-EXPONENT_STEP, EXPONENT_STEP))
     return [point for point in moved if point[EFFECTIVE] != current[EFFECTIVE]]
 
 
 def noise_point(
     current: Mapping[str, Any], dimensions: Mapping[str, BaseDistribution], noise_scale: float | None
 ) -> dict[str, Any] | None:
-    """Return the point along the scaling rule whose effective batch is nearest to the gradient noise scale.
+    """Return the point by the scaling rule whose effective batch is nearest to the gradient noise scale.
 
     Args:
-        current: the point that the noise scale was measured at.
+        current: the point at which the noise scale was measured.
         dimensions: of the space.
-        noise_scale: in samples; None: not known.
+        noise_scale: in samples; None: unknown.
 
     Returns:
-        The point; None where nothing is known, or a start point is there already.
+        The point; None if the noise scale is unknown, or an initial point has this effective batch already.
     """
     if noise_scale is None or EFFECTIVE not in dimensions:
         return None
@@ -56,7 +56,7 @@ def noise_point(
 
 
 def _moved(current: Mapping[str, Any], exponent: int, dimensions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return the point of another effective batch, within the ranges, with the learning rate that the rule gives it."""
+    """Return the point of another effective batch, with the learning rate by the rule, within the ranges."""
     batches, rates = dimensions[EFFECTIVE], dimensions[RATE]
     assert isinstance(batches, IntDistribution)
     assert isinstance(rates, FloatDistribution)
@@ -66,15 +66,15 @@ def _moved(current: Mapping[str, Any], exponent: int, dimensions: Mapping[str, B
 
 
 def ensure_starts(ledger: TrialQueue, params: Params, space: Space, warm_start: str | None) -> None:
-    """Queue what is tried first: the current parameters, hints, and the best of an earlier study."""
+    """Queue the initial points: the baseline, those by the scaling rule, and the best of another study."""
     exact = {"train.learning_rate": params.train.learning_rate, "train.effective_batch_size": params.batch.effective_batch_size}
     if space.kind == "full":
         exact["hardware.micro_batch_size"] = params.batch.micro_batch_size
     current = space.point(params)
     points = [*start_points(current, space.dimensions), *_best_of(ledger, space, warm_start, current)]
-    ledger.enqueue_once(FIRST, current, {"start": 0, "exact": exact})
+    ledger.enqueue_once(FIRST, current, TrialRecord(start=0, exact=exact))
     for number, point in enumerate(points[: params.search.trials - 1], 1):
-        ledger.enqueue_once(f"start-{number}", point, {"start": number})
+        ledger.enqueue_once(f"start-{number}", point, TrialRecord(start=number))
 
 
 def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: dict[str, Any]) -> list[dict[str, Any]]:
@@ -86,15 +86,15 @@ def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: 
         raise ConfigError(f"--warm-start: no study {warm_start!r} in this storage; available: {', '.join(names)}")
     study = optuna.load_study(study_name=warm_start, storage=storage)
     done = [trial for trial in not_failed(study.get_trials(deepcopy=False)) if trial.values]
-    sign = 1 if study.directions[0] == optuna.study.StudyDirection.MINIMIZE else -1
-    best = sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))[:3]
+    direction = study.directions[0]
+    best = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))[:3]
     return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]
 
 
 def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:
-    """Queue the point at the noise scale that the first trial measured, once it has, if the budget is not used up."""
+    """Queue the point at the noise scale that the first trial measured, if the budget is not used up."""
     trials = ledger.trials()
-    known = {trial.user_attrs.get(KEY): trial for trial in not_failed(trials)}
+    known = {TrialRecord.read(trial).key: trial for trial in not_failed(trials)}
     first = known.get(FIRST)
     if (
         NOISY in known
@@ -103,6 +103,6 @@ def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:
         or len(counts_toward_budget(trials)) >= ledger.budget
     ):
         return
-    point = noise_point(first.params, space.dimensions, first.user_attrs.get(NOISE))
+    point = noise_point(first.params, space.dimensions, TrialRecord.read(first).noise_scale)
     if point is not None:
-        ledger.enqueue_once(NOISY, point, {"start": "noise scale"})
+        ledger.enqueue_once(NOISY, point, TrialRecord(start="noise scale"))

@@ -1,4 +1,4 @@
-"""What a study's dashboard shows beside Optuna's own plots: feasibility, notes with links, files and our plots."""
+"""What a study's dashboard shows besides Optuna's own plots: feasibility, notes with links, files and our plots."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ LEGACY = "constraints"  # the attribute that optuna-dashboard 0.21 reads; set_co
 
 
 def show_constraints(trial: optuna.Trial) -> None:
-    """Let the dashboard see what :meth:`optuna.Trial.set_constraint` noted; without it, infeasible trials look feasible."""
+    """Show the dashboard the values of :meth:`optuna.Trial.set_constraint`; without it, infeasible trials look feasible."""
     values = list(trial.study.get_trials(deepcopy=False)[trial.number].constraints.values())
-    trial.storage.set_trial_system_attr(trial._trial_id, LEGACY, values)  # noqa: SLF001 # no public way writes it
+    trial.storage.set_trial_system_attr(trial._trial_id, LEGACY, values)  # noqa: SLF001 # there is no public way to write it
 
 
 def note_run(subject: optuna.Trial | optuna.Study, text: str) -> None:
-    """Write a note in Markdown, which the dashboard shows with its links."""
+    """Write a note in Markdown, shown on the dashboard."""
     from optuna_dashboard import save_note
 
     save_note(subject, text)
 
 
 def note_ended(study: optuna.Study, trial: FrozenTrial, text: str) -> None:
-    """Write a note to a trial that has ended, unless it stands there."""
+    """Write a note to a trial that has ended, unless it has the same note already."""
     from optuna_dashboard import save_note
     from optuna_dashboard._note import get_note
 
@@ -41,7 +41,7 @@ def note_ended(study: optuna.Study, trial: FrozenTrial, text: str) -> None:
 
 
 def attach_file(trial: optuna.Trial, path: Path, folder: Path) -> None:
-    """Keep a copy of a file in ``folder``, and show it with the trial."""
+    """Copy a file to ``folder``, and show it with the trial."""
     folder.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(base_path=str(folder))
     upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)

@@ -1,4 +1,4 @@
-"""A storage that is away for a while: a server that starts again, a network that comes back."""
+"""Wait for a storage that does not answer for a while: a server that restarts, a network that comes back."""
 
 import time
 from collections.abc import Callable
@@ -10,20 +10,20 @@ from bigstep.search.storage import STORAGE_ERRORS, first_line, storage_is_gone
 __all__ = ["OUTAGE", "patiently"]
 
 T = TypeVar("T")
-OUTAGE = 60.0  # seconds that a storage may be away under a search
+OUTAGE = 60.0  # seconds that a search waits for its storage
 POLL = 0.5  # seconds between two tries
 
 
-def _go_on() -> None:
-    """Stop nothing."""
+def _never_stop() -> None:
+    """Do not stop."""
 
 
-def patiently(action: Callable[[], T], address: str, *, seconds: float = OUTAGE, check: Callable[[], None] = _go_on) -> T:
-    """Do what needs the storage at ``address``, again and again while that does not answer.
+def patiently(action: Callable[[], T], address: str, *, seconds: float = OUTAGE, check: Callable[[], None] = _never_stop) -> T:
+    """Do something that needs the storage at ``address``, and retry while the storage does not answer.
 
     Args:
-        action: what to do; it may be interrupted anywhere and done again.
-        address: of the storage, for the message.
+        action: what to do; it must be safe to interrupt anywhere and repeat.
+        address: of the storage, for the error message.
         seconds: how long to try.
         check: called before each try; what it raises ends the waiting.
 

@@ -1,4 +1,4 @@
-"""What a worker of a search needs to know."""
+"""What a worker of a search is started with."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ __all__ = ["SearchRequest"]
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """What a worker needs to know; plain values."""
+    """What a worker is started with, as plain values."""
 
     root: str
     prepared: str
@@ -21,8 +21,8 @@ class SearchRequest:
     experiment_id: str
     parent_run: str
     reason: str
-    """Why training is not slice-invariant; empty where it is."""
+    """Why training is not slice-invariant; empty if it is."""
     largest: int | None
-    """Exponent of the largest micro-batch that fits; None where it is planned."""
+    """Exponent of the largest micro-batch that fits; None if it is planned."""
     until: float
-    """Seconds since the epoch after which no trial is begun."""
+    """Seconds since 1970 after which no trial is started."""

@@ -1,4 +1,4 @@
-"""Before a search begins: what is searched, on which share of the machine, and in which study."""
+"""Before a search starts: what is searched, with how many workers, and on which share of the machine."""
 
 import os
 from typing import Any
@@ -23,14 +23,14 @@ from bigstep.training.setup import build_training
 
 __all__ = ["describe_space", "largest_micro", "num_workers", "plan_slicings", "share_machine", "why_in_full"]
 
-MOST, EACH = 4, 3 * 2**30  # workers that are begun by themselves, and the bytes that each must have
-PLANNING = 30.0  # seconds to measure the plan for
+MAX_AUTO_WORKERS, BYTES_PER_WORKER = 4, 3 * 2**30
+PLANNING_SECONDS = 30.0
 
 
 def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
-    """Say why the slicing must be searched too; empty where it decides nothing."""
+    """Return why the micro-batch size must be searched too; empty if it does not affect training."""
     if params.model.norm == "batch":
-        return "with model.norm batch the micro-batch decides what is learned"
+        return "with model.norm batch the micro-batch size affects training"
     state = build_training(
         store,
         params.batch,
@@ -47,26 +47,26 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
 
 
 def describe_space(params: Params, space: Space) -> str:
-    """Say what will be searched."""
+    """Return one line on what is searched."""
     search = params.search
-    text = f"study {search.study}: {search.trials} trials of {', '.join(space.dimensions)}"
+    text = f"study {search.study}: {search.trials} trials over {', '.join(space.dimensions)}"
     if space.reason:
-        return f"{text}; searched in full, since {space.reason}"
-    return f"{text}; the slicing is {'planned' if space.kind == 'planned' else 'searched too'}"
+        return f"{text}; the micro-batch size is searched too, because {space.reason}"
+    return f"{text}; the micro-batch size is {'planned' if space.kind == 'planned' else 'searched too'}"
 
 
 def num_workers(params: Params) -> int:
-    """Return the workers of this machine: as asked, or one a core (at most four) where each has memory enough; one on a GPU."""
+    """Return the number of workers: as configured, one on a GPU, or one per core (at most four) with enough memory for each."""
     if params.search.workers is not None:
         return params.search.workers
     if choose_device(params.hardware).type == "cuda":
         return 1
     budget = budget_bytes(params.hardware)
-    return max(1, min(_cores(), MOST, MOST if budget is None else budget // EACH))
+    return max(1, min(_cores(), MAX_AUTO_WORKERS, MAX_AUTO_WORKERS if budget is None else budget // BYTES_PER_WORKER))
 
 
 def share_machine(content: dict[str, Any], params: Params, workers: int) -> dict[str, Any]:
-    """Return each worker of this machine its share of threads and memory."""
+    """Return the parameters with the share of threads and memory that each worker of this machine gets."""
     hardware = params.hardware
     if workers == 1:
         return content
@@ -93,14 +93,14 @@ def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, 
         ("hardware", "micro_batch_size", "auto"),
         ("hardware", "accumulation_steps", None),
     )
-    return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING)
+    return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING_SECONDS)
 
 
 def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> int | None:
-    """Return the exponent of the largest micro-batch whose predicted memory is within the budget; None where it is planned.
+    """Return the exponent of the largest micro-batch whose predicted memory fits the budget; None if it is planned.
 
     Raises:
-        OutOfMemoryError: not even the smallest is.
+        OutOfMemoryError: not even the smallest fits.
     """
     kind = space.dimensions.get(MICRO)
     if not isinstance(kind, IntDistribution):
@@ -112,5 +112,5 @@ def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, 
         if bytes_over_budget(params, predict(project, params, store, params.batch), resident) <= 0:
             return exponent
     raise OutOfMemoryError(
-        f"search.micro_batch_size must hold one that fits hardware.memory_budget, but {2**kind.low} does not; lower it"
+        f"search.micro_batch_size: expected a size that fits hardware.memory_budget, got at least {2**kind.low}; lower it"
     )

@@ -1,4 +1,4 @@
-"""What a trial may be: the dimensions that a sampler sees, and the parameters that a point of them means."""
+"""The search space: the dimensions that a sampler sees, and the parameters of a point in it."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ __all__ = ["ACCUMULATION", "EFFECTIVE", "MICRO", "RATE", "Space", "build_space",
 
 RATE = "train.learning_rate"
 EFFECTIVE, MICRO, ACCUMULATION = "effective_batch_exponent", "micro_batch_exponent", "accumulation_exponent"
-AROUND = 10.0  # the learning rate's default range: a tenth of the current one to ten times it
+RATE_FACTOR = 10.0  # default range of the learning rate: the current one divided and multiplied by this
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Space:
     """The dimensions of a study.
 
     ``kind`` is ``planned`` (learning rate and effective batch) or ``full`` (learning rate, micro-batch, accumulation steps),
-    with further parameters besides; ``reason`` says why, where it is not what was asked for.
+    and further parameters; ``reason`` says why it is not the configured one, if it is not.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Space:
     reason: str = ""
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Draw a point; a value that was enqueued is taken as it is."""
+        """Draw a point; an enqueued value is used as it is."""
         return {name: _suggest(trial, name, kind) for name, kind in self.dimensions.items()}
 
     def overrides(self, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Space:
         return {**found, "train.effective_batch_size": 2 ** point[EFFECTIVE], "hardware.micro_batch_size": "auto"}
 
     def cut(self, largest: int | None) -> "Space":
-        """Return the space without micro-batches over 2 ** ``largest``: what is known not to fit is not asked for."""
+        """Return the space without micro-batches over 2 ** ``largest``, which do not fit in memory."""
         kind = self.dimensions.get(MICRO)
         if largest is None or not isinstance(kind, IntDistribution):
             return self
@@ -67,7 +67,7 @@ def build_space(params: Params, reason: str = "") -> Space:
 
     Args:
         params: the configuration.
-        reason: why the slicing must be searched, where training is not slice-invariant.
+        reason: why the micro-batch size must be searched; empty if training is slice-invariant.
 
     Raises:
         ConfigError: a range holds no power of two, or a parameter does not exist.
@@ -75,7 +75,7 @@ def build_space(params: Params, reason: str = "") -> Space:
     search = params.search
     kind = "full" if reason else search.space
     rate = params.train.learning_rate
-    low, high = search.learning_rate or (rate / AROUND, rate * AROUND)
+    low, high = search.learning_rate or (rate / RATE_FACTOR, rate * RATE_FACTOR)
     found: dict[str, BaseDistribution] = {RATE: FloatDistribution(low, high, log=True)}
     if kind == "planned":
         found[EFFECTIVE] = exponents("effective_batch_size", search.effective_batch_size)
@@ -92,11 +92,11 @@ def exponents(name: str, limits: tuple[int, int]) -> IntDistribution:
     """Return the exponents of the powers of two within ``limits``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there are none.
     """
     low, high = math.ceil(math.log2(limits[0])), math.floor(math.log2(limits[1]))
     if low > high:
-        raise ConfigError(f"search.{name} must hold a power of two, but is {list(limits)}; widen it")
+        raise ConfigError(f"search.{name}: expected a range with a power of two, got {list(limits)}; widen it")
     return IntDistribution(low, high)
 
 
@@ -121,7 +121,7 @@ def _value(params: Params, name: str) -> Any:
     section, _, key = name.partition(".")
     values = getattr(params, section)
     if key not in type(values).model_fields:
-        raise ConfigError(f"search.parameters must name keys of params.yaml, but {name} is none; look at section {section}")
+        raise ConfigError(f"search.parameters: expected keys of params.yaml, got {name}; see section {section}")
     return getattr(values, key)
 
 

@@ -1,8 +1,8 @@
-"""Where a study is kept: a journal on this machine's disk, or a database that many machines reach.
+"""The storage of studies: a journal on this machine's disk, or a database for many machines.
 
-A journal is lines of JSON, each an operation that whoever reads it replays. A process that is killed while it writes leaves a
-torn last line, and its operation never happened. It is cut off before the next is written, under a lock that the system
-takes back from a holder that is gone: stock locks wait for 30 seconds then.
+A journal is lines of JSON, each an operation that its readers replay. A process that is killed while it writes leaves a torn
+last line, whose operation did not happen. The line is removed before the next is written, under a lock that the system
+releases when its holder dies; Optuna's own locks wait for 30 seconds in that case.
 """
 
 import fcntl
@@ -29,24 +29,24 @@ __all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "ope
 
 OPERATION = b'{"op_code"'  # how each line of a journal begins
 BUSY_SECONDS = 60
-START_SECONDS = 10.0  # a database that is just starting is waited for
-AWAY = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
+START_SECONDS = 10.0  # to wait for a database that is starting
+UNAVAILABLE = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
 STORAGE_ERRORS = (exc.OperationalError, exc.InterfaceError, optuna.exceptions.StorageInternalError)
 
 
 def open_storage(address: str) -> BaseStorage:
-    """Open the storage at a path (a journal) or at the address of a database, and create it where there is none.
+    """Open the storage at a path (a journal) or at the address of a database, and create it if it does not exist.
 
     Any number of processes may do so at once.
 
     Raises:
-        ProjectError: there is something else, or it does not answer.
+        ProjectError: it is not a storage, or does not answer.
     """
     return _open_database(address) if "://" in address else _open_journal(Path(address))
 
 
 def open_study(storage: BaseStorage, name: str, directions: Sequence[str]) -> optuna.Study:
-    """Open a study, and create it where there is none.
+    """Open a study, and create it if it does not exist.
 
     Raises:
         ProjectError: it has other directions.
@@ -55,12 +55,14 @@ def open_study(storage: BaseStorage, name: str, directions: Sequence[str]) -> op
     study = optuna.create_study(storage=storage, study_name=name, directions=wanted, load_if_exists=True)
     found = [direction.name.lower() for direction in study.directions]
     if found != list(directions):
-        raise ProjectError(f"study {name} must {' and '.join(directions)}, but does {' and '.join(found)}; choose another name")
+        raise ProjectError(
+            f"study {name}: expected directions {', '.join(directions)}, got {', '.join(found)}; choose another name"
+        )
     return study
 
 
 def without_password(address: str) -> str:
-    """Write an address so that it can be shown."""
+    """Return an address without its password."""
     if "://" not in address:
         return address
     from sqlalchemy.engine import make_url
@@ -70,10 +72,10 @@ def without_password(address: str) -> str:
 
 @final
 class RepairingLock(BaseJournalFileLock):
-    """A lock on a journal that is free again when its holder is gone; whoever takes it cuts off a torn last line."""
+    """A lock on a journal that is released when its holder dies; taking it removes a torn last line."""
 
     def __init__(self, path: Path) -> None:
-        """Lock the journal ``path``, by a file beside it."""
+        """Lock the journal ``path`` through a file in the same folder."""
         self.path = path
         self._file: TextIO | None = None
 
@@ -104,8 +106,7 @@ def _open_journal(path: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except (OSError, KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise ProjectError(
-            f"the journal of a study must be readable and of Optuna's operations, but {path} is not ({error}); "
-            "set it aside, or name another with search.storage"
+            f"search.storage: expected a journal of Optuna, got {path} ({error}); move it away, or choose another path"
         ) from None
 
 
@@ -122,10 +123,10 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _mend(path: Path) -> None:
-    """Take torn beginnings out of the middle, where something without this lock wrote on after one.
+    """Remove partly written operations from the middle, left when a program without this lock wrote after one.
 
     Raises:
-        ValueError: a line holds no operation at all.
+        ValueError: a line holds no operation.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     mended = [_whole_part(line, number) for number, line in enumerate(lines, 1)]
@@ -137,7 +138,7 @@ def _mend(path: Path) -> None:
     with path.open("rb+") as file:  # in place: others have it open
         file.write(b"".join(mended))
         file.truncate()
-    console.print(f"{path.name} held the torn beginning of an operation and was mended; as it was: {aside.name}")
+    console.print(f"repaired {path.name}, which held a partly written operation; the original is {aside.name}")
 
 
 def _whole_part(line: bytes, number: int) -> bytes:
@@ -150,7 +151,7 @@ def _whole_part(line: bytes, number: int) -> bytes:
             pass
         start = line.find(OPERATION, start + 1)
         if start < 0:
-            raise ValueError(f"line {number} is no operation")
+            raise ValueError(f"line {number} is not an operation")
 
 
 def _open_database(address: str) -> BaseStorage:
@@ -159,21 +160,20 @@ def _open_database(address: str) -> BaseStorage:
         try:
             return _create(_with_driver(address))
         except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
-            if time.monotonic() > deadline or not isinstance(error, exc.OperationalError) or not AWAY.search(str(error)):
+            if time.monotonic() > deadline or not isinstance(error, exc.OperationalError) or not UNAVAILABLE.search(str(error)):
                 raise storage_is_gone(address, error) from None
             time.sleep(0.5)
 
 
 def storage_is_gone(address: str, error: Exception) -> ProjectError:
-    """Return the error to raise where the storage at ``address`` does not answer; it shows no password."""
+    """Return the error for a storage that does not answer; it shows no password."""
     return ProjectError(
-        f"the storage of a study must answer, but {_shown(address)} does not: {first_line(error)}; "
-        "start it, or correct search.storage"
+        f"search.storage: expected an answer from {_shown(address)}, got {first_line(error)}; start it, or correct the address"
     )
 
 
 def first_line(error: Exception) -> str:
-    """Return what a database's error says, in one line and without the statement that failed."""
+    """Return the message of a database's error, in one line and without the failed statement."""
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
     return [*str(getattr(cause, "orig", None) or cause).strip().splitlines(), type(cause).__name__][0]
 
@@ -181,7 +181,7 @@ def first_line(error: Exception) -> str:
 def _shown(address: str) -> str:
     try:
         return without_password(address)
-    except Exception:  # noqa: BLE001 # an address that is none may hold a password anywhere
+    except Exception:  # noqa: BLE001 # an invalid address may hold a password anywhere
         return address.partition("://")[0] + "://..."
 
 
@@ -191,7 +191,7 @@ def _with_driver(address: str) -> str:
 
 
 def _create(address: str) -> RDBStorage:
-    """Create the tables alone: two that do so at once break each other."""
+    """Create the tables under a lock: two processes that do so at once fail."""
     if address.startswith("sqlite:///"):
         path = Path(address.removeprefix("sqlite:///"))
         with exclusive_lock(path.with_name(f"{path.name}.lock")):

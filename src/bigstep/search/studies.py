@@ -1,4 +1,4 @@
-"""The studies of a search: where they are, what they were started with."""
+"""The studies of a search: where they are stored, and what they were started with."""
 
 import warnings
 
@@ -16,17 +16,17 @@ from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue
 
 __all__ = ["ASKS", "CODE", "PARAMETERS", "check_same", "confirmation_study_name", "open_ledgers", "study_address"]
-ASKS = 10  # times the budget: infeasible ones cost nothing but must end
+ASKS = 10  # times the budget: infeasible trials are cheap, but must end
 PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
 
 
 def confirmation_study_name(study: str) -> str:
-    """Name the study of what is trained again."""
+    """Return the name of the study of retrained configurations."""
     return f"{study}-again"
 
 
 def open_ledgers(params: Params, address: str) -> tuple[TrialQueue, TrialQueue]:
-    """Open the study and that of what is trained again, which are begun where there are none."""
+    """Open the study and that of retrained configurations, and create them if they do not exist."""
     search, storage = params.search, open_storage(address)
     directions = [OBJECTIVES[name] for name in search.objectives]
     first = open_study(storage, search.study, directions)
@@ -42,7 +42,7 @@ def open_ledgers(params: Params, address: str) -> tuple[TrialQueue, TrialQueue]:
 
 
 def study_address(project: ProjectPaths, params: Params) -> str:
-    """Return where the study is stored: a path, or a database's address."""
+    """Return where the study is stored: a path, or the address of a database."""
     given = params.search.storage
     if given is None:
         return str(project.search / f"{params.search.study}.journal")
@@ -50,10 +50,10 @@ def study_address(project: ProjectPaths, params: Params) -> str:
 
 
 def check_same(study: optuna.Study, params: Params, space: Space, store: Store) -> None:
-    """Refuse to mix trials that cannot be compared: all parameters that decide learning and are not searched must be the same.
+    """Check that a study's trials are comparable: all parameters that affect training and are not searched must be the same.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: a parameter has changed.
     """
     free = {"train.learning_rate", "train.effective_batch_size", *space.dimensions}
     learning = {name: str(value) for name, value in flatten(params).items() if name.split(".")[0] in ("data", "model", "train")}
@@ -68,8 +68,8 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
     changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
     if changed:
         raise ConfigError(
-            f"a study must be searched with the parameters it was begun with, but {', '.join(sorted(changed)[:4])} changed; "
-            "name another with search.study"
+            "search.study: expected the parameters that the study was started with, got changed "
+            f"{', '.join(sorted(changed)[:4])}; choose another name"
         )
     if study.user_attrs.get(CODE) != digest_code():
-        console.print("WARNING: the code that decides learning has changed since this study was begun; compare with care")
+        console.print("WARNING: the training code has changed since this study was started; its trials may not be comparable")

@@ -1,1 +1,1 @@
-"""What a search found: summary, plots, other slicings."""
+"""The result of a search: summary, plots, other micro-batch sizes."""

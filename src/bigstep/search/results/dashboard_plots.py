@@ -1,4 +1,4 @@
-"""The pictures of a search, as files beside its tables and as plots on the study's dashboard."""
+"""The plots of a search, as files and on the study's dashboard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from bigstep.optuna_mlflow.trial_mapping import RUN_ID
 from bigstep.planning.throughput import SizeMeasurement
 from bigstep.report.search_plots import draw_front, draw_landscape
 from bigstep.search.optuna_dashboard import note_ended, note_run, show_plots
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult, plot_rows
+from bigstep.search.trial_record import TrialRecord
 from bigstep.tracking.mlflow_links import run_page
 
 __all__ = ["draw_plots", "show_study"]
@@ -22,7 +22,7 @@ MIB = 2**20
 
 
 def draw_plots(findings: SearchResult, objectives: Sequence[str], folder: Path) -> None:
-    """Write the pictures into ``folder``."""
+    """Write the plots to ``folder``."""
     rows = plot_rows(findings.trials)
     if rows:
         draw_landscape(rows, objectives[0], folder / "landscape.png")
@@ -37,7 +37,7 @@ def show_study(
     room: int | None,
     request: SearchRequest,
 ) -> None:
-    """Put our plots, the link to the search's run, and what other slicings of each trial would take, on the dashboard."""
+    """Show on the dashboard our plots, the link to the search's run, and the cost of other micro-batch sizes of each trial."""
     rows = plot_rows(findings.trials)
     figures = {"landscape": _landscape(rows, objectives[0]), "front": _front(rows, findings, objectives[0])}
     if rungs:
@@ -47,9 +47,13 @@ def show_study(
     note_run(study, run_page(request.uri, request.experiment_id, request.parent_run, "the search"))
     for trial in findings.trials:
         if trial.state == TrialState.COMPLETE and (derived := slicing_rows(trial, rungs, room)):
-            run_id, title = trial.user_attrs.get(RUN_ID), f"trial {trial.number}"
+            run_id, title = TrialRecord.read(trial).run_id, f"trial {trial.number}"
             link = f"{run_page(request.uri, request.experiment_id, run_id, title)}\n\n" if run_id else ""
-            note_ended(study, trial, f"{link}Its effective batch in each slicing, from the plan:\n\n{slicing_table(derived)}")
+            note_ended(
+                study,
+                trial,
+                f"{link}Its effective batch with each micro-batch size, from the plan:\n\n{slicing_table(derived)}",
+            )
 
 
 def _landscape(rows: Sequence[Mapping[str, Any]], objective: str) -> Any:
@@ -71,8 +75,8 @@ def _landscape(rows: Sequence[Mapping[str, Any]], objective: str) -> Any:
             showlegend=False,
         )
     figure.update_xaxes(type="log", title="learning rate")
-    figure.update_yaxes(type="log", title="effective batch (images)")
-    return figure.update_layout(title=f"{objective} over learning rate and effective batch")
+    figure.update_yaxes(type="log", title="effective batch size")
+    return figure.update_layout(title=f"{objective} over learning rate and effective batch size")
 
 
 def _slicing(rungs: Sequence[SizeMeasurement], room: int | None) -> Any:
@@ -82,13 +86,13 @@ def _slicing(rungs: Sequence[SizeMeasurement], room: int | None) -> Any:
     sizes = [rung.micro_batch_size for rung in rungs]
     figure.add_scatter(x=sizes, y=[rung.samples_per_second for rung in rungs], name="images per second", row=1, col=1)
     grown = [rung.resident_growth_bytes / MIB for rung in rungs]
-    figure.add_scatter(x=sizes, y=grown, name="process grows by (MiB)", row=1, col=2)
+    figure.add_scatter(x=sizes, y=grown, name="process growth (MiB)", row=1, col=2)
     if room is not None:
         figure.add_scatter(x=sizes, y=[room / MIB] * len(sizes), name="budget (MiB)", row=1, col=2)
-    figure.update_xaxes(type="log", title="micro-batch size (images)")
+    figure.update_xaxes(type="log", title="micro-batch size")
     figure.update_yaxes(title="images per second", row=1, col=1)
     figure.update_yaxes(title="MiB", type="log", row=1, col=2)
-    return figure.update_layout(title="Speed and memory over the micro-batch size, as planned")
+    return figure.update_layout(title="Speed and memory over micro-batch size (from the plan)")
 
 
 def _front(rows: Sequence[Mapping[str, Any]], findings: SearchResult, objective: str) -> Any:
@@ -107,6 +111,6 @@ def _front(rows: Sequence[Mapping[str, Any]], findings: SearchResult, objective:
             mode="markers",
             name=name,
         )
-    figure.update_xaxes(title="training (s)")
+    figure.update_xaxes(title="training time (s)")
     figure.update_yaxes(title=objective)
-    return figure.update_layout(title=f"{objective} against the time of training")
+    return figure.update_layout(title=f"{objective} over training time")

@@ -1,4 +1,4 @@
-"""What other slicings of a trial's effective batch would have taken: derived from the plan, nothing was trained."""
+"""The cost of a trial with other micro-batch sizes, derived from the plan without training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,18 +7,20 @@ from optuna.trial import FrozenTrial
 
 from bigstep.console import format_bytes
 from bigstep.planning.throughput import SizeMeasurement
+from bigstep.search.trial_record import TrialRecord
 
 __all__ = ["slicing_rows", "slicing_table"]
 
 
 def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int | None) -> list[dict[str, Any]]:
-    """Derive what other slicings of a trial's effective batch take, from the plan: no trials, nothing was trained.
+    """Derive from the plan what a trial would cost with other micro-batch sizes; nothing is trained.
 
-    A trial that was refused has none, and neither has one whose micro-batch is none of the plan's.
+    The list is empty for a trial that was not trained, or whose micro-batch size is not in the plan.
     """
-    if "seconds" not in trial.user_attrs:
+    record = TrialRecord.read(trial)
+    if record.seconds is None:
         return []
-    whole, chosen = int(trial.user_attrs["effective_batch_size"]), int(trial.user_attrs["micro_batch_size"])
+    whole, chosen = record.batch.effective_batch_size, record.batch.micro_batch_size
     speeds = {min(rung.micro_batch_size, whole): rung for rung in rungs}
     base = speeds.get(chosen)
     if base is None:
@@ -29,8 +31,8 @@ def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int
             "effective_batch_size": whole,
             "micro_batch_size": size,
             "accumulation_steps": -(-whole // size),
-            "val_loss": trial.user_attrs["val_loss"],
-            "seconds": trial.user_attrs["seconds"] * base.samples_per_second / rung.samples_per_second,
+            "val_loss": record.val_loss,
+            "seconds": record.seconds * base.samples_per_second / rung.samples_per_second,
             "resident_growth_bytes": rung.resident_growth_bytes,
             "predicted_bytes": rung.predicted_bytes,
             "fits": room is None or rung.resident_growth_bytes <= room,
@@ -41,8 +43,8 @@ def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int
 
 
 def slicing_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Write the rows as a table in Markdown."""
-    lines = ["| micro-batch | accumulation steps | training | the process grows by | |", "| ---: | ---: | ---: | ---: | --- |"]
+    """Return the rows as a table in Markdown."""
+    lines = ["| micro-batch | accumulation steps | training time | process growth | |", "| ---: | ---: | ---: | ---: | --- |"]
     for row in rows:
         what = "trained" if row["trained"] else "" if row["fits"] else "does not fit"
         lines.append(

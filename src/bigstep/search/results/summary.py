@@ -1,4 +1,4 @@
-"""What a search leaves: the winner, every trial, and apart from them what depends on the clock."""
+"""The result files of a search: the winner, every trial, and in a separate file what depends on the clock."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -10,24 +10,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.atomic_files import whole_file, write_json
 from bigstep.config.params import Params
-from bigstep.config.search import OBJECTIVES
 from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.planning.throughput import SizeMeasurement
 from bigstep.search.confirmation import SeedStatistics, SlicingComparison, best_trials, compare, standings
 from bigstep.search.results.other_slicings import slicing_rows
 from bigstep.search.space import RATE, Space
-from bigstep.search.trial_queue import TrialQueue, is_feasible
+from bigstep.search.trial_queue import TrialQueue, is_feasible, value_of
+from bigstep.search.trial_record import LEARNED, MEASURED, SIZES, SURPLUS, TrialRecord
 
 __all__ = ["SearchResult", "find", "plot_rows", "winning_params", "write_findings"]
-
-SIZES = ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps")
-LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
-MEASURED = ("seconds", "images_per_second", "peak_bytes", "predicted_bytes")
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found: the winning trial (None: none was trained), how sure that is, and whether the audits agree."""
+    """What a search found: the winning trial (None: no trial was trained), the seed statistics, and the audits."""
 
     winner: FrozenTrial | None
     standings: tuple[SeedStatistics, ...]
@@ -38,23 +34,23 @@ class SearchResult:
 
     @property
     def warnings(self) -> list[str]:
-        """What the audits say against slice invariance."""
+        """One line for each audit that disagrees with its trial."""
         return [
-            f"trial {item.of} in micro-batches of {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
-            f"{item.values[0]:.6g} and {item.values[1]:.6g}, apart by more than {item.limit:.2g}: rounding grew over the "
-            "training, or the cut decides what is learned; `bigstep check` tells which"
+            f"trial {item.of}: micro-batch sizes {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
+            f"{item.values[0]:.6g} and {item.values[1]:.6g}, which differ by more than {item.limit:.2g}: rounding errors grew, "
+            "or the micro-batch size affects training; run `bigstep check` to find out"
             for item in self.verdicts
             if not item.holds
         ]
 
 
 def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
-    """Read the studies."""
+    """Read the result from the studies."""
     search = params.search
-    smaller = OBJECTIVES[search.objectives[0]] == "minimize"
+    direction = first.study.directions[0]
     trials, done = first.trials(), _complete(again.trials())
-    best = best_trials(trials, max(search.top, 1), smaller_is_better=smaller)
-    ranking = standings(best, done, smaller_is_better=smaller)
+    best = best_trials(trials, max(search.top, 1), direction)
+    ranking = standings(best, done, direction)
     spread = max((item.spread for item in ranking), default=0.0)
     front = list(first.study.best_trials) if len(search.objectives) > 1 else []
     known = {trial.number: trial for trial in trials}
@@ -65,8 +61,9 @@ def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
 
 def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]]:
     """Return the parameters of a trial as sections of params.yaml."""
-    flat = {**space.overrides(trial.params), **trial.user_attrs.get("exact", {})}
-    flat["hardware.micro_batch_size"] = trial.user_attrs["micro_batch_size"]
+    record = TrialRecord.read(trial)
+    flat = {**space.overrides(trial.params), **(record.exact or {})}
+    flat["hardware.micro_batch_size"] = record.micro_batch_size
     flat["hardware.accumulation_steps"] = None
     found: dict[str, dict[str, Any]] = {}
     for name, value in flat.items():
@@ -78,14 +75,14 @@ def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]
 def write_findings(
     findings: SearchResult, space: Space, rungs: Sequence[SizeMeasurement], room: int | None, folder: Path
 ) -> None:
-    """Write the tables into ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
+    """Write the tables to ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
     names = [name for name in space.dimensions if "." in name and name != RATE]
     columns = ["number", "state", "feasible", *SIZES, *names, *LEARNED]
-    shown = [trial for trial in findings.trials if trial.user_attrs.get("failed") != "surplus"]
+    shown = [trial for trial in findings.trials if TrialRecord.read(trial).failed != SURPLUS]
     _write_rows([_row(trial, columns) for trial in shown], columns, folder / "trials.csv")
     columns = ["number", "kind", "of", "seed", *SIZES, *LEARNED]
     _write_rows([_row(trial, columns) for trial in findings.again], columns, folder / "again.csv")
-    columns = ["number", *MEASURED]
+    columns = ["number", *MEASURED, "predicted_bytes"]
     _write_rows([_row(trial, columns) for trial in _complete(shown)], columns, folder / "measured.csv")
     if rungs:
         rows = [row for trial in _complete(shown) for row in slicing_rows(trial, rungs, room)]
@@ -121,7 +118,7 @@ def _complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _row(trial: FrozenTrial, columns: Sequence[str]) -> dict[str, Any]:
-    known = {**trial.params, **trial.user_attrs, "number": trial.number, "state": trial.state.name}
+    known = {**trial.params, **TrialRecord.read(trial).attributes, "number": trial.number, "state": trial.state.name}
     known["feasible"] = is_feasible(trial)
     return {name: known.get(name, "") for name in columns}
 
@@ -135,19 +132,15 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path:
 
 
 def plot_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Return the trials as the plots take them."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE and "effective_batch_size" in trial.user_attrs]
+    """Return the trials as rows for the plots."""
+    done = [(trial, TrialRecord.read(trial)) for trial in _complete(trials)]
     return [
         {
             "number": trial.number,
-            "learning_rate": trial.user_attrs["learning_rate"],
-            "effective_batch_size": trial.user_attrs["effective_batch_size"],
-            "micro_batch_size": trial.user_attrs["micro_batch_size"],
-            "value": trial.values[0],
-            "seconds": trial.user_attrs.get("seconds"),
-            "images_per_second": trial.user_attrs.get("images_per_second"),
-            "peak_bytes": trial.user_attrs.get("peak_bytes"),
+            **{name: getattr(record, name) for name in (*SIZES, *MEASURED)},
+            "value": value_of(trial),
             "feasible": is_feasible(trial),
         }
-        for trial in done
+        for trial, record in done
+        if record.is_described
     ]

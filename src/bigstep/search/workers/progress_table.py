@@ -1,4 +1,4 @@
-"""What a person sees while a search runs."""
+"""The progress of a search on the screen."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,18 @@ from rich.table import Table
 
 from bigstep.config.params import Params
 from bigstep.console import console, format_bytes, format_seconds
-from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed
+from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed, sort_value, value_of
+from bigstep.search.trial_record import SURPLUS, TrialRecord
 
 __all__ = ["ProgressTable", "live_table"]
 
 SHOWN = 12  # rows of the table
-DESCRIBED = {"learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"}
 COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "images/s", "memory", "state")
 
 
 @contextmanager
 def live_table() -> Iterator[Live | None]:
-    """Yield a part of the terminal that is drawn anew; None where this is no terminal."""
+    """Yield a live display on a terminal; None if the output is not a terminal."""
     if not console.is_terminal:
         yield None
         return
@@ -32,20 +32,20 @@ def live_table() -> Iterator[Live | None]:
 
 @final
 class ProgressTable:
-    """A table on a terminal; there and elsewhere a line for each trial that ended."""
+    """A line for each trial that ended and, on a terminal, a live table."""
 
     def __init__(self, params: Params, ledgers: tuple[TrialQueue, TrialQueue]) -> None:
-        """Show what happens from now on."""
+        """Show trials that end from now on."""
         self._params, self._ledgers = params, ledgers
         self._said = {(ledger.study.study_name, trial.number) for ledger in ledgers for trial in _ended(ledger.trials())}
-        self._begun, self._before = time.monotonic(), len(_ended(ledgers[0].trials()))
+        self._started, self._before = time.monotonic(), len(_ended(ledgers[0].trials()))
 
     def show(self, screen: Live | None) -> None:
-        """Tell what ended since the last time, and draw the table anew."""
+        """Print a line for each trial that ended since the last call, and redraw the table."""
         for ledger in self._ledgers:
             for trial in _ended(ledger.trials()):
                 key = (ledger.study.study_name, trial.number)
-                if key not in self._said and trial.user_attrs.get("failed") != "surplus":
+                if key not in self._said and TrialRecord.read(trial).failed != SURPLUS:
                     self._said.add(key)
                     console.print(_line(trial))
         if screen is not None:
@@ -64,15 +64,15 @@ class ProgressTable:
         for trial in rows[-SHOWN:]:
             table.add_row(*_cells(trial))
         best, new = _best(first), [trial for trial in again.trials() if trial.state == TrialState.COMPLETE]
-        told = [] if best is None else [f"best so far: trial {best.number}, {best.values[0]:.4f}"]
-        table.caption = "; ".join([*told, *([f"{len(new)} trained again"] if new else [])])
+        parts = [] if best is None else [f"best so far: trial {best.number}, {best.values[0]:.4f}"]
+        table.caption = "; ".join([*parts, *([f"{len(new)} retrained"] if new else [])])
         return table
 
     def _left(self, done: int) -> str:
         passed = done - self._before
         if passed < 2:
             return ""
-        seconds = (time.monotonic() - self._begun) / passed * max(self._params.search.trials - done, 0)
+        seconds = (time.monotonic() - self._started) / passed * max(self._params.search.trials - done, 0)
         return f", {format_seconds(seconds)} left"
 
 
@@ -82,33 +82,33 @@ def _ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _best(ledger: TrialQueue) -> FrozenTrial | None:
     done = [trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE and is_feasible(trial)]
-    sign = 1 if ledger.study.directions[0].name == "MINIMIZE" else -1
-    return min(done, key=lambda trial: sign * trial.values[0], default=None)
+    direction = ledger.study.directions[0]
+    return min(done, key=lambda trial: sort_value(value_of(trial), direction), default=None)
 
 
 def _line(trial: FrozenTrial) -> str:
-    """Write a trial that ended in a line."""
+    """Return the line of a trial that ended."""
     name, *cells, state = _cells(trial)
     words = ("learning rate {}", "batch {}", "{}", "{}", "{} images/s", "{}")
-    told = [word.format(cell) for word, cell in zip(words, cells, strict=True) if cell]
-    return "  ".join([f"trial {name}" if name.isdigit() else name, *told, state])
+    parts = [word.format(cell) for word, cell in zip(words, cells, strict=True) if cell]
+    return "  ".join([f"trial {name}" if name.isdigit() else name, *parts, state])
 
 
 def _cells(trial: FrozenTrial) -> tuple[str, ...]:
-    """Write a trial in the table's columns."""
-    known = trial.user_attrs
-    name = f"{known['kind']} of {known['of']}" if "of" in known else str(trial.number)
-    if not known.keys() >= DESCRIBED:  # its worker writes one after another
-        return name, "", "", "", "", "", "", known.get("refused", trial.state.name.lower())
+    """Return the cells of a trial in the table."""
+    record = TrialRecord.read(trial)
+    name = str(trial.number) if record.of is None else f"{record.kind} of {record.of}"
+    if not record.is_described:  # its worker writes them one after another
+        return name, "", "", "", "", "", "", record.refused or trial.state.name.lower()
     latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None
     value = trial.values[0] if trial.values else latest
     return (
         name,
-        f"{known['learning_rate']:.3g}",
-        str(known["effective_batch_size"]),
-        f"{known['accumulation_steps']} x {known['micro_batch_size']}",
+        f"{record.learning_rate:.3g}",
+        str(record.effective_batch_size),
+        f"{record.accumulation_steps} x {record.micro_batch_size}",
         "" if value is None else f"{value:.4f}",
-        f"{known['images_per_second']:,.0f}" if "images_per_second" in known else "",
-        format_bytes(known["peak_bytes"]) if "peak_bytes" in known else "",
+        "" if record.images_per_second is None else f"{record.images_per_second:,.0f}",
+        "" if record.peak_bytes is None else format_bytes(record.peak_bytes),
         trial.state.name.lower() if is_feasible(trial) else "infeasible",
     )

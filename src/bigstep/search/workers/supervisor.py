@@ -1,4 +1,4 @@
-"""The workers of a search on this machine, begun, begun again where one is killed, and watched."""
+"""Start the workers of a search on this machine, restart those that are killed, and show their progress."""
 
 import contextlib
 import json
@@ -22,29 +22,29 @@ from bigstep.search.workers.progress_table import ProgressTable, live_table
 
 __all__ = ["watch_workers"]
 
-INTERVAL = 1.0  # seconds between two looks
-QUICK, QUICK_DEATHS = 20.0, 3  # a worker that is killed this soon, this often in a row, is not begun again
+POLL_SECONDS = 1.0
+EARLY_DEATH_SECONDS, MAX_EARLY_DEATHS = 20.0, 3  # a worker killed so early so often in a row is not restarted
 
 
 def watch_workers(
     request: SearchRequest, params: Params, ledgers: tuple[TrialQueue, TrialQueue], state: Path, count: int
 ) -> int:
-    """Run the workers to their end, and tell what they do.
+    """Run the workers to their end, and show their progress.
 
     Returns:
-        0, the exit code of a worker that failed, or 128 and the signal that this process was told to stop by.
+        0, the exit code of a worker that failed, or 128 plus the number of the signal that stopped this process.
     """
-    crew = _WorkerPool(request, count, state)
-    display = ProgressTable(params, ledgers)
-    with crew.signals_passed_on(), live_table() as screen:
-        crew.begin()
-        while crew.is_working():
-            with contextlib.suppress(*STORAGE_ERRORS):  # the workers wait for it, and say so
-                display.show(screen)
-            time.sleep(INTERVAL)
+    pool = _WorkerPool(request, count, state)
+    table = ProgressTable(params, ledgers)
+    with pool.signals_passed_on(), live_table() as screen:
+        pool.start()
+        while pool.is_working():
+            with contextlib.suppress(*STORAGE_ERRORS):  # the workers wait for it and print a message
+                table.show(screen)
+            time.sleep(POLL_SECONDS)
         with contextlib.suppress(*STORAGE_ERRORS):
-            display.show(screen)
-    return crew.code()
+            table.show(screen)
+    return pool.code()
 
 
 @final
@@ -52,12 +52,12 @@ class _WorkerPool:
     def __init__(self, request: SearchRequest, count: int, state: Path) -> None:
         self._request, self._count, self._state = request, count, state
         self._workers: dict[int, subprocess.Popen[str]] = {}
-        self._begun: dict[int, float] = {}
+        self._started: dict[int, float] = {}
         self._deaths: dict[int, int] = {}
         self._codes: list[int] = []
-        self.told: int | None = None
+        self.received: int | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         for number in range(self._count):
             self._start(number)
 
@@ -67,30 +67,30 @@ class _WorkerPool:
             if code is None:
                 continue
             del self._workers[number]
-            soon = time.monotonic() - self._begun[number] < QUICK
+            soon = time.monotonic() - self._started[number] < EARLY_DEATH_SECONDS
             self._deaths[number] = self._deaths.get(number, 0) + 1 if soon else 0
-            if code < 0 and self.told is None and self._deaths[number] < QUICK_DEATHS:
-                console.print(f"worker {number} was killed ({signal.Signals(-code).name}); it is begun again")
+            if code < 0 and self.received is None and self._deaths[number] < MAX_EARLY_DEATHS:
+                console.print(f"worker {number} was killed ({signal.Signals(-code).name}); restarting it")
                 self._start(number)
                 continue
             self._codes.append(code)
-            if code > 0 and self.told is None:
+            if code > 0 and self.received is None:
                 self._explain(number)
                 self._stop(signal.SIGTERM)
         return bool(self._workers)
 
     def code(self) -> int:
-        if self.told is not None:
-            return 128 + self.told
+        if self.received is not None:
+            return 128 + self.received
         return next((code if code > 0 else 1 for code in self._codes if code), 0)
 
     @contextmanager
     def signals_passed_on(self) -> Iterator[None]:
-        """Ctrl-C reaches the group by itself; SIGTERM is passed on. The workers stop after their step, with a checkpoint."""
+        """Pass SIGTERM on (Ctrl-C reaches the workers by itself); they stop after their step, with a checkpoint."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             del frame
-            self.told = number
+            self.received = number
             if number == signal.SIGTERM:
                 self._stop(number)
 
@@ -114,7 +114,7 @@ class _WorkerPool:
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._request)))
         process.stdin.close()
-        self._workers[number], self._begun[number] = process, time.monotonic()
+        self._workers[number], self._started[number] = process, time.monotonic()
 
     def _stop(self, number: int) -> None:
         for process in self._workers.values():
@@ -123,7 +123,7 @@ class _WorkerPool:
     def _explain(self, number: int) -> None:
         path = self._log(number)
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        console.print(f"worker {number} failed: {lines[-1] if lines else 'it said nothing'} (all it said: {path})")
+        console.print(f"worker {number} failed: {lines[-1] if lines else 'no output'} (log: {path})")
 
     def _log(self, number: int) -> Path:
         return self._state / f"worker-{number}.log"

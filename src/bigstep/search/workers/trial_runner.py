@@ -1,32 +1,31 @@
-"""From a trial's point to a training, and from what came of it back to the study."""
+"""Train a trial: from its point to parameters, and from the result back to the study."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
-from bigstep.optuna_mlflow.trial_mapping import RUN_ID, begin_tags
+from bigstep.optuna_mlflow.trial_mapping import begin_tags
 from bigstep.planning.memory_budget import CheckedSlicing, bytes_over_budget, choose_slicing, predict
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.checkpoint_files import clear_checkpoints
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
-from bigstep.runs.training_run import ShouldStop
+from bigstep.runs.training_run import ShouldStop, never_stop
+from bigstep.runtime.device import choose_device, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
 from bigstep.search.trial_params import trial_params
-from bigstep.search.trial_queue import ORIGIN
-from bigstep.search.trial_record import LEARNED, MEASURED, NOISE
+from bigstep.search.trial_record import LEARNED, MEASURED, TrialRecord
 from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
@@ -36,12 +35,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TrialRunner", "study_folder"]
 
-WORST = 2.0  # times the loss of guessing: what a trial that cannot be trained counts as
+WORST_LOSS = 2.0  # times the loss of guessing: the loss of a trial that cannot be trained
+LOWEST_IMAGES_PER_SECOND = 0.1  # the speed of a trial that cannot be trained
 MIB = 2**20
 
 
 def study_folder(project: ProjectPaths, study: str) -> Path:
-    """Name the folder of the state of a study's trials."""
+    """Return the folder of the state of a study's trials."""
     return project.search / study
 
 
@@ -52,22 +52,22 @@ class TrialRunner:
     def __init__(
         self, project: ProjectPaths, store: Store, request: "SearchRequest", space: Space, signals: Signals, resident: int
     ) -> None:
-        """Conduct what ``request`` asks for; ``resident`` are the bytes of this process before it trains."""
+        """Prepare for the trials of ``request``; ``resident`` are the bytes of this process before it trains."""
         self.project, self.store, self.request = project, store, request
         self.params = check_params(request.content)
         self.space, self.signals, self.resident = space, signals, resident
 
     def run_trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        """Train a trial of the search and tell the study."""
-        point = self.space.suggest(trial)
-        overrides = {**self.space.overrides(point), **trial.user_attrs.get("exact", {})}
+        """Train a trial of the search and report the result to the study."""
+        point, record = self.space.suggest(trial), TrialRecord.read(trial)
+        overrides = {**self.space.overrides(point), **(record.exact or {})}
         found = self._prepare(trial, overrides)
         objectives = self.params.search.objectives
         if found is None:
             study.tell(trial, self._worst(objectives))
             return
         params, fit = found
-        may_prune = len(objectives) == 1 and trial.user_attrs.get("start") != 0
+        may_prune = len(objectives) == 1 and record.start != 0
         report = _pruning(trial, objectives[0], may_prune=may_prune)
         outcome = self._train(study, trial, params, fit, report, {"bigstep.kind": "trial"})
         if outcome.pruned:
@@ -77,30 +77,29 @@ class TrialRunner:
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def run_confirmation(self, study: optuna.Study, finish: optuna.Study, trial: optuna.Trial) -> None:
-        """Train a configuration of ``study`` again, as the trial of ``finish`` says, and tell ``finish``."""
+        """Retrain a configuration of ``study`` as a trial of ``finish``, and report the result to ``finish``."""
         trial.suggest_int("item", 0, 10_000)
-        attributes = trial.user_attrs
-        first: FrozenTrial = study.get_trials(deepcopy=False)[attributes["of"]]
-        overrides = {
-            **self.space.overrides(first.params),
-            **first.user_attrs.get("exact", {}),
-            "train.seed": attributes["seed"],
-        }
-        if attributes["micro_batch_asked"] is not None:
-            overrides["hardware.micro_batch_size"] = attributes["micro_batch_asked"]
+        record = TrialRecord.read(trial)
+        assert record.of is not None
+        assert record.kind is not None
+        first: FrozenTrial = study.get_trials(deepcopy=False)[record.of]
+        exact = TrialRecord.read(first).exact or {}
+        overrides = {**self.space.overrides(first.params), **exact, "train.seed": record.seed}
+        if record.micro_batch_asked is not None:
+            overrides["hardware.micro_batch_size"] = record.micro_batch_asked
         objectives = self.params.search.objectives[:1]
         found = self._prepare(trial, overrides)
         if found is None:
             finish.tell(trial, self._worst(objectives))
             return
         params, fit = found
-        tags = {"bigstep.kind": attributes["kind"], "bigstep.again": f"{study.study_name} {first.number}"}
-        outcome = self._train(finish, trial, params, fit, _to_the_end, tags)
+        tags = {"bigstep.kind": record.kind, "bigstep.again": f"{study.study_name} {first.number}"}
+        outcome = self._train(finish, trial, params, fit, never_stop, tags)
         finish.tell(trial, self._values(outcome, objectives))
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
 
     def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, CheckedSlicing] | None:
-        """Return the parameters and the slicing; None, with a constraint that says so, where they cannot be."""
+        """Return the parameters and the slicing; None, with a violated constraint, if they are infeasible."""
         try:
             params = trial_params(self.request.content, overrides)
         except ConfigError as error:
@@ -111,7 +110,7 @@ class TrialRunner:
             excess = bytes_over_budget(params, predicted, self.resident) / MIB
             fit = CheckedSlicing(params.batch, predicted.peak_bytes)
             if excess > 0:
-                self._refuse(trial, "memory", excess, f"its step goes over the budget by {excess:,.0f} MiB")
+                self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
                 return None
             trial.set_constraint("memory", excess)
             show_constraints(trial)
@@ -119,26 +118,28 @@ class TrialRunner:
             fit = choose_slicing(self.project, params, self.store)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
-            fit = replace(fit, batch=smaller(fit.batch, failed_at))
-        self._describe(trial, params, fit)
+            fit = replace(fit, batch=fit.batch.at_most(-(-failed_at // 2)))
+        batch, rate = fit.batch, params.train.learning_rate
+        TrialRecord(
+            effective_batch_size=batch.effective_batch_size,
+            micro_batch_size=batch.micro_batch_size,
+            accumulation_steps=batch.accumulation_steps,
+            learning_rate=rate,
+            predicted_bytes=fit.predicted_bytes,
+        ).write(trial)
         return params, fit
 
     def _refuse(self, trial: optuna.Trial, name: str, value: float, why: str) -> None:
         trial.set_constraint(name, value)
         show_constraints(trial)
-        trial.set_user_attr("refused", why)
+        TrialRecord(refused=why).write(trial)
         note_run(trial, f"**infeasible**: {why}")
         console.print(f"trial {trial.number}: {why}")
 
-    def _describe(self, trial: optuna.Trial, params: Params, fit: CheckedSlicing) -> None:
-        known = {**asdict(fit.batch), "learning_rate": params.train.learning_rate, "predicted_bytes": fit.predicted_bytes}
-        for name, value in known.items():
-            if name != "is_planned":
-                trial.set_user_attr(name, value)
-
     def _folder(self, trial: optuna.Trial) -> Path:
-        kind = "again" if "of" in trial.user_attrs else "trial"
-        name = f"{kind}-{trial.user_attrs.get(ORIGIN, trial.number)}"
+        record = TrialRecord.read(trial)
+        number = trial.number if record.origin is None else record.origin
+        name = f"{'trial' if record.of is None else 'again'}-{number}"
         return study_folder(self.project, self.params.search.study) / "trials" / name
 
     def _train(
@@ -155,47 +156,39 @@ class TrialRunner:
         frozen = study.get_trials(deepcopy=False)[trial.number]
         tags = {**begin_tags(frozen, study, request.parent_run), **kind, "mlflow.runName": name}
 
-        def tell(run_id: str) -> None:
-            trial.set_user_attr(RUN_ID, run_id)
+        def on_run_id(run_id: str) -> None:
+            TrialRecord(run_id=run_id).write(trial)
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
         job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags)
-        outcome = train_trial(self.project, self.store, job, self.signals, report, tell)
-        for key in LEARNED:
-            trial.set_user_attr(key, getattr(outcome, key))
-        for key in (*MEASURED, NOISE):
-            trial.set_user_attr(key, getattr(outcome, key))
+        outcome = train_trial(self.project, self.store, job, self.signals, report, on_run_id)
+        TrialRecord(**{name: getattr(outcome, name) for name in (*LEARNED, *MEASURED, "noise_scale")}).write(trial)
         if outcome.curves is not None:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")
         return outcome
 
     def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
-        """Return what a trial is judged by; a loss or accuracy that is none counts as worse than guessing."""
-        worst = self._worst(objectives)
-        found = [float(getattr(outcome, name)) for name in objectives]
-        learned = [name.startswith("val_") and outcome.diverged for name in objectives]
-        return [bad if lost else value for value, bad, lost in zip(found, worst, learned, strict=True)]
+        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time."""
+        if outcome.diverged:
+            return self._worst(objectives)
+        return [float(getattr(outcome, name)) for name in objectives]
 
-    def _worst(self, objectives: Sequence[str], predicted_bytes: int = 0) -> list[float]:
+    def _worst(self, objectives: Sequence[str]) -> list[float]:
+        """Return values that no trial that was trained to its end can be worse than."""
         guessing = math.log(len(self.store.manifest.classes))
-        known = {"val_loss": WORST * guessing, "val_accuracy": 0.0, "seconds": 0.0, "peak_bytes": float(predicted_bytes)}
+        samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(0))
+        known = {
+            "val_loss": WORST_LOSS * guessing,
+            "val_accuracy": 0.0,
+            "seconds": samples / LOWEST_IMAGES_PER_SECOND,
+            "peak_bytes": float(total_memory_bytes(choose_device(self.params.hardware))),
+        }
         return [known[name] for name in objectives]
 
 
-def smaller(batch: BatchSizes, failed_at: int) -> BatchSizes:
-    """Cut smaller than a start that died of memory did."""
-    size = min(batch.micro_batch_size, max(1, -(-failed_at // 2)))
-    return BatchSizes(batch.effective_batch_size, size, -(-batch.effective_batch_size // size))
-
-
-def _to_the_end(samples: int, validation: Validation) -> bool:
-    del samples, validation
-    return False
-
-
 def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ShouldStop:
-    """Tell the study of each epoch by the samples seen, so that batch sizes are compared at equal progress."""
+    """Report each epoch by the number of samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:
         value = validation.loss if objective == "val_loss" else validation.accuracy

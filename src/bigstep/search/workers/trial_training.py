@@ -29,12 +29,12 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What to train, where its state lies, and whom to tell."""
+    """What to train, where its state is kept, and where to log it."""
 
     params: Params
     fit: CheckedSlicing
     folder: Path
-    """Of the trial's checkpoints, mark and curves."""
+    """Of the trial's checkpoints, low-memory marker and curves."""
     spool: Path
     uri: str
     experiment: str
@@ -43,7 +43,7 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What came of it; losses are those of the best epoch."""
+    """The result of a trial; loss and accuracy are those of the best epoch."""
 
     val_loss: float
     val_accuracy: float
@@ -56,30 +56,30 @@ class TrialOutcome:
     images_per_second: float
     peak_bytes: int
     noise_scale: float | None
-    """In samples, at the end; None where it was not measured."""
+    """In samples, at the end; None if it was not measured."""
     micro_batch_size: int
     run_id: str | None
     curves: Path | None
 
 
 def train_trial(
-    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ShouldStop, tell: Callable[[str], None]
+    project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ShouldStop, on_run_id: Callable[[str], None]
 ) -> TrialOutcome:
-    """Train to the end, or as long as ``report`` lets it; a training that was stopped resumes from its checkpoint.
+    """Train to the end or until ``report`` stops it; a training that was interrupted resumes from its checkpoint.
 
-    The checkpoints are left to the caller, who deletes them once the study knows.
+    The caller deletes the checkpoints after it has reported the result to the study.
 
     Args:
-        project: whose files may be named in the parameters.
+        project: the parameters may name files in it.
         store: the images.
         job: what to train.
-        signals: what the process received; it stops after a step, with a checkpoint.
+        signals: that the process received; it stops after a step, with a checkpoint.
         report: is called after each epoch.
-        tell: is given the run's id as soon as it is known.
+        on_run_id: is called with the run's id as soon as it is known.
 
     Raises:
-        OutOfMemoryError: not one image at a time fits.
-        StopRequestedError: the process was asked to stop.
+        OutOfMemoryError: not even a single image fits.
+        StopRequestedError: a signal stopped the process.
     """
     params, batch = job.params, job.fit.batch
     state = build_training(
@@ -98,11 +98,11 @@ def train_trial(
     flat["hardware.accumulation_steps"] = batch.accumulation_steps
     with tracked_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as tracked:
         if (run_id := tracked.run_id()) is not None:
-            tell(run_id)
+            on_run_id(run_id)
         tracked.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
         outcome = _train(store, job, state, signals, report, tracked)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
-        _tell_outcome(tracked, outcome)
+        _log_outcome(tracked, outcome)
     state.guard.close()
     return replace(outcome, run_id=tracked.run_id())
 
@@ -165,7 +165,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
     return path
 
 
-def _tell_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
+def _log_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
     values = {
         "best_val_loss": outcome.val_loss,
         "best_val_accuracy": outcome.val_accuracy,

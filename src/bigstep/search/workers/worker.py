@@ -1,7 +1,7 @@
-"""A worker of a search: takes trials from the study and trains them, until the study needs no more.
+"""A worker of a search: takes trials from the study and trains them until none is left.
 
-Any number of workers, here and on other machines, run this on the same study; what is still to do follows from the study
-alone (`bigstep.search.trial_queue`).
+Any number of workers, on any number of machines, may run on the same study; what is left to do depends only on the study
+(`bigstep.search.trial_queue`).
 """
 
 import contextlib
@@ -38,11 +38,11 @@ from bigstep.search.workers.trial_runner import TrialRunner
 __all__ = ["Worker", "main"]
 
 T = TypeVar("T")
-POLL = 0.5  # seconds between two looks at a study whose trials others train
+POLL_SECONDS = 0.5  # while others train the remaining trials
 
 
 def main() -> int:
-    """Read a request from standard input, and work until nothing is left to do or the process is told to stop."""
+    """Read a request from standard input, and work until nothing is left to do or a signal stops the process."""
     request = SearchRequest(**json.load(sys.stdin))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     signals = Signals()
@@ -69,14 +69,14 @@ class Worker:
         self.store = Store(Path(request.prepared))
         project = ProjectPaths(Path(request.root))
         self.space = build_space(self.params, request.reason).cut(request.largest)
-        self.deadline = time.monotonic() + request.until - time.time()  # the clock may be set meanwhile
+        self.deadline = time.monotonic() + request.until - time.time()  # the clock may be changed meanwhile
         self.runner = TrialRunner(project, self.store, request, self.space, signals, resident_bytes())
 
     def work(self) -> None:
-        """Train what the search needs, then what is to be trained again.
+        """Train the trials of the search, then those that are retrained.
 
         Raises:
-            StopRequestedError: the process was told to stop; its trial is back in the queue, to go on from its checkpoint.
+            StopRequestedError: a signal stopped the process; its trial is requeued and resumes from its checkpoint.
         """
         for trial in self._take(self.first, is_first=True):
             self._hold(self.first, trial, lambda trial=trial: self.runner.run_trial(self.first.study, trial))
@@ -94,14 +94,14 @@ class Worker:
             if trial is not None:
                 yield trial
             elif waits:
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
             else:
                 return
 
     def _next(self, ledger: TrialQueue, *, is_first: bool) -> tuple[optuna.Trial | None, bool]:
-        """Take a trial; where there is none, tell whether others still train."""
+        """Return a trial, if there is one, and whether to wait for others that still train."""
         for number in ledger.reclaim_dead():
-            console.print(f"trial {number} of {ledger.study.study_name}: its worker is gone")
+            console.print(f"trial {number} of {ledger.study.study_name}: its worker no longer exists")
         if is_first:
             ensure_noise_start(ledger, self.space)
         in_time = time.monotonic() < self.deadline or not is_first
@@ -109,7 +109,7 @@ class Worker:
         return trial, trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
 
     def _hold(self, ledger: TrialQueue, trial: optuna.Trial, train: Any) -> None:
-        """Train with signs of life; a trial that is stopped goes back into the queue."""
+        """Train while sending heartbeats; a trial that is stopped is requeued."""
         try:
             with sending_heartbeats(ledger, trial):
                 train()
@@ -118,13 +118,13 @@ class Worker:
             if ledger.fail(trial.number):
                 ledger.requeue(frozen, RETRIES)
                 raise
-            console.print(f"trial {trial.number} was taken from this worker, which gave no sign of life; another has it now")
+            console.print(f"trial {trial.number} was reassigned: this worker's heartbeat timed out")
         except StopRequestedError:
-            with contextlib.suppress(*STORAGE_ERRORS):  # the next start sees that this worker is gone
+            with contextlib.suppress(*STORAGE_ERRORS):  # the next start notices that this worker is dead
                 self._give_back(ledger, trial.number)
             raise
         except STORAGE_ERRORS as error:
-            console.print(f"trial {trial.number} goes back into the queue: the study's storage failed ({first_line(error)})")
+            console.print(f"trial {trial.number} is requeued: the study's storage failed ({first_line(error)})")
             self._patiently(lambda: self._give_back(ledger, trial.number))
         except Exception:
             frozen = ledger.trials()[trial.number]
@@ -133,7 +133,7 @@ class Worker:
             raise
 
     def _give_back(self, ledger: TrialQueue, number: int) -> None:
-        """Put a trial into the queue again, unless it has ended."""
+        """Requeue a trial, unless it has ended."""
         frozen = ledger.trials()[number]
         if ledger.fail(number):
             ledger.requeue(frozen)
@@ -149,17 +149,17 @@ class Worker:
 
     def _ensure_again(self) -> None:
         for number, item in enumerate(planned_reruns(self.params, self.space, self.first)):
-            self.again.enqueue_once(item.key, {"item": number}, item.attributes)
+            self.again.enqueue_once(item.key, {"item": number}, item.record)
 
 
 @contextmanager
 def sending_heartbeats(ledger: TrialQueue, trial: optuna.Trial) -> Iterator[None]:
-    """Yield signs of life while the block runs."""
+    """Send heartbeats of a trial while the block runs."""
     done = threading.Event()
 
     def heartbeat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may be another's by now
+            with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may have been reassigned
                 ledger.heartbeat(trial)
 
     thread = threading.Thread(target=heartbeat, name="bigstep-heartbeat", daemon=True)

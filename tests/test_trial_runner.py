@@ -1,0 +1,56 @@
+"""What a search's worker reports of trials that cannot be trained."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from bigstep.data.store import Store
+from bigstep.memory.measurement import resident_bytes
+from bigstep.project.parameters import check_params
+from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.device import choose_device, total_memory_bytes
+from bigstep.runtime.stop_signals import Signals
+from bigstep.search.request import SearchRequest
+from bigstep.search.space import build_space
+from bigstep.search.workers.trial_runner import TrialRunner
+from bigstep.search.workers.trial_training import TrialOutcome
+
+OBJECTIVES = ["val_loss", "seconds", "peak_bytes"]
+
+
+def _runner(content: dict[str, Any], store: Store, root: Path) -> TrialRunner:
+    request = SearchRequest(str(root), str(root), content, "", "", "e", "", "", "", None, math.inf)
+    space = build_space(check_params(content))
+    return TrialRunner(ProjectPaths(root), store, request, space, Signals(), resident_bytes())
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_an_infeasible_trial_is_worse_than_any_trained_one_in_every_objective(digits: Store, tmp_path: Path) -> None:
+    content = {
+        "model": {"width": 4},
+        "train": {"epochs": 1},
+        "hardware": {"memory_budget": "1MiB"},
+        "search": {"space": "full", "objective": OBJECTIVES, "micro_batch_size": [4, 8], "accumulation_steps": [1, 2]},
+    }
+    runner = _runner(content, digits, tmp_path)
+    study = optuna.create_study(directions=["minimize"] * 3)
+    trial = study.ask()
+    runner.run_trial(study, trial)
+    (found,) = study.get_trials()
+    assert found.constraints["memory"] > 0
+    assert "exceeds the memory budget" in found.user_attrs["refused"]
+    loss, seconds, peak = found.values
+    assert loss > math.log(10), "worse than guessing"
+    assert seconds > 1437, "an epoch of 1,437 images at one a second"
+    assert peak >= total_memory_bytes(choose_device(runner.params.hardware))
+
+
+def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: Store, tmp_path: Path) -> None:
+    runner = _runner({}, digits, tmp_path)
+    nothing = TrialOutcome(math.nan, math.nan, -1, 0, 0, False, True, 0.0, 0.0, 2**20, None, 8, None, None)
+    trained = TrialOutcome(2.0, 0.3, 0, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
+    assert runner._values(trained, OBJECTIVES) == [2.0, 60.0, 2**30]
+    assert all(bad > good for bad, good in zip(runner._values(nothing, OBJECTIVES), [2.0, 60.0, 2**30], strict=True))
