@@ -76,23 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     text = "find problems left by a crash, a full disk or another program"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.add_argument("--fix", action="store_true", help="fix them; damaged files are moved to .bigstep/set-aside")
-    text = "start the MLflow UI for the project's runs"
-    page = commands.add_parser("mlflow", help=text, description=text, allow_abbrev=False)
-    page.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free port from 5000")
-    page.add_argument(
-        "--host",
-        metavar="ADDRESS",
-        help="listen here instead of on 127.0.0.1; anyone who can reach it can modify or delete runs (no authentication)",
-    )
-    text = "start optuna-dashboard for the study"
-    board = commands.add_parser("dashboard", help=text, description=text, allow_abbrev=False)
+    _add_server(commands, "mlflow", "start the MLflow UI for the project's runs", 5000, "runs")
+    board = _add_server(commands, "dashboard", "start optuna-dashboard for the study", 8080, "studies")
     board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
-    board.add_argument("--port", type=int, default=0, metavar="N", help="default: the first free port from 8080")
-    board.add_argument(
-        "--host",
-        metavar="ADDRESS",
-        help="listen here instead of on 127.0.0.1; anyone who can reach it can modify or delete studies (no authentication)",
-    )
     text = "classify images"
     predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file of any size")
@@ -101,6 +87,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a registered model (its champion), a models:/ URI, or a folder with model.safetensors "
         "(default: the champion for data.source)",
+    )
+    return parser
+
+
+def _add_server(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, first_port: int, shown: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=0, metavar="N", help=f"default: the first free port from {first_port}")
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        help=f"listen here instead of on 127.0.0.1; anyone who can reach it can modify or delete {shown} (no authentication)",
     )
     return parser
 
@@ -135,18 +134,22 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
             "--warm-start", metavar="STUDY", help="start from the best trials of another study in the same storage"
         )
     if name in ("repro", "plan", "search"):
-        short = parser.add_argument_group("short forms of --set (also as `mlflow run . -P name=value`)")
-        for key, target in short_forms(name).items():
-            flags = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
-            short.add_argument(*flags, dest=key, metavar="VALUE", help=f"{target}")
-        short.add_argument(
-            "--overrides",
-            default="",
-            metavar="TEXT",
-            help='several overrides, such as "train.momentum=0.8 data.source=cifar10"',
-        )
+        _add_short_forms(parser, name)
     if name == "repro":
         parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
+
+
+def _add_short_forms(parser: argparse.ArgumentParser, name: str) -> None:
+    short = parser.add_argument_group("short forms of --set (also as `mlflow run . -P name=value`)")
+    for key, target in short_forms(name).items():
+        flags = dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}"))
+        short.add_argument(*flags, dest=key, metavar="VALUE", help=f"{target}")
+    short.add_argument(
+        "--overrides",
+        default="",
+        metavar="TEXT",
+        help='several overrides, such as "train.momentum=0.8 data.source=cifar10"',
+    )
 
 
 def short_forms(name: str) -> dict[str, str]:
