@@ -6,7 +6,8 @@ import pytest
 from bigstep.cli import main
 from bigstep.commands.arguments import FORMER, with_new_names
 from bigstep.config.params import SECTIONS, flatten, parse_params
-from bigstep.config.section import Section
+from bigstep.config.search import SearchConfig
+from bigstep.config.section import Section, rule_of
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.errors import ConfigError
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
@@ -148,6 +149,27 @@ def test_each_bad_value_is_one_line_code_2_and_nothing_written(
     assert line.startswith(f"bigstep: params.yaml: {name} must be ")
     assert ", but is " in line
     assert "; " in line
+
+
+def _pattern_of(section: type[Section], key: str) -> str | None:
+    """Return the regular expression that a value must match, if any."""
+    schema = section.model_json_schema()["properties"][key]
+    return next((option["pattern"] for option in schema.get("anyOf", [schema]) if "pattern" in option), None)
+
+
+def test_keys_with_different_patterns_have_different_rules() -> None:
+    """search.study had the rule of a memory size."""
+    rules: dict[str, set[str]] = {}
+    for section, key in KEYS:
+        pattern = _pattern_of(section, key)
+        if pattern is not None:
+            rules.setdefault(pattern, set()).add(rule_of(section.model_fields[key]))
+    found = [rule for texts in rules.values() for rule in texts]
+    assert len(rules) >= 4
+    assert len(found) == len(set(found)) == len(rules)
+    assert "string" not in found
+    assert "text" not in found
+    assert "name of letters" in rule_of(SearchConfig.model_fields["study"])
 
 
 def test_every_key_has_a_range_to_test_or_none() -> None:

@@ -94,7 +94,12 @@ class SearchConfig(Section):
     storage: str | None = Field(
         None, min_length=1, description="of the study: a journal's path, or postgresql://...; null = in .bigstep/search"
     )
-    study: str = Field("search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    study: str = Field(
+        "search",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the study",
+        json_schema_extra={"rule": "a name of letters, digits, dots, dashes and underscores that starts with a letter or digit"},
+    )
     seed: int = Field(0, ge=0, description="of the sampler and the choice of audits")
 
     @property

@@ -39,8 +39,6 @@ def _option_rule(option: dict[str, Any]) -> str:
         items = option.get("items") or option["prefixItems"][0]
         count = f"{option['minItems']} " if "maxItems" in option else ""
         return f"a list of {count}numbers{_limits(items)}"
-    if "pattern" in option:
-        return "auto, none or a size such as 512MiB, 4GiB or 1.5GB"
     if kind == "string":
         return "a text that is not empty" if option.get("minLength") else "text"
     names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
