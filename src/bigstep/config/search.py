@@ -98,7 +98,9 @@ class SearchConfig(Section):
         "search",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the study",
-        json_schema_extra={"rule": "a name of letters, digits, dots, dashes and underscores that starts with a letter or digit"},
+        json_schema_extra={
+            "rule": "a name of letters, digits, dots, dashes and underscores that starts with a letter or digit"
+        },
     )
     seed: int = Field(0, ge=0, description="of the sampler and the choice of audits")
 

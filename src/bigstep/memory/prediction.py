@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
 
 from bigstep.memory.measurement import held_bytes, peak_growth
 from bigstep.memory.storage_tracker import OperationCall, StorageTracker, TensorShape
+from bigstep.memory.torch_internals import FakeCopyMode, FakeTensorMode, tree_leaves, tree_map, without_modes
 from bigstep.step.precision import PRECISIONS
 
 __all__ = ["MemoryPrediction", "OptimizerFactory", "predict_memory"]
@@ -215,7 +214,7 @@ def _inner_peak(calls: list[OperationCall], peak: int, known: Sequence[int | Non
     keys = [f"{call.operation}{call.arguments}{call.named}" for call in calls]
     grown: dict[str, int] = {}
     started = time.perf_counter()
-    with torch.utils._python_dispatch._disable_current_modes():  # noqa: SLF001 # real tensors within a fake run
+    with without_modes():
         for index in sorted(range(len(calls)), key=lambda index: bounds[index], reverse=True):
             key = keys[index]
             if bounds[index] <= peak or time.perf_counter() - started > PROBE_SECONDS:

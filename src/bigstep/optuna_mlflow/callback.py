@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from bigstep.console import console
+from bigstep.optuna_mlflow.optuna_internals import storage_of, storage_place, trial_id_of
 from bigstep.optuna_mlflow.study_runs import (
     create_run,
     find_run,
@@ -80,10 +81,12 @@ class MLflowCallback:
         Raises:
             ValueError: the trial has not ended.
             ConfigError: the metrics' names are not as many as the objectives.
+            ProjectError: the study's storage is of a kind that cannot be locked.
         """
         if trial.state not in ENDED:
             raise ValueError(f"a trial must have ended, but trial {trial.number} is {trial.state.name}; tell the study first")
         names = objective_names(study, self._metric_names)
+        storage_place(storage_of(study))
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())
             missed.add(trial.number)
@@ -96,18 +99,22 @@ class MLflowCallback:
 
         Returns:
             The run's id; None where MLflow does not answer: the trial is told when it has ended.
+
+        Raises:
+            ProjectError: the study's storage is of a kind that cannot be locked.
         """
         study = trial.study
+        storage_place(storage_of(study))
         with self._lock:
             if time.monotonic() < self._again_at:
                 return None
             try:
                 client, experiment_id, parent = self._open(study)
-                frozen = trial.storage.get_trial(trial._trial_id)  # noqa: SLF001 # Optuna gives it by no other way
+                frozen = trial.storage.get_trial(trial_id_of(trial))
                 run = find_run(client, experiment_id, parent, frozen) or create_run(
                     client, experiment_id, parent, study, frozen
                 )
-                link_trial(trial.storage, trial._trial_id, run.info.run_id)  # noqa: SLF001 # the same
+                link_trial(trial.storage, trial_id_of(trial), run.info.run_id)
             except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
                 self._fail(error)
                 return None
@@ -122,7 +129,12 @@ class MLflowCallback:
 
         Returns:
             How many of them MLflow still does not know: 0 where it was told of all, and all where it does not answer.
+
+        Raises:
+            ConfigError: the metrics' names are not as many as the objectives.
+            ProjectError: the study's storage is of a kind that cannot be locked.
         """
+        storage_place(storage_of(study))
         names, latest = objective_names(study, self._metric_names), datetime.now() - timedelta(seconds=settled_seconds)
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.errors import ConfigError
+from bigstep.optuna_mlflow.optuna_internals import trial_id_of
 from bigstep.tracking.tracker import Metric, finite
 
 __all__ = [
@@ -54,7 +55,7 @@ def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tupl
         PARENT: parent,
         NAME: f"trial {trial.number}{ending}",
         "optuna.study": study.study_name,
-        "optuna.trial_id": str(trial._trial_id),  # noqa: SLF001 # Optuna gives it by no other way
+        "optuna.trial_id": str(trial_id_of(trial)),
         NUMBER: str(trial.number),
         STATE: trial.state.name,
     }
