@@ -100,6 +100,19 @@ def test_a_lock_of_dvc_that_is_yaml_and_no_lock_is_torn_too(root: Path, old: str
     assert bool(_texts(root, "dvc.lock is torn")) is is_torn
 
 
+@pytest.mark.parametrize(("found", "is_older"), [("2.10rc1", True), ("2.9.1", True), ("2.10", False), ("2.14.1+cpu", False)])
+def test_a_release_with_known_vulnerabilities_is_named(
+    found: str, is_older: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate of the first sound release is older than that release."""
+    folder = tmp_path / "installed" / f"torch-{found}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {found}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder.parent)
+    text = f"torch {found} has known vulnerabilities; install 2.10 or later"
+    assert [finding.text for finding in examine(root) if finding.text.startswith("torch ")] == [text] * is_older
+
+
 def _dead_process() -> str:
     code = "from bigstep.runtime.process_identity import process_name; print(process_name())"
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
@@ -122,7 +135,7 @@ def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, c
     assert "1; the next start of the search takes them up once more" in capsys.readouterr().out
     states = [item.state for item in optuna.load_study(study_name="search", storage=open_storage(str(path))).get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
-    assert not _texts(root, "RUNNING", "half an operation")
+    assert [finding.text for finding in examine(root) if finding.repair is not None] == []
 
 
 def test_a_trial_of_a_living_worker_is_left_alone(root: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bigstep.runs.metric_log import MetricLog
-from bigstep.tracking.tracker import RecordingTracker
 from bigstep.training.records import StepRecord
+from recording import RecordingTracker
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside, flushed, then moved into place."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from bigstep.errors import ProjectError
 
-__all__ = ["check_writable", "parse_json", "read_json", "read_record", "sync", "whole_file", "whole_folder", "write_json"]
+__all__ = [
+    "check_writable",
+    "parse_json",
+    "read_json",
+    "read_record",
+    "sha256",
+    "sync",
+    "whole_file",
+    "whole_folder",
+    "write_json",
+]
 
 T = TypeVar("T")
 
@@ -78,6 +89,16 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.atomic_files import read_record
+from bigstep.atomic_files import read_record, sha256
 from bigstep.data.split import SPLITS
 from bigstep.errors import DataError
 
@@ -40,8 +40,7 @@ class SourceFile:
     @classmethod
     def hashed(cls, path: Path, folder: Path) -> "SourceFile":
         """Hash ``path``, and name it from ``folder``."""
-        with path.open("rb") as file:
-            return cls(path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").hexdigest())
+        return cls(path.relative_to(folder).as_posix(), sha256(path))
 
 
 @dataclass(frozen=True)

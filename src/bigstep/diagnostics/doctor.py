@@ -4,11 +4,12 @@ Nothing is lost by a repair: what does not read is moved to ``.bigstep/set-aside
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from packaging.version import Version
 
 from bigstep.console import console, format_bytes
 from bigstep.diagnostics.finding import Problem, Quarantine
@@ -119,9 +120,5 @@ def _versions() -> Iterator[Problem]:
         except PackageNotFoundError:
             yield Problem(f"{package} is not installed; run `make install`", None)
             continue
-        if _numbers(found) < _numbers(floor):
-            yield Problem(f"{package} {found} has known holes; install {floor} or later", None)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
+        if Version(found) < Version(floor):
+            yield Problem(f"{package} {found} has known vulnerabilities; install {floor} or later", None)

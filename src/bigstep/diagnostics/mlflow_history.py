@@ -13,7 +13,7 @@ from pathlib import Path
 from bigstep.diagnostics.finding import Problem, Quarantine
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.tracked_run import deliver_others
-from bigstep.tracking.database import set_aside_unused, tracking_uri
+from bigstep.tracking.database import set_aside_unused, sqlite_file, tracking_uri
 from bigstep.tracking.dead_runs import end_dead_runs
 from bigstep.tracking.spool import unfinished_spools
 
@@ -39,8 +39,8 @@ def find_database(uri: str, aside: Quarantine) -> Iterator[Problem]:
 
 
 def _database(uri: str) -> Path | None:
-    path = Path(uri.removeprefix("sqlite:///"))
-    return path if uri.startswith("sqlite:///") and path.exists() else None
+    path = sqlite_file(uri)
+    return path if path is not None and path.exists() else None
 
 
 def _answer(path: Path) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigstep.atomic_files import read_json
+from bigstep.atomic_files import read_json, sha256
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
@@ -122,7 +122,7 @@ def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
 def _sources(store: Store, folder: Path) -> Iterator[str]:
     """Hash the files that prepare has read, wherever the source keeps them."""
     if store.manifest.source == "image-folder":
-        expected = [(folder / name, sha256) for name, sha256 in store.origins()]
+        expected = [(folder / name, digest) for name, digest in store.origins()]
     else:
         home = _package_data() if store.manifest.source == "digits" else folder
         found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
@@ -130,7 +130,7 @@ def _sources(store: Store, folder: Path) -> Iterator[str]:
     for path, digest in expected:
         if not path.is_file():
             yield f"source: {str(path)!r} has vanished since prepare; put it back, or run the stage prepare again"
-        elif _digest(path, "sha256") != digest:
+        elif sha256(path) != digest:
             yield f"source: {str(path)!r} has changed since prepare; put it back, or run the stage prepare again"
 
 
@@ -159,7 +159,7 @@ def _object(cache: Path, digest: str, name: str) -> Iterator[str]:
     path = _path_of(cache, digest)
     if not path.is_file():
         return
-    if _digest(path, "md5") != digest.removesuffix(".dir"):
+    if _md5(path) != digest.removesuffix(".dir"):
         yield f"cache: {path}, of {name}, holds other bytes than its name says; delete it, then run `bigstep repro --force`"
         return
     for entry in _entries(path) if digest.endswith(".dir") else []:
@@ -174,7 +174,7 @@ def _workspace(path: Path, cache: Path, digest: str) -> Iterator[str]:
     else:
         return
     for file, wanted in expected.items():
-        if file.is_file() and _digest(file, "md5") != wanted:
+        if file.is_file() and _md5(file) != wanted:
             yield f"output: {file} holds other bytes than dvc.lock says; run `bigstep repro --force`"
 
 
@@ -191,6 +191,6 @@ def _path_of(cache: Path, digest: str) -> Path:
     return cache / digest[:2] / digest[2:]
 
 
-def _digest(path: Path, kind: str) -> str:
+def _md5(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+        return hashlib.file_digest(file, "md5").hexdigest()

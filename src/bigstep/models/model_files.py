@@ -1,6 +1,5 @@
 """A trained model on disk: weights as safetensors, and beside them a JSON that says all that is needed to rebuild it."""
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bigstep.atomic_files import read_record, whole_file, write_json
+from bigstep.atomic_files import read_record, sha256, whole_file, write_json
 from bigstep.config.model import ModelConfig
 from bigstep.config.yaml_files import parse_section
 from bigstep.errors import ConfigError, ModelError
@@ -78,8 +77,8 @@ def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> Mod
     with whole_file(folder / "model.safetensors") as beside:
         # no metadata: safetensors writes several keys in an order that differs from process to process
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, beside)
-        sha256 = _sha256(beside)
-    whole = ModelCard(**{**asdict(card), "weights_sha256": sha256})
+        digest = sha256(beside)
+    whole = ModelCard(**{**asdict(card), "weights_sha256": digest})
     write_json(asdict(whole), folder / "model.json")
     return whole
 
@@ -92,7 +91,7 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
     """
     card = _read_card(folder / "model.json")
     path = folder / "model.safetensors"
-    if not path.is_file() or _sha256(path) != card.weights_sha256:
+    if not path.is_file() or sha256(path) != card.weights_sha256:
         raise ModelError(f"{path} must be the file that model.json describes, but is not; run the stage train again")
     try:
         model = parse_section(ModelConfig, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
@@ -136,8 +135,3 @@ def _check(card: ModelCard) -> None:
         raise ValueError(f"precision {card.precision!r}")
     if not all(value > 0 for value in card.std):
         raise ValueError("std must be positive")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,13 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 
 from bigstep.optuna_mlflow.optuna_internals import storage_place
 from bigstep.runtime.file_locks import exclusive_lock
+from bigstep.tracking.database import sqlite_file
 
 __all__ = ["CREATION", "study_lock"]
 CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
@@ -23,7 +23,7 @@ def study_lock(storage: BaseStorage) -> Iterator[None]:
         ProjectError: the storage is of a kind that cannot be locked.
     """
     place = storage_place(storage)
-    path = place.file if place.address is None else _sqlite_file(place.address)
+    path = place.file if place.address is None else sqlite_file(place.address)
     if path is not None:
         with exclusive_lock(path.with_name(f"{path.name}.claim")):
             yield
@@ -32,15 +32,6 @@ def study_lock(storage: BaseStorage) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _sqlite_file(address: str) -> Path | None:
-    """Return the file of an SQLite database; None for one in memory, and for another database."""
-    from sqlalchemy.engine import make_url
-
-    url = make_url(address)
-    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-    return Path(str(url.database)) if is_file else None
 
 
 @contextmanager

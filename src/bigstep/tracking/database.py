@@ -16,7 +16,7 @@ from bigstep.runtime.file_locks import exclusive_lock
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "tracking_uri", "without_login"]
+__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "sqlite_file", "tracking_uri", "without_login"]
 
 START_SECONDS = 10.0  # a server that is just starting is waited for
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
@@ -42,7 +42,7 @@ def open_client(uri: str) -> "MlflowClient":
     import mlflow
 
     mlflow.set_tracking_uri(uri)
-    path = _database(uri)
+    path = sqlite_file(uri)
     with _alone(uri):
         try:
             return _answering(uri)
@@ -140,7 +140,7 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        database = _database(uri)
+        database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlruns").as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags=tags))
@@ -148,7 +148,7 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    database = _database(uri)
+    database = sqlite_file(uri)
     if database is None:
         yield
         return
@@ -156,5 +156,9 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _database(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database, absolute; None for one in memory, and for any other address."""
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database if uri.startswith("sqlite") else None
+    return None if name in (None, "", ":memory:") else Path(str(name)).absolute()

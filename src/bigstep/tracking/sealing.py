@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlparse
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from bigstep.atomic_files import sha256
 from bigstep.errors import ModelError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def seal(folder: Path) -> dict[str, str]:
     Raises:
         ModelError: there is anything but plain files and folders.
     """
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in _plain_files(folder)}
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in _plain_files(folder)}
     whole = json.dumps(sorted(files.items())).encode()
     return {SEAL_TAG: hashlib.sha256(whole).hexdigest(), COUNT_TAG: str(len(files))}
 
@@ -136,8 +137,3 @@ def _plain_files(folder: Path) -> Iterator[Path]:
             raise ModelError(f"{folder} must hold plain files only, but {path.name!r} is not one; {WAY_OUT}")
         if path.is_file():
             yield path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
