@@ -26,7 +26,7 @@ def test_a_full_disk_under_the_history_stops_no_training(round_number: int, proj
     del round_number
     size = (project.root / "mlflow.db").stat().st_size // 1024 + 8
     output = project.run("bash", "-c", f"ulimit -f {max(size, 2000)}; ulimit -f {size}; python pipelines/train.py", code=None)
-    assert "MLflow does not answer" in output, output[-2000:]
+    assert "MLflow is unreachable" in output, output[-2000:]
     assert (project.root / "results/train/model.safetensors").exists()
     connection = sqlite3.connect(project.root / "mlflow.db")
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -9,6 +9,7 @@ below the same run. A trial's history is one message; sending a trial twice chan
 answer ends no study: what it was not told is told later.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, final
 import optuna
 from optuna.trial import FrozenTrial
 
-from bigstep.console import console
 from bigstep.optuna_mlflow.optuna_internals import storage_of, storage_place, trial_id_of
 from bigstep.optuna_mlflow.study_runs import (
     create_run,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN_ID", "MLflowCallback", "describe_trial", "link_trial", "parent_run", "run_of"]
 
+log = logging.getLogger(__name__)
 LONGEST = 60.0  # seconds between two tries of a server that does not answer
 SETTLED = 60.0  # seconds after which a trial that another process ended is not being told by that one
 
@@ -192,7 +193,7 @@ class MLflowCallback:
         """Say so once, connect anew, and try again after longer and longer pauses."""
         if not self._pause:
             line = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            console.print(f"MLflow does not answer ({line}); the study goes on, and its trials are told later")
+            log.warning("MLflow is unreachable (%s); the study continues, its trials are logged later", line)
         self._client = None
         self._places.clear()
         self._pause = min(2 * self._pause or 1.0, LONGEST)

@@ -1,5 +1,6 @@
 """MLflow's store: where it is, and that it is created once, whoever comes first."""
 
+import logging
 import os
 import re
 import sqlite3
@@ -9,7 +10,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.runtime.file_locks import exclusive_lock
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "sqlite_file", "tracking_uri", "without_login"]
 
+log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
@@ -119,7 +120,7 @@ def set_aside_unused(path: Path | None) -> bool:
     for suffix in ("-journal", "-wal", "-shm", ""):  # SQLite would apply a journal to the new database
         if (part := path.with_name(path.name + suffix)).exists():
             part.rename(kept.with_name(kept.name + suffix))
-    console.print(f"{path.name} was half made and held no run; it is kept as {kept.name}, and a new one is created")
+    log.warning("%s was created only in part and held no run; it is kept as %s, and a new one is created", path.name, kept.name)
     return True
 
 

@@ -4,6 +4,7 @@ A thread delivers what is light while the stage works; models wait until the sta
 locked or full is tried again, at longer and longer intervals; what is left then stays in the spool for the next start.
 """
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, final
 
 import numpy as np
 
-from bigstep.console import console
 from bigstep.models.classifier import ServedClassifier
 from bigstep.models.model_files import load_classifier
 from bigstep.tracking.database import without_login
@@ -22,6 +22,7 @@ from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage
 
 __all__ = ["SpoolDelivery", "deliver"]
 
+log = logging.getLogger(__name__)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")  # of MLflow; trying again is no use
 DEFERRED_ENTRIES = ("model", "promote", "finish")  # wait until the stage has ended
 ABOUT_OTHERS = {"continues": MlflowTracker.take_over, "pointer": MlflowTracker.point_from}
@@ -74,7 +75,7 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
     promotion = promote(tracker.client, trained_in, name, metric="val_loss", smaller_is_better=True)
     if promotion is not None:
         role = "champion" if promotion.is_champion else "challenger"
-        console.print(f"MLflow model {promotion.name} version {promotion.version} is {role}: {promotion.reason}")
+        log.info("MLflow model %s version %s is %s: %s", promotion.name, promotion.version, role, promotion.reason)
         tracker.set_tags({"bigstep.model_version": promotion.version, "bigstep.model_role": role})
 
 
@@ -122,7 +123,7 @@ class SpoolDelivery:
 
     def _warn(self) -> None:
         if not self._warned:
-            console.print(f"MLflow does not answer ({self.problem}); the work goes on, and its history waits on disk")
+            log.warning("MLflow is unreachable (%s); training continues, metrics are queued on disk", self.problem)
         self._warned = True
 
     def _deliver(self) -> bool:
@@ -151,7 +152,7 @@ class SpoolDelivery:
                 raise
             self.spool.set_aside(entry, str(error))
             reason = without_login(str(error)).splitlines()[0][:200]
-            console.print(f"MLflow refused an entry ({entry['entry']}): {reason}; it is kept in {self.spool.refused}")
+            log.warning("MLflow refused an entry (%s): %s; it is kept in %s", entry["entry"], reason, self.spool.refused)
 
     def _open(self) -> MlflowTracker:
         """Open the run; where it is another one than was told so far, it is told everything."""
