@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: a live line on a terminal, plain lines elsewhere."""
+"""Console output: a progress bar on a terminal, plain lines elsewhere."""
 
 import logging
 import sys
@@ -36,7 +36,7 @@ def show_log() -> None:
 
 @dataclass
 class LiveLine:
-    """A bar with a text, or nothing where there is no terminal."""
+    """A progress bar with a text; does nothing if there is no terminal."""
 
     progress: Progress | None
     task: TaskID
@@ -49,7 +49,7 @@ class LiveLine:
 
 @contextmanager
 def live_line(title: str, total: int) -> Iterator[LiveLine]:
-    """Show a bar of ``total`` parts while the block runs."""
+    """Show a progress bar with ``total`` steps while the block runs."""
     if not console.is_terminal:
         yield LiveLine(None, TaskID(0))
         return

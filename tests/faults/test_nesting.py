@@ -47,14 +47,14 @@ def test_json_and_records(deep: str, tmp_path: Path) -> None:
         read_json(path)
     with pytest.raises(ValueError, match="recursion"):
         read_record(Sent, path)
-    with pytest.raises(DataError, match="must be a manifest"):
+    with pytest.raises(DataError, match="expected a manifest"):
         Manifest.read(path)
 
 
 def test_yaml(deep: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="more than 32 deep"):
+    with pytest.raises(ValueError, match="more than 32 levels deep"):
         load_plain(deep)
-    with pytest.raises(ConfigError, match="more than 32 deep"):
+    with pytest.raises(ConfigError, match="more than 32 levels deep"):
         read_yaml(_written(tmp_path / "params.yaml", deep))
 
 

@@ -17,7 +17,7 @@ __all__ = ["held_bytes", "peak_growth", "peak_memory_bytes", "resident_bytes", "
 
 
 def peak_growth(function: Callable[[], Any], device: torch.device | None = None) -> int:
-    """Run ``function``, and give the largest sum of bytes allocated since its beginning and not freed.
+    """Run ``function`` and return its peak memory: the largest sum of bytes allocated since its start and not freed.
 
     On the CPU it is exact if nothing that was allocated before is freed meanwhile.
 
@@ -38,19 +38,19 @@ def peak_growth(function: Callable[[], Any], device: torch.device | None = None)
 
 
 def held_bytes(*owners: nn.Module | Optimizer | Any) -> int:
-    """Sum the storages that modules, optimizers and tensors hold, gradients included, each once."""
+    """Return the bytes of the storages of modules, optimizers and tensors, gradients included, each counted once."""
     storages = {storage_key(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in _tensors(owners)}
     return sum(storages.values())
 
 
 def resident_bytes() -> int:
-    """Return the process's resident memory now (0 where the system does not tell)."""
+    """Return the process's resident memory now (0 if the system does not report it)."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
 
 
 def restart_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory_bytes` forget what was before, where the system can."""
+    """Reset what :func:`peak_memory_bytes` measures, if the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
