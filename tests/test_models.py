@@ -248,9 +248,10 @@ def test_a_damaged_model_is_one_line(tmp_path: Path) -> None:
         (weights, b""),
         (card, b"{}"),
         (card, b"["),
-        (card, card.read_bytes().replace(b"10", b'"x"')),
+        (card, card.read_bytes().replace(b'"size": 8', b'"size": "x"')),
     ):
         before = path.read_bytes()
+        assert text != before
         path.write_bytes(text)
         with pytest.raises(ModelError, match="run `bigstep train --force`") as caught:
             load_classifier(tmp_path)

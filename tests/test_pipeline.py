@@ -478,7 +478,7 @@ def test_each_checkout_runs_its_own_code(trained: Path, tmp_path: Path) -> None:
     assert "own code, digits" in _run(other, "dvc", "repro", "prepare")
     assert "own code" not in _run(trained, "dvc", "repro", "-f", "prepare")
     installed = _run(other, "bigstep", "repro", code=2)
-    assert "the code that runs must be" in installed
+    assert "bigstep: expected the code in" in installed
     assert "python pipelines/repro.py" in installed
 
 

@@ -141,8 +141,8 @@ def test_torn_files_of_dvc_are_put_right(round_number: int, project: Project, un
     path.parent.mkdir(parents=True, exist_ok=True)
     content = path.read_bytes() if path.exists() else b"{}"
     path.write_bytes(content[: len(content) // 2] + b"\n{" if round_number < 4 else b"\xff\x00")
-    assert "is torn" in project.bigstep("doctor", code=4)
-    assert "is torn" in project.bigstep("doctor", "--fix", code=None)
+    assert "is damaged" in project.bigstep("doctor", code=4)
+    assert "is damaged" in project.bigstep("doctor", "--fix", code=None)
     project.finish("train")
     assert project.end_state().metrics == undisturbed.metrics
 

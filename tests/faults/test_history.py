@@ -31,7 +31,7 @@ def test_a_full_disk_under_the_history_stops_no_training(round_number: int, proj
     connection = sqlite3.connect(project.root / "mlflow.db")
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
-    assert "told 1" in project.bigstep("doctor", "--fix", code=None)
+    assert "sent 1" in project.bigstep("doctor", "--fix", code=None)
     assert project.history(project.runs()[-1].info.run_id) == undisturbed.metrics
 
 
@@ -89,7 +89,7 @@ def test_a_server_that_is_gone_stops_no_training(
     (origin,) = (project.root / ".bigstep/spools").glob("*/origin.json")
     text = origin.read_text(encoding="utf-8").replace(uri, f"sqlite:///{project.root / 'mlflow.db'}")
     origin.write_text(text, encoding="utf-8")
-    assert "told 1" in project.bigstep("doctor", "--fix", code=None)
+    assert "sent 1" in project.bigstep("doctor", "--fix", code=None)
     assert project.history(project.runs()[-1].info.run_id) == undisturbed.metrics
 
 

@@ -128,7 +128,7 @@ def test_a_lock_of_dvc(locks: tuple[Path, Path], tmp_path: Path) -> None:
     check_record(tmp_path, notes, before, lambda: tmp_path)
     lock.write_bytes(before)
     (finding,) = find_dvc_lock(tmp_path, Quarantine(tmp_path))
-    assert "is torn" in finding.text
+    assert "is damaged" in finding.text
 
 
 def test_an_entry_of_the_run_cache_is_passed_over(deep_yaml: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`bigstep verify`: read every byte that results rest on, and name what is not what it was.
+"""`bigstep verify`: verify the checksums of all files that results depend on.
 
 DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
 """
@@ -51,7 +51,7 @@ def verify(root: Path, params: Params) -> int:
     if count:
         console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
         return DAMAGED
-    console.print("everything that is there is what it was: sources, store, checkpoints, models, DVC's cache and outputs")
+    console.print("all files match their recorded checksums: sources, store, checkpoints, models, DVC's cache and outputs")
     return 0
 
 
@@ -73,7 +73,7 @@ def find_damage(root: Path, params: Params) -> Iterator[str]:
     for folder in sorted(project.checkpoints.glob("*/step-*")):
         problem = check_folder(folder)
         if problem is not None:
-            yield f"checkpoint: {problem}; delete {folder}, the one before is taken then"
+            yield f"checkpoint: {problem}; delete {folder}, then the previous one is used"
     if (paths.train / "model.json").exists():
         try:
             load_classifier(paths.train)
@@ -129,9 +129,9 @@ def _sources(store: Store, folder: Path) -> Iterator[str]:
         expected = [(found[item.name], item.sha256) for item in store.manifest.files]
     for path, digest in expected:
         if not path.is_file():
-            yield f"source: {str(path)!r} has vanished since prepare; put it back, or run the stage prepare again"
+            yield f"source: {str(path)!r} is missing since prepare; restore it, or run `bigstep prepare --force`"
         elif sha256(path) != digest:
-            yield f"source: {str(path)!r} has changed since prepare; put it back, or run the stage prepare again"
+            yield f"source: {str(path)!r} has changed since prepare; restore it, or run `bigstep prepare --force`"
 
 
 def _package_data() -> Path:
@@ -145,7 +145,7 @@ def _cache(root: Path, lock: Path) -> Iterator[str]:
     if not lock.exists():
         return
     if not is_lock(lock):
-        yield f"lock: {lock} is torn; `bigstep doctor --fix` puts it right"
+        yield f"lock: {lock} is damaged; `bigstep doctor --fix` repairs it"
         return
     cache = cache_folder(root) / "files" / "md5"
     for stage in (load_plain(lock.read_text(encoding="utf-8")).get("stages") or {}).values():
@@ -160,7 +160,7 @@ def _object(cache: Path, digest: str, name: str) -> Iterator[str]:
     if not path.is_file():
         return
     if _md5(path) != digest.removesuffix(".dir"):
-        yield f"cache: {path}, of {name}, holds other bytes than its name says; delete it, then run `bigstep repro --force`"
+        yield f"cache: {path}, of {name}, does not match its checksum; delete it, then run `bigstep repro --force`"
         return
     for entry in _entries(path) if digest.endswith(".dir") else []:
         yield from _object(cache, entry["md5"], f"{name}/{entry['relpath']}")
@@ -175,7 +175,7 @@ def _workspace(path: Path, cache: Path, digest: str) -> Iterator[str]:
         return
     for file, wanted in expected.items():
         if file.is_file() and _md5(file) != wanted:
-            yield f"output: {file} holds other bytes than dvc.lock says; run `bigstep repro --force`"
+            yield f"output: {file} does not match dvc.lock; run `bigstep repro --force`"
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
 
 def _draws(func: Any, args: Any, named: dict[str, Any]) -> bool:
-    """Say whether a call with the tag draws: fused attention and native dropout have it also where their share is zero."""
+    """Return whether a call with the tag draws: fused attention and native dropout have it also where their share is zero."""
     arguments = operation_arguments(func)
     values = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     values |= dict(zip((argument.name for argument in arguments), args, strict=False)) | named

@@ -1,4 +1,4 @@
-"""MLflow's store: where it is, and that it is created once, whoever comes first."""
+"""MLflow's store: its address, and creating it once when several processes start."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ def open_client(uri: str) -> "MlflowClient":
     """Connect; an SQLite database is created or upgraded by one process while the others wait (they would break it).
 
     Raises:
-        ProjectError: MLflow cannot open the database although it holds runs; it is left as it is.
+        ProjectError: MLflow cannot open the database although it contains runs; it is not changed.
     """
     import mlflow
 
@@ -58,9 +58,7 @@ def open_client(uri: str) -> "MlflowClient":
 
 def _does_not_open(path: Path, error: Exception) -> ProjectError:
     cause = str(error).splitlines()[0][:120].partition(". ")[0]
-    return ProjectError(
-        f"MLflow must open {path}, but cannot: {cause}; it may hold runs and is left as it is: `bigstep doctor` says what to do"
-    )
+    return ProjectError(f"MLflow cannot open {path}: {cause}; it may contain runs and was not changed: run `bigstep doctor`")
 
 
 def _forget_engine(uri: str) -> None:
@@ -97,8 +95,7 @@ def connect(uri: str) -> "MlflowClient":
             if time.monotonic() > deadline:
                 cause = without_login(str(error)).splitlines()[0][:200]
                 raise ProjectError(
-                    f"MLflow must answer at {without_login(uri)}, but does not: {cause}; start it, or correct "
-                    "$MLFLOW_TRACKING_URI"
+                    f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI"
                 ) from None
             time.sleep(1.0)
 
@@ -112,7 +109,7 @@ def set_aside_unused(path: Path | None) -> bool:
     """Rename an SQLite database that holds no run and no model, as a process leaves it that is killed while it creates one.
 
     Returns:
-        Whether it was renamed; False where there is none, or where it holds something or cannot be read.
+        Whether it was renamed; False if there is no such file, or it contains something or cannot be read.
     """
     if path is None or not path.exists() or _holds_work(path):
         return False

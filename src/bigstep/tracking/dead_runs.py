@@ -14,7 +14,7 @@ PROCESS = "bigstep.process"  # tag: the process that writes to the run
 def claim_given_run(root: Path) -> None:
     """Put this process's name on the run of `mlflow run`, if any, and end the runs that killed processes left RUNNING.
 
-    The stages name themselves later; a kill before them would leave a run that nobody can tell from a living one.
+    The stages name themselves later; a kill before them would leave a run that looks like a living one.
     """
     given = os.environ.get("MLFLOW_RUN_ID")
     if given is None:

@@ -59,7 +59,7 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
     if MODEL_URI_TAG in known and known.get(weights) == entry["tags"].get(weights):
         return
     if not (folder / entry["path"]).exists():
-        return  # told long ago, and cleared away since
+        return  # sent long ago, and deleted since
     classifier, card = load_classifier(folder / entry["path"])
     served = ServedClassifier(classifier, card.size).eval()
     example = np.asarray(entry["example"], np.uint8)
@@ -84,7 +84,7 @@ class SpoolDelivery:
     """Delivers one spool on a thread of its own: light entries while the stage works, all of them in :meth:`drain`."""
 
     def __init__(self, spool: Spool) -> None:
-        """Deliver ``spool``, which was begun, to its run, or to a new one."""
+        """Deliver ``spool``, which has a run, to it, or to a new one."""
         self.spool = spool
         self.problem: str | None = None
         self._tracker: MlflowTracker | None = None
@@ -137,7 +137,7 @@ class SpoolDelivery:
                     self._deliver_entry(tracker, entry)
                     self.spool.sent = Sent(tracker.run_id, offset)
                     self._moved = time.monotonic()
-        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage goes on
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage continues
             self.problem, self._tracker = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200], None
             return False
         self.problem = None
@@ -155,7 +155,7 @@ class SpoolDelivery:
             log.warning("MLflow refused an entry (%s): %s; it is kept in %s", entry["entry"], reason, self.spool.refused)
 
     def _open(self) -> MlflowTracker:
-        """Open the run; where it is another one than was told so far, it is told everything."""
+        """Open the run; if it is not the one used so far, everything is sent again."""
         if self._tracker is None:
             known, origin = self.spool.sent, self.spool.origin
             assert origin is not None

@@ -53,7 +53,7 @@ class Tracker(Protocol):
     """The history of one run."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Note the parameters; one that stands there with another value becomes a tag ``resumed.<key>``."""
+        """Note the parameters; one that was logged with another value becomes a tag ``resumed.<key>``."""
         ...
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
