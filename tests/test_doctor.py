@@ -22,8 +22,6 @@ from bigstep.tracking.database import open_client
 from bigstep.tracking.dead_runs import PROCESS, claim_given_run
 from dvc_dependencies import ROOT
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
-
 
 def _texts(root: Path, *words: str) -> list[str]:
     return [finding.text for finding in examine(root) if any(word in finding.text for word in words)]
@@ -168,7 +166,6 @@ def _half_made(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_a_database_that_was_half_made_is_set_aside_by_the_next_start(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     _half_made(root / "mlflow.db")
     client = open_client(f"sqlite:///{root / 'mlflow.db'}")

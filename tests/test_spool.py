@@ -16,7 +16,11 @@ from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed file .*journal.jsonl:ResourceWarning"),  # spools of processes that were killed
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # the same, as pytest reports it
+]
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from bigstep.tracking.tracker import NullTracker, Tracker
 from contracts import TrackerContract
 from recording import RecordingTracker
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
-
 
 @pytest.fixture
 def uri(empty_database: Path, tmp_path: Path) -> str:

@@ -18,7 +18,7 @@ from bigstep.runtime.local_port import free_port
 from faults.project import EndState, Project
 from serving import wait_for_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.fault(11, "disk full under MLflow's database", rounds=3, rare=True)

@@ -139,7 +139,7 @@ def test_an_entry_of_the_run_cache_is_passed_over(deep_yaml: str, tmp_path: Path
     _written(tmp_path / "dvc.lock", "schema: '2.0'\nstages: {train: {cmd: x}}\n")
     for number, text in enumerate([deep_yaml, "{cmd: x, deps: 3}", "{cmd: x, deps: [3]}", "{cmd: x, outs: [{}]}", "[]"]):
         _written(run / str(number), text)
-    with pytest.raises(ProjectError, match="the entry was taken out"):
+    with pytest.raises(ProjectError, match="the entry was removed"):
         check_record(tmp_path, notes, b"", lambda: tmp_path)
 
 
