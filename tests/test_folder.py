@@ -55,10 +55,10 @@ def test_links_to_folders_are_followed_but_never_in_a_circle(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "is none"),
-        (("file.png",), "holds no folder"),
-        (("Cat/1", "cat/1"), "'Cat' and 'cat' do not"),
-        (("cafe\u0301/1", "caf\u00e9/1"), "rename one folder"),
+        ((), "is not a directory"),
+        (("file.png",), "expected one sub-directory per class in .*, got none"),
+        (("Cat/1", "cat/1"), "got 'Cat' and 'cat'"),
+        (("cafe\u0301/1", "caf\u00e9/1"), "; rename one"),
     ],
 )
 def test_what_is_no_folder_of_classes_is_one_line(names: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bigstep.runs.metric_log import FLUSH_SECONDS, MetricLog
-from bigstep.tracking.tracker import RecordingTracker
 from bigstep.training.records import EpochRecord, StepRecord, Validation
+from recording import RecordingTracker
 
 CPU = torch.device("cpu")
 

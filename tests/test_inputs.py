@@ -102,7 +102,7 @@ def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     output = process.stdout.read()
     assert process.wait(60) != 0
     process.stdout.close()
-    assert "must stay as it is while the stage runs" in output
+    assert "expected no change while the stage runs" in output
     lock = (project.root / "dvc.lock").read_text(encoding="utf-8")
     assert "learning_rate: 0.04\n" not in lock
     assert {run.info.status for run in project.runs()} <= {"FAILED", "KILLED"}
@@ -164,7 +164,7 @@ def test_an_edit_while_results_are_written_ends_no_run_well(
     signature, _, rest = body.partition('    """')
     code.write_text(f'{head}{first}{line}{signature}    _edit()\n    """{rest}', encoding="utf-8")
     output = project.bigstep(stage, code=2)
-    assert "must stay as it is while the stage runs" in output
+    assert "expected no change while the stage runs" in output
     runs = project.runs()
     assert [run.info.status for run in runs] == ["FAILED"]
     assert runs[0].data.tags["bigstep.stage"] == stage
@@ -193,7 +193,7 @@ def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Pat
     first, _, rest = text.partition("\n\n")
     script.write_text(f"{first}\n\n{edit}{rest}", encoding="utf-8")
     output = project.bigstep("train", code=2)
-    assert "dvc.lock must record what a stage ran with" in output
+    assert "dvc.lock: expected what the stage ran with" in output
     assert "learning_rate: 0.04\n" not in (project.root / "dvc.lock").read_text(encoding="utf-8")
     output = project.bigstep("train")
     assert "is cached" not in output

@@ -38,7 +38,7 @@ def test_small_cnn_takes_eight_to_sixty_four_pixels(size: int, channels: int) ->
 
 @pytest.mark.parametrize("size", [7, 65])
 def test_small_cnn_refuses_other_sizes(size: int) -> None:
-    with pytest.raises(ConfigError, match=f"but is {size}"):
+    with pytest.raises(ConfigError, match=f"got {size}"):
         build_network(_model(), InputShape(1, size, 7))
 
 
@@ -88,7 +88,7 @@ def test_every_torchvision_classifier_is_known_and_no_detector() -> None:
     for name in ("resnet18", "vit_b_16", "swin_t", "efficientnet_b0"):
         check_model(_model(name=name))
     for name in ("resnet_18", "fasterrcnn_resnet50_fpn", "deeplabv3_resnet50"):
-        with pytest.raises(ConfigError, match="must be small_cnn or a torchvision classifier"):
+        with pytest.raises(ConfigError, match="expected small_cnn or a torchvision classifier"):
             check_model(_model(name=name))
     assert len(torchvision.models.list_models(module=torchvision.models)) > 70
 
@@ -98,7 +98,7 @@ def test_every_torchvision_classifier_is_known_and_no_detector() -> None:
     ("values", "size", "error", "message"),
     [
         ({"name": "vit_b_16", "norm": "batch", "ghost_batch_size": 2}, 32, ConfigError, "has no BatchNorm"),
-        ({"name": "resnet18", "dropout": 0.5}, 32, ConfigError, "has no dropout, but is 0.5"),
+        ({"name": "resnet18", "dropout": 0.5}, 32, ConfigError, "has no dropout, got 0.5"),
         ({"name": "inception_v3"}, 32, ModelError, "refuses 32 x 32 pixels"),
         ({"name": "inception_v3"}, 96, ModelError, "refuses 96 x 96 pixels"),
         ({"name": "vit_b_16"}, 30, ModelError, "refuses 30 x 30 pixels"),
@@ -248,11 +248,12 @@ def test_a_damaged_model_is_one_line(tmp_path: Path) -> None:
         (weights, b""),
         (card, b"{}"),
         (card, b"["),
-        (card, card.read_bytes().replace(b"10", b'"x"')),
+        (card, card.read_bytes().replace(b'"size": 8', b'"size": "x"')),
     ):
         before = path.read_bytes()
+        assert text != before
         path.write_bytes(text)
-        with pytest.raises(ModelError, match="run the stage train again") as caught:
+        with pytest.raises(ModelError, match="run `bigstep train --force`") as caught:
             load_classifier(tmp_path)
         assert len(str(caught.value).splitlines()) == 1
         path.write_bytes(before)

@@ -247,7 +247,7 @@ def test_mlflow_run_refuses_unknown_names_and_bad_values(trained: Path) -> None:
     command = ("mlflow", "run", ".", "--env-manager", "local")
     assert "learnin_rate" in _run(trained, *command, "-P", "learnin_rate=1", code=1)
     output = _run(trained, *command, "-P", "overrides=train.momentum=2 data.source=digits", code=1)
-    assert "train.momentum must be a number of at least 0 and below 1, but is 2" in output
+    assert "train.momentum: expected number >= 0 and < 1, got 2" in output
 
 
 def test_only_the_evaluation_runs_again_and_names_where_the_model_comes_from(trained: Path) -> None:
@@ -455,7 +455,7 @@ def test_a_rule_broken_inside_a_stage_is_one_line_and_code_2_too(trained: Path) 
     (trained / "data/raw/one/only").mkdir(parents=True)
     (trained / "data/raw/one/only/a.png").write_bytes(encode(random_images(1, 8, 1)[0], "PNG"))
     output = _repro(trained, "--overrides", "data.source=image-folder data.root=data/raw/one data.image_size=8", code=2)
-    assert "bigstep: there must be at least two classes, but there is only 'only'; add another class folder" in output
+    assert "bigstep: classes: expected at least two, got only 'only'; add another class folder" in output
     assert "Traceback" not in output
     assert _tree(trained) == before
     shutil.rmtree(trained / "data/raw/one")
@@ -478,7 +478,7 @@ def test_each_checkout_runs_its_own_code(trained: Path, tmp_path: Path) -> None:
     assert "own code, digits" in _run(other, "dvc", "repro", "prepare")
     assert "own code" not in _run(trained, "dvc", "repro", "-f", "prepare")
     installed = _run(other, "bigstep", "repro", code=2)
-    assert "the code that runs must be" in installed
+    assert "bigstep: expected the code in" in installed
     assert "python pipelines/repro.py" in installed
 
 

@@ -55,7 +55,7 @@ def test_a_server_that_does_not_answer_is_one_line_without_its_password(
     with pytest.raises(ProjectError) as caught:
         predict(tmp_path, [exported / "photo.png"], None)
     message = str(caught.value)
-    assert "MLflow must answer at http://127.0.0.1:9" in message
+    assert "MLflow is unreachable at http://127.0.0.1:9" in message
     assert "secret" not in message
     assert len(message.splitlines()) == 1
 
@@ -70,5 +70,5 @@ def test_a_verification_without_mlflow_says_so_and_does_not_say_that_all_is_well
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("bigstep: registered models could not be checked: MLflow must answer at http://127.0.0.1:")
+    assert line.startswith("bigstep: registered models could not be checked: MLflow is unreachable at http://127.0.0.1:")
     assert "secret" not in line

@@ -96,7 +96,7 @@ def test_a_class_of_damaged_files_only_is_one_line(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
     (root / "class2").mkdir()
     add_damaged(root / "class2", random_images(1, 8, 3)[0])
-    with pytest.raises(DataError, match="class 'class2' must hold at least one readable image"):
+    with pytest.raises(DataError, match="class 'class2': expected at least one readable image"):
         _prepare(_image_folder(), root, tmp_path / "store")
 
 
@@ -158,12 +158,12 @@ def test_a_torn_idx_file_is_one_line(tmp_path: Path) -> None:
     _write_fashion(tmp_path / "source", compressed=True)
     path = tmp_path / "source" / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="must be an IDX file"):
+    with pytest.raises(DataError, match="expected an IDX file"):
         open_source(DataConfig(source="fashion-mnist"), tmp_path / "source", 0)
 
 
 def test_missing_sources_say_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.download=true to fetch them, or data.root="):
+    with pytest.raises(DataError, match=r"data.download=true to download them, or data.root="):
         open_source(DataConfig(source="fashion-mnist"), tmp_path, 0)
     with pytest.raises(DataError, match=r"Set data.download=true"):
         open_source(DataConfig(source="cifar10"), tmp_path, 0)
@@ -246,7 +246,7 @@ def test_damaged_labels_and_parts_are_one_line(name: str, damage: str, digits: S
     else:
         changed = {"value": np.where(values == 2, 77, values).astype(values.dtype), "kind": values * 1.0, "length": values[1:]}
         np.save(path, changed[damage])
-    with pytest.raises(DataError, match="must be a whole prepared folder, but") as error:
+    with pytest.raises(DataError, match="expected complete prepared data, but") as error:
         Store(folder)
     assert "\n" not in str(error.value)
 
@@ -254,13 +254,13 @@ def test_damaged_labels_and_parts_are_one_line(name: str, damage: str, digits: S
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": [0.9]}, "not those that prepare wrote"),
-        ({"std": [0.9]}, "not those that prepare wrote"),
-        ({"classes": list("abcdefghij")}, "not those that prepare wrote"),
-        ({"counts": {}}, "not those that prepare wrote"),
+        ({"mean": [0.9]}, "fields with values of the wrong kind"),
+        ({"std": [0.9]}, "fields with values of the wrong kind"),
+        ({"classes": list("abcdefghij")}, "fields with values of the wrong kind"),
+        ({"counts": {}}, "fields with values of the wrong kind"),
         ({"mean": [float("nan")], "record": ""}, "one finite number"),
         ({"std": [], "record": ""}, "one finite number"),
-        ({"std": [0.0], "record": ""}, "std is not above zero"),
+        ({"std": [0.0], "record": ""}, "std is not positive"),
         ({"num_samples": 0, "record": ""}, "no samples"),
     ],
 )

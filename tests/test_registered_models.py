@@ -195,7 +195,7 @@ def test_a_version_without_digests_is_refused_with_a_way_out(registered: Registe
     source = client.get_model_version("pets", "1").source
     client.create_registered_model("old")
     version = client.create_model_version("old", source).version
-    with pytest.raises(ModelError, match=f"must have the tag {SEAL_TAG}.*repro --force"):
+    with pytest.raises(ModelError, match=f"expected the tag {SEAL_TAG}.*repro --force"):
         _from_registry(ProjectPaths(registered.root), f"models:/old/{version}")
     assert not list(find_damage(registered.root, check_params({})))
     client.delete_registered_model("old")

@@ -47,10 +47,10 @@ def test_a_given_validation_set_stays_too() -> None:
 @pytest.mark.parametrize(
     ("labels", "given", "classes", "message"),
     [
-        ([0] * 9, None, "a", "at least two classes, but there is only 'a'"),
-        ([0] * 9, None, "ab", "class 'b' must hold at least one readable image, but holds none"),
-        ([0] * 9 + [1] * 2, None, "ab", "class 'b' must have at least 3 training images to be split, but has 2"),
-        ([0] * 9 + [1], [-1] * 9 + [2], "ab", "class 'b' must be among the training images, but is only in the test set"),
+        ([0] * 9, None, "a", "classes: expected at least two, got only 'a'"),
+        ([0] * 9, None, "ab", "class 'b': expected at least one readable image, got none"),
+        ([0] * 9 + [1] * 2, None, "ab", "class 'b': expected at least 3 training images to split, got 2"),
+        ([0] * 9 + [1], [-1] * 9 + [2], "ab", "class 'b': expected training images, got images in the test set only"),
     ],
 )
 def test_classes_that_cannot_be_split_are_one_line(

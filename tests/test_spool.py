@@ -16,7 +16,11 @@ from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed file .*journal.jsonl:ResourceWarning"),  # spools of processes that were killed
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # the same, as pytest reports it
+]
 
 
 @pytest.fixture
@@ -222,7 +226,7 @@ def test_a_spool_that_a_process_works_on_is_left_alone(uri: str, tmp_path: Path)
 
 
 def test_an_entry_that_mlflow_refuses_is_set_aside_and_what_is_behind_it_arrives(
-    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = _begin(tmp_path / "spool", uri)
     tracker.log_metrics([Metric("loss", 1.0, 0, 1)])
@@ -235,9 +239,8 @@ def test_an_entry_that_mlflow_refuses_is_set_aside_and_what_is_behind_it_arrives
     assert open_client(uri).get_run(run_id).info.status == "FINISHED"
     (line,) = tracker.spool.refused.read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["values"] == {"": "a tag without a name"}
-    output = capsys.readouterr().out
-    assert "MLflow refused an entry (tags)" in output
-    assert "does not answer" not in output
+    assert "MLflow refused an entry (tags)" in caplog.text
+    assert "unreachable" not in caplog.text
 
 
 def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: str, tmp_path: Path) -> None:

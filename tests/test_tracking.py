@@ -1,3 +1,4 @@
+import inspect
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -5,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from bigstep.tracking.database import open_client, open_experiment, tracking_uri
+from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import promote
-from bigstep.tracking.tracker import NullTracker, RecordingTracker, Tracker
+from bigstep.tracking.tracker import NullTracker, Tracker
 from contracts import TrackerContract
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
+from recording import RecordingTracker
 
 
 @pytest.fixture
@@ -20,13 +20,15 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
-class TestNullTracker(TrackerContract):
-    def make(self, folder: Path) -> Tracker:
-        del folder
-        return NullTracker()
-
-    def values(self, tracker: Any) -> None:
-        del tracker
+def test_the_null_tracker_has_every_method_of_a_tracker_and_keeps_nothing() -> None:
+    names = [name for name, item in vars(Tracker).items() if inspect.isfunction(item) and not name.startswith("_")]
+    assert len(names) == 7
+    tracker = NullTracker()
+    for name in names:
+        signature = inspect.signature(getattr(Tracker, name))
+        assert inspect.signature(getattr(NullTracker, name)) == signature, name
+        assert getattr(tracker, name)(*[object()] * (len(signature.parameters) - 1)) is None
+    assert vars(tracker) == {}
 
 
 class TestRecordingTracker(TrackerContract):
@@ -130,6 +132,27 @@ def test_four_processes_on_a_new_store_all_succeed(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         ids = pool.map(_first_use, [uri] * 4)
     assert len(set(ids)) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("sqlite:////a/b.db", "/a/b.db"),
+        ("sqlite:////a/b.db?timeout=60", "/a/b.db"),
+        ("sqlite+pysqlite:////a/b c.db", "/a/b c.db"),
+        ("sqlite:///b.db", "{folder}/b.db"),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+        ("http://127.0.0.1:5000", None),
+        ("postgresql://user:secret@host/b.db", None),
+        ("mlruns", None),
+    ],
+)
+def test_the_file_of_a_database_is_found_as_sqlalchemy_does(
+    uri: str, path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sqlite_file(uri) == (None if path is None else Path(path.format(folder=tmp_path)))
 
 
 def test_the_store_is_the_environments_or_the_projects_always_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

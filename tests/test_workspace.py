@@ -107,7 +107,7 @@ def test_dvcs_lock_is_waited_for_after_a_kill(tmp_path: Path, capsys: pytest.Cap
     lock.parent.mkdir(parents=True)
     lock.touch()
     holder = zc.lockfile.LockFile(str(lock))
-    with pytest.raises(ProjectError, match="another dvc holds it"):
+    with pytest.raises(ProjectError, match="is locked by another dvc"):
         wait_for_lock(tmp_path, patience=0.3)
     timer = threading.Timer(0.5, holder.close)
     timer.start()
@@ -137,7 +137,7 @@ def test_a_lock_of_dvc_that_belongs_to_another_user_is_one_line(name: str, wait:
         path = Path(folder, ".dvc", "tmp", name)
         path.parent.mkdir(parents=True)
         path.mkdir() if kind == "folder" else path.touch(0)
-        with _as_nobody(), pytest.raises(ProjectError, match="must be a file that this user may write") as caught:
+        with _as_nobody(), pytest.raises(ProjectError, match="expected a file that this user can write") as caught:
             wait(Path(folder))
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -1,5 +1,6 @@
-"""Files that are whole or absent: written beside, flushed, then moved into place."""
+"""Atomic writes: a temporary file in the same folder is written, flushed to disk and renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,14 +13,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from bigstep.errors import ProjectError
 
-__all__ = ["check_writable", "parse_json", "read_json", "read_record", "sync", "whole_file", "whole_folder", "write_json"]
+__all__ = [
+    "check_writable",
+    "parse_json",
+    "read_json",
+    "read_record",
+    "sha256",
+    "sync",
+    "whole_file",
+    "whole_folder",
+    "write_json",
+]
 
 T = TypeVar("T")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
+    """Yield a temporary path in the same folder to write to; it replaces ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -32,7 +43,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path`` to fill; it takes the place of ``path`` when the block ends well."""
+    """Yield a new, empty folder next to ``path`` to fill; it replaces ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -47,7 +58,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _sweep(path: Path) -> None:
-    """Delete what processes that are gone left half-filled."""
+    """Delete unfinished folders of processes that no longer exist."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         number = left.name.split(".")[-2]
         if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
@@ -55,10 +66,10 @@ def _sweep(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Try to write into a folder, before hours of work are to end there.
+    """Check that a folder can be written to, before hours of work that end there.
 
     Raises:
-        ProjectError: it cannot be made, or not be written to.
+        ProjectError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,13 +77,11 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ProjectError(
-            f"{folder} must be a folder to write to, but: {error.strerror}; free it, or change its owner"
-        ) from None
+        raise ProjectError(f"cannot write to {folder}: {error.strerror}; free disk space or fix its permissions") from None
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -80,18 +89,28 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(content: Any, path: Path) -> None:
-    """Write JSON, keys in the order given, whole or not at all."""
+    """Write JSON atomically, with keys in the given order."""
     with whole_file(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(kind: type[T], path: Path) -> T:
-    """Read a dataclass that :func:`write_json` wrote, every field checked against its type.
+    """Read a dataclass from JSON written by :func:`write_json`, and validate every field.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON, or not of that shape.
+        ValueError: it is not valid JSON, or does not match the dataclass.
     """
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
@@ -105,18 +124,18 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        OSError, ValueError: the file is missing, or is no JSON.
+        OSError, ValueError: the file cannot be read, or is not valid JSON.
     """
     return parse_json(path.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; text that nests too deep for Python's parser is refused like any other that is no JSON.
+    """Parse JSON; text that is nested too deeply for Python's parser is invalid, too.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not valid JSON.
     """
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("it nests too deep") from None
+        raise ValueError("nested too deeply") from None

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_command(given[0])
         options = build_parser().parse_args(given)
         check_numbers(options)
+        _show_log()
         return COMMANDS.get(options.command, _repro)(options)
     except UserError as error:
         for line in str(error).splitlines():
@@ -37,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _show_log() -> None:
+    from bigstep.console import show_log
+
+    show_log()
 
 
 def _check_command(name: str) -> None:

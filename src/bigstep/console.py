@@ -1,24 +1,42 @@
-"""What a person sees while a stage runs: a live line on a terminal, plain lines elsewhere."""
+"""Console output: a progress bar on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["LiveLine", "console", "follow", "format_bytes", "format_seconds", "live_line"]
+__all__ = ["LiveLine", "console", "follow", "format_bytes", "format_seconds", "live_line", "show_log"]
 
 T = TypeVar("T")
 console = Console(highlight=False, markup=False, soft_wrap=True)  # names from the data are no markup
 
 
+@final
+class ConsoleHandler(logging.Handler):
+    """Prints each log message as a line of the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        console.print(record.getMessage())
+
+
+def show_log() -> None:
+    """Show on the console what the library logs from level INFO on; for entry points. A second call changes nothing."""
+    logger = logging.getLogger("bigstep")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(ConsoleHandler())
+
+
 @dataclass
 class LiveLine:
-    """A bar with a text, or nothing where there is no terminal."""
+    """A progress bar with a text; does nothing if there is no terminal."""
 
     progress: Progress | None
     task: TaskID
@@ -31,7 +49,7 @@ class LiveLine:
 
 @contextmanager
 def live_line(title: str, total: int) -> Iterator[LiveLine]:
-    """Show a bar of ``total`` parts while the block runs."""
+    """Show a progress bar with ``total`` steps while the block runs."""
     if not console.is_terminal:
         yield LiveLine(None, TaskID(0))
         return

@@ -1,17 +1,17 @@
-"""Every error bigstep raises on purpose.
+"""All exceptions that bigstep defines.
 
 ::
 
-    BigstepError                  the root; its text is one line: the rule, the value found, the way out
+    BigstepError                  the root; its text is one line: what was expected, what was found, and how to fix it
     ├── UserError                 bad input; `bigstep` prints the line and exits with code 2
-    │   ├── ConfigError           params.yaml, `--set` or a preset breaks a rule (also a ValueError)
-    │   ├── DataError             the images on disk break a rule
-    │   ├── CheckpointError       every checkpoint of a training is damaged; exit code 4
-    │   ├── DivergedError         too many steps in a row were not finite; exit code 3
-    │   ├── ModelError            a model or weights file cannot be used as asked
-    │   ├── OutOfMemoryError      what was asked for does not fit in memory
-    │   └── ProjectError          the folder, the environment or another process is in the way
-    ├── LossError                 a loss function returned something that is no loss (also a ValueError)
+    │   ├── ConfigError           a value in params.yaml, `--set` or a preset is invalid (also a ValueError)
+    │   ├── DataError             the images on disk are invalid
+    │   ├── CheckpointError       every checkpoint of a training run is damaged; exit code 4
+    │   ├── DivergedError         the gradient was not finite in too many steps in a row; exit code 3
+    │   ├── ModelError            a model or weights file cannot be used
+    │   ├── OutOfMemoryError      the request does not fit in memory
+    │   └── ProjectError          a problem with the folder, the environment or another process
+    ├── LossError                 a loss function returned something other than a loss (also a ValueError)
     └── RandomnessError           a model draws random numbers that cannot be keyed by sample
 """
 
@@ -35,21 +35,21 @@ class BigstepError(Exception):
 
 
 class UserError(BigstepError):
-    """Input that a user can correct; shown as one line, exit code 2."""
+    """An error that the user can fix; shown as one line, exit code 2."""
 
     exit_code = 2
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration value breaks a rule; one line for each value."""
+    """A configuration value is invalid; one line for each value."""
 
 
 class DataError(UserError):
-    """The source images break a rule."""
+    """The source images are invalid."""
 
 
 class CheckpointError(UserError):
-    """Every checkpoint of a training is damaged: neither going on nor beginning again is safe to choose for the user."""
+    """Every checkpoint of a training run is damaged; the user has to decide whether to start over."""
 
     exit_code = 4
 
@@ -61,19 +61,19 @@ class DivergedError(UserError):
 
 
 class ModelError(UserError):
-    """A model or weights file cannot be used as asked."""
+    """A model or weights file cannot be used."""
 
 
 class OutOfMemoryError(UserError):
-    """What was asked for does not fit in memory."""
+    """The request does not fit in memory."""
 
 
 class ProjectError(UserError):
-    """The project folder, the environment or another process is in the way."""
+    """There is a problem with the project folder, the environment or another process."""
 
 
 class LossError(BigstepError, ValueError):
-    """A loss function returned something that is no loss."""
+    """A loss function returned something other than a loss."""
 
 
 class RandomnessError(BigstepError):

@@ -1,4 +1,4 @@
-"""Judge a trained classifier on the test part. The formulas are scikit-learn's and torchmetrics'."""
+"""Evaluate a trained classifier on the test set, with the metrics of scikit-learn and torchmetrics."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a part of the data; shares from 0 to 1, ``loss`` the mean negative log-likelihood in nats."""
+    """Scores on one split; all are from 0 to 1, but ``loss`` is the mean negative log-likelihood in nats."""
 
     accuracy: float
     top5_accuracy: float

@@ -47,14 +47,14 @@ def test_json_and_records(deep: str, tmp_path: Path) -> None:
         read_json(path)
     with pytest.raises(ValueError, match="recursion"):
         read_record(Sent, path)
-    with pytest.raises(DataError, match="must be a manifest"):
+    with pytest.raises(DataError, match="expected a manifest"):
         Manifest.read(path)
 
 
 def test_yaml(deep: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="more than 32 deep"):
+    with pytest.raises(ValueError, match="more than 32 levels deep"):
         load_plain(deep)
-    with pytest.raises(ConfigError, match="more than 32 deep"):
+    with pytest.raises(ConfigError, match="more than 32 levels deep"):
         read_yaml(_written(tmp_path / "params.yaml", deep))
 
 
@@ -128,7 +128,7 @@ def test_a_lock_of_dvc(locks: tuple[Path, Path], tmp_path: Path) -> None:
     check_record(tmp_path, notes, before, lambda: tmp_path)
     lock.write_bytes(before)
     (finding,) = find_dvc_lock(tmp_path, Quarantine(tmp_path))
-    assert "is torn" in finding.text
+    assert "is damaged" in finding.text
 
 
 def test_an_entry_of_the_run_cache_is_passed_over(deep_yaml: str, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_an_entry_of_the_run_cache_is_passed_over(deep_yaml: str, tmp_path: Path
     _written(tmp_path / "dvc.lock", "schema: '2.0'\nstages: {train: {cmd: x}}\n")
     for number, text in enumerate([deep_yaml, "{cmd: x, deps: 3}", "{cmd: x, deps: [3]}", "{cmd: x, outs: [{}]}", "[]"]):
         _written(run / str(number), text)
-    with pytest.raises(ProjectError, match="the entry was taken out"):
+    with pytest.raises(ProjectError, match="the entry was removed"):
         check_record(tmp_path, notes, b"", lambda: tmp_path)
 
 

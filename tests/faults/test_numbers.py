@@ -104,7 +104,6 @@ def test_after_too_many_bad_steps_it_stops(round_number: int, digits: Store) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.fault(15, "a learning rate of 1e9", rounds=3, rare=True)
 def test_a_diverged_run_has_its_own_exit_code_and_no_bad_state(round_number: int, project: Project) -> None:
     project.set("train.learning_rate=1.0e+9", "train.max_bad_steps=4", f"train.seed={round_number}", "train.optimizer=sgd")
@@ -169,7 +168,6 @@ def test_every_split_gives_the_gradient_of_the_whole(round_number: int, digits: 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.fault(40, "SIGKILL of a process that transforms images", rounds=5, rare=True)
 def test_a_dead_worker_ends_the_stage_and_it_goes_on(round_number: int, project: Project) -> None:
     project.set("train.augmentation=[RandomHorizontalFlip]", "hardware.num_workers=1", f"train.seed={round_number}")

@@ -52,15 +52,15 @@ def resolve_batch(train: TrainConfig, hardware: HardwareConfig, model: ModelConf
         part = _ghost(model.ghost_batch_size, part)
     if [whole, part, count].count(None) > 1:
         raise ConfigError(
-            f"two of {B}, {M} and {A} must be given, but they are {_null(whole)}, {_null(part)} and {_null(count)}; "
-            "give a second one"
+            f"{B}, {M}, {A}: expected at least two values, got {_null(whole)}, {_null(part)} and {_null(count)}; "
+            "set a second one"
         )
     whole = whole if whole is not None else (part or 0) * (count or 0)
     part = part if part is not None else -(-whole // (count or 1))
     steps = -(-whole // part)
     if count is not None and count != steps:
         raise ConfigError(
-            f"{A} must be {B} / {M} rounded up, which is {steps} for {whole} / {part}, but is {count}; "
+            f"{A}: expected {B} / {M} rounded up, {steps} for {whole} / {part}, got {count}; "
             f"write {steps}, or change one of the three"
         )
     return BatchSizes(whole, part, steps)
@@ -69,8 +69,8 @@ def resolve_batch(train: TrainConfig, hardware: HardwareConfig, model: ModelConf
 def _automatic(whole: int | None, count: int | None, ghost: int | None, planned: int | None) -> BatchSizes:
     if whole is None or count is not None:
         raise ConfigError(
-            f"{B} must be a number and {A} null where {M} is auto, but they are {_null(whole)} and {_null(count)}; "
-            "say how large the effective batch is, and leave its slicing to the plan"
+            f"{B} and {A}: expected a number and null with {M} auto, got {_null(whole)} and {_null(count)}; "
+            "set the effective batch size, and leave the micro-batch size to the plan"
         )
     part = ghost or planned or whole
     return BatchSizes(whole, min(part, whole), -(-whole // part), is_planned=ghost is not None or planned is not None)
@@ -79,7 +79,7 @@ def _automatic(whole: int | None, count: int | None, ghost: int | None, planned:
 def _ghost(ghost: int, part: int | None) -> int:
     if part not in (None, ghost):
         raise ConfigError(
-            f"{M} must be null or equal to model.ghost_batch_size ({ghost}) with model.norm batch, but is {part}; write {ghost}"
+            f"{M}: expected null or model.ghost_batch_size ({ghost}) with model.norm batch, got {part}; write {ghost}"
         )
     return ghost
 

@@ -1,4 +1,4 @@
-"""The section ``checkpoint``: how often a training is put on disk; it decides no result."""
+"""The section ``checkpoint``: how often training is saved to disk; it does not affect the result."""
 
 from typing import Annotated, ClassVar
 
@@ -11,7 +11,7 @@ __all__ = ["CheckpointConfig"]
 
 
 class CheckpointConfig(Section):
-    """How often a training is put on disk, to go on from there after a kill (DVC does not follow these keys)."""
+    """How often training is saved to disk, to resume after a kill (DVC does not follow these keys)."""
 
     title: ClassVar[str] = "checkpoint"
     learning: ClassVar[bool] = False

@@ -43,14 +43,14 @@ class DataConfig(Section):
     def check(self) -> "DataConfig":
         """Refuse combinations that cannot work."""
         if self.source == "image-folder" and self.image_size is None:
-            raise ValueError("data.image_size must be given with data.source image-folder, but is null; write for example 64")
+            raise ValueError("data.image_size: expected a number with data.source image-folder, got null; write for example 64")
         if self.download and self.source in ("digits", "image-folder"):
             raise ValueError(
-                f"data.download must be false with data.source {self.source}, which has nothing to fetch; write false"
+                f"data.download: expected false with data.source {self.source} (nothing to download), got true; write false"
             )
         if self.validation_fraction + self.test_fraction >= 1:
             total = self.validation_fraction + self.test_fraction
             raise ValueError(
-                f"data.validation_fraction + data.test_fraction must be below 1, but is {total:g}; lower one of them"
+                f"data.validation_fraction + data.test_fraction: expected a sum < 1, got {total:g}; lower one of them"
             )
         return self

@@ -26,7 +26,9 @@ class HardwareConfig(Section):
         None, description="A, micro-batches per optimizer step; null = B / m, rounded up"
     )
     memory_budget: Annotated[str, Field(pattern=SIZE)] = Field(
-        "auto", description="limit as 4GiB, of a GPU's allocator or the process's resident memory; auto = by the total; none"
+        "auto",
+        description="limit as 4GiB, of a GPU's allocator or the process's resident memory; auto = by the total; none",
+        json_schema_extra={"rule": "auto, none or a size such as 512MiB, 4GiB or 1.5GB"},
     )
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,

@@ -39,14 +39,11 @@ class ModelConfig(Section):
     def check(self) -> "ModelConfig":
         """Refuse combinations that cannot work."""
         if self.norm == "batch" and self.ghost_batch_size is None:
-            raise ValueError(
-                "model.ghost_batch_size must be given with model.norm batch, but is null; write for example 32, or norm: group"
-            )
+            raise ValueError("model.ghost_batch_size: expected a number with model.norm batch, got null; write for example 32")
         if self.norm != "batch" and self.ghost_batch_size is not None:
             raise ValueError(
-                f"model.ghost_batch_size must be null unless model.norm is batch, but is {self.ghost_batch_size} "
-                f"with norm {self.norm}; write null"
+                f"model.ghost_batch_size: expected null with model.norm {self.norm}, got {self.ghost_batch_size}; write null"
             )
         if self.freeze_backbone and self.weights is None:
-            raise ValueError("model.freeze_backbone must be false without model.weights, but is true; name a weights file")
+            raise ValueError("model.freeze_backbone: expected false without model.weights, got true; set model.weights")
         return self

@@ -60,10 +60,10 @@ def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
     """Validate all sections and the rules between them.
 
     Raises:
-        ConfigError: one line for each value that breaks a rule.
+        ConfigError: one line for each invalid value.
     """
     problems = [
-        f"{origin}: {name} must be a known section, but is not; {nearest(str(name), [s.title for s in SECTIONS])}"
+        f"{origin}: {name}: unknown section; {nearest(str(name), [s.title for s in SECTIONS])}"
         for name in content
         if name not in {section.title for section in SECTIONS}
     ]
@@ -84,10 +84,10 @@ def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
 
 
 def check_overrides(overrides: Iterable[Override], origin: str) -> None:
-    """Check each override by itself, so that the message names where it was written.
+    """Check each override by itself, so that the message says where it comes from.
 
     Raises:
-        ConfigError: one line for each unknown key, or value of a wrong kind or size.
+        ConfigError: one line for each unknown key and each invalid value.
     """
     sections = {section.title: section for section in SECTIONS}
     problems = []
@@ -95,7 +95,7 @@ def check_overrides(overrides: Iterable[Override], origin: str) -> None:
         if section in sections:
             problems += problems_of_key(sections[section], key, value, origin)
         else:
-            problems.append(f"{origin}: {section} must be a known section, but is not; {nearest(section, sections)}")
+            problems.append(f"{origin}: {section}: unknown section; {nearest(section, sections)}")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -94,7 +94,14 @@ class SearchConfig(Section):
     storage: str | None = Field(
         None, min_length=1, description="of the study: a journal's path, or postgresql://...; null = in .bigstep/search"
     )
-    study: str = Field("search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    study: str = Field(
+        "search",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the study",
+        json_schema_extra={
+            "rule": "a name of letters, digits, dots, dashes and underscores that starts with a letter or digit"
+        },
+    )
     seed: int = Field(0, ge=0, description="of the sampler and the choice of audits")
 
     @property
@@ -107,17 +114,17 @@ class SearchConfig(Section):
         for name in ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps"):
             pair = getattr(self, name)
             if pair is not None and pair[0] > pair[1]:
-                raise ValueError(f"search.{name} must be lowest and highest, but is {list(pair)}; turn them round")
+                raise ValueError(f"search.{name}: expected [lowest, highest], got {list(pair)}; swap them")
         for name in self.parameters:
             if name.count(".") != 1 or name in TAKEN or name.partition(".")[0] not in ("model", "train"):
                 raise ValueError(
-                    f"search.parameters must name keys of model or train besides {', '.join(TAKEN)}, but names {name!r}; "
+                    f"search.parameters: expected keys of model or train other than {', '.join(TAKEN)}, got {name!r}; "
                     "write for example train.weight_decay"
                 )
         if self.objective in ("seconds", "peak_bytes"):
             raise ValueError(
-                f"search.objective must be val_loss or val_accuracy where it is one, but is {self.objective}; add val_loss"
+                f"search.objective: expected val_loss or val_accuracy if it is one, got {self.objective}; add val_loss"
             )
         if len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"search.objective must name each objective once, but is {list(self.objectives)}")
+            raise ValueError(f"search.objective: expected each objective once, got {list(self.objectives)}; remove duplicates")
         return self

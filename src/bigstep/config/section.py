@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 def rule_of(field: FieldInfo) -> str:
-    """Say in words what a value of ``field`` must be, as the error messages and the table in the README do."""
+    """Return in words what values ``field`` accepts, for error messages and the table of parameters."""
     if isinstance(field.json_schema_extra, dict) and "rule" in field.json_schema_extra:
         return str(field.json_schema_extra["rule"])
     annotation: Any = field.annotation
@@ -38,16 +38,14 @@ def _option_rule(option: dict[str, Any]) -> str:
     if kind == "array":
         items = option.get("items") or option["prefixItems"][0]
         count = f"{option['minItems']} " if "maxItems" in option else ""
-        return f"a list of {count}numbers{_limits(items)}"
-    if "pattern" in option:
-        return "auto, none or a size such as 512MiB, 4GiB or 1.5GB"
+        return f"list of {count}numbers{_limits(items)}"
     if kind == "string":
-        return "a text that is not empty" if option.get("minLength") else "text"
-    names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+        return "non-empty string" if option.get("minLength") else "string"
+    names = {"integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
     return names[kind] + _limits(option)
 
 
 def _limits(schema: dict[str, Any]) -> str:
-    words = {"exclusiveMinimum": "above", "minimum": "of at least", "exclusiveMaximum": "below", "maximum": "of at most"}
+    words = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
     text = " and ".join(f"{word} {schema[name]:g}" for name, word in words.items() if name in schema)
     return f" {text}" if text else ""

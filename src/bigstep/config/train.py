@@ -74,11 +74,11 @@ class TrainConfig(Section):
         """Refuse combinations that cannot work."""
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError(
-                "train.nesterov must be false unless train.optimizer is sgd with momentum above 0, "
-                f"but is true with {self.optimizer}, momentum {self.momentum:g}; write false"
+                "train.nesterov: expected false unless train.optimizer is sgd with momentum > 0, "
+                f"got true with {self.optimizer}, momentum {self.momentum:g}; write false"
             )
         if self.schedule == "plateau" and self.warmup_fraction > 0:
             raise ValueError(
-                f"train.warmup_fraction must be 0 with train.schedule plateau, but is {self.warmup_fraction:g}; write 0"
+                f"train.warmup_fraction: expected 0 with train.schedule plateau, got {self.warmup_fraction:g}; write 0"
             )
         return self

@@ -35,16 +35,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping, comments kept.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or is no mapping of sections.
+        ConfigError: the file is missing, is not valid YAML, or is not a mapping of sections.
     """
     try:
         content = _load(path.read_text(encoding="utf-8"), YAML())
     except OSError as error:
-        raise ConfigError(f"{path.name} must be a readable file, but: {error.strerror}; create it or name another") from None
+        raise ConfigError(f"cannot read {path.name}: {error.strerror}; create it or name another file") from None
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path.name} must be YAML, but {_first_problem(error)}; correct it there") from None
+        raise ConfigError(f"{path.name}: expected valid YAML, got: {_first_problem(error)}; fix it there") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path.name} must be a mapping of sections, but is {_shown(content)}; begin with `data:`")
+        raise ConfigError(f"{path.name}: expected a mapping of sections, got {_shown(content)}; start with `data:`")
     return content
 
 
@@ -52,26 +52,26 @@ def load_plain(text: str) -> Any:
     """Read YAML into plain values.
 
     Raises:
-        YAMLError, ValueError: it is no YAML, nests too deep, or has aliases.
+        YAMLError, ValueError: it is not valid YAML, is nested too deeply, or has aliases.
     """
     return _load(text, YAML(typ="safe", pure=True))
 
 
 def _load(text: str, reader: YAML) -> Any:
-    """Load after a look at the events: building a deep or a recursive value would exhaust the stack, aliases the memory."""
+    """Load after checking the events: a deep or recursive value would exhaust the stack, aliases the memory."""
     depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         if isinstance(event, AliasEvent):
-            raise ValueError(f"has the alias *{event.anchor}, which is not taken")  # noqa: TRY004 # of the text, not of a type
+            raise ValueError(f"the alias *{event.anchor}, and aliases are not supported")  # noqa: TRY004 # of the text, not of a type
         depth += isinstance(event, CollectionStartEvent)
         depth -= isinstance(event, CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise ValueError(f"nests more than {MAX_DEPTH} deep")
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
     return reader.load(text)
 
 
 def write_yaml(content: Mapping[str, Any], path: Path) -> None:
-    """Write a mapping as :func:`read_yaml` gave it, comments kept."""
+    """Write a mapping from :func:`read_yaml`, comments kept."""
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(content, file)
 
@@ -80,7 +80,7 @@ def parse_overrides(texts: Iterable[str], origin: str = "--set") -> tuple[Overri
     """Split ``section.key=value`` texts; each value is a YAML scalar or flow collection.
 
     Raises:
-        ConfigError: a text is not of that form.
+        ConfigError: a text does not have this form.
     """
     return tuple(_parse_override(text, origin) for text in texts)
 
@@ -89,18 +89,18 @@ def _parse_override(text: str, origin: str) -> Override:
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key) or "." in key:
-        raise ConfigError(f"{origin} takes section.key=value, but got {text!r}; write for example train.learning_rate=0.01")
+        raise ConfigError(f"{origin}: expected section.key=value, got {text!r}; write for example train.learning_rate=0.01")
     try:
         return section, key, load_plain(value)
     except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin} {name} must have a YAML value, but {_first_problem(error)}; quote it") from None
+        raise ConfigError(f"{origin} {name}: expected a YAML value, got: {_first_problem(error)}; quote it") from None
 
 
 def apply_overrides(content: dict[str, Any], overrides: Collection[Override]) -> dict[str, Any]:
     """Set each override in ``content`` (in place, so that comments stay) and return it; values are checked later.
 
-    Of effective batch, micro-batch and accumulation steps, what was not overridden gives way: B stays, unless
-    both others are overridden.
+    Of effective batch size, micro-batch size and accumulation steps, those that are not overridden become null where
+    needed: B is kept unless both others are overridden.
     """
     chosen = {f"{section}.{key}": value for section, key, value in overrides}
     for section, key, value in [*overrides, *_giving_way(content, chosen)]:
@@ -109,7 +109,7 @@ def apply_overrides(content: dict[str, Any], overrides: Collection[Override]) ->
         target = content[section]
         if not isinstance(target, dict):
             raise ConfigError(
-                f"params.yaml: {section} must be a mapping of keys, but is {_shown(target)}; indent its keys below it"
+                f"params.yaml: {section}: expected a mapping of keys, got {_shown(target)}; indent its keys below it"
             )
         target[key] = value
     return content
@@ -130,14 +130,14 @@ def parse_section(section: type[S], content: Mapping[str, Any], origin: str = "p
     """Validate one section of ``content``.
 
     Raises:
-        ConfigError: one line for each value that breaks a rule.
+        ConfigError: one line for each invalid value.
     """
     values = content.get(section.title, {})
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{origin}: {section.title} must be a mapping of keys, but is {_shown(values)}; indent its keys below it"
+            f"{origin}: {section.title}: expected a mapping of keys, got {_shown(values)}; indent its keys below it"
         )
     try:
         return section.model_validate(_plain(values))
@@ -149,7 +149,7 @@ def parse_section(section: type[S], content: Mapping[str, Any], origin: str = "p
 
 
 def problems_of_key(section: type[Section], key: str, value: Any, origin: str) -> list[str]:
-    """Return one line for each rule that ``value`` breaks by itself, whatever the other keys are."""
+    """Return the problem with ``value`` by itself, whatever the other keys are, as a list of at most one line."""
     try:
         section.model_validate(_plain({key: value}))
     except ValidationError as error:
@@ -159,10 +159,10 @@ def problems_of_key(section: type[Section], key: str, value: Any, origin: str) -
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known name is meant: ``did you mean 'x'?``, or list them all."""
+    """Return a hint: ``did you mean 'x'?`` with the closest known name, or a list of all."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    return f"did you mean {close[0]!r}?" if close else f"available: {', '.join(names)}"
 
 
 def _plain(value: Any) -> Any:
@@ -183,10 +183,10 @@ def _line(section: type[Section], values: dict[str, Any], problem: dict[str, Any
     key = str(problem["loc"][0])
     name = f"{section.title}.{key}"
     if problem["type"] == "extra_forbidden":
-        return f"{origin}: {name} must be a known key, but is not; {nearest(key, section.model_fields)}"
+        return f"{origin}: {name}: unknown key; {nearest(key, section.model_fields)}"
     field = section.model_fields[key]
     found = _shown(values[key])
-    return f"{origin}: {name} must be {rule_of(field)}, but is {found}; write for example {example_of(field.default)}"
+    return f"{origin}: {name}: expected {rule_of(field)}, got {found}; write for example {example_of(field.default)}"
 
 
 def example_of(value: object) -> str:

@@ -1,4 +1,4 @@
-"""How much a walk may find: a link can lead to a whole disk, and a listing is kept in memory."""
+"""A limit on the size of a listing, which is kept in memory: a link can lead to a whole disk."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,7 +19,7 @@ class EntryCount:
         self._counts: Counter[Path] = Counter()
 
     def add(self, home: Path) -> None:
-        """Count one more entry that ``home`` led to.
+        """Count one more entry below ``home``.
 
         Raises:
             DataError: there are more than the limit; it names the folder that led to most of them.
@@ -30,6 +30,6 @@ class EntryCount:
             (largest, count), *_ = self._counts.most_common(1)
             kind = "the link " if largest.is_symlink() else ""
             raise DataError(
-                f"data.root must hold at most {self.limit} files and folders, links followed, but holds more, {count} of them "
-                f"below {kind}{str(largest)!r}; take out what does not belong to the classes"
+                f"data.root: expected at most {self.limit} files and folders, links followed, got more, {count} of them "
+                f"below {kind}{str(largest)!r}; remove what does not belong to a class"
             )

@@ -1,4 +1,4 @@
-"""One image file into pixels, or a reason why not. Files are hostile until decoded."""
+"""Decode one image file into pixels, or return why it cannot be decoded. Files are untrusted input."""
 
 import errno
 import hashlib
@@ -46,7 +46,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a file was not taken, and its SHA-256 where it could be read."""
+    """Why a file was refused, and its SHA-256 if it could be read."""
 
     reason: str
     sha256: str = ""

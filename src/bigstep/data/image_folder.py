@@ -50,15 +50,15 @@ class Listing:
 def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
     """List ``root/<class>/**``, or ``root/<train|val|test>/<class>/**`` where the root holds split folders only.
 
-    Hidden names (a leading dot) are passed over. Every folder is listed once, and under its own name where the root holds it:
-    a link to a folder that is listed elsewhere is refused, as is a folder more than 64 deep.
+    Hidden files and folders (a leading dot) are skipped. Every folder is listed once, and under its own name if it is below
+    the root: a link to a folder that is listed elsewhere is refused, as is a folder more than 64 deep.
 
     Raises:
         DataError: there is no such folder or no class folder, two class names are alike, or there are more than ``max_entries``
             files and folders.
     """
     if not root.is_dir():
-        raise DataError(f"data.root must be a folder of class folders, but {root} is none; correct data.root in params.yaml")
+        raise DataError(f"data.root: {root} is not a directory; set it to a directory with one sub-directory per class")
     count = EntryCount(max_entries)
     folders, ignored = _children(root, EntryCount(max_entries))
     splits = {name: SPLITS.get(name.lower()) for name in folders}
@@ -87,7 +87,7 @@ def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
 def _children(folder: Path, count: EntryCount) -> tuple[list[str], int]:
     names, refusal = _names(folder, folder, count)
     if refusal is not None:
-        raise DataError(f"data.root must hold folders that can be read, but {folder} is {refusal}; change its owner or mode")
+        raise DataError(f"data.root: expected folders that can be read, but {folder} is {refusal}; change its owner or mode")
     folders = [name for name, _ in names if os.path.isdir(folder / name)]  # noqa: PTH112 # Path.is_dir raises for some links
     return folders, len(names) - len(folders)
 
@@ -95,14 +95,14 @@ def _children(folder: Path, count: EntryCount) -> tuple[list[str], int]:
 def _check_names(classes: tuple[str, ...], root: Path) -> None:
     if not classes:
         raise DataError(
-            f"data.root must hold one folder for each class, but {root} holds no folder; put the images in such folders"
+            f"data.root: expected one sub-directory per class in {root}, got none; move the images into class directories"
         )
     seen: dict[str, str] = {}
     for name in classes:
         alike = unicodedata.normalize("NFC", name).casefold().strip()
         if alike in seen:
             raise DataError(
-                f"class names must differ in more than case, but {seen[alike]!r} and {name!r} do not; rename one folder"
+                f"class names: expected a difference in more than case, got {seen[alike]!r} and {name!r}; rename one"
             )
         seen[alike] = name
 
@@ -121,7 +121,7 @@ class _Seen:
         self.listed: set[Identity] = set()
 
     def refusal(self, identity: Identity, above: tuple[Identity, ...], *, linked: bool) -> str | None:
-        """Say why a folder is not listed at this place."""
+        """Return why a folder is not listed at this place, or None if it is."""
         if identity in above:
             return "a loop of links"
         if identity in self.listed or (linked and identity in self.real):

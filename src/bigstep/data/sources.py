@@ -187,8 +187,8 @@ def _fashion_mnist(data: DataConfig, root: Path) -> Source:
         paths = _find_idx(root)
     if paths is None:
         raise DataError(
-            f"data.root must hold the Fashion-MNIST files {IDX[0]}[.gz] and the like, but {root} does not; "
-            "set data.download=true to fetch them, "
+            f"data.root: expected the Fashion-MNIST files ({IDX[0]}[.gz] etc.) in {root}, got none or not all; "
+            "set data.download=true to download them, "
             "or data.root=/usr/share/datasets/fashion-mnist after `apt install dataset-fashion-mnist`"
         )
     train_images, train_labels, test_images, test_labels = (_read_idx(path) for path in paths)
@@ -221,7 +221,9 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
             array: NDArray[np.uint8] = read_sn3_pascalvincent_tensor(plain.name).numpy()
             return array
     except (OSError, EOFError, AssertionError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise DataError(f"{path} must be an IDX file, but does not read ({type(error).__name__}); fetch it again") from None
+        raise DataError(
+            f"{path}: expected an IDX file, got a damaged one ({type(error).__name__}); download it again"
+        ) from None
 
 
 def _cifar10(data: DataConfig, root: Path) -> Source:
@@ -247,6 +249,6 @@ def _loaded(load: Callable[[], Any], root: Path) -> Any:
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         problem = str(error).splitlines()[0]
         raise DataError(
-            f"data.root must hold the data set, whole, but for {root} torchvision says: {problem} "
-            "Set data.download=true to fetch it, or correct data.root"
+            f"data.root: expected the complete data set in {root}, torchvision reports: {problem} "
+            "Set data.download=true to download it, or fix data.root"
         ) from None

@@ -44,7 +44,7 @@ def split_samples(
         needed = 1 + draw_test + draw_validation
         if len(mine) < needed:
             raise DataError(
-                f"class {name!r} must have at least {needed} training images to be split, but has {len(mine)}; "
+                f"class {name!r}: expected at least {needed} training images to split, got {len(mine)}; "
                 "add images or remove the class"
             )
         order = np.random.default_rng([seed, label]).permutation(mine)
@@ -61,17 +61,15 @@ def _share(count: int, fraction: float, spare: int) -> int:
 
 def _check_classes(labels: NDArray[np.int64], given: NDArray[np.int8], classes: Sequence[str]) -> None:
     if len(classes) < 2:
-        raise DataError(f"there must be at least two classes, but there is only {classes[0]!r}; add another class folder")
+        raise DataError(f"classes: expected at least two, got only {classes[0]!r}; add another class folder")
     counts = np.bincount(labels, minlength=len(classes))
     trainable = np.bincount(labels[(given == -1) | (given == TRAIN)], minlength=len(classes))
     for label, name in enumerate(classes):
         if counts[label] == 0:
-            raise DataError(
-                f"class {name!r} must hold at least one readable image, but holds none; add images or remove the class"
-            )
+            raise DataError(f"class {name!r}: expected at least one readable image, got none; add images or remove the class")
         if trainable[label] == 0:
             where = " and ".join(part for index, part in enumerate(SPLITS) if (given[labels == label] == index).any())
             raise DataError(
-                f"class {name!r} must be among the training images, but is only in the {where} set; "
+                f"class {name!r}: expected training images, got images in the {where} set only; "
                 "add training images or remove the class"
             )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.atomic_files import read_record
+from bigstep.atomic_files import read_record, sha256
 from bigstep.data.split import SPLITS
 from bigstep.errors import DataError
 
@@ -40,8 +40,7 @@ class SourceFile:
     @classmethod
     def hashed(cls, path: Path, folder: Path) -> "SourceFile":
         """Hash ``path``, and name it from ``folder``."""
-        with path.open("rb") as file:
-            return cls(path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").hexdigest())
+        return cls(path.relative_to(folder).as_posix(), sha256(path))
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,15 @@ class Manifest:
         if self.format != FORMAT:
             raise ValueError(f"format {self.format}")
         if min(self.size, self.channels, self.num_samples) < 1 or not self.classes or "all" not in self.digests:
-            raise ValueError("it describes no samples")
+            raise ValueError("no samples")
         if not len(self.mean) == len(self.std) == self.channels or not np.isfinite([*self.mean, *self.std]).all():
-            raise ValueError("mean and std are not one finite number for each channel")
+            raise ValueError("mean and std are not one finite number per channel")
         if min(self.std) <= 0:
-            raise ValueError("std is not above zero")
+            raise ValueError("std is not positive")
         if self.record not in ("", self.summed()):
-            raise ValueError("its fields are not those that prepare wrote")
+            raise ValueError("fields with values of the wrong kind")
         if self.counts.keys() != set(SPLITS) or any(part.keys() != set(self.classes) for part in self.counts.values()):
-            raise ValueError("counts are not there for each part and class")
+            raise ValueError("counts are missing for a split or class")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -148,10 +147,10 @@ class Manifest:
             manifest.check()
             return manifest
         except OSError as error:
-            raise DataError(f"{path} must be readable, but: {error.strerror}; run the stage prepare") from None
+            raise DataError(f"cannot read {path}: {error.strerror}; run `bigstep prepare`") from None
         except ValueError as error:
             raise DataError(
-                f"{path} must be a manifest of format {FORMAT}, but is not ({error}); run the stage prepare again"
+                f"{path}: expected a manifest of format {FORMAT}, got an invalid one ({error}); run `bigstep prepare --force`"
             ) from None
 
 
@@ -169,7 +168,7 @@ class Store:
         shape = (self.manifest.num_samples, self.manifest.size, self.manifest.size, self.manifest.channels)
         try:
             if self.paths.images.stat().st_size != int(np.prod(shape)):
-                raise ValueError("images.u8 has another size than the manifest says")
+                raise ValueError("images.u8 does not have the size given in the manifest")
             self.images: NDArray[np.uint8] = np.memmap(self.paths.images, np.uint8, "r", shape=shape)
             self.labels: NDArray[np.int64] = _load(self.paths.labels, np.int64, self.manifest.num_samples)
             self.parts: NDArray[np.uint8] = _load(self.paths.parts, np.uint8, self.manifest.num_samples)
@@ -177,7 +176,7 @@ class Store:
             _check_range(self.parts, len(SPLITS), "parts.npy")
             _check_counts(self.manifest, self.labels, self.parts)
         except (OSError, ValueError) as error:
-            raise DataError(f"{root} must be a whole prepared folder, but: {error}; run the stage prepare again") from None
+            raise DataError(f"{root}: expected complete prepared data, but {error}; run `bigstep prepare --force`") from None
 
     def verify(self) -> None:
         """Read every pixel and label, and compare with the digests that were taken when they were written.
@@ -189,8 +188,8 @@ class Store:
         for part, digest in self.manifest.digests.items():
             if found.get(part) != digest:
                 raise DataError(
-                    f"{self.paths.root} must hold what prepare wrote, but the pixels or labels of the part {part} differ; "
-                    "delete the folder and run the stage prepare again (`bigstep verify` tells whether DVC's cache is damaged)"
+                    f"{self.paths.root}: expected what prepare wrote, but pixels or labels of the {part} split differ; "
+                    "delete the folder and run `bigstep prepare --force` (`bigstep verify` checks DVC's cache)"
                 )
 
     def indices(self, part: int) -> NDArray[np.int64]:
@@ -215,11 +214,11 @@ class Store:
             with self.paths.samples.open(newline="", encoding="utf-8") as file:
                 found = [(row["name"], row["sha256"]) for row in csv.DictReader(file)]
             if len(found) != self.manifest.num_samples or any(None in pair for pair in found):
-                raise ValueError(f"it does not hold {self.manifest.num_samples} whole rows")
+                raise ValueError(f"it does not have {self.manifest.num_samples} complete rows")
             return found
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise DataError(
-                f"{self.paths.samples} must hold a row for each sample, but: {error}; run the stage prepare again"
+                f"{self.paths.samples}: expected one row per sample, but {error}; run `bigstep prepare --force`"
             ) from None
 
 
@@ -233,20 +232,20 @@ def _load(path: Path, kind: type, length: int) -> NDArray[Any]:
     except Exception as error:  # noqa: BLE001 # of a damaged header: EOFError, SyntaxError, TokenError, ...
         raise ValueError(f"{path.name} is damaged ({type(error).__name__})") from None
     if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape != (length,):
-        raise ValueError(f"{path.name} does not hold one {np.dtype(kind).name} for each sample")
+        raise ValueError(f"{path.name} does not contain one {np.dtype(kind).name} per sample")
     return array
 
 
 def _check_range(values: NDArray[Any], limit: int, name: str) -> None:
     if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
-        raise ValueError(f"{name} has a value that is not from 0 to {limit - 1}")
+        raise ValueError(f"{name} has a value outside 0 to {limit - 1}")
 
 
 def _check_counts(manifest: Manifest, labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> None:
     for part, name in enumerate(SPLITS):
         found = np.bincount(labels[parts == part], minlength=len(manifest.classes)).tolist()
         if [manifest.counts[name][item] for item in manifest.classes] != found:
-            raise ValueError(f"manifest.json counts other samples in the part {name} than there are")
+            raise ValueError(f"the counts in manifest.json do not match the split {name}")
 
 
 def digest_parts(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:

@@ -45,9 +45,9 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
             if isinstance(sample.result, Refusal):
                 if data.on_bad_image == "fail":
                     raise DataError(
-                        f"every image must decode with data.on_bad_image fail, but {sample.name!r} does not: "
+                        f"data.on_bad_image fail: expected every image to decode, but {sample.name!r} does not: "
                         f"{sample.result.reason}; "
-                        "remove it, or write refuse"
+                        "remove the file, or set data.on_bad_image to refuse"
                     )
                 refused.writerow([sample.name, source.classes[sample.label], sample.result.reason, sample.result.sha256])
                 reasons[sample.result.reason] += 1

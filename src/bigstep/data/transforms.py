@@ -17,7 +17,7 @@ __all__ = ["build_transforms", "keyed_random", "transform_sample"]
 
 
 def build_transforms(items: Sequence[str | dict[str, dict[str, Any]]]) -> Any:
-    """Make the transforms that ``train.augmentation`` names.
+    """Build the transforms of ``train.augmentation``.
 
     Args:
         items: each the name of a class in torchvision.transforms.v2, or one such name with its arguments.
@@ -42,7 +42,7 @@ def transform_sample(transforms: Any, image: Tensor, seed: int, epoch: int, inde
         result: Tensor = transforms(Image(image)).as_subclass(Tensor)
     if result.shape != image.shape:
         raise ConfigError(
-            f"train.augmentation must keep the shape of an image, {tuple(image.shape)}, but makes it {tuple(result.shape)}; "
+            f"train.augmentation: expected images of shape {tuple(image.shape)}, got {tuple(result.shape)}; "
             "end with a crop or resize to that size"
         )
     return result.float() * 255 if result.is_floating_point() else result
@@ -72,14 +72,12 @@ def _build(name: str, arguments: dict[str, Any]) -> Any:
 
     kinds = {key: kind for key, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, v2.Transform)}
     if name not in kinds:
-        raise ConfigError(
-            f"train.augmentation must name transforms of torchvision.transforms.v2, but {name!r} is none; {_hint(name, kinds)}"
-        )
+        raise ConfigError(f"train.augmentation: no transform {name!r} in torchvision.transforms.v2; {_hint(name, kinds)}")
     try:
         return kinds[name](**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"train.augmentation: {name} must have arguments it takes, but {str(error).splitlines()[0]}; correct them"
+            f"train.augmentation: {name} does not accept these arguments ({str(error).splitlines()[0]}); fix them"
         ) from None
 
 

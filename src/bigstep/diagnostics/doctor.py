@@ -1,14 +1,15 @@
-"""`bigstep doctor`: what a crash, a full disk or another program left in the way; with ``--fix`` it is put right.
+"""`bigstep doctor`: find what a crash, a full disk or another program left broken; ``--fix`` repairs it.
 
 Nothing is lost by a repair: what does not read is moved to ``.bigstep/set-aside``.
 """
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from packaging.version import Version
 
 from bigstep.console import console, format_bytes
 from bigstep.diagnostics.finding import Problem, Quarantine
@@ -56,7 +57,7 @@ def doctor(root: Path, *, fix: bool) -> int:
             left += 1
             console.print(f"not repaired: {finding.text}")
     if not left:
-        console.print("nothing is in the way" if not fix else "nothing is in the way any more")
+        console.print("no problems found" if not repaired else "all problems fixed")
     return LEFT if left else 0
 
 
@@ -79,19 +80,19 @@ def examine(root: Path) -> Iterator[Problem]:
 
 def _permissions(project: ProjectPaths) -> Iterator[Problem]:
     if project.state.exists() and project.state.stat().st_mode & 0o022:
-        yield Problem(f"{project.state} may be written by others, who could plant what DVC unpickles", lambda: _close(project))
+        yield Problem(f"{project.state} can be written by other users, and DVC unpickles files in it", lambda: _close(project))
     local = project.root / ".dvc" / "config.local"
     configured = local.exists() and "site_cache_dir" in local.read_text(encoding="utf-8")
     if (project.root / ".dvc").exists() and not configured and "DVC_SITE_CACHE_DIR" not in os.environ:
         yield Problem(
-            "a plain `dvc` keeps notes that it unpickles in /var/tmp/dvc, where others may write (CVE-2025-69872)",
+            "a plain `dvc` unpickles files in /var/tmp/dvc, where other users can write (CVE-2025-69872)",
             lambda: keep_site_cache_private(project),
         )
 
 
 def _close(project: ProjectPaths) -> str:
     project.state.chmod(0o700)
-    return "closed to others"
+    return "made private"
 
 
 def keep_site_cache_private(project: ProjectPaths) -> str:
@@ -101,7 +102,7 @@ def keep_site_cache_private(project: ProjectPaths) -> str:
     local = project.root / ".dvc" / "config.local"
     text = local.read_text(encoding="utf-8") if local.exists() else ""
     if "site_cache_dir" in text:
-        return f"core.site_cache_dir stands in {local} already"
+        return f"core.site_cache_dir is already set in {local}"
     local.write_text(f"{text}[core]\n    site_cache_dir = {project.site_cache}\n", encoding="utf-8")
     return f"set core.site_cache_dir in {local}"
 
@@ -109,7 +110,7 @@ def keep_site_cache_private(project: ProjectPaths) -> str:
 def _space(root: Path) -> Iterator[Problem]:
     free = shutil.disk_usage(root).free
     if free < LEAST_FREE:
-        yield Problem(f"{format_bytes(free)} are free on the disk of {root}, less than {format_bytes(LEAST_FREE)}", None)
+        yield Problem(f"{format_bytes(free)} free on the disk of {root}, less than {format_bytes(LEAST_FREE)}", None)
 
 
 def _versions() -> Iterator[Problem]:
@@ -119,9 +120,5 @@ def _versions() -> Iterator[Problem]:
         except PackageNotFoundError:
             yield Problem(f"{package} is not installed; run `make install`", None)
             continue
-        if _numbers(found) < _numbers(floor):
-            yield Problem(f"{package} {found} has known holes; install {floor} or later", None)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
+        if Version(found) < Version(floor):
+            yield Problem(f"{package} {found} has known vulnerabilities; install {floor} or later", None)

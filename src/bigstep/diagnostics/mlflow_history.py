@@ -1,4 +1,4 @@
-"""What is wrong with MLflow's history: its database, histories not told, runs whose process is gone."""
+"""What is wrong with MLflow's history: its database, unsent data, runs whose process is gone."""
 
 import sqlite3
 import subprocess
@@ -13,7 +13,7 @@ from pathlib import Path
 from bigstep.diagnostics.finding import Problem, Quarantine
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.tracked_run import deliver_others
-from bigstep.tracking.database import set_aside_unused, tracking_uri
+from bigstep.tracking.database import set_aside_unused, sqlite_file, tracking_uri
 from bigstep.tracking.dead_runs import end_dead_runs
 from bigstep.tracking.spool import unfinished_spools
 
@@ -27,20 +27,22 @@ def find_database(uri: str, aside: Quarantine) -> Iterator[Problem]:
         return
     answer, state = _answer(path), schema_state(path)
     if answer.startswith("busy"):
-        yield Problem(f"{path} does not answer: {answer}; end the program that holds it", None)
+        yield Problem(f"{path} is locked: {answer}; stop the program that uses it", None)
     elif answer != "ok":
         yield Problem(f"{path} is damaged: {answer}", lambda: f"{aside.move(path)}; a new one is made at the next start")
     elif state == "older":
         yield Problem(f"{path} has the schema of an older MLflow", lambda: _upgrade(uri, path, aside))
     elif state == "half made":
-        yield Problem(f"{path} was half made: it has tables, but no schema", lambda: _upgrade(uri, path, aside))
+        yield Problem(
+            f"{path} was created only in part: it has tables, but no schema version", lambda: _upgrade(uri, path, aside)
+        )
     elif state == "unknown":
         yield Problem(f"{path} has a schema that MLflow {version('mlflow')} does not know; install the one that wrote it", None)
 
 
 def _database(uri: str) -> Path | None:
-    path = Path(uri.removeprefix("sqlite:///"))
-    return path if uri.startswith("sqlite:///") and path.exists() else None
+    path = sqlite_file(uri)
+    return path if path is not None and path.exists() else None
 
 
 def _answer(path: Path) -> str:
@@ -94,28 +96,28 @@ def _upgrade(uri: str, path: Path, aside: Quarantine) -> str:
         [sys.executable, "-m", "mlflow", "db", "upgrade", uri], capture_output=True, text=True, check=False, timeout=600
     )
     if done.returncode and set_aside_unused(path):
-        return "it held no run; a new one is created at the next start"
+        return "it contained no run; a new one is created at the next start"
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         why = lines[-1] if lines else done.returncode
-        return f"`mlflow db upgrade` failed ({why}); as it was: {kept}; to begin a new history, move {path} away"
+        return f"`mlflow db upgrade` failed ({why}); as it was: {kept}; to start a new history, move {path} away"
     return f"upgraded; as it was: {kept}"
 
 
 def find_runs(project: ProjectPaths) -> Iterator[Problem]:
-    """Look for histories that MLflow was not told, and for runs whose process is gone."""
+    """Find runs with unsent data, and runs whose process is gone."""
     path = _database(tracking_uri(project.root))
     if path is not None and (_answer(path) != "ok" or schema_state(path) not in ("current", "none")):
-        return  # MLflow opens no such database; it was told of above
+        return  # MLflow opens no such database; reported above
     folders = [project.spools, *sorted(project.search.glob("*/spools"))]
     waiting = [path for folder in folders for path in unfinished_spools(folder)]
     if waiting:
         names = ", ".join(path.name for path in waiting)
-        yield Problem(f"histories that MLflow was not told to the end: {names}", lambda: _deliver(folders))
+        yield Problem(f"runs with unsent MLflow data: {names}", lambda: _deliver(folders))
     dead = end_dead_runs(project.root, end=False)
     if dead:
         yield Problem(
-            f"runs of dead processes stand as RUNNING: {', '.join(dead)}",
+            f"runs marked RUNNING whose process no longer exists: {', '.join(dead)}",
             lambda: f"ended as KILLED: {len(end_dead_runs(project.root, end=True))}",
         )
 
@@ -123,4 +125,4 @@ def find_runs(project: ProjectPaths) -> Iterator[Problem]:
 def _deliver(folders: Sequence[Path]) -> str:
     done = [name for folder in folders for name in deliver_others(folder)]
     left = sum(len(unfinished_spools(folder)) for folder in folders)
-    return f"told {len(done)}" + (f"; {left} wait for a process that works on them, or for MLflow" if left else "")
+    return f"sent {len(done)}" + (f"; {left} are in use by a process, or MLflow is unreachable" if left else "")

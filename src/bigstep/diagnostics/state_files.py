@@ -4,6 +4,7 @@ import contextlib
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ruamel.yaml.error import YAMLError
@@ -30,11 +31,11 @@ def find_dvc_locks(root: Path, aside: Quarantine) -> Iterator[Problem]:
         entries = [*content.get("write", {}).values(), *(i for items in content.get("read", {}).values() for i in items)]
         pids = {int(entry["pid"]) for entry in entries}
     except (ValueError, TypeError, KeyError, AttributeError):
-        yield Problem(f"{path} is torn, and stops every `dvc repro`", lambda: aside.move(path))
+        yield Problem(f"{path} is damaged, and stops every `dvc repro`", lambda: aside.move(path))
         return
     stale = sorted(pid for pid in pids if not _is_dvc(pid))
     if stale:
-        yield Problem(f"{path} names processes that are gone: {', '.join(map(str, stale))}", lambda: aside.move(path))
+        yield Problem(f"{path} names processes that no longer exist: {', '.join(map(str, stale))}", lambda: aside.move(path))
 
 
 def _is_dvc(pid: int) -> bool:
@@ -50,11 +51,11 @@ def find_dvc_lock(root: Path, aside: Quarantine) -> Iterator[Problem]:
     if not path.exists():
         return
     if not is_lock(path):
-        yield Problem(f"{path} is torn", lambda: _restore_lock(root, path, aside))
+        yield Problem(f"{path} is damaged", lambda: _restore_lock(root, path, aside))
 
 
 def is_lock(path: Path) -> bool:
-    """Tell whether DVC will read dvc.lock: half of a file may well be YAML, and no lock."""
+    """Return whether DVC can read dvc.lock: a truncated file may be valid YAML, but not a valid lock."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
     from voluptuous import Invalid
 
@@ -72,7 +73,7 @@ def _restore_lock(root: Path, path: Path, aside: Quarantine) -> str:
         if kept.returncode == 0:
             path.write_bytes(kept.stdout)
             return f"{done}; the committed one was put back, and `dvc repro` brings it up to date"
-    return f"{done}; `dvc repro` writes it anew, from its run cache"
+    return f"{done}; `dvc repro` writes it again, from its run cache"
 
 
 def find_half_written(root: Path) -> Iterator[Problem]:
@@ -81,22 +82,22 @@ def find_half_written(root: Path) -> Iterator[Problem]:
         for path in sorted(folder.rglob(".*.tmp*")):
             match = HALF.match(path.name)
             if match is not None and path.exists() and not Path(f"/proc/{match[2]}").exists():
-                yield Problem(f"{path} was left half-written by process {match[2]}", lambda path=path: remove(path))  # type: ignore[misc] # bound now
+                yield Problem(f"{path} was left incomplete by process {match[2]}", partial(remove, path))
 
 
 def find_state_files(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
     """Look for attempts, plans and spools that do not read."""
     for path in sorted(project.attempts.glob("*.json")):
         if ".memory" not in path.name and read_attempt(project.attempts, path.stem) is None:
-            yield Problem(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} cannot be read", partial(aside.move, path))
     for path in sorted(project.plans.rglob("*.json")):
         try:
             read_json(path)
         except ValueError:
-            yield Problem(f"{path} does not read", lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} cannot be read", partial(aside.move, path))
     for path in sorted(project.spools.glob("*/journal.jsonl")):
         if not _ends_whole(path):
-            yield Problem(f"{path} ends in half a line", lambda path=path: _cut(path))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} ends in an incomplete line", partial(_cut, path))
 
 
 def _ends_whole(path: Path) -> bool:
@@ -115,10 +116,10 @@ def _cut(path: Path) -> str:
 
 
 def find_checkpoints(project: ProjectPaths) -> Iterator[Problem]:
-    """Look for checkpoints that nothing goes on with."""
+    """Find checkpoints that no run will be resumed from."""
     for folder in sorted(project.checkpoints.glob("*")):
         key, _, number = folder.name.rpartition(".")
         attempt = read_attempt(project.attempts, key)
         if attempt is not None and number.isdigit() and (attempt.number != int(number) or "train" in attempt.finished):
             size = format_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
-            yield Problem(f"{folder} ({size}) belongs to a training that nothing goes on with", lambda f=folder: remove(f))  # type: ignore[misc] # bound now
+            yield Problem(f"{folder} ({size}) belongs to a training run that will not be resumed", partial(remove, folder))

@@ -1,6 +1,7 @@
 """What is wrong with the studies of searches: torn journals, trials whose worker is gone."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -20,20 +21,20 @@ def find_studies(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
     """Look at every journal of the project: whether it reads, and for RUNNING trials of dead processes of this machine."""
     for path in sorted(project.search.glob("*.journal")):
         if _is_torn(path):
-            yield Problem(f"{path} holds half an operation", lambda path=path: _mend(path, aside))  # type: ignore[misc] # bound now
+            yield Problem(f"{path} contains an incomplete operation", partial(_mend, path, aside))
         if not path.exists() or _is_torn(path):
             continue  # set aside, or not mended
         try:
             dead = _dead_trials(path)
         except ProjectError as error:
-            yield Problem(str(error), lambda path=path: aside.move(path))  # type: ignore[misc] # bound now
+            yield Problem(str(error), partial(aside.move, path))
             continue
         if dead:
-            yield Problem(f"trials whose worker is gone stand as RUNNING: {', '.join(dead)}", lambda path=path: _sweep(path))  # type: ignore[misc] # bound now
+            yield Problem(f"trials marked RUNNING whose worker no longer exists: {', '.join(dead)}", partial(_sweep, path))
 
 
 def _is_torn(path: Path) -> bool:
-    """Tell whether a line is no operation; reading changes nothing."""
+    """Return whether a line is not an operation; reading changes nothing."""
     content = path.read_bytes()
     try:
         return not content.endswith(b"\n" if content else b"") or any(
@@ -48,7 +49,7 @@ def _mend(path: Path, aside: Quarantine) -> str:
         open_storage(str(path))  # cuts off what is torn
     except ProjectError:
         return aside.move(path)
-    return "cut off; whole operations stay"
+    return "removed; complete operations are kept"
 
 
 def _ledgers(path: Path) -> list[TrialQueue]:
@@ -69,4 +70,4 @@ def _dead_trials(path: Path) -> list[str]:
 
 def _sweep(path: Path) -> str:
     ended = [number for ledger in _ledgers(path) for number in ledger.reclaim_dead()]
-    return f"ended: {len(ended)}; the next start of the search takes them up once more"
+    return f"ended: {len(ended)}; the next search retries them"

@@ -1,4 +1,4 @@
-"""`bigstep verify`: read every byte that results rest on, and name what is not what it was.
+"""`bigstep verify`: verify the checksums of all files that results depend on.
 
 DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigstep.atomic_files import read_json
+from bigstep.atomic_files import read_json, sha256
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
@@ -51,7 +51,7 @@ def verify(root: Path, params: Params) -> int:
     if count:
         console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
         return DAMAGED
-    console.print("everything that is there is what it was: sources, store, checkpoints, models, DVC's cache and outputs")
+    console.print("all files match their recorded checksums: sources, store, checkpoints, models, DVC's cache and outputs")
     return 0
 
 
@@ -73,7 +73,7 @@ def find_damage(root: Path, params: Params) -> Iterator[str]:
     for folder in sorted(project.checkpoints.glob("*/step-*")):
         problem = check_folder(folder)
         if problem is not None:
-            yield f"checkpoint: {problem}; delete {folder}, the one before is taken then"
+            yield f"checkpoint: {problem}; delete {folder}, then the previous one is used"
     if (paths.train / "model.json").exists():
         try:
             load_classifier(paths.train)
@@ -122,16 +122,16 @@ def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
 def _sources(store: Store, folder: Path) -> Iterator[str]:
     """Hash the files that prepare has read, wherever the source keeps them."""
     if store.manifest.source == "image-folder":
-        expected = [(folder / name, sha256) for name, sha256 in store.origins()]
+        expected = [(folder / name, digest) for name, digest in store.origins()]
     else:
         home = _package_data() if store.manifest.source == "digits" else folder
         found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
         expected = [(found[item.name], item.sha256) for item in store.manifest.files]
     for path, digest in expected:
         if not path.is_file():
-            yield f"source: {str(path)!r} has vanished since prepare; put it back, or run the stage prepare again"
-        elif _digest(path, "sha256") != digest:
-            yield f"source: {str(path)!r} has changed since prepare; put it back, or run the stage prepare again"
+            yield f"source: {str(path)!r} is missing since prepare; restore it, or run `bigstep prepare --force`"
+        elif sha256(path) != digest:
+            yield f"source: {str(path)!r} has changed since prepare; restore it, or run `bigstep prepare --force`"
 
 
 def _package_data() -> Path:
@@ -145,7 +145,7 @@ def _cache(root: Path, lock: Path) -> Iterator[str]:
     if not lock.exists():
         return
     if not is_lock(lock):
-        yield f"lock: {lock} is torn; `bigstep doctor --fix` puts it right"
+        yield f"lock: {lock} is damaged; `bigstep doctor --fix` repairs it"
         return
     cache = cache_folder(root) / "files" / "md5"
     for stage in (load_plain(lock.read_text(encoding="utf-8")).get("stages") or {}).values():
@@ -159,8 +159,8 @@ def _object(cache: Path, digest: str, name: str) -> Iterator[str]:
     path = _path_of(cache, digest)
     if not path.is_file():
         return
-    if _digest(path, "md5") != digest.removesuffix(".dir"):
-        yield f"cache: {path}, of {name}, holds other bytes than its name says; delete it, then run `bigstep repro --force`"
+    if _md5(path) != digest.removesuffix(".dir"):
+        yield f"cache: {path}, of {name}, does not match its checksum; delete it, then run `bigstep repro --force`"
         return
     for entry in _entries(path) if digest.endswith(".dir") else []:
         yield from _object(cache, entry["md5"], f"{name}/{entry['relpath']}")
@@ -174,8 +174,8 @@ def _workspace(path: Path, cache: Path, digest: str) -> Iterator[str]:
     else:
         return
     for file, wanted in expected.items():
-        if file.is_file() and _digest(file, "md5") != wanted:
-            yield f"output: {file} holds other bytes than dvc.lock says; run `bigstep repro --force`"
+        if file.is_file() and _md5(file) != wanted:
+            yield f"output: {file} does not match dvc.lock; run `bigstep repro --force`"
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -191,6 +191,6 @@ def _path_of(cache: Path, digest: str) -> Path:
     return cache / digest[:2] / digest[2:]
 
 
-def _digest(path: Path, kind: str) -> str:
+def _md5(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+        return hashlib.file_digest(file, "md5").hexdigest()

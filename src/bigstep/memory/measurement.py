@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._C._autograd import _disable_profiler_legacy, _enable_profiler_legacy
-from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
+
+from bigstep.memory.torch_internals import allocation_events, storage_key, tree_leaves
 
 __all__ = ["held_bytes", "peak_growth", "peak_memory_bytes", "resident_bytes", "restart_peak_memory"]
 
-SETTINGS = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())  # noqa: FBT003 # memory only
-
 
 def peak_growth(function: Callable[[], Any], device: torch.device | None = None) -> int:
-    """Run ``function``, and give the largest sum of bytes allocated since its beginning and not freed.
+    """Run ``function`` and return its peak memory: the largest sum of bytes allocated since its start and not freed.
 
     On the CPU it is exact if nothing that was allocated before is freed meanwhile.
 
@@ -33,33 +30,27 @@ def peak_growth(function: Callable[[], Any], device: torch.device | None = None)
         before = torch.cuda.memory_allocated(device)
         function()
         return int(torch.cuda.max_memory_allocated(device)) - before
-    # the newer profiler writes lines of its own to stderr, and takes ten times as long to start
-    _enable_profiler_legacy(SETTINGS)
-    try:
-        function()
-    finally:
-        threads = _disable_profiler_legacy()
     held = peak = 0
-    for size in _in_order(threads):
+    for size in _in_order(allocation_events(function)):
         held += size
         peak = max(peak, held)
     return peak
 
 
 def held_bytes(*owners: nn.Module | Optimizer | Any) -> int:
-    """Sum the storages that modules, optimizers and tensors hold, gradients included, each once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _tensors(owners)}  # noqa: SLF001
+    """Return the bytes of the storages of modules, optimizers and tensors, gradients included, each counted once."""
+    storages = {storage_key(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in _tensors(owners)}
     return sum(storages.values())
 
 
 def resident_bytes() -> int:
-    """Return the process's resident memory now (0 where the system does not tell)."""
+    """Return the process's resident memory now (0 if the system does not report it)."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else 0
 
 
 def restart_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory_bytes` forget what was before, where the system can."""
+    """Reset what :func:`peak_memory_bytes` measures, if the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):

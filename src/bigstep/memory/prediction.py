@@ -15,12 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.utils._pytree import tree_leaves, tree_map
 
 from bigstep.memory.measurement import held_bytes, peak_growth
 from bigstep.memory.storage_tracker import OperationCall, StorageTracker, TensorShape
+from bigstep.memory.torch_internals import FakeCopyMode, FakeTensorMode, tree_leaves, tree_map, without_modes
 from bigstep.step.precision import PRECISIONS
 
 __all__ = ["MemoryPrediction", "OptimizerFactory", "predict_memory"]
@@ -83,13 +82,13 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
     """Predict the most bytes of tensors alive during one optimizer step: parameters, gradients, optimizer state, activations.
 
     Args:
-        model: on the CPU or a GPU, in the mode in which it is trained; it stays as it is.
+        model: on the CPU or a GPU, in the mode in which it is trained; it is not changed.
         sample_shape: of one sample, without the batch dimension.
         micro_batch_size: samples of a forward and backward pass.
         optimizer: ``sgd`` (with momentum), ``adam``, ``adamw``, or a function of the parameters.
         precision: ``float32``, ``bfloat16``, ``float16`` or ``float64``, as ``train.precision``.
         input_dtype: of the samples; None is that of the parameters.
-        loss: of what the model gives, to a scalar; None is the cross-entropy of logits, or the mean where there are none.
+        loss: of what the model gives, to a scalar; None is the cross-entropy of logits, or the mean of other outputs.
         effective_batch_size: samples held while the step runs, where they lie on the model's device; None holds a micro-batch.
         average: whether an exponential moving average of the weights is kept beside them.
 
@@ -174,7 +173,7 @@ def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
 
 
 def _prepare(step: _Step, model: nn.Module) -> Optimizer:
-    """Make gradients and optimizer state, as they are from the second micro-batch of the second step on."""
+    """Create gradients and optimizer state, as they are from the second micro-batch of the second step on."""
     optimizer = step.optimizer([p for p in model.parameters() if p.requires_grad])
     for parameter in model.parameters():  # only now: an optimizer that makes its state at once clears them
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -208,14 +207,14 @@ def _mean_loss(outputs: Any) -> Tensor:
 def _inner_peak(calls: list[OperationCall], peak: int, known: Sequence[int | None]) -> tuple[int, list[int | None]]:
     """Run operations that may hold more inside than the dispatcher sees, where that could be the peak.
 
-    Gives the peak and the bytes each call took (None: it was not run); ``known`` are those of half the samples, or empty.
+    Returns the peak and the bytes each call took (None: it was not run); ``known`` are those of half the samples, or empty.
     """
     smaller = known if len(known) == len(calls) else [None] * len(calls)
     bounds = [_bound(call, growth) for call, growth in zip(calls, smaller, strict=True)]
     keys = [f"{call.operation}{call.arguments}{call.named}" for call in calls]
     grown: dict[str, int] = {}
     started = time.perf_counter()
-    with torch.utils._python_dispatch._disable_current_modes():  # noqa: SLF001 # real tensors within a fake run
+    with without_modes():
         for index in sorted(range(len(calls)), key=lambda index: bounds[index], reverse=True):
             key = keys[index]
             if bounds[index] <= peak or time.perf_counter() - started > PROBE_SECONDS:

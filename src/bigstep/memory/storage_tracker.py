@@ -7,9 +7,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manager
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from bigstep.memory.torch_internals import (
+    PRIVATE_OPERATIONS,
+    FakeTensor,
+    TorchDispatchMode,
+    in_kernel_invocation_manager,
+    storage_key,
+    tree_leaves,
+)
 
 __all__ = ["OperationCall", "StorageTracker"]
 
@@ -20,8 +26,7 @@ OPAQUE = {aten.convolution.default, aten.convolution_backward.default}
 # these give one tensor, shaped as the operation's own kernel for tensors without content says; fake tensors ask it too, but
 # look for a decomposition and for a cached answer first, which takes ten times as long
 PLAIN = {
-    aten._to_copy.default,  # noqa: SLF001 # its name
-    aten._unsafe_view.default,  # noqa: SLF001 # its name
+    *PRIVATE_OPERATIONS,
     aten.add.Tensor,
     aten.add_.Tensor,
     aten.addmm.default,
@@ -161,7 +166,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
         return result
 
     def _add(self, storage: Any) -> None:
-        key = storage._cdata  # noqa: SLF001 # the identity of a storage is public nowhere
+        key = storage_key(storage)
         if key not in self._alive:
             size = storage.nbytes()
             self._alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its input only, and runs again in the backward pass."""
+"""Activation checkpointing: a block keeps only its input, and is recomputed in the backward pass."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["checkpoint_blocks"]
 
 
 def checkpoint_blocks(network: nn.Module, model: ModelConfig) -> int:
-    """Let every block of ``network`` checkpoint its activations in training; names and weights stay as they are.
+    """Make every block of ``network`` checkpoint its activations in training; names and weights do not change.
 
     Blocks are the parts of a chain (``nn.Sequential``) that have layers of their own: ResNet's, ConvNeXt's, ViT's.
 
@@ -21,17 +21,17 @@ def checkpoint_blocks(network: nn.Module, model: ModelConfig) -> int:
         How many there are.
 
     Raises:
-        ConfigError: there are none, or running a block twice would change running statistics twice.
+        ConfigError: there are no blocks, or running a block twice would change running statistics twice.
     """
     if model.norm == "batch" and model.batch_norm_statistics == "plain":
         raise ConfigError(
-            "model.batch_norm_statistics must not be plain with memory.checkpoint_activations, which runs each block twice, "
-            "but is plain; write corrected"
+            "model.batch_norm_statistics: expected corrected, frozen or recalibrated with "
+            "memory.checkpoint_activations, which runs each block twice, got plain; write corrected"
         )
     blocks = _blocks(network)
     if not blocks:
         raise ConfigError(
-            f"memory.checkpoint_activations must be false with model.name {model.name}, which has no blocks, but is true; "
+            f"memory.checkpoint_activations: expected false with model.name {model.name}, which has no blocks, got true; "
             "write false"
         )
     for block in blocks:

@@ -1,4 +1,4 @@
-"""The section ``model`` into a network, with its starting weights."""
+"""Build the network that the section ``model`` describes, with its starting weights."""
 
 import warnings
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def check_model(model: ModelConfig) -> None:
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     if model.name not in names:
         raise ConfigError(
-            f"model.name must be small_cnn or a torchvision classifier, but is {model.name!r}; {nearest(model.name, names)}"
+            f"model.name: expected small_cnn or a torchvision classifier, got {model.name!r}; {nearest(model.name, names)}"
         )
 
 
@@ -54,7 +54,7 @@ def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = 
     """Build the network with fresh weights, or those of ``weights``; torch's generator decides the fresh ones.
 
     Raises:
-        ConfigError: the architecture does not take what the section asks.
+        ConfigError: the architecture does not support an option of the section.
         ModelError: the weights do not fit, or images of this size do not.
     """
     network = _architecture(model, shape)
@@ -63,7 +63,7 @@ def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = 
     num_norms = replace_norms(network, model.norm)
     if model.norm == "batch" and num_norms == 0:
         raise ConfigError(
-            f"model.norm must be group with model.name {model.name}, which has no BatchNorm, but is batch; write group"
+            f"model.norm: expected group with model.name {model.name}, which has no BatchNorm, got batch; write group"
         )
     _check_size(network, model, shape)
     if weights is not None:
@@ -78,7 +78,7 @@ def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = 
 
 
 def head_parameters(network: nn.Module, num_classes: int) -> set[str]:
-    """Name the parameters of the layers that give one value a class: the last such layer, and auxiliary heads."""
+    """Return the names of the parameters of the layers with one output per class: the last such layer, and auxiliary heads."""
     layers = [name for name, module in network.named_modules() if _num_outputs(module) == num_classes]
     main = layers[-1:] + [name for name in layers if "aux" in name.lower()]
     return {f"{name}.{kind}" for name in main for kind in ("weight", "bias")}
@@ -118,7 +118,7 @@ def _set_dropout(network: nn.Module, model: ModelConfig) -> None:
     layers = [module for module in network.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))]
     if not layers:
         raise ConfigError(
-            f"model.dropout must be null with model.name {model.name}, which has no dropout, but is {model.dropout}; write null"
+            f"model.dropout: expected null with model.name {model.name}, which has no dropout, got {model.dropout}; write null"
         )
     for layer in layers:
         layer.p = float(model.dropout or 0.0)
@@ -145,6 +145,6 @@ def _check_size(network: nn.Module, model: ModelConfig, shape: InputShape) -> No
 def _wrong_size(model: ModelConfig, shape: InputShape, error: Exception) -> ModelError:
     problem = str(error).splitlines()[0]
     return ModelError(
-        f"model.name {model.name} must take the images, but refuses {shape.size} x {shape.size} pixels ({problem}); "
+        f"model.name {model.name} does not accept images of {shape.size} x {shape.size} pixels ({problem}); "
         f"set data.image_size, for example to {299 if model.name == 'inception_v3' else 224}"
     )

@@ -1,4 +1,4 @@
-"""What small_cnn takes; apart, so that it can be checked without loading torch."""
+"""The image sizes that small_cnn accepts; a module of its own, to check them without importing torch."""
 
 from bigstep.errors import ConfigError
 
@@ -8,13 +8,13 @@ MIN_SIZE, MAX_SIZE = 8, 64
 
 
 def check_small_cnn(size: int | None) -> None:
-    """Refuse images that ``small_cnn`` cannot take; None is not known yet.
+    """Refuse an image size that ``small_cnn`` does not accept; None is not known yet.
 
     Raises:
         ConfigError: one line.
     """
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise ConfigError(
-            f"data.image_size must be {MIN_SIZE} to {MAX_SIZE} with model.name small_cnn, but is {size}; "
-            "change it, or take a torchvision model such as resnet18"
+            f"data.image_size: expected {MIN_SIZE} to {MAX_SIZE} with model.name small_cnn, got {size}; "
+            "change it, or use a torchvision model such as resnet18"
         )

@@ -1,6 +1,5 @@
-"""A trained model on disk: weights as safetensors, and beside them a JSON that says all that is needed to rebuild it."""
+"""A trained model on disk: weights as safetensors, and a JSON file with all that is needed to rebuild it."""
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bigstep.atomic_files import read_record, whole_file, write_json
+from bigstep.atomic_files import read_record, sha256, whole_file, write_json
 from bigstep.config.model import ModelConfig
 from bigstep.config.yaml_files import parse_section
 from bigstep.errors import ConfigError, ModelError
@@ -78,8 +77,8 @@ def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> Mod
     with whole_file(folder / "model.safetensors") as beside:
         # no metadata: safetensors writes several keys in an order that differs from process to process
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, beside)
-        sha256 = _sha256(beside)
-    whole = ModelCard(**{**asdict(card), "weights_sha256": sha256})
+        digest = sha256(beside)
+    whole = ModelCard(**{**asdict(card), "weights_sha256": digest})
     write_json(asdict(whole), folder / "model.json")
     return whole
 
@@ -92,8 +91,10 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
     """
     card = _read_card(folder / "model.json")
     path = folder / "model.safetensors"
-    if not path.is_file() or _sha256(path) != card.weights_sha256:
-        raise ModelError(f"{path} must be the file that model.json describes, but is not; run the stage train again")
+    if not path.is_file() or sha256(path) != card.weights_sha256:
+        raise ModelError(
+            f"{path}: expected the weights that model.json describes, got no or another file; run `bigstep train --force`"
+        )
     try:
         model = parse_section(ModelConfig, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
     except ConfigError as error:
@@ -103,8 +104,8 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
         classifier.network.load_state_dict(read_tensors(path))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise ModelError(
-            f"{folder / 'model.json'} must describe the network of {path.name}, but does not ({type(error).__name__}); "
-            "run the stage train again"
+            f"{folder / 'model.json'}: expected the network of {path.name}, got another ({type(error).__name__}); "
+            "run `bigstep train --force`"
         ) from None
     classifier.to(torch.float64 if card.precision == "float64" else torch.float32)
     return classifier.eval(), card
@@ -118,9 +119,11 @@ def _read_card(path: Path) -> ModelCard:
         _check(card)
         return card
     except OSError as error:
-        raise ModelError(f"{path} must be readable, but: {error.strerror}; run the stage train") from None
+        raise ModelError(f"cannot read {path}: {error.strerror}; run `bigstep train`") from None
     except ValueError as error:
-        raise ModelError(f"{path} must describe a model, but does not ({error}); run the stage train again") from None
+        raise ModelError(
+            f"{path}: expected the description of a model, got an invalid one ({error}); run `bigstep train --force`"
+        ) from None
 
 
 def _check(card: ModelCard) -> None:
@@ -128,16 +131,11 @@ def _check(card: ModelCard) -> None:
     if card.channels not in (1, 3) or not 1 <= card.size <= MAX_SIZE:
         raise ValueError(f"{card.channels} channels of size {card.size}")
     if not card.classes or len(set(card.classes)) < len(card.classes):
-        raise ValueError("classes must be there, each once")
+        raise ValueError("no classes, or the same class twice")
     for name, values in (("mean", card.mean), ("std", card.std)):
         if len(values) != card.channels or not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{name} must be {card.channels} finite numbers")
+            raise ValueError(f"{name} is not {card.channels} finite numbers")
     if card.precision not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"precision {card.precision!r}")
     if not all(value > 0 for value in card.std):
-        raise ValueError("std must be positive")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise ValueError("std is not positive")

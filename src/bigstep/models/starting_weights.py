@@ -28,16 +28,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # a damaged file makes torch warn of what is refused below
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ModelError(f"model.weights must name a readable file, but {path.name}: {error.strerror}; correct it") from None
+        raise ModelError(f"model.weights: cannot read {path.name}: {error.strerror}; fix the path") from None
     except Exception as error:  # noqa: BLE001 # torch lets KeyError, struct.error and others out of its parsers
         raise ModelError(
-            f"model.weights must be a safetensors file or a state_dict that torch reads under weights_only, but "
-            f"{path.name} is not ({type(error).__name__}); save the state_dict again"
+            f"model.weights: expected a safetensors file or a state_dict that torch loads with weights_only, got "
+            f"{path.name} ({type(error).__name__}); save the state_dict again"
         ) from None
     for name in ("state_dict", "model"):
         content = content.get(name, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"model.weights must hold a state_dict, but {path.name} holds something else; save model.state_dict()")
+        raise ModelError(f"model.weights: expected a state_dict, got something else in {path.name}; save model.state_dict()")
     return content
 
 
@@ -52,19 +52,19 @@ def load_weights(network: nn.Module, path: Path, num_classes: int) -> None:
     for name, tensor in own.items():
         if name not in tensors:
             raise ModelError(
-                f"model.weights must hold {name!r}, but {path.name} does not; take weights of the same architecture"
+                f"model.weights: expected {name!r}, which {path.name} does not contain; use weights of the same architecture"
             )
         if tensors[name].shape != tensor.shape:
             if not _is_head(tensor, tensors[name], num_classes):
                 raise ModelError(
-                    f"model.weights must have {name!r} of shape {tuple(tensor.shape)}, but {path.name} has "
-                    f"{tuple(tensors[name].shape)}; take weights of the same architecture and image size"
+                    f"model.weights: expected {name!r} of shape {tuple(tensor.shape)}, got "
+                    f"{tuple(tensors[name].shape)} in {path.name}; use weights of the same architecture and image size"
                 )
             tensors[name] = tensor
     surplus = [name for name in tensors if name not in own and not name.endswith(STATISTICS)]
     if surplus:
         raise ModelError(
-            f"model.weights must fit the architecture, but {path.name} also holds {surplus[0]!r}; check model.name"
+            f"model.weights: expected the tensors of the architecture, got also {surplus[0]!r} in {path.name}; check model.name"
         )
     network.load_state_dict({name: tensors[name] for name in own})
 

@@ -1,14 +1,15 @@
-"""A callback for Optuna 5 that tells MLflow of a study: one run for the study, and one below it for each trial.
+"""A callback for Optuna 5 that logs a study to MLflow: one run for the study, and a child run for each trial.
 
 ::
 
     study.optimize(objective, n_trials=20, callbacks=[MLflowCallback("sqlite:///mlflow.db")])
 
-Optuna's own is deprecated. This one belongs to the study and not to the process: a second process, and a later start, go on
-below the same run. A trial's history is one message; sending a trial twice changes nothing; and an MLflow that does not
-answer ends no study: what it was not told is told later.
+Optuna's own is deprecated. This one belongs to the study and not to the process: a second process, and a later start,
+continue the same run. A trial's history is one message; sending a trial twice changes nothing; and an unreachable MLflow
+ends no study: what was not logged is logged later.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, final
 import optuna
 from optuna.trial import FrozenTrial
 
-from bigstep.console import console
+from bigstep.optuna_mlflow.optuna_internals import storage_of, storage_place, trial_id_of
 from bigstep.optuna_mlflow.study_runs import (
     create_run,
     find_run,
@@ -39,21 +40,22 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN_ID", "MLflowCallback", "describe_trial", "link_trial", "parent_run", "run_of"]
 
+log = logging.getLogger(__name__)
 LONGEST = 60.0  # seconds between two tries of a server that does not answer
-SETTLED = 60.0  # seconds after which a trial that another process ended is not being told by that one
+SETTLED = 60.0  # seconds after which a trial that another process ended is not being logged by that one
 
 
 @final
 class MLflowCallback:
-    """Tells MLflow of each trial that ends: give it to ``study.optimize``, or call it after ``study.tell``.
+    """Logs each trial that ends to MLflow: pass it to ``study.optimize``, or call it after ``study.tell``.
 
     Any number of threads and processes may work on the study, each process with a callback of its own.
 
     Args:
         tracking_uri: of MLflow's store; None takes the one that MLflow is set to.
-        experiment: its name, which is created where there is none; None names it as the study.
+        experiment: its name, which is created if missing; None uses the name of the study.
         metric_names: of the objectives. With one name and several objectives they are ``name_0``, ``name_1``, ...; the names
-            of ``study.set_metric_names`` stand in the place of the default.
+            of ``study.set_metric_names`` replace the default.
         intermediate_name: of what a trial reports while it runs.
     """
 
@@ -75,15 +77,19 @@ class MLflowCallback:
         self._pause, self._again_at = 0.0, 0.0
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Tell of a trial that has ended, and of those that MLflow did not answer for.
+        """Log a trial that has ended, and those that could not be logged before.
 
         Raises:
             ValueError: the trial has not ended.
             ConfigError: the metrics' names are not as many as the objectives.
+            ProjectError: the study's storage is of a kind that cannot be locked.
         """
         if trial.state not in ENDED:
-            raise ValueError(f"a trial must have ended, but trial {trial.number} is {trial.state.name}; tell the study first")
+            raise ValueError(
+                f"trial: expected a finished trial, got trial {trial.number} in state {trial.state.name}; call study.tell first"
+            )
         names = objective_names(study, self._metric_names)
+        storage_place(storage_of(study))
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())
             missed.add(trial.number)
@@ -92,37 +98,46 @@ class MLflowCallback:
                 self._tell(study, others, names)
 
     def begin(self, trial: optuna.Trial) -> str | None:
-        """Begin the run of a trial while it runs, so that the objective can log to it, and the trial knows its id.
+        """Start the run of a trial while it runs, so that the objective can log to it, and the trial knows its id.
 
         Returns:
-            The run's id; None where MLflow does not answer: the trial is told when it has ended.
+            The run's id; None if MLflow is unreachable: the trial is logged when it has ended.
+
+        Raises:
+            ProjectError: the study's storage is of a kind that cannot be locked.
         """
         study = trial.study
+        storage_place(storage_of(study))
         with self._lock:
             if time.monotonic() < self._again_at:
                 return None
             try:
                 client, experiment_id, parent = self._open(study)
-                frozen = trial.storage.get_trial(trial._trial_id)  # noqa: SLF001 # Optuna gives it by no other way
+                frozen = trial.storage.get_trial(trial_id_of(trial))
                 run = find_run(client, experiment_id, parent, frozen) or create_run(
                     client, experiment_id, parent, study, frozen
                 )
-                link_trial(trial.storage, trial._trial_id, run.info.run_id)  # noqa: SLF001 # the same
-            except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
+                link_trial(trial.storage, trial_id_of(trial), run.info.run_id)
+            except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study continues
                 self._fail(error)
                 return None
         return str(run.info.run_id)
 
     def catch_up(self, study: optuna.Study, *, settled_seconds: float = SETTLED) -> int:
-        """Tell of all trials that have ended and MLflow does not know, whoever trained them.
+        """Log all trials that have ended and are not in MLflow, whichever process ran them.
 
         Args:
-            study: to be told of.
+            study: to be logged.
             settled_seconds: since a trial of another process ended; that one may be sending it until then.
 
         Returns:
-            How many of them MLflow still does not know: 0 where it was told of all, and all where it does not answer.
+            How many of them are still not in MLflow: 0 if all were logged, all if MLflow is unreachable.
+
+        Raises:
+            ConfigError: the metrics' names are not as many as the objectives.
+            ProjectError: the study's storage is of a kind that cannot be locked.
         """
+        storage_place(storage_of(study))
         names, latest = objective_names(study, self._metric_names), datetime.now() - timedelta(seconds=settled_seconds)
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())
@@ -157,7 +172,7 @@ class MLflowCallback:
             client, experiment_id, parent = self._open(study)
             runs = runs_below(client, experiment_id, parent)
             return {int(run.data.tags[NUMBER]) for run in runs if is_told(run) and NUMBER in run.data.tags}
-        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study continues
             self._fail(error)
             return None
 
@@ -173,14 +188,14 @@ class MLflowCallback:
                 missed.discard(trial.number)
             tell_parent(client, parent, study)
             self._pause = self._again_at = 0.0
-        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study goes on
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the study continues
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Say so once, connect anew, and try again after longer and longer pauses."""
+        """Warn once, connect again, and retry after longer and longer pauses."""
         if not self._pause:
             line = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            console.print(f"MLflow does not answer ({line}); the study goes on, and its trials are told later")
+            log.warning("MLflow is unreachable (%s); the study continues, its trials are logged later", line)
         self._client = None
         self._places.clear()
         self._pause = min(2 * self._pause or 1.0, LONGEST)

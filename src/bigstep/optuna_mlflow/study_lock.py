@@ -3,12 +3,13 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from optuna.storages import BaseStorage
 
+from bigstep.optuna_mlflow.optuna_internals import storage_place
 from bigstep.runtime.file_locks import exclusive_lock
+from bigstep.tracking.database import sqlite_file
 
 __all__ = ["CREATION", "study_lock"]
 CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
@@ -16,16 +17,18 @@ CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory lo
 
 @contextmanager
 def study_lock(storage: BaseStorage) -> Iterator[None]:
-    """Let one process at a time, on any machine that reaches the storage, run the block."""
-    backend = getattr(storage, "_backend", storage)  # of a journal, and of Optuna's cache over a database
-    path, address = getattr(backend, "_file_path", None), str(getattr(backend, "url", ""))
-    if address.startswith("sqlite:///"):
-        path = address.removeprefix("sqlite:///")
+    """Let one process at a time, on any machine that reaches the storage, run the block.
+
+    Raises:
+        ProjectError: the storage is of a kind that cannot be locked.
+    """
+    place = storage_place(storage)
+    path = place.file if place.address is None else sqlite_file(place.address)
     if path is not None:
-        with exclusive_lock(Path(path).with_name(f"{Path(path).name}.claim")):
+        with exclusive_lock(path.with_name(f"{path.name}.claim")):
             yield
-    elif "://" in address:
-        with _alone_in(address):
+    elif place.address is not None:
+        with _alone_in(place.address):
             yield
     else:
         yield

@@ -44,9 +44,9 @@ METRICS, TEXTS = 800, 100  # in a message: MLflow takes 1000 entries, of them 10
 
 
 def parent_run(client: "MlflowClient", experiment_id: str, study: optuna.Study) -> str:
-    """Return the run of the whole study, which the first of all processes begins; its id is the study's attribute.
+    """Return the run of the whole study, which the first of all processes starts; its id is the study's attribute.
 
-    A run that a process began and was killed before the study knew of it is found by its tags, and taken.
+    The run of a process that was killed before the study knew of it is found by its tags, and used.
     """
     known = study.user_attrs.get(RUN_ID)
     if known is not None and _is_parent(client, known, study):
@@ -75,7 +75,7 @@ def note_link(study: optuna.Study, trial: FrozenTrial, run_id: str) -> None:
 
 
 def run_of(study: optuna.Study, trial: FrozenTrial) -> str | None:
-    """Return the id of a trial's run: its attribute, else what the study holds for trials that had ended; None: not told."""
+    """Return the id of a trial's run: its attribute, else what the study holds for trials that had ended; None: not logged."""
     linked = storage_of(study).get_study_system_attrs(id_of(study)).get(_link(trial), trial.user_attrs.get(RUN_ID))
     return None if linked is None else str(linked)
 
@@ -86,7 +86,7 @@ def find_run(client: "MlflowClient", experiment_id: str, parent: str, trial: Fro
 
 
 def create_run(client: "MlflowClient", experiment_id: str, parent: str, study: optuna.Study, trial: FrozenTrial) -> "Run":
-    """Begin the run of a trial."""
+    """Start the run of a trial."""
     own = begin_tags(trial, study, parent)
     return client.create_run(experiment_id, start_time=milliseconds(trial.datetime_start), tags=own)
 
@@ -103,14 +103,14 @@ def runs_below(client: "MlflowClient", experiment_id: str, parent: str, more: st
 
 
 def is_told(run: "Run") -> bool:
-    """Tell whether a run knows how its trial ended."""
+    """Return whether the end of a trial was logged to its run."""
     return run.data.tags.get(STATE) in {state.name for state in ENDED} and run.info.status != "RUNNING"
 
 
 def tell_trial(
     client: "MlflowClient", experiment_id: str, parent: str, study: optuna.Study, trial: FrozenTrial, metrics: list[Metric]
 ) -> str:
-    """Tell a run of its trial, unless it knows; what a killed process told half is told again, and stands there once."""
+    """Log a trial to its run, unless it was; what a killed process logged in part is logged again, and is there once."""
     run = find_run(client, experiment_id, parent, trial) or create_run(client, experiment_id, parent, study, trial)
     run_id = str(run.info.run_id)
     if is_told(run):
@@ -146,7 +146,7 @@ def _send(
 
 
 def tell_parent(client: "MlflowClient", parent: str, study: optuna.Study) -> None:
-    """Note the best trials, and that the study has ended as far as is known: nobody tells a callback when it has."""
+    """Note the best trials, and that the study has ended as far as is known: Optuna does not notify callbacks."""
     best = study.best_trials
     tags = {"optuna.best_trials": ", ".join(str(trial.number) for trial in best)}
     if len(study.directions) == 1 and best:
@@ -156,7 +156,7 @@ def tell_parent(client: "MlflowClient", parent: str, study: optuna.Study) -> Non
 
 
 def _is_parent(client: "MlflowClient", run_id: str, study: optuna.Study) -> bool:
-    """Tell whether the run is there, and this study's: a copied study has the attributes of the one it was copied from."""
+    """Return whether the run exists, and this study's: a copied study has the attributes of the one it was copied from."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -177,7 +177,7 @@ def _begin_parent(client: "MlflowClient", experiment_id: str, study: optuna.Stud
 
 
 def _orphan(client: "MlflowClient", experiment_id: str, study: optuna.Study) -> str | None:
-    """Find a run that was begun for this study and not used; one that has runs below it is a deleted study's."""
+    """Find a run that was started for this study and not used; one that has runs below it is a deleted study's."""
     identity = storage_identity(storage_of(study))
     if identity is None:
         return None

@@ -10,6 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.errors import ConfigError
+from bigstep.optuna_mlflow.optuna_internals import trial_id_of
 from bigstep.tracking.tracker import Metric, finite
 
 __all__ = [
@@ -54,7 +55,7 @@ def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tupl
         PARENT: parent,
         NAME: f"trial {trial.number}{ending}",
         "optuna.study": study.study_name,
-        "optuna.trial_id": str(trial._trial_id),  # noqa: SLF001 # Optuna gives it by no other way
+        "optuna.trial_id": str(trial_id_of(trial)),
         NUMBER: str(trial.number),
         STATE: trial.state.name,
     }
@@ -62,7 +63,7 @@ def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tupl
 
 
 def begin_tags(trial: FrozenTrial, study: optuna.Study, parent: str) -> dict[str, str]:
-    """Return the tags of a trial's run when it begins: where it belongs, and its name."""
+    """Return the tags of a trial's run when it starts: where it belongs, and its name."""
     _, tags = describe_trial(trial, study, parent)
     return {key: tags[key] for key in (PARENT, NAME, "optuna.study", "optuna.trial_id", NUMBER)}
 
@@ -90,7 +91,9 @@ def objective_names(study: optuna.Study, given: tuple[str, ...]) -> tuple[str, .
     if len(given) == 1 and count > 1:
         return tuple(f"{given[0]}_{number}" for number in range(count))
     if len(given) != count:
-        raise ConfigError(f"metric_names must name each objective, but {len(given)} names {count}; give {count}, or one")
+        raise ConfigError(
+            f"metric_names: expected {count} names, one for each objective, got {len(given)}; pass {count}, or one"
+        )
     return given
 
 

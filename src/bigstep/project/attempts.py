@@ -1,8 +1,8 @@
 """Which execution of the pipeline a stage belongs to, and with it the MLflow run and the checkpoints.
 
 An attempt is one execution with the same learning parameters. While it is unfinished, its stages share one run, also when
-it is killed and started again; once a stage has finished in it and DVC knows, starting that stage again begins a new attempt.
-So does other data or other code that decides learning: what was begun with the old must not go on with the new.
+it is killed and started again; once a stage has finished in it and DVC knows, starting that stage again starts a new attempt.
+So does a change of the data or of code that decides learning: a run must not be resumed with either changed.
 """
 
 import fcntl
@@ -46,12 +46,12 @@ def read_attempt(folder: Path, key: str) -> PipelineAttempt | None:
 def begin_stage(
     folder: Path, key: str, stage: str, fingerprint: str | None = None, *, is_recorded: bool = True
 ) -> PipelineAttempt:
-    """Continue the unfinished attempt, or begin one.
+    """Continue the unfinished attempt, or start one.
 
     Args:
         folder: of the attempts.
         key: of the parameters.
-        stage: that begins.
+        stage: that starts.
         fingerprint: of what the attempt trains with, where it is known.
         is_recorded: False where ``stage`` had finished but was killed with its `dvc` before that wrote it down: nobody has
             asked for it to be done again.
@@ -89,7 +89,7 @@ def writer_lock(path: Path, patience: float = 30.0) -> Iterator[None]:
         while not _taken(file.fileno()):
             if time.monotonic() - started > patience:
                 raise ProjectError(
-                    "one process at a time may run a stage with the same parameters, but another is running; "
+                    "one process at a time can run a stage with the same parameters, and another is running; "
                     f"wait for it, or stop it ({path.name} is its lock)"
                 )
             time.sleep(0.2)

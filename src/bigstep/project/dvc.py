@@ -37,7 +37,7 @@ LOCK_SECONDS = 30.0  # dvc itself waits for 3
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: up to ``stage`` (None: all), with overrides in groups, later ones last; ``force`` runs all anew."""
+    """What to run: up to ``stage`` (None: all), with overrides in groups, later ones last; ``force`` runs all of them again."""
 
     stage: str | None = None
     overrides: tuple[tuple[Override, ...], ...] = ()
@@ -48,7 +48,7 @@ def find_project_root(start: Path) -> Path:
     """Return the nearest folder, from ``start`` upwards, that holds params.yaml and dvc.yaml.
 
     Raises:
-        ProjectError: there is none, or it holds other code than this.
+        ProjectError: there is no such folder, or it contains other code than this.
     """
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
@@ -56,14 +56,14 @@ def find_project_root(start: Path) -> Path:
             _check_code(folder)
             return folder
     raise ProjectError(
-        f"bigstep must be called in a project with params.yaml and dvc.yaml, but {start} is in none; change folder"
+        f"{start}: not inside a bigstep project (no params.yaml and dvc.yaml found); change to the project's folder"
     )
 
 
 def _check_name(root: Path) -> None:
     if any(letter in str(root) for letter in UNUSABLE):
         raise ProjectError(
-            f"the path of a project must hold none of {' '.join(UNUSABLE)}, which MLflow's addresses cannot hold, but is "
+            f"project folder: expected a path without {' '.join(UNUSABLE)}, which MLflow's addresses cannot contain, got "
             f"{root}; rename or move the folder"
         )
 
@@ -73,19 +73,19 @@ def _check_code(root: Path) -> None:
     beside = root / "src"
     if (beside / "bigstep").is_dir() and beside.resolve() != own:
         raise ProjectError(
-            f"the code that runs must be {beside}, but this bigstep is {own}; "
+            f"bigstep: expected the code in {beside}, got {own}; "
             "use the environment of this checkout, or `python pipelines/repro.py`"
         )
 
 
 def run_pipeline(root: Path, request: Request) -> tuple[int, StagePaths, Params]:
-    """Run ``request`` for the project in ``root``; every rule is checked before anything is written.
+    """Run ``request`` for the project in ``root``; all parameters are checked before anything is written.
 
     Returns:
         The exit code, where the results are, and the parameters.
 
     Raises:
-        UserError: a rule is broken.
+        UserError: a parameter or the project is invalid.
     """
     project = ProjectPaths(root)
     content = read_yaml(root / "params.yaml")
@@ -99,14 +99,14 @@ def run_pipeline(root: Path, request: Request) -> tuple[int, StagePaths, Params]
     _complete_batch(content, params)
     _check_source(root, params)
     with private_workspace(project, content, cache_folder(root)) as folder:
-        console.print(f"with overrides, in {folder.relative_to(root)}; params.yaml, dvc.lock and results stay as they are")
+        console.print(f"running with overrides in {folder.relative_to(root)}; params.yaml, dvc.lock and results do not change")
         return _run_dvc(folder, root, request), StagePaths(folder), params
 
 
 def _check_source(root: Path, params: Params) -> None:
     folder = ProjectPaths(root).resolve(params.data.root)
     if not folder.is_dir():
-        raise ProjectError(f"data.root must be a folder, but {folder} is none; create it, or correct data.root")
+        raise ProjectError(f"data.root: {folder} is not a directory; create it, or fix data.root")
     if params.data.source == "image-folder":
         ignore_unhashable(root, params.data.root)
 
@@ -128,7 +128,7 @@ def cache_folder(root: Path) -> Path:
     output = _dvc(["cache", "dir"], root, capture_output=True, text=True)
     if output.returncode:
         raise ProjectError(
-            f"{root} must be a DVC project, but dvc says: {output.stderr.strip().splitlines()[-1]}; run `dvc init`"
+            f"{root}: expected a DVC project, got from dvc: {output.stderr.strip().splitlines()[-1]}; run `dvc init`"
         )
     return (root / output.stdout.strip()).resolve()
 
@@ -156,9 +156,9 @@ def _wait_for_lock(path: Path, file: int, patience: float) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ProjectError(f"{path} must be free, but another dvc holds it; wait for it, or stop it") from None
+                raise ProjectError(f"{path} is locked by another dvc; wait for it, or stop it") from None
             if not waits:
-                console.print("another dvc works in this project; waiting for its lock")
+                console.print("another dvc is running in this project; waiting for its lock")
             waits = True
             time.sleep(0.2)
         else:
@@ -167,7 +167,7 @@ def _wait_for_lock(path: Path, file: int, patience: float) -> None:
 
 def _not_writable(path: Path, error: OSError) -> ProjectError:
     return ProjectError(
-        f"{path} must be a file that this user may write, but is not ({error.strerror}); "
+        f"{path}: expected a file that this user can write, got {error.strerror}; "
         "run as the project's owner, or give it to this user with `chown`"
     )
 
@@ -192,7 +192,7 @@ def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
                 return
             if waited >= DYING_SECONDS:  # or another dvc is just writing it
                 path.replace(path.with_suffix(".torn"))
-                console.print(f"{path} was torn by a kill; set aside as {path.with_suffix('.torn').name}")
+                console.print(f"{path} was damaged by a kill; moved to {path.with_suffix('.torn').name}")
         time.sleep(0.2)
 
 
@@ -233,7 +233,7 @@ def _dvc(arguments: Sequence[str], folder: Path, **options: Any) -> "subprocess.
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """Let DVC find this environment's programs, and keep what it reads by unpickling where nobody else writes."""
+    """Return an environment in which DVC finds our programs, and unpickles only files that no one else can write."""
     cache = ProjectPaths(root).site_cache
     cache.mkdir(parents=True, exist_ok=True)
     cache.parent.chmod(0o700)

@@ -18,7 +18,7 @@ __all__ = ["check_record", "read_record_before"]
 
 
 def read_record_before(lock: Path) -> bytes:
-    """Return dvc.lock as it is before DVC runs; empty where there is none.
+    """Return dvc.lock as it is before DVC runs; empty if there is no such file.
 
     Raises:
         ProjectError: it is no YAML, or nests too deep for DVC.
@@ -27,7 +27,7 @@ def read_record_before(lock: Path) -> bytes:
         return b""
     text = lock.read_bytes()
     if text.strip() and _parse(text) is None:
-        raise ProjectError(f"{lock} must be what DVC wrote, but is torn; run `bigstep doctor --fix`")
+        raise ProjectError(f"{lock} is damaged; run `bigstep doctor --fix`")
     return text
 
 
@@ -56,8 +56,8 @@ def check_record(folder: Path, notes: Path, before: bytes, find_cache: Callable[
     with whole_file(lock) as beside, beside.open("w", encoding="utf-8") as file:
         YAML().dump(content, file)
     raise ProjectError(
-        f"dvc.lock must record what a stage ran with, but params.yaml or the code changed as {', '.join(wrong)} ended; the "
-        "entry was taken out; run the same command again"
+        f"dvc.lock: expected what the stage ran with, but params.yaml or the code changed as {', '.join(wrong)} ended; the "
+        "entry was removed; run the same command again"
     )
 
 

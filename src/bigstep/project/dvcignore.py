@@ -31,7 +31,7 @@ def ignore_unhashable(project: Path, root: str) -> None:
     inside = os.path.normpath(root)
     if Path(root).is_absolute() or inside.startswith(".."):
         raise DataError(
-            f"data.root outside the project must hold regular files only, since DVC cannot hash others, but {folder} holds "
+            f"data.root: expected only regular files outside the project, which DVC can hash, got in {folder} "
             f"{found[0]!r} ({len(found)} such); remove it, or link the folder into the project and name the link as data.root"
         )
     patterns = dict.fromkeys(_pattern(f"{inside}/{name}") for name in found)
@@ -54,7 +54,7 @@ def _replace(path: Path, patterns: list[str], former: set[str]) -> None:
             f"{len(new)} files that DVC cannot hash (pipes, broken links) added to .dvcignore; prepare lists them as refused"
         )
     if replaced:
-        console.print(f"{replaced} lines of an earlier version taken out of .dvcignore: they hid other files as well")
+        console.print(f"removed {replaced} lines of an earlier version from .dvcignore: they hid other files, too")
 
 
 def _pattern(name: str) -> str:
@@ -65,7 +65,7 @@ def _pattern(name: str) -> str:
     """
     if len(name.splitlines()) != 1 or not name.isprintable():
         raise DataError(
-            f"a file that DVC cannot hash must have a name that .dvcignore can hold, but {name!r} has none; rename or remove it"
+            f"files that DVC cannot hash: expected a name that .dvcignore can contain, got {name!r}; rename or remove it"
         )
     return "/" + SPECIAL.sub(lambda found: "[ ]" if found[0] == " " else "\\" + found[0], name)
 

@@ -1,4 +1,4 @@
-"""All rules of params.yaml that can be checked before anything is written."""
+"""All checks of params.yaml that need no output to be written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
         build_transforms(params.train.augmentation)
     if params.model.weights is not None and not params.model.weights.startswith("weights/"):
         raise ConfigError(
-            f"{origin}: model.weights must lie in the folder weights/, which DVC follows, but is {params.model.weights!r}; "
+            f"{origin}: model.weights: expected a file in weights/, which DVC tracks, got {params.model.weights!r}; "
             "copy or link the file there"
         )
     return params
@@ -46,7 +46,7 @@ def check_followed_by_dvc(params: Params) -> None:
     """
     if params.train.effective_batch_size is None:
         raise ConfigError(
-            "train.effective_batch_size must be a number for DVC, which follows learning keys only, but is null; "
+            "train.effective_batch_size: expected a number, since DVC tracks only keys that affect the result, got null; "
             f"write {params.batch.effective_batch_size}, which is micro_batch_size * accumulation_steps"
         )
 

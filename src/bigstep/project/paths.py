@@ -1,4 +1,4 @@
-"""Where everything lies: the one place that knows file names."""
+"""The files and folders of a project."""
 
 import os
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class ProjectPaths:
 
     @property
     def spools(self) -> Path:
-        """What runs were told, until MLflow knows it."""
+        """Entries logged to runs, until they are sent to MLflow."""
         return self.state / "spools"
 
     @property
@@ -82,7 +82,7 @@ class ProjectPaths:
 
     @property
     def site_cache(self) -> Path:
-        """DVC's own notes, which it reads by unpickling: nobody else may write here."""
+        """DVC's own notes, which it unpickles: no one else may write here."""
         return self.state / "dvc"
 
     @property

@@ -41,8 +41,8 @@ class StageInputs:
         changed = [path for path in paths if path.is_file() and started < path.stat().st_mtime <= now]
         if changed:
             raise ProjectError(
-                f"the code of stage {self.stage} must stay as it is while the stage starts, but {changed[0]} was written "
-                "meanwhile; run the same command again"
+                f"code of stage {self.stage}: expected no change while the stage starts, but {changed[0]} was written; "
+                "run the same command again"
             )
 
     def check(self) -> None:
@@ -56,9 +56,9 @@ class StageInputs:
         if changed:
             more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
             raise ProjectError(
-                f"what stage {self.stage} depends on must stay as it is while the stage runs, but "
-                f"{', '.join(changed[:MAX_NAMED])}{more}; put it back and run the same command to keep this result, or run the "
-                "command as things are now"
+                f"dependencies of stage {self.stage}: expected no change while the stage runs, but "
+                f"{', '.join(changed[:MAX_NAMED])}{more}; restore it and run the same command to keep this result, or run the "
+                "command with the change"
             )
 
 

@@ -1,7 +1,7 @@
 """A private copy of the project for a run with overrides: the user's params.yaml, dvc.lock and results stay as they are.
 
 It holds copies of the code and of dvc.yaml, its own params.yaml, and links to the data; it shares DVC's cache, so that what
-is up to date is taken from there. The same overrides come back to the same folder, which is how a killed run goes on.
+is up to date is taken from there. The same overrides come back to the same folder, which is how a killed run is resumed.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ def workspace_name(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def private_workspace(project: ProjectPaths, content: Mapping[str, Any], cache: Path) -> Iterator[Path]:
-    """Yield the folder for these parameters, filled; nobody else may use it meanwhile.
+    """Yield the folder for these parameters, filled; no other process can use it meanwhile.
 
     Raises:
         ProjectError: another process uses it.
@@ -63,7 +63,7 @@ def _workspace_lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ProjectError(
-                "one process at a time may run with the same overrides, but another is running; "
+                "one process at a time can run with the same overrides, and another is running; "
                 "wait for it, or change an override"
             ) from None
         yield

@@ -1,4 +1,4 @@
-"""A command that this process runs and waits for: it ends with us, and is told to stop when we are."""
+"""A command that this process runs and waits for: it ends with us, and is stopped when we are."""
 
 import contextlib
 import ctypes
@@ -24,11 +24,11 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
     Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below.
     """
     process = subprocess.Popen(command, cwd=folder, env=dict(environment), preexec_fn=_die_with_parent)  # noqa: PLW1509 # no threads here
-    told: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
-        told.append(number)
+        received.append(number)
         if number == signal.SIGTERM:
             _pass_on(process)
 
@@ -38,7 +38,7 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 + told[0] if told and code else min(abs(code), 1)
+    return 128 + received[0] if received and code else min(abs(code), 1)
 
 
 def _die_with_parent() -> None:
@@ -47,7 +47,7 @@ def _die_with_parent() -> None:
 
 
 def set_parent_death_signal() -> None:
-    """Let this process, just begun, get SIGTERM when its parent is gone, where the system can."""
+    """Let this process, just started, get SIGTERM when its parent is gone, where the system can."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

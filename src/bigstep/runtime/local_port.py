@@ -10,7 +10,7 @@ FIRST_PORT = 5000
 
 
 def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
-    """Return ``port``, or for 0 the one from ``first`` on that nobody uses.
+    """Return ``port``, or for 0 the one from ``first`` on that is free.
 
     Raises:
         ProjectError: it is taken.
@@ -23,4 +23,4 @@ def free_port(port: int, host: str = LOOPBACK, first: int = FIRST_PORT) -> int:
             except OSError:
                 continue
             return candidate
-    raise ProjectError(f"--port must be free on {host}, but {port or f'all from {first} on'} is taken; choose another")
+    raise ProjectError(f"--port: expected a free port on {host}, got {port or f'none from {first} on'}, in use; choose another")

@@ -16,7 +16,7 @@ WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequestedError(BaseException):
-    """The process was told to stop. No ordinary error: nothing may handle it and go on."""
+    """The process was asked to stop. Not an ordinary error: nothing may catch it and continue."""
 
     def __init__(self, number: int) -> None:
         """Keep which signal it was."""
@@ -26,10 +26,10 @@ class StopRequestedError(BaseException):
 
 @final
 class Signals:
-    """What this process was told: it stops where it is, but within :meth:`deferred` only at :meth:`raise_if_received`."""
+    """The stop signals received: the process stops at once, but within :meth:`deferred` only at :meth:`raise_if_received`."""
 
     def __init__(self) -> None:
-        """Nothing was told yet."""
+        """No signal was received yet."""
         self.received: int | None = None
         self._deferred = False
         self._at = 0.0

@@ -14,6 +14,7 @@ from bigstep.atomic_files import whole_file, write_json
 from bigstep.config.params import flatten
 from bigstep.config.section import Section
 from bigstep.config.yaml_files import parse_section, read_yaml
+from bigstep.console import show_log
 from bigstep.errors import UserError
 from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
@@ -62,6 +63,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
         The exit code: 0, that of a user's error (2 for most), or 143 and 130 after SIGTERM and SIGINT.
     """
     signals = Signals()
+    show_log()
     try:
         with signals.watched():
             exit_with_parent(signals)

@@ -1,1 +1,1 @@
-"""One optimizer step over an effective batch; needs torch only, and fits anybody's loop."""
+"""One optimizer step over an effective batch; needs torch only, and fits any training loop."""

@@ -86,9 +86,9 @@ class Accumulator:
         """
         balanced_sizes(1, micro_batch_size)
         if not (isinstance(loss, Loss) or callable(loss)):
-            raise TypeError(f"loss must be a bigstep loss or a callable (outputs, targets), but is {loss!r}")
+            raise TypeError(f"loss: expected a bigstep loss or a callable (outputs, targets), got {loss!r}")
         if noise not in (None, "first", "every"):
-            raise ValueError(f"noise must be None, 'first' or 'every', but is {noise!r}")
+            raise ValueError(f"noise: expected None, 'first' or 'every', got {noise!r}")
         self.micro_batch_size = micro_batch_size
         self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
         self._randomness = None if seed is None else KeyedRandomness(model, seed)
@@ -113,7 +113,7 @@ class Accumulator:
         """
         total = num_samples((inputs, targets))
         if total == 0:
-            raise ValueError("an effective batch must hold at least one sample, but holds none; skip it")
+            raise ValueError("effective batch: expected at least one sample, got none; skip it")
         places = torch.arange(total) if positions is None else positions
         loss = self._settings.loss
 

@@ -187,7 +187,7 @@ def recalibrate(model: nn.Module, batches: Callable[[], Iterable[Any]], forward:
 
     Args:
         model: in any mode; it is in evaluation mode afterwards.
-        batches: gives the batches, anew at each call.
+        batches: returns the batches, each time it is called.
         forward: runs the model on one batch.
 
     Returns:

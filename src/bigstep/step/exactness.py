@@ -44,7 +44,7 @@ def check_cuts(
         inputs: of the effective batch.
         targets: of the effective batch.
         cuts: micro-batch sizes.
-        seed: keys random calls; None lets each pass draw anew, which no cut survives if the model draws.
+        seed: keys random calls; None lets each pass draw other numbers, so that no comparison holds if the model draws.
 
     Returns:
         Every layer that has parameters of its own, in the model's order.

@@ -6,6 +6,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from bigstep.step.torch_internals import scale_all, vector_norms
+
 __all__ = ["GradientSum", "squared_norm"]
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -60,7 +62,7 @@ class GradientSum:
     def scale(self, factor: float) -> None:
         """Multiply the sums by ``factor``."""
         if factor != 1.0 and self.current():
-            torch._foreach_mul_(self.current(), factor)  # what torch's optimizers and clipping use
+            scale_all(self.current(), factor)
 
     def finish(self) -> None:
         """Let the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
@@ -80,5 +82,4 @@ def squared_norm(tensors: list[Tensor]) -> Tensor:
     """Sum the squares of all elements: a float64 scalar on the tensors' device."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    norms = torch._foreach_norm(tensors)  # noqa: SLF001 # as torch's clip_grad_norm_
-    return torch.stack([norm.to(torch.float64) for norm in norms]).square().sum()
+    return torch.stack([norm.to(torch.float64) for norm in vector_norms(tensors)]).square().sum()

@@ -18,6 +18,7 @@ from torch.library import Library
 from bigstep.errors import RandomnessError
 from bigstep.step.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
 from bigstep.step.random_calls import RandomCall, find_random_calls
+from bigstep.step.torch_internals import remove_kernels
 
 __all__ = ["KeyedRandomness", "RandomCallsChangedError"]
 
@@ -146,7 +147,7 @@ def _replaced_kernels(keyed: KeyedStep, device: torch.device) -> Iterator[None]:
                     library.impl(name, kernel, DEVICES[device.type])  # type: ignore[no-untyped-call] # torch's
             yield
         finally:
-            library._destroy()  # type: ignore[no-untyped-call] # noqa: SLF001 # nothing else gives the kernels back
+            remove_kernels(library)
 
 
 def _kernels(keyed: KeyedStep) -> dict[str, Callable[..., Any]]:

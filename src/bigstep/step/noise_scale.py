@@ -80,7 +80,7 @@ class NoiseScale:
         return [self._trace, self._gradient, self._weight, self._square_weight, *self._cross, float(self.num_steps)]
 
     def restore(self, sums: list[float]) -> None:
-        """Go on from what :meth:`sums` gave."""
+        """Continue from the values of :meth:`sums`."""
         self._trace, self._gradient, self._weight, self._square_weight = sums[:4]
         self._cross, self.num_steps = list(sums[4:7]), int(sums[7])
 
@@ -105,19 +105,19 @@ class NoiseScale:
 
 
 def advise(summary: NoiseSummary | None, effective_batch_size: int, accumulation_steps: int) -> str:
-    """Say in words whether the effective batch is far from the noise scale, and what that means for accumulating.
+    """Return a sentence on whether the effective batch is far from the noise scale, and what that means for accumulating.
 
-    The noise scale is a rough guide: it is measured along one training, grows as it goes on, knows nothing of the optimizer's
+    The noise scale is a rough guide: it is measured along one training, grows over time, knows nothing of the optimizer's
     own averaging, and is doubted as the batch beyond which more does not help (Merrill et al., 2025).
     """
     if accumulation_steps == 1:
         return "The noise scale needs at least two micro-batches a step, and there was one: nothing was accumulated."
     if summary is None:
-        return "The noise scale could not be told from the steps taken; train longer, or measure every micro-batch."
+        return "The noise scale could not be estimated from these steps; train longer, or measure every micro-batch."
     scale, ratio = summary.noise_scale, effective_batch_size / summary.noise_scale
     found = (
         f"The effective batch of {effective_batch_size} is {ratio:.2g} times the gradient noise scale of about {scale:,.0f} "
-        f"samples (give or take {summary.relative_error:.0%})"
+        f"samples (±{summary.relative_error:.0%})"
     )
     if ratio > FAR:
         return (

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigstep.errors import RandomnessError
 from bigstep.step.nested_tensors import call_model, map_tensors, num_samples
+from bigstep.step.torch_internals import TorchDispatchMode, operation_arguments
 
 __all__ = ["RandomCall", "find_random_calls"]
 
@@ -85,8 +85,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
 
 def _draws(func: Any, args: Any, named: dict[str, Any]) -> bool:
-    """Say whether a call with the tag draws: fused attention and native dropout have it also where their share is zero."""
-    arguments = func._schema.arguments  # noqa: SLF001 # public nowhere
+    """Return whether a call with the tag draws: fused attention and native dropout have it also where their share is zero."""
+    arguments = operation_arguments(func)
     values = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     values |= dict(zip((argument.name for argument in arguments), args, strict=False)) | named
     if "dropout_p" in values:

@@ -1,5 +1,6 @@
-"""MLflow's store: where it is, and that it is created once, whoever comes first."""
+"""MLflow's store: its address, and creating it once when several processes start."""
 
+import logging
 import os
 import re
 import sqlite3
@@ -9,15 +10,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.runtime.file_locks import exclusive_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "tracking_uri", "without_login"]
+__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "sqlite_file", "tracking_uri", "without_login"]
 
+log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
@@ -37,12 +38,12 @@ def open_client(uri: str) -> "MlflowClient":
     """Connect; an SQLite database is created or upgraded by one process while the others wait (they would break it).
 
     Raises:
-        ProjectError: MLflow cannot open the database although it holds runs; it is left as it is.
+        ProjectError: MLflow cannot open the database although it contains runs; it is not changed.
     """
     import mlflow
 
     mlflow.set_tracking_uri(uri)
-    path = _database(uri)
+    path = sqlite_file(uri)
     with _alone(uri):
         try:
             return _answering(uri)
@@ -57,9 +58,7 @@ def open_client(uri: str) -> "MlflowClient":
 
 def _does_not_open(path: Path, error: Exception) -> ProjectError:
     cause = str(error).splitlines()[0][:120].partition(". ")[0]
-    return ProjectError(
-        f"MLflow must open {path}, but cannot: {cause}; it may hold runs and is left as it is: `bigstep doctor` says what to do"
-    )
+    return ProjectError(f"MLflow cannot open {path}: {cause}; it may contain runs and was not changed: run `bigstep doctor`")
 
 
 def _forget_engine(uri: str) -> None:
@@ -96,8 +95,7 @@ def connect(uri: str) -> "MlflowClient":
             if time.monotonic() > deadline:
                 cause = without_login(str(error)).splitlines()[0][:200]
                 raise ProjectError(
-                    f"MLflow must answer at {without_login(uri)}, but does not: {cause}; start it, or correct "
-                    "$MLFLOW_TRACKING_URI"
+                    f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI"
                 ) from None
             time.sleep(1.0)
 
@@ -111,7 +109,7 @@ def set_aside_unused(path: Path | None) -> bool:
     """Rename an SQLite database that holds no run and no model, as a process leaves it that is killed while it creates one.
 
     Returns:
-        Whether it was renamed; False where there is none, or where it holds something or cannot be read.
+        Whether it was renamed; False if there is no such file, or it contains something or cannot be read.
     """
     if path is None or not path.exists() or _holds_work(path):
         return False
@@ -119,7 +117,7 @@ def set_aside_unused(path: Path | None) -> bool:
     for suffix in ("-journal", "-wal", "-shm", ""):  # SQLite would apply a journal to the new database
         if (part := path.with_name(path.name + suffix)).exists():
             part.rename(kept.with_name(kept.name + suffix))
-    console.print(f"{path.name} was half made and held no run; it is kept as {kept.name}, and a new one is created")
+    log.warning("%s was created only in part and held no run; it is kept as %s, and a new one is created", path.name, kept.name)
     return True
 
 
@@ -140,7 +138,7 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        database = _database(uri)
+        database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlruns").as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags=tags))
@@ -148,7 +146,7 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    database = _database(uri)
+    database = sqlite_file(uri)
     if database is None:
         yield
         return
@@ -156,5 +154,9 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _database(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database, absolute; None for one in memory, and for any other address."""
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database if uri.startswith("sqlite") else None
+    return None if name in (None, "", ":memory:") else Path(str(name)).absolute()

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from bigstep.runtime.process_identity import is_alive, process_name
-from bigstep.tracking.database import open_client, tracking_uri
+from bigstep.tracking.database import open_client, sqlite_file, tracking_uri
 
 __all__ = ["PROCESS", "claim_given_run", "end_dead_runs"]
 PROCESS = "bigstep.process"  # tag: the process that writes to the run
@@ -14,7 +14,7 @@ PROCESS = "bigstep.process"  # tag: the process that writes to the run
 def claim_given_run(root: Path) -> None:
     """Put this process's name on the run of `mlflow run`, if any, and end the runs that killed processes left RUNNING.
 
-    The stages name themselves later; a kill before them would leave a run that nobody can tell from a living one.
+    The stages name themselves later; a kill before them would leave a run that looks like a living one.
     """
     given = os.environ.get("MLFLOW_RUN_ID")
     if given is None:
@@ -32,8 +32,8 @@ def end_dead_runs(root: Path, *, end: bool) -> list[str]:
         end: whether to end them as KILLED.
     """
     uri = tracking_uri(root)
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.exists():
+    path = sqlite_file(uri)
+    if path is not None and not path.exists():
         return []
     client, found = open_client(uri), []
     experiments = [item.experiment_id for item in client.search_experiments()]

@@ -34,7 +34,7 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_row(row: object) -> bool:
-    """Tell whether ``row`` is a metric's key, value, step and time."""
+    """Return whether ``row`` is a metric's key, value, step and time."""
     if not isinstance(row, list) or len(row) != 4:
         return False
     key, value, step, timestamp = row

@@ -1,10 +1,10 @@
-"""The run that `mlflow run` begins before any code of ours: written to where somebody named its experiment."""
+"""The run that `mlflow run` starts before our code: it is used if an experiment was named for it."""
 
 import os
 
 __all__ = ["given_run", "pointing_run"]
 
-UNNAMED = "0"  # id of MLflow's experiment Default, which a run belongs to where nobody names one
+UNNAMED = "0"  # id of MLflow's experiment Default, which a run belongs to if none is named
 DEFAULT = "Default"
 
 
@@ -15,7 +15,7 @@ def given_run(experiment: str) -> str | None:
         experiment: that runs belong to otherwise, tracking.experiment.
 
     Returns:
-        Its id; None where there is none, or where nobody named its experiment.
+        Its id; None if there is no such run, or no experiment was named for it.
     """
     return None if _is_unnamed(experiment) else os.environ.get("MLFLOW_RUN_ID")
 

@@ -27,14 +27,14 @@ MODEL_URI_TAG, KEY_TAG, POINTER_TAG = "bigstep.model_uri", "bigstep.run_key", "b
 def open_run(
     uri: str, *, run_id: str | None, experiment: str, name: str | None = None, key: str | None = None
 ) -> "MlflowTracker":
-    """Continue the run ``run_id``, or begin one.
+    """Continue the run ``run_id``, or start one.
 
     Args:
         uri: of the tracking store.
-        run_id: of the run to continue; None begins a new one.
+        run_id: of the run to continue; None starts a new one.
         experiment: that a new run belongs to.
         name: of a new run; None lets MLflow choose.
-        key: tag of a new run; a run that has it already was begun by a process that was killed then, and is taken.
+        key: tag of a new run; a run that already has it was started by a process that was then killed, and is used.
     """
     client = open_client(uri)
     if run_id is None or not _exists(client, run_id):
@@ -167,7 +167,7 @@ def _exists(client: "MlflowClient", run_id: str) -> bool:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False  # the store was deleted or is another one: a new run begins
+            return False  # the store was deleted or is another one: a new run is started
         raise
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlparse
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from bigstep.atomic_files import sha256
 from bigstep.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ __all__ = ["COUNT_TAG", "SEAL_TAG", "checked_copy", "seal", "seal_source"]
 
 SEAL_TAG, COUNT_TAG = "bigstep.files_sha256", "bigstep.files_count"
 LOADER = "mlflow.pytorch"
-WAY_OUT = "take another version, or run `bigstep repro --force`, which registers a new one"
+WAY_OUT = "use another version, or run `bigstep repro --force`, which registers a new one"
 
 
 def seal(folder: Path) -> dict[str, str]:
@@ -37,7 +38,7 @@ def seal(folder: Path) -> dict[str, str]:
     Raises:
         ModelError: there is anything but plain files and folders.
     """
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in _plain_files(folder)}
+    files = {path.relative_to(folder).as_posix(): sha256(path) for path in _plain_files(folder)}
     whole = json.dumps(sorted(files.items())).encode()
     return {SEAL_TAG: hashlib.sha256(whole).hexdigest(), COUNT_TAG: str(len(files))}
 
@@ -58,7 +59,7 @@ def checked_copy(client: "MlflowClient", version: "ModelVersion") -> Iterator[Pa
     name = f"version {version.version} of {version.name}"
     if SEAL_TAG not in version.tags:
         raise ModelError(
-            f"{name} must have the tag {SEAL_TAG}, but was registered without one; {WAY_OUT}, "
+            f"{name}: expected the tag {SEAL_TAG}, got a model registered without it; {WAY_OUT}, "
             "or name the folder of an exported model"
         )
     with tempfile.TemporaryDirectory(prefix="bigstep-model-") as scratch:
@@ -71,10 +72,10 @@ def checked_copy(client: "MlflowClient", version: "ModelVersion") -> Iterator[Pa
 def _compare(found: Mapping[str, str], tags: Mapping[str, str], name: str) -> None:
     if found[COUNT_TAG] != tags.get(COUNT_TAG):
         raise ModelError(
-            f"{name} must have the {tags.get(COUNT_TAG)} files it was registered with, but has {found[COUNT_TAG]}; {WAY_OUT}"
+            f"{name}: expected the {tags.get(COUNT_TAG)} files it was registered with, got {found[COUNT_TAG]}; {WAY_OUT}"
         )
     if found[SEAL_TAG] != tags[SEAL_TAG]:
-        raise ModelError(f"{name} must have the files it was registered with, but they have changed; {WAY_OUT}")
+        raise ModelError(f"{name}: expected the files it was registered with, got changed ones; {WAY_OUT}")
 
 
 def _check_loader(path: Path, name: str) -> None:
@@ -82,9 +83,9 @@ def _check_loader(path: Path, name: str) -> None:
         flavour = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
         loader, code = flavour.get("loader_module"), flavour.get("code")
     except (OSError, UnicodeDecodeError, YAMLError, RecursionError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{name} must have an MLmodel with a python_function, but has none; {WAY_OUT}") from None
+        raise ModelError(f"{name}: expected an MLmodel file with a python_function, got none; {WAY_OUT}") from None
     if loader != LOADER or code is not None:
-        raise ModelError(f"{name} must be loaded by {LOADER} alone, but names {loader!r} and code {code!r}; {WAY_OUT}")
+        raise ModelError(f"{name}: expected the loader {LOADER} and no code, got {loader!r} and code {code!r}; {WAY_OUT}")
 
 
 def _fetch(client: "MlflowClient", source: str, target: Path) -> Path:
@@ -112,7 +113,7 @@ def _fetch_or_refuse(client: "MlflowClient", version: "ModelVersion", target: Pa
         return _fetch(client, str(version.source), target)
     except (MlflowException, OSError) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{name} must have files that can be read, but: {problem}; {WAY_OUT}") from None
+        raise ModelError(f"cannot read the files of {name}: {problem}; {WAY_OUT}") from None
 
 
 def _copy(path: Path, target: Path) -> None:
@@ -130,14 +131,9 @@ def _local(location: str) -> Path | None:
 
 def _plain_files(folder: Path) -> Iterator[Path]:
     if folder.is_symlink() or not folder.is_dir():
-        raise ModelError(f"{folder} must be the folder of a registered model, but is not; {WAY_OUT}")
+        raise ModelError(f"{folder}: expected the folder of a registered model; {WAY_OUT}")
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ModelError(f"{folder} must hold plain files only, but {path.name!r} is not one; {WAY_OUT}")
+            raise ModelError(f"{folder}: expected regular files only, got {path.name!r}; {WAY_OUT}")
         if path.is_file():
             yield path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,14 @@
-"""What a run is told, kept on disk first: a journal of entries, and how far it was delivered.
+"""What is logged to a run, queued on disk first: a journal of entries, and how far it was delivered.
 
-Telling a run costs a line in a file, whatever becomes of the server. Each (key, step) of a metric is taken once, so a
-training that goes on from a checkpoint repeats none; each entry is delivered at least once and in order, and delivering it
+Logging costs a line in a file, whatever happens to the server. Each (key, step) of a metric is taken once, so a
+training that is resumed from a checkpoint repeats none; each entry is delivered at least once and in order, and delivering it
 again changes nothing (a metric keeps the time of its line, and MLflow stores an equal row once).
 
 ==================  =============================================================================
 ``journal.jsonl``   one entry a line; a torn last line, which a kill leaves, is cut off
 ``origin.json``     the store, the experiment, and a key that no other run has
-``sent.json``       the run, and the bytes of the journal that it has been told
-``files/``          copies of files and models, as they were when they were told
+``sent.json``       the run, and the bytes of the journal that were sent to it
+``files/``          copies of files and models, as they were when they were logged
 ==================  =============================================================================
 """
 
@@ -30,12 +30,12 @@ __all__ = ["Origin", "Sent", "Spool", "prune_spools", "spool_lock", "unfinished_
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
-KEPT = 20  # spools that are delivered: a run that is told again needs them
+KEPT = 20  # spools that are delivered: a run that is sent again needs them
 
 
 @dataclass(frozen=True)
 class Sent:
-    """The run that is told (None: none yet) and the journal's bytes that it knows."""
+    """The run that entries are sent to (None: none yet) and the journal's bytes that it knows."""
 
     run_id: str | None = None
     offset: int = 0
@@ -55,7 +55,7 @@ class Spool:
     """The journal of one attempt; one process at a time has it open."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or begin the journal in ``folder``; what a kill left half is cut off."""
+        """Open or create the journal in ``folder``; what a kill left half is cut off."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.path = folder / "journal.jsonl"
@@ -77,14 +77,14 @@ class Spool:
 
     @property
     def origin(self) -> Origin | None:
-        """Whom the journal is for; None before :meth:`begin`."""
+        """The run that the journal is for; None before :meth:`begin`."""
         try:
             return read_record(Origin, self.folder / "origin.json")
         except (OSError, ValueError):
             return None
 
     def begin(self, uri: str, experiment: str) -> None:
-        """Say whom the journal is for; another store than before is told everything."""
+        """Set the store that the journal is for; if it changed, everything is sent again."""
         known = self.origin
         if known is None or (known.uri, known.experiment) != (uri, experiment):
             write_json(
@@ -144,7 +144,7 @@ class Spool:
             yield {"entry": "metrics", "rows": rows}, offset
 
     def is_delivered(self) -> bool:
-        """Tell whether the run knows everything."""
+        """Return whether everything was sent to the run."""
         return self.sent.offset >= self.path.stat().st_size
 
     def sync(self) -> None:

@@ -4,6 +4,7 @@ A thread delivers what is light while the stage works; models wait until the sta
 locked or full is tried again, at longer and longer intervals; what is left then stays in the spool for the next start.
 """
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, final
 
 import numpy as np
 
-from bigstep.console import console
 from bigstep.models.classifier import ServedClassifier
 from bigstep.models.model_files import load_classifier
 from bigstep.tracking.database import without_login
@@ -22,6 +22,7 @@ from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage
 
 __all__ = ["SpoolDelivery", "deliver"]
 
+log = logging.getLogger(__name__)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")  # of MLflow; trying again is no use
 DEFERRED_ENTRIES = ("model", "promote", "finish")  # wait until the stage has ended
 ABOUT_OTHERS = {"continues": MlflowTracker.take_over, "pointer": MlflowTracker.point_from}
@@ -58,7 +59,7 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
     if MODEL_URI_TAG in known and known.get(weights) == entry["tags"].get(weights):
         return
     if not (folder / entry["path"]).exists():
-        return  # told long ago, and cleared away since
+        return  # sent long ago, and deleted since
     classifier, card = load_classifier(folder / entry["path"])
     served = ServedClassifier(classifier, card.size).eval()
     example = np.asarray(entry["example"], np.uint8)
@@ -74,7 +75,7 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
     promotion = promote(tracker.client, trained_in, name, metric="val_loss", smaller_is_better=True)
     if promotion is not None:
         role = "champion" if promotion.is_champion else "challenger"
-        console.print(f"MLflow model {promotion.name} version {promotion.version} is {role}: {promotion.reason}")
+        log.info("MLflow model %s version %s is %s: %s", promotion.name, promotion.version, role, promotion.reason)
         tracker.set_tags({"bigstep.model_version": promotion.version, "bigstep.model_role": role})
 
 
@@ -83,7 +84,7 @@ class SpoolDelivery:
     """Delivers one spool on a thread of its own: light entries while the stage works, all of them in :meth:`drain`."""
 
     def __init__(self, spool: Spool) -> None:
-        """Deliver ``spool``, which was begun, to its run, or to a new one."""
+        """Deliver ``spool``, which has a run, to it, or to a new one."""
         self.spool = spool
         self.problem: str | None = None
         self._tracker: MlflowTracker | None = None
@@ -122,7 +123,7 @@ class SpoolDelivery:
 
     def _warn(self) -> None:
         if not self._warned:
-            console.print(f"MLflow does not answer ({self.problem}); the work goes on, and its history waits on disk")
+            log.warning("MLflow is unreachable (%s); training continues, metrics are queued on disk", self.problem)
         self._warned = True
 
     def _deliver(self) -> bool:
@@ -136,7 +137,7 @@ class SpoolDelivery:
                     self._deliver_entry(tracker, entry)
                     self.spool.sent = Sent(tracker.run_id, offset)
                     self._moved = time.monotonic()
-        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage goes on
+        except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage continues
             self.problem, self._tracker = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200], None
             return False
         self.problem = None
@@ -151,10 +152,10 @@ class SpoolDelivery:
                 raise
             self.spool.set_aside(entry, str(error))
             reason = without_login(str(error)).splitlines()[0][:200]
-            console.print(f"MLflow refused an entry ({entry['entry']}): {reason}; it is kept in {self.spool.refused}")
+            log.warning("MLflow refused an entry (%s): %s; it is kept in %s", entry["entry"], reason, self.spool.refused)
 
     def _open(self) -> MlflowTracker:
-        """Open the run; where it is another one than was told so far, it is told everything."""
+        """Open the run; if it is not the one used so far, everything is sent again."""
         if self._tracker is None:
             known, origin = self.spool.sent, self.spool.origin
             assert origin is not None

@@ -16,7 +16,7 @@ class SpoolTracker:
     """A tracker that writes to a spool."""
 
     def __init__(self, spool: Spool) -> None:
-        """Write to ``spool``; metrics that stand in it are not taken again."""
+        """Write to ``spool``; metrics that it contains are not added again."""
         self.spool = spool
         self._seen = {
             (key, step) for entry, _ in spool.entries() if entry["entry"] == "metrics" for key, _, step, _ in entry["rows"]
@@ -56,7 +56,7 @@ class SpoolTracker:
         self._append("promote", name=name, weights_sha256=weights_sha256)
 
     def continue_run(self, run_id: str) -> None:
-        """Tell everything to the run ``run_id`` from the start, where another was told so far; the two are tagged."""
+        """Send everything to the run ``run_id`` from the start, if another run got it so far; both are tagged."""
         old = self.spool.sent.run_id
         if old != run_id:
             if old is not None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, final
 import optuna
 from optuna.trial import TrialState
 
-from bigstep.console import console
+from bigstep.console import console, show_log
 from bigstep.data.store import Store
 from bigstep.errors import UserError
 from bigstep.memory.measurement import resident_bytes
@@ -45,6 +45,7 @@ def main() -> int:
     """Read a request from standard input, and work until nothing is left to do or a signal stops the process."""
     request = SearchRequest(**json.load(sys.stdin))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    show_log()
     signals = Signals()
     try:
         with signals.watched(), signals.deferred():

@@ -1,0 +1,162 @@
+"""The private names of torch and Optuna that bigstep uses: each is there, and does what it is used for."""
+
+import ast
+import importlib
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from packaging.requirements import Requirement
+
+import bigstep
+from bigstep.errors import ProjectError
+from bigstep.memory import torch_internals as memory_internals
+from bigstep.optuna_mlflow.callback import MLflowCallback
+from bigstep.optuna_mlflow.optuna_internals import StoragePlace, id_of, storage_of, storage_place, trial_id_of
+from bigstep.optuna_mlflow.study_identity import storage_identity
+from bigstep.optuna_mlflow.study_lock import study_lock
+from bigstep.step import torch_internals as step_internals
+from dvc_dependencies import ROOT
+
+SOURCE = ROOT / "src" / "bigstep"
+HOMES = ["memory.torch_internals", "optuna_mlflow.optuna_internals", "step.torch_internals"]
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+class OtherBackend(BaseJournalBackend):
+    """A backend that keeps its operations where nobody else looks."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def read_logs(self, log_number_from: int) -> Any:
+        return iter(self.logs[log_number_from:])
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.logs += logs
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_every_private_name_is_there(name: str) -> None:
+    """Importing a home imports each of its names; an update that drops one fails here first."""
+    home = importlib.import_module(f"bigstep.{name}")
+    assert home.__all__
+    assert [item for item in home.__all__ if not hasattr(home, item)] == []
+
+
+@pytest.mark.parametrize("package", ["memory", "optuna_mlflow", "step"])
+def test_private_names_are_used_in_their_homes_only(package: str) -> None:
+    for path in sorted((SOURCE / package).glob("*.py")):
+        if not path.stem.endswith("_internals"):
+            text = path.read_text(encoding="utf-8")
+            assert "SLF001" not in text, path.name
+            tree = ast.parse(text)
+            assert [name for name in _imports(tree) if "._" in name] == [], path.name
+            assert [name for name in _foreign_attributes(tree) if name.startswith("_")] == [], path.name
+
+
+def _imports(tree: ast.Module) -> list[str]:
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return modules + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+
+
+def _foreign_attributes(tree: ast.Module) -> list[str]:
+    """Return the attributes of what is not the object itself; those with two underscores are public."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not node.attr.startswith("__")]
+    return [node.attr for node in nodes if ast.unparse(node.value) != "self"]
+
+
+def test_torchs_private_names_do_what_they_are_used_for() -> None:
+    events = [event for thread in memory_internals.allocation_events(lambda: torch.ones(1000)) for event in thread]
+    assert 4000 in [event.cpu_memory_usage() for event in events if event.kind() == "memory_alloc"]
+    tensor = torch.arange(6.0)
+    assert memory_internals.storage_key(tensor.untyped_storage()) == memory_internals.storage_key(tensor[2:].untyped_storage())
+    assert memory_internals.storage_key(tensor.untyped_storage()) != memory_internals.storage_key(
+        tensor.clone().untyped_storage()
+    )
+    with memory_internals.FakeTensorMode():
+        assert isinstance(torch.ones(2), memory_internals.FakeTensor)
+        with memory_internals.without_modes():
+            assert torch.ones(2).tolist() == [1.0, 1.0]
+    names = [argument.name for argument in step_internals.operation_arguments(torch.ops.aten.native_dropout.default)]
+    assert names == ["input", "p", "train"]
+    step_internals.scale_all([tensor], 2.0)
+    assert tensor.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert [float(norm) for norm in step_internals.vector_norms([torch.tensor([3.0, 4.0])])] == [5.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel:UserWarning")
+def test_a_kernel_that_was_replaced_is_torchs_again() -> None:
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("normal_", lambda target, *_, **__: target.fill_(7.0), "CPU")
+    assert torch.empty(2).normal_().tolist() == [7.0, 7.0]
+    step_internals.remove_kernels(library)
+    assert torch.empty(2).normal_().tolist() != [7.0, 7.0]
+
+
+def test_a_storage_says_where_it_is(tmp_path: Path) -> None:
+    journal, database = tmp_path / "s.journal", f"sqlite:///{tmp_path / 's.db'}"
+    assert storage_place(InMemoryStorage()) == StoragePlace()
+    assert storage_place(JournalStorage(JournalFileBackend(str(journal)))) == StoragePlace(file=journal)
+    assert storage_place(RDBStorage(database)) == storage_place(get_storage(database)) == StoragePlace(address=database)
+
+
+def test_a_study_and_a_trial_have_a_number_in_the_storage() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    storage = storage_of(study)
+    assert storage.get_study_name_from_id(id_of(study)) == study.study_name
+    assert storage.get_trial(trial_id_of(trial)).number == trial.number == 0
+    assert trial_id_of(study.get_trials()[0]) == trial_id_of(trial)
+
+
+def test_a_storage_of_an_unknown_kind_is_refused_and_not_left_without_a_lock(tmp_path: Path) -> None:
+    storage = JournalStorage(OtherBackend())
+    study = optuna.create_study(storage=storage)
+    callback = MLflowCallback(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    for use in (
+        lambda: study_lock(storage).__enter__(),
+        lambda: storage_identity(storage),
+        lambda: callback(study, study.trials[0]),
+        lambda: callback.catch_up(study),
+    ):
+        with pytest.raises(ProjectError, match="got OtherBackend, which cannot be locked; use JournalFileBackend"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_private_name_that_optuna_renamed_is_an_error(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
+    vars(storage._backend)["_path_of_file"] = vars(storage._backend).pop("_file_path")
+    with pytest.raises(AttributeError, match="_file_path"), study_lock(storage):
+        pytest.fail("the block ran without a lock")
+
+
+@pytest.mark.parametrize("name", ["torch", "optuna", "optuna-dashboard"])
+def test_the_installed_version_is_within_bounds_that_end_above(name: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [*project["dependencies"], *project["optional-dependencies"]["pipeline"]]
+    (wanted,) = [item for item in map(Requirement, texts) if item.name == name]
+    assert "<" in {item.operator for item in wanted.specifier}
+    assert wanted.specifier.contains(version(name).partition("+")[0])
+    (locked,) = [
+        line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}==")
+    ]
+    assert wanted.specifier.contains(locked.partition("==")[2].split()[0])
+
+
+def test_the_version_is_written_once() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "bigstep.__version__"}
+    assert version("bigstep") == bigstep.__version__
+    assert f'"{bigstep.__version__}"' not in text
