@@ -186,7 +186,7 @@ def test_every_key_has_a_range_to_test_or_none() -> None:
         (["model.norm=batch"], "ghost_batch_size: expected a number"),
         (["model.ghost_batch_size=8"], "ghost_batch_size: expected null with model.norm group, got 8"),
         (["model.freeze_backbone=true"], "set model.weights"),
-        (["model.weights=/tmp/x.pth"], "folder weights/"),
+        (["model.weights=/tmp/x.pth"], "expected a file in weights/"),
         (["model.name=resnet19"], "did you mean"),
         (["train.nesterov=true"], "got true with adamw"),
         (["train.augmentation=[RandomCropp]"], "did you mean 'RandomCrop'"),

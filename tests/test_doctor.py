@@ -18,6 +18,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.process_identity import process_name
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import WORKER, TrialQueue
+from bigstep.search.trial_record import TrialRecord
 from bigstep.tracking.database import open_client
 from bigstep.tracking.dead_runs import PROCESS, claim_given_run
 from dvc_dependencies import ROOT
@@ -120,7 +121,7 @@ def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, c
     path = ProjectPaths(root).search / "search.journal"
     study = open_study(open_storage(str(path)), "search", ["minimize"])
     ledger = TrialQueue(study, 5, 50)
-    ledger.enqueue_once("start-0", {"x": 0.5}, {})
+    ledger.enqueue_once("start-0", {"x": 0.5}, TrialRecord())
     trial = ledger.take(None)
     assert trial is not None
     trial.suggest_float("x", 0, 1)
@@ -139,7 +140,7 @@ def test_a_torn_journal_and_a_trial_of_a_dead_worker_are_put_right(root: Path, c
 def test_a_trial_of_a_living_worker_is_left_alone(root: Path) -> None:
     path = ProjectPaths(root).search / "search.journal"
     ledger = TrialQueue(open_study(open_storage(str(path)), "search", ["minimize"]), 5, 50)
-    ledger.enqueue_once("start-0", {"x": 0.5}, {})
+    ledger.enqueue_once("start-0", {"x": 0.5}, TrialRecord())
     assert ledger.take(None) is not None
     assert not _texts(root, "RUNNING")
 

@@ -205,7 +205,7 @@ def test_transformed_batches_are_the_same_bits_for_any_number_of_workers(workers
 
 def test_a_transform_that_changes_the_shape_is_refused(digits: Store) -> None:
     batches = TrainingBatches(digits, _train(augmentation=({"Resize": {"size": 6}},)), 10, 0)
-    with pytest.raises(ConfigError, match=r"\(1, 8, 8\), but makes it \(1, 6, 6\)"):
+    with pytest.raises(ConfigError, match=r"expected images of shape \(1, 8, 8\), got \(1, 6, 6\)"):
         next(batches.epoch(0))
 
 

@@ -81,7 +81,7 @@ def test_auto_takes_what_is_planned_and_needs_the_effective_batch() -> None:
     assert (planned.effective_batch_size, planned.micro_batch_size, planned.accumulation_steps) == (100, 32, 4)
     ghost = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(norm="batch", ghost_batch_size=25), 32)
     assert (ghost.micro_batch_size, ghost.is_planned) == (25, True)
-    with pytest.raises(ConfigError, match="leave its slicing to the plan"):
+    with pytest.raises(ConfigError, match="leave the micro-batch size to the plan"):
         resolve_batch(TrainConfig(effective_batch_size=None), hardware, ModelConfig())
 
 

@@ -284,14 +284,14 @@ def test_other_slicings_of_a_trial_are_derived_from_the_plan() -> None:
 @pytest.mark.parametrize(
     ("search", "text"),
     [
-        ({"trials": 0}, "search.trials must be a whole number of at least 1, but is 0"),
-        ({"learning_rate": [1.0, 0.1]}, "search.learning_rate must be lowest and highest"),
-        ({"objective": "seconds"}, "search.objective must be val_loss or val_accuracy where it is one"),
-        ({"objective": ["val_loss", "val_loss"]}, "search.objective must name each objective once"),
-        ({"parameters": {"train.seed": [1, 2]}}, "search.parameters must name keys of model or train besides"),
-        ({"parameters": {"train.weight_decay": {"low": 1, "high": 0}}}, "search.parameters must be a mapping"),
-        ({"study": "../x"}, "search.study must be"),
-        ({"max_time": "soon"}, "search.max_time must be none or a duration"),
+        ({"trials": 0}, "search.trials: expected integer >= 1, got 0"),
+        ({"learning_rate": [1.0, 0.1]}, r"search.learning_rate: expected \[lowest, highest\]"),
+        ({"objective": "seconds"}, "search.objective: expected val_loss or val_accuracy if it is one"),
+        ({"objective": ["val_loss", "val_loss"]}, "search.objective: expected each objective once"),
+        ({"parameters": {"train.seed": [1, 2]}}, "search.parameters: expected keys of model or train other than"),
+        ({"parameters": {"train.weight_decay": {"low": 1, "high": 0}}}, "search.parameters: expected a mapping"),
+        ({"study": "../x"}, "search.study: expected a name"),
+        ({"max_time": "soon"}, "search.max_time: expected none or a duration"),
     ],
 )
 def test_a_bad_section_is_one_line(search: dict[str, Any], text: str) -> None:
