@@ -89,6 +89,17 @@ def test_no_folder_is_a_hall() -> None:
     assert {name: share for name, share in shares.items() if share > 0.16} == {}
 
 
+def test_no_function_has_more_than_forty_lines_apart_from_its_docstring() -> None:
+    found = {}
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                found[f"{path.name}: {node.name}"] = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+    assert len(found) > 900
+    assert {name: lines for name, lines in found.items() if lines > 40} == {}
+
+
 def test_the_step_needs_torch_and_the_errors_only() -> None:
     for path in (ROOT / "src" / "bigstep" / "step").glob("*.py"):
         for name in imported_names(path):

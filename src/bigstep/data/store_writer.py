@@ -43,12 +43,7 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     ):
         for sample in source:
             if isinstance(sample.result, Refusal):
-                if data.on_bad_image == "fail":
-                    raise DataError(
-                        f"data.on_bad_image fail: expected every image to decode, but {sample.name!r} does not: "
-                        f"{sample.result.reason}; "
-                        "remove the file, or set data.on_bad_image to refuse"
-                    )
+                _check_allowed(sample.name, sample.result, data)
                 refused.writerow([sample.name, source.classes[sample.label], sample.result.reason, sample.result.sha256])
                 reasons[sample.result.reason] += 1
             else:
@@ -73,6 +68,14 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
             samples.writerow([index, SPLITS[parts[index]], source.classes[labels[index]], name, sha256])
     taken_path.unlink()
     paths.manifest.write_text(_manifest(paths, source, data, all_labels, parts, reasons).to_json(), encoding="utf-8")
+
+
+def _check_allowed(name: str, refusal: Refusal, data: DataConfig) -> None:
+    if data.on_bad_image == "fail":
+        raise DataError(
+            f"data.on_bad_image fail: expected every image to decode, but {name!r} does not: {refusal.reason}; remove the file, "
+            "or set data.on_bad_image to refuse"
+        )
 
 
 @contextlib.contextmanager
