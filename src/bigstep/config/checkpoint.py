@@ -1,4 +1,4 @@
-"""The section ``checkpoint``: how often a training is put on disk; it decides no result."""
+"""The section ``checkpoint``: how often a training run is saved; it decides no result."""
 
 from typing import Annotated, ClassVar
 
@@ -11,14 +11,14 @@ __all__ = ["CheckpointConfig"]
 
 
 class CheckpointConfig(Section):
-    """How often a training is put on disk, to go on from there after a kill (DVC does not follow these keys)."""
+    """How often a training run is saved, to resume from it after a kill (DVC does not follow these keys)."""
 
     title: ClassVar[str] = "checkpoint"
     learning: ClassVar[bool] = False
 
     every: Annotated[str, Field(pattern=DURATION)] = Field(
         "60s",
-        description="longest time between two checkpoints; the first of a start comes after 5 s, the others as often as they "
-        "are worth their cost; one is written at the end of each epoch besides; none = only there",
+        description="maximum time between two checkpoints; the first is written after 5 s, and one at the end of "
+        "each epoch; none = at the end of each epoch only",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )
