@@ -43,7 +43,7 @@ format: $(READY)  ## format the code and mend what lint can
 dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 	@$(BIN)/python tools/dvc_dependencies.py
 
-documentation: $(READY)  ## write the table of parameters into the README
+documentation: $(READY)  ## write docs/parameters.md, the table of parameters, from the schema
 	@$(BIN)/python tools/parameter_table.py
 
 peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)

@@ -12,7 +12,7 @@ import torch
 
 from bigstep.commands.arguments import build_parser
 from dvc_dependencies import ROOT
-from parameter_table import with_table
+from parameter_table import PAGE, parameters_page
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
 MODULES = sorted(path for path in (ROOT / "src/bigstep").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))
@@ -27,8 +27,8 @@ def test_examples_in_docstrings_run(path: Path) -> None:
     assert not result.failed
 
 
-def test_the_readmes_table_is_the_schemas() -> None:
-    assert with_table(README) == README, "run `make documentation`"
+def test_the_page_of_parameters_is_the_schemas() -> None:
+    assert PAGE.read_text(encoding="utf-8") == parameters_page(), "run `make documentation`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

@@ -1,33 +1,42 @@
-"""The table of parameters in the README, from the schema."""
+"""Write docs/parameters.md, the table of every key of params.yaml, from the schema."""
 
 from bigstep.config.params import SECTIONS
-from bigstep.config.section import rule_of
+from bigstep.config.section import Section, rule_of
 from bigstep.config.yaml_files import example_of
 from dvc_dependencies import ROOT
 
-BEGIN, END = "<!-- parameters: written by `make documentation` from the schema -->\n", "<!-- end of parameters -->\n"
+PAGE = ROOT / "docs" / "parameters.md"
+INTRODUCTION = """# Parameters
+
+<!-- written by `make documentation` from src/bigstep/config: edit the descriptions there -->
+
+`params.yaml` holds every value. DVC reruns a stage when a key of a section that decides the result changes; the other sections
+change speed, memory, tracking or the search only. Set a key in the file, or for one run with
+`bigstep repro --set section.key=value`.
+
+The effective batch B (`train.effective_batch_size`), the micro-batch m (`hardware.micro_batch_size`) and the number of
+accumulation steps A (`hardware.accumulation_steps`) belong together: give two of them, and A = B / m, rounded up. Under DVC
+one of the two must be B, because DVC does not follow `hardware`.
+"""
 
 
-def parameter_table() -> str:
-    """Return the table in Markdown, a row for each key of params.yaml."""
-    rows = ["| key | default | must be | what it does |", "| --- | --- | --- | --- |"]
+def parameters_page() -> str:
+    """Return the page in Markdown: a table for each section, with a row for each key."""
+    parts = [INTRODUCTION]
     for section in SECTIONS:
-        follows = "DVC follows it" if section.learning else "DVC does not follow it"
-        rows.append(
-            f"| **{section.title}** | | | {str(section.__doc__).splitlines()[0].partition(' (')[0].rstrip('.')}; {follows} |"
-        )
-        for key, field in section.model_fields.items():
-            text = str(field.description).replace("|", "\\|")
-            rows.append(f"| `{section.title}.{key}` | `{example_of(field.default)}` | {rule_of(field)} | {text} |")
+        summary = str(section.__doc__).splitlines()[0].partition(" (")[0].rstrip(".")
+        followed = "DVC follows it" if section.learning else "DVC does not follow it"
+        parts.append(f"## {section.title}\n\n{summary}; {followed}.\n\n{_table(section)}")
+    return "\n".join(parts)
+
+
+def _table(section: type[Section]) -> str:
+    rows = ["| key | default | allowed | what it does |", "| --- | --- | --- | --- |"]
+    for key, field in section.model_fields.items():
+        text = str(field.description).replace("|", "\\|")
+        rows.append(f"| `{section.title}.{key}` | `{example_of(field.default)}` | {rule_of(field)} | {text} |")
     return "\n".join(rows) + "\n"
 
 
-def with_table(text: str) -> str:
-    """Return ``text`` with the table put between its two marks."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + parameter_table() + END + rest.partition(END)[2]
-
-
 if __name__ == "__main__":
-    README = ROOT / "README.md"
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(parameters_page(), encoding="utf-8")

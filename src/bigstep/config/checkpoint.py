@@ -18,7 +18,7 @@ class CheckpointConfig(Section):
 
     every: Annotated[str, Field(pattern=DURATION)] = Field(
         "60s",
-        description="longest time between two checkpoints; the first of a start comes after 5 s, the others as often as they "
-        "are worth their cost; one is written at the end of each epoch besides; none = only there",
+        description="maximum time between two checkpoints; the first is written after 5 s, and one at the end of "
+        "each epoch; none = at the end of each epoch only",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )

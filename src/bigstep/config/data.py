@@ -18,26 +18,26 @@ class DataConfig(Section):
     learning: ClassVar[bool] = True
 
     source: Literal["digits", "fashion-mnist", "cifar10", "image-folder"] = Field(
-        "digits", description="where the images come from; `digits` is embedded"
+        "digits", description="data set to use; `digits` is included in the package"
     )
     root: str = Field(
-        "data/raw", min_length=1, description="the source's folder, from the project's root; digits needs none in it"
+        "data/raw", min_length=1, description="folder with the images, relative to the project; not used by digits"
     )
-    download: bool = Field(default=False, description="fetch fashion-mnist or cifar10 into `root` when they are not there")
+    download: bool = Field(default=False, description="download fashion-mnist or cifar10 into `root` if it is missing")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
-        None, description="pixels a side after centre crop and resize; null = the source's own (image-folder has none)"
+        None, description="pixels per side after centre crop and resize; null = as in the source (required for image-folder)"
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; null = the source's own (image-folder: 3)")
+    channels: Literal[1, 3] | None = Field(None, description="1 = grey, 3 = colour; null = as in the source (image-folder: 3)")
     normalization: Literal["measured", "imagenet"] = Field(
-        "measured", description="mean and deviation: of the training images, or ImageNet's"
+        "measured", description="mean and standard deviation: of the training images, or ImageNet's"
     )
-    validation_fraction: Fraction = Field(0.15, description="share of the training images kept for validation")
-    test_fraction: Fraction = Field(0.2, description="share kept for the test, where the source has no test set")
-    split_seed: int = Field(0, ge=0, description="seed of the split, apart from train.seed")
+    validation_fraction: Fraction = Field(0.15, description="fraction of the training images held out for validation")
+    test_fraction: Fraction = Field(0.2, description="fraction held out for the test, if the source has no test set")
+    split_seed: int = Field(0, ge=0, description="seed of the split, independent of train.seed")
     on_bad_image: Literal["refuse", "fail"] = Field(
-        "refuse", description="a damaged file is listed in refused.csv, or ends the stage"
+        "refuse", description="refuse = skip a damaged file and list it in refused.csv; fail = stop the stage"
     )
-    max_megapixels: float = Field(64.0, gt=0, description="larger images are refused before they are decoded")
+    max_megapixels: float = Field(64.0, gt=0, description="larger images are not decoded")
 
     @model_validator(mode="after")
     def check(self) -> "DataConfig":

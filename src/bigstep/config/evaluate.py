@@ -1,4 +1,4 @@
-"""The section ``evaluate``: how the trained model is judged."""
+"""The section ``evaluate``: how the trained model is evaluated."""
 
 from typing import ClassVar
 
@@ -10,10 +10,10 @@ __all__ = ["EvaluateConfig"]
 
 
 class EvaluateConfig(Section):
-    """How the trained model is judged (read by the stage ``evaluate``)."""
+    """How the trained model is evaluated (read by the stage ``evaluate``)."""
 
     title: ClassVar[str] = "evaluate"
     learning: ClassVar[bool] = True
 
-    calibration_bins: int = Field(15, ge=2, le=1000, description="bins of the expected calibration error")
-    num_mistakes: int = Field(25, ge=1, le=400, description="worst mistakes shown in mistakes.png")
+    calibration_bins: int = Field(15, ge=2, le=1000, description="number of bins of the expected calibration error")
+    num_mistakes: int = Field(25, ge=1, le=400, description="number of mistakes shown in mistakes.png, worst first")

@@ -19,20 +19,22 @@ class HardwareConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the first CUDA device, else the CPU")
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         32,
-        description="m, the most samples of one forward and backward pass; null = B / accumulation_steps; "
-        "auto = the fastest measured within the budget",
+        description="m, maximum samples per forward/backward pass; null = B / accumulation_steps; "
+        "auto = the fastest that fits in memory, as measured by `bigstep plan`",
     )
     accumulation_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="A, micro-batches per optimizer step; null = B / m, rounded up"
     )
     memory_budget: Annotated[str, Field(pattern=SIZE)] = Field(
         "auto",
-        description="limit as 4GiB, of a GPU's allocator or the process's resident memory; auto = by the total; none",
+        description="memory limit such as 4GiB, for the GPU or the process; auto = 80 % of the machine's memory, "
+        "90 % of a GPU's; none = no limit",
         json_schema_extra={"rule": "auto, none or a size such as 512MiB, 4GiB or 1.5GB"},
     )
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="processes that decode in prepare and transform in train; 0 = none but the main one; null = by the cores",
+        description="worker processes that decode and augment images; 0 = in the main process; "
+        "null = one per core in prepare, one per two cores in train",
     )
-    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="of torch on the CPU; null = torch's choice")
-    memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="layout of image tensors in memory")
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads of torch; null = torch's default")
+    memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="memory layout of image tensors")

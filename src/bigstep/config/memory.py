@@ -16,5 +16,5 @@ class MemoryConfig(Section):
     learning: ClassVar[bool] = False
 
     checkpoint_activations: bool = Field(
-        default=False, description="keep a block's input only, and compute the block again in the backward pass"
+        default=False, description="recompute activations in the backward pass instead of storing them: less memory, more time"
     )

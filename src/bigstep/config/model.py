@@ -16,24 +16,24 @@ class ModelConfig(Section):
     learning: ClassVar[bool] = True
 
     name: str = Field("small_cnn", min_length=1, description="`small_cnn` (8 to 64 pixels) or any torchvision classifier")
-    width: int = Field(32, ge=4, le=1024, description="channels of the first layer of small_cnn")
+    width: int = Field(32, ge=4, le=1024, description="channels of the first layer (small_cnn only)")
     norm: Literal["group", "batch", "none"] = Field(
         "group",
-        description="normalisation where the architecture has BatchNorm: GroupNorm in its place, itself, or none",
+        description="what to use for BatchNorm layers: GroupNorm, BatchNorm, or no normalisation",
     )
     ghost_batch_size: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="samples BatchNorm normalises together (norm: batch only); the micro-batch then equals it"
+        None, description="samples that BatchNorm normalises together (norm: batch only); also the micro-batch size"
     )
     batch_norm_statistics: Literal["plain", "corrected", "frozen", "recalibrated"] = Field(
-        "corrected", description="norm batch: what moves BatchNorm's running statistics; see docs/concepts.md"
+        "corrected", description="norm: batch only: how running statistics are updated, see docs/concepts.md"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="dropout probability, where the architecture has dropout; null = its own"
+        None, description="dropout probability, if the architecture has dropout; null = the architecture's default"
     )
     weights: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="weights to start from: a .safetensors or .pth file in the folder weights/"
+        None, description="pretrained weights: a .safetensors or .pth file in weights/"
     )
-    freeze_backbone: bool = Field(default=False, description="train the head only (needs weights)")
+    freeze_backbone: bool = Field(default=False, description="train only the head (requires weights)")
 
     @model_validator(mode="after")
     def check(self) -> "ModelConfig":

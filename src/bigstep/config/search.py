@@ -1,4 +1,4 @@
-"""The section ``search``: what `bigstep search` tries, for how long, and what it looks for."""
+"""The section ``search``: what `bigstep search` tries, for how long, and what it optimizes."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -43,56 +43,56 @@ Choices = Annotated[tuple[bool | int | float | str, ...], Field(strict=False, mi
 
 
 class SearchConfig(Section):
-    """What `bigstep search` tries, for how long, and what it looks for."""
+    """What `bigstep search` tries, for how long, and what it optimizes."""
 
     title: ClassVar[str] = "search"
     learning: ClassVar[bool] = False
 
-    trials: int = Field(20, ge=1, description="trials in all, those of earlier starts and other machines included")
+    trials: int = Field(20, ge=1, description="total number of trials, across restarts and machines")
     max_time: Annotated[str, Field(pattern=DURATION)] = Field(
         "none",
-        description="no trial begins later than this after the start; none = no limit",
+        description="start no new trial after this time; none = no limit",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )
-    epochs: Count | None = Field(None, description="of each trial; null = train.epochs")
+    epochs: Count | None = Field(None, description="epochs per trial; null = train.epochs")
     space: Literal["planned", "full"] = Field(
         "planned",
-        description="planned = learning rate and effective batch are searched, the slicing is planned; full = learning rate, "
+        description="planned = search learning rate and effective batch, use the fastest slicing; full = search learning rate, "
         "accumulation steps and micro-batch size",
     )
-    learning_rate: Rates | None = Field(
-        None, description="lowest and highest; null = a tenth of train.learning_rate to ten times it"
-    )
-    effective_batch_size: Counts = Field((8, 512), description="space planned: lowest and highest; powers of two between")
-    micro_batch_size: Counts = Field((4, 256), description="space full: lowest and highest; powers of two between")
-    accumulation_steps: Counts = Field((1, 64), description="space full: lowest and highest; powers of two between")
+    learning_rate: Rates | None = Field(None, description="[lowest, highest]; null = from 0.1 to 10 times train.learning_rate")
+    effective_batch_size: Counts = Field((8, 512), description="space planned: [lowest, highest], powers of two")
+    micro_batch_size: Counts = Field((4, 256), description="space full: [lowest, highest], powers of two")
+    accumulation_steps: Counts = Field((1, 64), description="space full: [lowest, highest], powers of two")
     parameters: dict[str, Range | Choices] = Field(
         {},
-        description="further keys of params.yaml by name, as {train.weight_decay: {low: 1e-4, high: 0.1, log: true}, "
+        description="more keys to search, such as {train.weight_decay: {low: 1e-4, high: 0.1, log: true}, "
         "train.optimizer: [adamw, sgd]}",
         json_schema_extra={"rule": "a mapping of section.key to {low: ..., high: ..., log: ...} or a list of choices"},
     )
     objective: Objective | Annotated[tuple[Objective, ...], Field(strict=False, min_length=2)] = Field(
         "val_loss",
-        description="val_loss or val_accuracy; or a list of these, seconds and peak_bytes, for a Pareto front",
+        description="what to optimize; a list (may include seconds and peak_bytes) gives a Pareto front",
         json_schema_extra={"rule": "one of val_loss, val_accuracy, or a list of these, seconds and peak_bytes"},
     )
     sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "qmc"] = Field(
-        "auto", description="of Optuna; auto = what docs/search.md measured as best for the case"
+        "auto", description="Optuna sampler; auto = the best of docs/search.md for the search space"
     )
     pruner: Literal["median", "none"] = Field(
-        "median", description="ends trials that are worse than the median at as many samples; one objective only"
+        "median",
+        description="median = stop trials that are worse than the median after as many samples (one objective only)",
     )
-    top: int = Field(3, ge=0, description="best trials that are trained again with new seeds; 0 = none")
-    replicates: int = Field(3, ge=1, description="new seeds for each of them; the winner is best in the mean")
-    audit: float = Field(
-        0.05, ge=0, le=1, description="share of the trials that are trained again in another slicing, to be compared"
-    )
+    top: int = Field(3, ge=0, description="number of best trials to retrain with new seeds; 0 = off")
+    replicates: int = Field(3, ge=1, description="new seeds for each of them; the best mean wins")
+    audit: float = Field(0.05, ge=0, le=1, description="fraction of the trials to retrain with another slicing, as a check")
     workers: Count | None = Field(
-        None, description="processes on this machine, which share out its cores and memory; null = by the cores, 1 on a GPU"
+        None,
+        description="worker processes, which share this machine's cores and memory; null = by number of cores, 1 on a GPU",
     )
     storage: str | None = Field(
-        None, min_length=1, description="of the study: a journal's path, or postgresql://...; null = in .bigstep/search"
+        None,
+        min_length=1,
+        description="storage of the study: path of a journal file, or postgresql://...; null = in .bigstep/search",
     )
     study: str = Field(
         "search",
@@ -102,7 +102,7 @@ class SearchConfig(Section):
             "rule": "a name of letters, digits, dots, dashes and underscores that starts with a letter or digit"
         },
     )
-    seed: int = Field(0, ge=0, description="of the sampler and the choice of audits")
+    seed: int = Field(0, ge=0, description="seed of the sampler and of the audit")
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -22,52 +22,57 @@ class TrainConfig(Section):
 
     epochs: int = Field(20, ge=1, description="passes over the training images")
     effective_batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        64, description="B, samples of one optimizer step; null = micro_batch_size * accumulation_steps"
+        64, description="B, samples per optimizer step; null = micro_batch_size * accumulation_steps"
     )
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("adamw", description="torch.optim's")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adamw", description="optimizer from torch.optim")
     learning_rate: Positive = Field(0.004, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="as the optimizer defines it; not on biases and norms")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
-    nesterov: bool = Field(default=False, description="sgd only")
-    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field((0.9, 0.999), description="adam and adamw only")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay; not applied to biases and normalisation layers")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    nesterov: bool = Field(default=False, description="sgd: use Nesterov momentum")
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
+        (0.9, 0.999), description="adam and adamw: decay rates of the moment estimates"
+    )
     schedule: Literal["constant", "cosine", "linear", "step", "plateau"] = Field(
-        "cosine", description="of the learning rate, stepped once per optimizer step (plateau: once per validation)"
+        "cosine", description="learning rate schedule, updated every optimizer step (plateau: every validation)"
     )
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the updates with linear warm-up; 0 with plateau")
-    step_epochs: int = Field(10, ge=1, description="schedule step: epochs between two cuts")
-    factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: what a cut multiplies by")
-    plateau_patience: int = Field(3, ge=0, description="schedule plateau: validations without gain before a cut")
-    label_smoothing: float = Field(0.05, ge=0, lt=1, description="share of each target spread over all classes")
+    warmup_fraction: float = Field(
+        0.05, ge=0, lt=1, description="fraction of the optimizer steps used for linear warm-up; must be 0 with plateau"
+    )
+    step_epochs: int = Field(10, ge=1, description="schedule step: epochs between reductions")
+    factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: factor of each reduction")
+    plateau_patience: int = Field(3, ge=0, description="schedule plateau: validations without improvement before a reduction")
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing, as in torch's CrossEntropyLoss")
     class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)] | None = Field(
-        None, description="`balanced`, one weight a class, or null"
+        None, description="`balanced` (by inverse frequency), a list with one weight per class, or null"
     )
-    clip_norm: Positive | None = Field(1.0, description="largest norm of the gradient of the effective batch; null = off")
+    clip_norm: Positive | None = Field(1.0, description="maximum gradient norm of the effective batch; null = off")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="decay of an average of the weights, per optimizer step; null = off"
+        None, description="decay of the exponential moving average of the weights, per optimizer step; null = off"
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="validations without gain before training ends; null = off"
+        None, description="validations without improvement before training stops; null = off"
     )
-    select_by: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="what the kept epoch is best in")
+    select_by: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="metric that selects the epoch to keep")
     augmentation: Augmentation = Field(
         "shift",
-        description="mirror and one-eighth shifts, or torchvision.transforms.v2 by name; keyed by (seed, epoch, sample)",
+        description="mirroring, shifts by up to one eighth, or torchvision.transforms.v2 by name; random numbers depend "
+        "on (seed, epoch, sample) only",
         json_schema_extra={
             "rule": "one of none, flip, shift, shift-flip, or a list of transforms: a name, or {name: {argument: value}}"
         },
     )
-    mixup_alpha: Positive | None = Field(None, description="mixup with a share from Beta(alpha, alpha); null = off")
-    cutmix_alpha: Positive | None = Field(None, description="cutmix with an area from Beta(alpha, alpha); null = off")
+    mixup_alpha: Positive | None = Field(None, description="mixup; the ratio is drawn from Beta(alpha, alpha); null = off")
+    cutmix_alpha: Positive | None = Field(None, description="cutmix; the area is drawn from Beta(alpha, alpha); null = off")
     keyed_randomness: bool = Field(
-        default=True, description="key dropout by (seed, step, position), so that it does not depend on the cut"
+        default=True, description="make dropout depend on (seed, step, position) only, not on the micro-batch size"
     )
     precision: Literal["float32", "bfloat16", "float16", "float64"] = Field(
-        "float32", description="bfloat16 and float16 by autocast over float32 weights"
+        "float32", description="bfloat16 and float16 use autocast with float32 weights"
     )
     max_bad_steps: int = Field(
-        20, ge=1, description="steps in a row without a finite gradient, all of them dropped, before training stops"
+        20, ge=1, description="stop after this many consecutive steps with a non-finite gradient (each is skipped)"
     )
-    seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
+    seed: int = Field(0, ge=0, description="seed of initial weights, sample order, augmentation and dropout")
 
     @model_validator(mode="after")
     def check(self) -> "TrainConfig":
