@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast faults check format dependencies documentation peers costs memory lock clean
+.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs memory lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 
 documentation: $(READY)  ## write docs/parameters.md, the table of parameters, from the schema
 	@$(BIN)/python tools/parameter_table.py
+
+figure: $(READY)  ## write docs/figures/exactness.png from docs/peers.md and predicted memory
+	@$(BIN)/python benchmarks/peers/exactness_figure.py
 
 peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
 	@$(BIN)/python benchmarks/peers/correctness.py

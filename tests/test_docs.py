@@ -38,14 +38,38 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readmes_code_runs_as_it_stands() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 3)
-    before = model.weight.detach().clone()
-    loader = [(torch.randn(10, 4), torch.randint(0, 3, (10,)))] * 2
-    names = {"model": model, "loader": loader, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
-    exec(code, names)  # the README is the project's own
-    assert (model.weight != before).any()
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        before = model.weight.detach().clone()
+        loader = [(torch.randn(10, 4), torch.randint(0, 3, (10,)))] * 2
+        names = {"model": model, "loader": loader, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+        exec(code, names)  # the README is the project's own
+        assert (model.weight != before).any()
+
+
+FOREIGN = r"\b(goes on|go on|is none|whoever|anew|begun|somebody|stands as)\b"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "params.yaml", ROOT / "docs" / "parameters.md"], ids=str)
+def test_what_users_read_first_is_in_plain_words(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if re.search(FOREIGN, line)] == []
+
+
+def test_no_docstring_begins_with_give() -> None:
+    files = [path for path in (ROOT / "src").rglob("*.py") if re.search('"""(Give|Gives) ', path.read_text(encoding="utf-8"))]
+    assert files == []
+
+
+def test_the_architecture_page_names_every_package_and_only_modules_that_exist() -> None:
+    page, home = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), ROOT / "src" / "bigstep"
+    packages = {path.parent.name for path in home.glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    for name in re.findall(r"`([a-z_/]+\.py)`", page):
+        assert (home / name).exists() or (ROOT / name).exists(), name
 
 
 def test_the_readmes_commands_exist() -> None:

@@ -1,6 +1,6 @@
 """Write docs/figures/exactness.png, the picture of the README.
 
-Left: the gradient errors of docs/peers.md, which `make peers` measures. Right: the peak memory of a step of ResNet-50, predicted.
+Left: gradient errors of docs/peers.md, which `make peers` measures. Right: predicted peak memory of a step of ResNet-50.
 """
 
 import re
@@ -83,7 +83,8 @@ def draw_memory(axes: Axes, whole: list[float], cut: list[float]) -> None:
     """Draw the two curves over the effective batch, and the last value of each."""
     axes.plot(EFFECTIVE_BATCH_SIZES, whole, marker="o", color="#64748b", linewidth=2)
     axes.plot(EFFECTIVE_BATCH_SIZES, cut, marker="o", color="#2563eb", linewidth=2)
-    axes.annotate(f"full batch\n{whole[-1]:.0f} GB", (1024, whole[-1]), (-46, 2), textcoords="offset points", ha="right", va="top")
+    text = f"full batch\n{whole[-1]:.0f} GB"
+    axes.annotate(text, (1024, whole[-1]), (-46, 2), textcoords="offset points", ha="right", va="top")
     label = f"bigstep, m = {MICRO_BATCH_SIZE}: {cut[-1]:.1f} GB"
     axes.annotate(label, (1024, cut[-1]), (0, 9), textcoords="offset points", ha="right", color="#2563eb", fontweight="bold")
     axes.set(xscale="log", yscale="log", ylim=(1, 160), xlabel="effective batch size")
