@@ -61,7 +61,7 @@ def test_a_spool_is_delivered(former: Project) -> None:
 def test_a_study_is_continued(former: Project) -> None:
     shutil.copyfile(former.root / "params.search.yaml", former.root / "params.yaml")
     output = former.bigstep("search", "--trials", "3", "--workers", "1")
-    assert "WARNING: the code that decides learning has changed" in output
+    assert "WARNING: the training code has changed" in output
     assert "3 trials" in output
     assert "winner: trial" in output
     assert "Traceback" not in output

@@ -310,7 +310,7 @@ def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path, mo
     assert "measuring" not in again
     text = (trained / "params.yaml").read_text(encoding="utf-8")
     assert f"micro_batch_size: {chosen['micro_batch_size']} " in text
-    assert "# m, most samples of one forward and backward pass" in text
+    assert "# m, maximum samples per forward/backward pass" in text
     assert "Running" not in _run(trained, "dvc", "repro")
     (trained / "params.yaml").write_bytes(before)
 
