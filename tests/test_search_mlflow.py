@@ -206,7 +206,7 @@ def test_several_objectives_have_names(uri: str, given: tuple[str, ...], own: li
 
 def test_names_must_be_as_many_as_objectives(uri: str) -> None:
     study = _study(directions=["minimize"] * 3)
-    with pytest.raises(ConfigError, match=r"must name each objective, but 2 names 3; give 3, or one") as error:
+    with pytest.raises(ConfigError, match=r"metric_names: expected 3 names, one for each objective, got 2; pass 3, or one") as error:
         study.optimize(lambda _: (1.0, 2.0, 3.0), n_trials=1, callbacks=[MLflowCallback(uri, None, ("a", "b"))])
     assert "\n" not in str(error.value)
     assert open_client(uri).get_experiment_by_name("s") is None, "something was written"
@@ -251,7 +251,7 @@ def test_ask_and_tell_and_a_later_start_go_on_below_the_same_run(uri: str, tmp_p
     for _ in range(2):
         study, callback = _study(open_storage(str(tmp_path / "j"))), MLflowCallback(uri)
         trial = study.ask()
-        with pytest.raises(ValueError, match="must have ended, but trial"):
+        with pytest.raises(ValueError, match="expected a finished trial, got trial"):
             callback(study, study.trials[trial.number])
         callback(study, study.tell(trial, _square(trial)))
     (parent,) = _parents(uri)

@@ -98,7 +98,7 @@ class Project:
         output = self.run("dvc", "repro", *stage, code=None)
         if "Use `dvc push`" not in output and "up to date" not in output:
             repaired = self.bigstep("doctor", "--fix", code=None)
-            assert "torn" in repaired, output[-3000:] + repaired
+            assert "is damaged" in repaired, output[-3000:] + repaired
             output = repaired + self.run("dvc", "repro", *stage)
         assert "Traceback" not in output
         return output

@@ -84,7 +84,7 @@ def test_a_file_that_changed_is_named(round_number: int, project: Project) -> No
     victim.unlink() if round_number % 2 else victim.write_bytes(victim.read_bytes() + b"\0")
     output = project.bigstep("verify", code=4)
     assert str(victim) in output
-    assert ("vanished" if round_number % 2 else "changed") in output
+    assert ("is missing" if round_number % 2 else "changed") in output
     assert "Running stage 'prepare'" in project.bigstep("prepare")
 
 
