@@ -99,9 +99,9 @@ def test_every_torchvision_classifier_is_known_and_no_detector() -> None:
     [
         ({"name": "vit_b_16", "norm": "batch", "ghost_batch_size": 2}, 32, ConfigError, "has no BatchNorm"),
         ({"name": "resnet18", "dropout": 0.5}, 32, ConfigError, "has no dropout, got 0.5"),
-        ({"name": "inception_v3"}, 32, ModelError, "refuses 32 x 32 pixels"),
-        ({"name": "inception_v3"}, 96, ModelError, "refuses 96 x 96 pixels"),
-        ({"name": "vit_b_16"}, 30, ModelError, "refuses 30 x 30 pixels"),
+        ({"name": "inception_v3"}, 32, ModelError, "does not accept images of 32 x 32 pixels"),
+        ({"name": "inception_v3"}, 96, ModelError, "does not accept images of 96 x 96 pixels"),
+        ({"name": "vit_b_16"}, 30, ModelError, "does not accept images of 30 x 30 pixels"),
     ],
 )
 def test_what_an_architecture_cannot_do_is_one_line(

@@ -206,7 +206,9 @@ def test_several_objectives_have_names(uri: str, given: tuple[str, ...], own: li
 
 def test_names_must_be_as_many_as_objectives(uri: str) -> None:
     study = _study(directions=["minimize"] * 3)
-    with pytest.raises(ConfigError, match=r"metric_names: expected 3 names, one for each objective, got 2; pass 3, or one") as error:
+    with pytest.raises(
+        ConfigError, match=r"metric_names: expected 3 names, one for each objective, got 2; pass 3, or one"
+    ) as error:
         study.optimize(lambda _: (1.0, 2.0, 3.0), n_trials=1, callbacks=[MLflowCallback(uri, None, ("a", "b"))])
     assert "\n" not in str(error.value)
     assert open_client(uri).get_experiment_by_name("s") is None, "something was written"
