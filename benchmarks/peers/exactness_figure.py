@@ -93,7 +93,7 @@ def draw_memory(axes: Axes, whole: list[float], cut: list[float]) -> None:
     axes.set_yticks([1, 3, 10, 30, 100])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} GB"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title("Peak memory of a step (ResNet-50, 224 px)", loc="left", fontsize=11, fontweight="bold")
+    axes.set_title("Predicted peak memory, ResNet-50, 224 px", loc="left", fontsize=11, fontweight="bold")
 
 
 def main() -> None:
