@@ -1,6 +1,7 @@
 """Fixtures, and a police: a test that leaves an environment variable, a thread setting or a default type behind fails."""
 
 import csv
+import logging
 import os
 import shutil
 import subprocess
@@ -46,6 +47,16 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def library_logs_nowhere() -> Iterator[None]:
+    """A command that a test runs in this process shows the library's log; the next test starts without that."""
+    logger = logging.getLogger("bigstep")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
