@@ -1,6 +1,5 @@
 """The naive implementations that the clever ones are compared with."""
 
-import contextlib
 from typing import Any
 
 import torch
@@ -32,12 +31,11 @@ def keyed_gradients(
 ) -> tuple[list[Tensor], Tensor]:
     """One backward pass over the whole batch, with the masks that ``seed`` and ``step`` key."""
     keyed = KeyedRandomness(model, seed)
-    sites = keyed.sites(inputs, contextlib.nullcontext)
-    with keyed.step(step, sites, inputs.device) as calls:
-        calls.begin_forward(torch.arange(len(inputs)))
+    calls = keyed.step(step, lambda count: model(inputs[:count]), inputs.device)
+    with calls.forward(torch.arange(len(inputs))):
         loss = mean_loss(model(inputs), targets)
-        calls.begin_backward()
-        model.zero_grad()
+    model.zero_grad()
+    with calls.backward():
         loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()

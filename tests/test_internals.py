@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import threading
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from bigstep.optuna_mlflow.optuna_internals import StoragePlace, id_of, storage_
 from bigstep.optuna_mlflow.study_identity import storage_identity
 from bigstep.optuna_mlflow.study_lock import study_lock
 from bigstep.step import torch_internals as step_internals
+from bigstep.step.random_kernels import IGNORED, KEYED, REFUSED, drawing_from
 from dvc_dependencies import ROOT
 
 SOURCE = ROOT / "src" / "bigstep"
@@ -91,13 +93,40 @@ def test_torchs_private_names_do_what_they_are_used_for() -> None:
     assert [float(norm) for norm in step_internals.vector_norms([torch.tensor([3.0, 4.0])])] == [5.0]
 
 
-@pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel:UserWarning")
-def test_a_kernel_that_was_replaced_is_torchs_again() -> None:
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("normal_", lambda target, *_, **__: target.fill_(7.0), "CPU")
-    assert torch.empty(2).normal_().tolist() == [7.0, 7.0]
-    step_internals.remove_kernels(library)
+def test_torchs_kernels_are_replaced_on_the_thread_that_asks_only() -> None:
+    class Sevens:
+        def draw(self, operation: str, shape: torch.Size, values: Any) -> torch.Tensor:
+            del operation, values
+            return torch.full(shape, 7.0)
+
+    others: list[torch.Tensor] = []
+    with drawing_from(Sevens()):
+        assert torch.empty(2).normal_().tolist() == torch.rand(2).tolist() == [7.0, 7.0]
+        thread = threading.Thread(target=lambda: others.append(torch.rand(2)))
+        thread.start()
+        thread.join()
+    assert others[0].max() < 1
     assert torch.empty(2).normal_().tolist() != [7.0, 7.0]
+
+
+def test_every_operation_that_torch_marks_as_drawing_is_keyed_refused_or_built_of_others() -> None:
+    """An operation that torch adds is named here, to be sorted."""
+    unsorted = set()
+    for name in torch._C._dispatch_get_all_op_names():
+        base, _, overload = name.removeprefix("aten::").partition(".")
+        operation = getattr(getattr(torch.ops.aten, base, None), overload or "default", None)
+        if not name.startswith("aten::") or operation is None or torch.Tag.nondeterministic_seeded not in operation.tags:
+            continue
+        composite = any(
+            torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+            for key in ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+        )
+        if not composite and not overload.endswith("out"):
+            unsorted.add(base + (f".{overload}" if overload else ""))
+    assert unsorted - set(KEYED) - set(REFUSED) - set(IGNORED) == set(MADE_OF_OTHERS)
+
+
+MADE_OF_OTHERS = ("bernoulli.p",)
 
 
 def test_a_storage_says_where_it_is(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_stated_error_is_that_of_repeated_trials() -> None:
     assert spread == pytest.approx(sum(errors) / len(errors), rel=0.4)
 
 
-def _norms(weighted: bool) -> tuple[NoiseSample, list[Tensor], Tensor]:
+def _norms(weighted: bool) -> tuple[NoiseSample, Tensor, list[Tensor], Tensor]:
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
     inputs, labels = torch.randn(10, 4).double(), torch.randint(0, 3, (10,))
@@ -87,13 +87,16 @@ def _norms(weighted: bool) -> tuple[NoiseSample, list[Tensor], Tensor]:
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
     parts = [gradient(part) for part in (slice(0, 4), slice(4, 7), slice(7, 10))]
-    return result.noise, parts, gradient(slice(None))
+    return result.noise, labels, parts, gradient(slice(None))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_norms_are_those_of_mean_gradients(weighted: bool) -> None:
-    sample, parts, whole = _norms(weighted)
-    assert sample.sizes == (4, 3, 3)
+    sample, labels, parts, whole = _norms(weighted)
+    weights = torch.tensor([0.2, 1.0, 5.0])[labels] if weighted else torch.ones(10)
+    worth = [float(part.sum() ** 2 / part.square().sum()) for part in (weights, *weights.split([4, 3, 3]))]
+    assert [sample.total, *sample.sizes] == pytest.approx(worth)
+    assert worth == [10, 4, 3, 3] or weighted
     assert float(sample.whole) == pytest.approx(float(whole @ whole), rel=1e-12)
     assert sample.weighted is not None
     expected = sum(size * float(part @ part) for size, part in zip(sample.sizes, parts, strict=True))
@@ -135,7 +138,7 @@ def test_too_few_steps_give_no_value() -> None:
     scale = NoiseScale()
     assert scale.value is None
     assert scale.summary() is None
-    scale.update(NoiseSample((2, 2), torch.tensor(2.0), torch.tensor(1.0), None))
+    scale.update(NoiseSample((2, 2), 4, 4, torch.tensor(2.0), torch.tensor(1.0), None))
     assert scale.value is None
 
 
@@ -149,7 +152,7 @@ def test_the_advice_follows_the_ratio(scale: float, steps: int, words: str) -> N
 
 def test_without_a_value_the_advice_says_so() -> None:
     assert "could not be estimated" in advise(None, 128, 4)
-    assert math.isfinite(NoiseSample((3, 3), torch.tensor(1.0), torch.tensor(2.0), None).estimate()[0])
+    assert math.isfinite(NoiseSample((3, 3), 6, 6, torch.tensor(1.0), torch.tensor(2.0), None).estimate()[0])
 
 
 def test_the_norms_of_the_default_take_under_two_percent_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from bigstep.step.batch_norm import DeferredStatistics, find_batch_layers, freez
 from oracles import full_batch_gradients, relative_error
 
 MOMENTUM = 0.1
+pytestmark = pytest.mark.filterwarnings("ignore:gradients depend on micro_batch_size:bigstep.errors.ExactnessWarning")
 
 
 def _model() -> nn.Sequential:

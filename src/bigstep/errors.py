@@ -11,8 +11,11 @@
     │   ├── ModelError            a model or weights file cannot be used
     │   ├── OutOfMemoryError      the request does not fit in memory
     │   └── ProjectError          a problem with the folder, the environment or another process
+    ├── ExactnessError            a gradient depends on the micro-batch size
     ├── LossError                 a loss function returned something other than a loss (also a ValueError)
     └── RandomnessError           a model draws random numbers that cannot be keyed by sample
+
+    ExactnessWarning              a gradient depends on the micro-batch size for a known reason, or could not be checked
 """
 
 __all__ = [
@@ -21,6 +24,8 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergedError",
+    "ExactnessError",
+    "ExactnessWarning",
     "LossError",
     "ModelError",
     "OutOfMemoryError",
@@ -70,6 +75,14 @@ class OutOfMemoryError(UserError):
 
 class ProjectError(UserError):
     """There is a problem with the project folder, the environment or another process."""
+
+
+class ExactnessError(BigstepError):
+    """The gradient of a model and a loss depends on the micro-batch size."""
+
+
+class ExactnessWarning(UserWarning):
+    """A gradient depends on the micro-batch size for a known reason, or could not be checked."""
 
 
 class LossError(BigstepError, ValueError):

@@ -6,22 +6,26 @@ contributes the gradient of S_k / W, where S_k sums w_i * l_i over its own sampl
 over the gradients, because W follows from the targets before the first forward pass.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bigstep.errors import LossError, RandomnessError
-from bigstep.step.batch_norm import DeferredStatistics, holding, put_back_on_error
+from bigstep.step.batch_norm import DeferredStatistics, holding
+from bigstep.step.batch_structure import BatchStructure, map_tensors
 from bigstep.step.gradient_sum import GradientSum
-from bigstep.step.keyed_randomness import KeyedRandomness, KeyedStep, RandomCallsChangedError
+from bigstep.step.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
+from bigstep.step.loss_arguments import resolve_loss
 from bigstep.step.losses import Loss
-from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss
-from bigstep.step.nested_tensors import cut_batch, map_tensors, num_samples
+from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss, weighted_loss
 from bigstep.step.noise_scale import NoiseSample
+from bigstep.step.preserved_state import StateGuard
+from bigstep.step.self_check import SelfCheck, unwrapped
 from bigstep.step.slicing import balanced_sizes, slices
 
 __all__ = ["Accumulator", "BackwardResult"]
@@ -49,11 +53,12 @@ class Accumulator:
     """Adds the exact gradient of an effective batch's mean loss to ``.grad``, in micro-batches of bounded size.
 
     Equal to ``loss(model(inputs), targets).backward()`` on the whole batch, for every loss of the form
-    ``sum(w * l) / sum(w)`` and every model that treats its samples apart (BatchNorm does not). When anything goes wrong on
-    the way, ``.grad``, BatchNorm's running statistics and torch's random state on the CPU are as they were before.
+    ``sum(w * l) / sum(w)`` and every model that treats its samples apart. Whether yours do is checked on the first batch, on
+    a few of its samples; BatchNorm does not, and is warned of. When anything goes wrong on the way, ``.grad``, buffers and
+    torch's random state on the CPU are as they were before.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 # each is an option of its own
         self,
         model: nn.Module,
         loss: Loss | PerSampleLoss,
@@ -64,13 +69,16 @@ class Accumulator:
         scaler: torch.amp.GradScaler | None = None,
         noise: str | None = None,
         statistics: DeferredStatistics | None = None,
+        shared: Sequence[str | int] = (),
+        self_check: bool = True,
     ) -> None:
         """Remember the parts; nothing is copied.
 
         Args:
             model: any module; it runs in the mode it is in.
             loss: one of :mod:`bigstep.losses`, or a callable ``(outputs, targets)`` that returns one loss per sample, shape
-                ``(n,)``, optionally with their weights as ``(losses, weights)``.
+                ``(n,)``, optionally with their weights as ``(losses, weights)``; torch's ``nn.CrossEntropyLoss``,
+                ``nn.BCEWithLogitsLoss`` and ``nn.MSELoss`` with their default reduction are taken as ours.
             micro_batch_size: the most samples of one forward and backward pass.
             seed: keys dropout and other random calls of the model by (seed, step, position in the effective batch), so that
                 they do not depend on the cut; None leaves them to torch's generators, which do.
@@ -79,39 +87,58 @@ class Accumulator:
             noise: measure squared gradient norms for :class:`bigstep.step.noise_scale.NoiseScale`: ``"first"`` of the first
                 micro-batch and the whole, ``"every"`` of each micro-batch, which settles sooner and costs more; None does not.
             statistics: collects BatchNorm's statistics for one update per step.
+            shared: keys or fields of the inputs, or positions in their tuple, that hold what all samples share, such as an
+                attention mask of shape ``(L, L)``: they are passed whole.
+            self_check: on the first batch, and after modules or their modes changed, compare one pass over at most four
+                samples with passes over parts of them; costs about two small steps, and calls forward hooks more often.
 
         Raises:
+            LossError: ``loss`` would be averaged otherwise than torch does.
             ValueError: ``micro_batch_size`` is below 1, or ``noise`` is unknown.
             TypeError: ``loss`` is neither a loss nor callable.
         """
         balanced_sizes(1, micro_batch_size)
-        if not (isinstance(loss, Loss) or callable(loss)):
-            raise TypeError(f"loss: expected a bigstep loss or a callable (outputs, targets), got {loss!r}")
         if noise not in (None, "first", "every"):
             raise ValueError(f"noise: expected None, 'first' or 'every', got {noise!r}")
         self.micro_batch_size = micro_batch_size
+        loss = resolve_loss(loss)
         self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
-        self._randomness = None if seed is None else KeyedRandomness(model, seed)
+        self._shared = tuple(shared)
+        self._randomness = None if seed is None else KeyedRandomness(unwrapped(model), seed)
+        self._modules = tuple(module for module in (model, loss) if isinstance(module, nn.Module))
+        self._state_guard = StateGuard(*self._modules)
+        self._self_check = SelfCheck(model, loss, seed) if self_check else None
         self._next_step = 0
 
     def backward(
-        self, inputs: Any, targets: Any, *, step: int | None = None, positions: Tensor | None = None
+        self,
+        inputs: Any,
+        targets: Any,
+        *,
+        step: int | None = None,
+        positions: Tensor | None = None,
+        weight: float | None = None,
     ) -> BackwardResult:
-        """Add the gradient of the batch's mean loss to ``.grad`` of the model's parameters.
+        """Add the gradient of the batch's mean loss to ``.grad`` of every parameter that takes part.
 
         Args:
-            inputs: a tensor ``(N, ...)``, or a tuple or dictionary of such, on the host or the device; they are moved to the
-                model's device one micro-batch at a time.
+            inputs: a tensor ``(N, ...)``, a list of N things (strings, tensors of different shapes), or a tuple, mapping or
+                dataclass of such, on the host or the device; tensors are moved to the model's device one micro-batch at a
+                time. The model is called with the items of a tuple, and with the keywords of a mapping.
             targets: the same, for the loss.
             step: keys random calls, with the seed; None counts the calls of this method.
             positions: of the samples in the effective batch, shape ``(N,)``, for one process among several; None: 0 to N - 1.
+            weight: what the sum of losses is divided by; None: the weight of ``targets``. Where several processes share the
+                effective batch and average their gradients, the whole batch's weight over their number.
 
         Raises:
-            ValueError: the tensors differ in their first dimension, or there is no sample.
-            LossError: a callable loss returned something else than one loss per sample.
+            ValueError: the number of samples differs or does not follow, or there is no sample.
+            ExactnessError: the first batch showed that the gradient depends on the micro-batch size.
+            LossError: the loss returned or was given something else than it should.
             RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
         """
-        total = num_samples((inputs, targets))
+        batch = BatchStructure(inputs, targets, self._shared)
+        total = batch.num_samples
         if total == 0:
             raise ValueError("effective batch: expected at least one sample, got none; skip it")
         places = torch.arange(total) if positions is None else positions
@@ -119,9 +146,10 @@ class Accumulator:
 
         def parts() -> Iterator[MicroBatch]:
             for part in slices(balanced_sizes(total, self.micro_batch_size)):
-                yield MicroBatch(_cut(inputs, part), _cut(targets, part), places[part])
+                yield MicroBatch(batch, part, places[part])
 
-        weight = loss.weight(targets) if isinstance(loss, Loss) else None
+        if weight is None and isinstance(loss, Loss):
+            weight = loss.weight(targets)
         return self._run(parts, weight, float(total) if weight is None else weight, self._count(step), attempts=2)
 
     def backward_stream(
@@ -145,12 +173,13 @@ class Accumulator:
         def parts() -> Iterator[MicroBatch]:
             begin, found = 0, 0.0
             for inputs, targets in micro_batches:
-                size = num_samples((inputs, targets))
-                yield MicroBatch(inputs, targets, torch.arange(begin, begin + size))
+                batch = BatchStructure(inputs, targets, self._shared)
+                size = batch.num_samples
+                yield MicroBatch(batch, slice(0, size), torch.arange(begin, begin + size))
                 begin, found = begin + size, found + loss.weight(targets)
             if abs(found - weight) > WEIGHT_TOLERANCE * max(abs(weight), 1.0):
                 raise LossError(
-                    f"weight must be that of all micro-batches together, which is {found:g}, but is {weight:g}; "
+                    f"weight: expected that of all micro-batches together, {found:g}, got {weight:g}; "
                     "give loss.weight of all targets"
                 )
 
@@ -165,43 +194,69 @@ class Accumulator:
         self, parts: Callable[[], Iterator[MicroBatch]], weight: float | None, divisor: float, step: int, *, attempts: int
     ) -> BackwardResult:
         """Run the micro-batches; once more with a new probe where the model's random calls have changed since the last."""
-        model = self._settings.model
-        device = _device_of(model)
+        settings = self._settings
+        device = _device_of(settings.model)
         if weight == 0:
             return BackwardResult(torch.zeros((), device=device), 0.0, None, ())
         for attempt in range(attempts):
             iterator = parts()
             first = next(iterator)
-            keyed = self._keyed(first, step, device, fresh=attempt > 0)
+            self._refuse(first)
+            if self._self_check is not None:
+                self._self_check.check(first.batch, self.micro_batch_size, device)
             with (
-                contextlib.suppress(RandomCallsChangedError),
-                GradientSum(model, apart=self._settings.noise == "every") as gradients,
-                keyed as random_calls,
-                holding(self._settings.statistics),
-                put_back_on_error(model),
+                suppress(RandomCallsChangedError),
+                GradientSum(
+                    self._parameters(), apart=settings.noise == "every", shared_memory=_is_distributed(settings.model)
+                ) as gradients,
+                holding(settings.statistics),
+                self._state_guard.step(),
             ):
-                run = MicroBatchLoop(self._settings, gradients, device, divisor, random_calls)
+                run = MicroBatchLoop(settings, gradients, device, divisor, self._step_randomness(first, step, device, attempt))
                 run.add(first)
                 for part in iterator:
                     run.add(part)
                 return BackwardResult(*run.finish(weight), tuple(run.sizes))
         raise RandomnessError(
-            "a model must draw the same random calls in every micro-batch to be keyed by sample, but its calls changed; "
+            "model: expected the same random calls in every micro-batch, to be keyed by sample, got others; "
             "leave out the seed to draw natively"
         )
 
-    def _keyed(
-        self, first: MicroBatch, step: int, device: torch.device, *, fresh: bool
-    ) -> contextlib.AbstractContextManager[KeyedStep | None]:
+    def _parameters(self) -> Iterator[Tensor]:
+        for module in self._modules:
+            yield from module.parameters()
+
+    def _refuse(self, micro_batch: MicroBatch) -> None:
+        for parameter in self._parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise ValueError(  # noqa: TRY004 # the model's state is wrong, not the type of an argument
+                    "model: expected initialised parameters, got a lazy module that has not run yet; run it on a sample before"
+                )
+        tensors: list[Tensor] = []
+        map_tensors(tensors.append, (micro_batch.batch.inputs, micro_batch.batch.targets))
+        for tensor in tensors:
+            if tensor.grad_fn is not None:
+                raise ValueError(
+                    f"inputs and targets: expected tensors that were not computed from others with a gradient, got one by "
+                    f"{tensor.grad_fn.name()}; put the layers that computed it into the model, or detach it"
+                )
+
+    def _step_randomness(self, first: MicroBatch, step: int, device: torch.device, attempt: int) -> StepRandomness:
         if self._randomness is None:
-            return contextlib.nullcontext()
-        inputs = cut_batch(first.inputs, slice(0, 3), device)
-        sites = self._randomness.sites(inputs, lambda: self._settings.forward_context(device), fresh=fresh)
-        return self._randomness.step(step, sites, device)
+            return NativeRandomness()
+
+        def run(count: int) -> None:
+            settings, part = self._settings, first.part
+            indices = [part.start + index % (part.stop - part.start) for index in range(count)]
+            inputs, targets = first.batch.take(indices, device)
+            with settings.forward_context(device):
+                weighted_loss(settings.loss, first.batch.call(unwrapped(settings.model), inputs), targets, count)
+
+        return self._randomness.step(step, run, device, fresh=attempt > 0)
 
 
-def _cut(batch: Any, part: slice) -> Any:
-    return map_tensors(lambda tensor: tensor[part], batch)
+def _is_distributed(model: nn.Module) -> bool:
+    return isinstance(model, DistributedDataParallel)
 
 
 def _device_of(model: nn.Module) -> torch.device:

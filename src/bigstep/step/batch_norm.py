@@ -24,11 +24,11 @@ __all__ = [
     "BATCH_NORMS",
     "BatchLayer",
     "DeferredStatistics",
+    "batch_modules",
     "collecting",
     "find_batch_layers",
     "freeze_statistics",
     "holding",
-    "put_back_on_error",
     "recalibrate",
 ]
 
@@ -46,16 +46,25 @@ class BatchLayer:
 
 def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
     """Find layers in training mode that normalise by their batch or keep statistics of it."""
-    found = []
-    for name, module in model.named_modules():
-        if not module.training:
-            continue
-        kind = type(module).__name__
-        if isinstance(module, BATCH_NORMS):
-            found.append(BatchLayer(name, kind, "normalises each micro-batch by its own mean and variance"))
-        elif getattr(module, "running_mean", None) is not None:
-            found.append(BatchLayer(name, kind, "keeps running statistics of the batches it sees"))
-    return tuple(found)
+    names = {module: name for name, module in model.named_modules()}
+    return tuple(
+        BatchLayer(
+            names[module],
+            type(module).__name__,
+            "normalises each micro-batch by its own mean and variance"
+            if isinstance(module, BATCH_NORMS)
+            else "keeps running statistics of the batches it sees",
+        )
+        for module in batch_modules(model)
+    )
+
+
+def batch_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Return the modules of :func:`find_batch_layers`."""
+    for module in model.modules():
+        known = isinstance(module, BATCH_NORMS) or getattr(module, "running_mean", None) is not None
+        if module.training and known:
+            yield module
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -76,9 +85,8 @@ class DeferredStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Watch every BatchNorm of ``model`` that tracks statistics; their momentum is kept here meanwhile."""
+        """Watch every BatchNorm of ``model`` that tracks statistics."""
         self._layers = {m: _Pool() for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats}
-        self._momenta = {layer: layer.momentum for layer in self._layers}
         self._collecting = False
         for layer in self._layers:
             layer.register_forward_pre_hook(self._watch)
@@ -86,13 +94,14 @@ class DeferredStatistics:
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Let no pass within the block move the running statistics, forward, backward or recomputed."""
+        momenta = {layer: layer.momentum for layer in self._layers}
         counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
         for layer in self._layers:
             layer.momentum = 0.0
         try:
             yield
         finally:
-            for layer, momentum in self._momenta.items():
+            for layer, momentum in momenta.items():
                 layer.momentum = momentum
             with torch.no_grad():
                 for layer, count in counts.items():
@@ -131,22 +140,6 @@ def collecting(statistics: DeferredStatistics | None) -> contextlib.AbstractCont
 def holding(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
     """Return ``statistics.hold()``, or nothing to do."""
     return contextlib.nullcontext() if statistics is None else statistics.hold()
-
-
-@contextlib.contextmanager
-def put_back_on_error(model: nn.Module) -> Iterator[None]:
-    """Put running statistics and torch's random state on the CPU back where the block ends by an exception."""
-    layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
-    buffers = [(buffer, buffer.detach().clone()) for layer in layers for buffer in layer.buffers()]
-    random_state = torch.random.get_rng_state()
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        torch.random.set_rng_state(random_state)
-        raise
 
 
 class _Pool:

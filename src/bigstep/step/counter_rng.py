@@ -40,11 +40,13 @@ def bernoulli_mask(key: int, ids: Tensor, count: int, probability: float) -> Ten
 
 
 def uniform_values(key: int, ids: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Draw numbers in [0, 1) of shape ``(len(ids), count)``: 53 bits in float64, 24 in any other type."""
-    words = _words(key, ids, count)
-    if dtype == torch.float64:
-        return _shifted(words, 11).to(dtype) * 2.0**-53
-    return _shifted(words, 40).to(torch.float32) * 2.0**-24
+    """Draw numbers in [0, 1) of shape ``(len(ids), count)``, with as many bits as the type has: none rounds to 1.
+
+    53 bits in float64, 24 in float32, 11 in float16, 8 in bfloat16; 16-bit types as float32 numbers that they can hold.
+    """
+    bits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    shifted = _shifted(_words(key, ids, count), 64 - bits)
+    return shifted.to(torch.float64 if dtype == torch.float64 else torch.float32) * 2.0**-bits
 
 
 def normal_values(key: int, ids: Tensor, count: int, dtype: torch.dtype) -> Tensor:

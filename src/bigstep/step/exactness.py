@@ -1,7 +1,6 @@
 """Compare accumulated gradients with those of one pass over the whole batch, layer by layer."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.step.accumulate import Accumulator
-from bigstep.step.keyed_randomness import KeyedRandomness
-from bigstep.step.losses import Loss
-from bigstep.step.nested_tensors import call_model, num_samples
+from bigstep.step.batch_structure import BatchStructure
+from bigstep.step.keyed_randomness import KeyedRandomness, NativeRandomness, StepRandomness
+from bigstep.step.loss_arguments import resolve_loss
+from bigstep.step.micro_batch_loop import weighted_loss
+from bigstep.step.preserved_state import preserved_gradients, preserved_state
 
 __all__ = ["EXACT", "LayerCheck", "check_cuts"]
 
@@ -34,13 +35,13 @@ class LayerCheck:
 
 
 def check_cuts(
-    model: nn.Module, loss: Loss, inputs: Any, targets: Any, cuts: Sequence[int], *, seed: int | None = None
+    model: nn.Module, loss: Any, inputs: Any, targets: Any, cuts: Sequence[int], *, seed: int | None = None
 ) -> tuple[LayerCheck, ...]:
     """Accumulate one batch in micro-batches of each size in ``cuts``, and compare with one pass of torch over all of it.
 
     Args:
         model: in float64, in the mode in which it is trained; its gradients and buffers are as before afterwards.
-        loss: one of :mod:`bigstep.losses`.
+        loss: as for :class:`bigstep.Accumulator`.
         inputs: of the effective batch.
         targets: of the effective batch.
         cuts: micro-batch sizes.
@@ -49,15 +50,16 @@ def check_cuts(
     Returns:
         Every layer that has parameters of its own, in the model's order.
     """
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with _gradients_aside(model):
-        reference = _whole_pass(model, loss, inputs, targets, seed)
-        _restore(model, buffers)
+    loss = resolve_loss(loss)
+    with preserved_gradients(model.parameters()):
+        with preserved_state(model):
+            reference = _whole_pass(model, loss, inputs, targets, seed)
         found = []
         for cut in cuts:
-            Accumulator(model, loss, micro_batch_size=cut, seed=seed).backward(inputs, targets, step=0)
-            found.append(_take(model))
-            _restore(model, buffers)
+            with preserved_state(model):
+                accumulator = Accumulator(model, loss, micro_batch_size=cut, seed=seed, self_check=False)
+                accumulator.backward(inputs, targets, step=0)
+                found.append(_take(model))
     norm = sum(float(g.square().sum()) for g in reference.values()) ** 0.5
     return tuple(
         LayerCheck(name, type(module).__name__, tuple(_error(module, name, other, reference, FLOOR * norm) for other in found))
@@ -66,18 +68,22 @@ def check_cuts(
     )
 
 
-def _whole_pass(model: nn.Module, loss: Loss, inputs: Any, targets: Any, seed: int | None) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    calls: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+def _whole_pass(model: nn.Module, loss: Any, inputs: Any, targets: Any, seed: int | None) -> dict[str, Tensor]:
+    batch, device = BatchStructure(inputs, targets), next(model.parameters()).device
+    count = batch.num_samples
+
+    def forward(indices: list[int]) -> Tensor:
+        part_inputs, part_targets = batch.take(indices, device)
+        total, weights = weighted_loss(loss, batch.call(model, part_inputs), part_targets, len(indices))
+        return total / (loss.weight(part_targets) if weights is None else weights.sum())
+
+    randomness: StepRandomness = NativeRandomness()
     if seed is not None:
         keyed = KeyedRandomness(model, seed)
-        calls = keyed.step(0, keyed.sites(inputs, contextlib.nullcontext), device)
-    with calls as step:
-        if step is not None:
-            step.begin_forward(torch.arange(num_samples(inputs)))
-        value = loss.sum(call_model(model, inputs), targets) / loss.weight(targets)
-        if step is not None:
-            step.begin_backward()
+        randomness = keyed.step(0, lambda size: forward([index % count for index in range(size)]), device)
+    with randomness.forward(torch.arange(count)):
+        value = forward(list(range(count)))
+    with randomness.backward():
         value.backward()  # type: ignore[no-untyped-call] # torch's
     return _take(model)
 
@@ -94,21 +100,3 @@ def _error(module: nn.Module, name: str, found: dict[str, Tensor], reference: di
     difference = sum(float((found[key] - reference[key]).square().sum()) for key in names) ** 0.5
     size: float = max(sum(float(reference[key].square().sum()) for key in names) ** 0.5, floor, 1e-300)
     return float(difference / size)
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
-
-
-@contextlib.contextmanager
-def _gradients_aside(model: nn.Module) -> Iterator[None]:
-    earlier = [parameter.grad for parameter in model.parameters()]
-    for parameter in model.parameters():
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in zip(model.parameters(), earlier, strict=True):
-            parameter.grad = gradient

@@ -1,52 +1,100 @@
 """The gradients of one effective batch while they add up: apart from earlier ones, and never half-way."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigstep.step.torch_internals import scale_all, vector_norms
 
-__all__ = ["GradientSum", "squared_norm"]
+__all__ = ["GradientSum", "find_leaves", "squared_norm"]
 
 NARROW = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """A gradient that was there before; with a copy of its values where other tensors share its memory."""
+
+    gradient: Tensor | None
+    values: Tensor | None
+
+    @classmethod
+    def of(cls, parameter: Tensor, *, copied: bool) -> "_Earlier":
+        gradient = parameter.grad
+        return cls(gradient, gradient.clone() if gradient is not None and (copied or _shares_memory(gradient)) else None)
+
+    def restore(self, parameter: Tensor) -> None:
+        if self.gradient is not None and self.values is not None:
+            self.gradient.copy_(self.values)
+        parameter.grad = self.gradient
+
+    def leave_sum(self, parameter: Tensor) -> None:
+        """Add what is in ``.grad`` to the earlier gradient, in place as torch does, and put that back into ``.grad``."""
+        total, before = parameter.grad, self.gradient
+        if total is None or before is None:
+            parameter.grad = total if before is None else before
+        elif before.is_sparse:
+            parameter.grad = total + before
+        elif self.values is None:
+            parameter.grad = before.add_(total)
+        else:  # the sums may lie in the same memory
+            parameter.grad = before.copy_(self.values.add_(total))
 
 
 @final
 class GradientSum:
     """Collects ``.grad`` over micro-batches.
 
-    Gradients that are there already are set aside and added to at the end. Those of parameters kept in 16 bits add up in
-    float32 and are cast once: added in bfloat16, sixty-four micro-batches lose half a percent. When the block ends by an
-    exception or without :meth:`finish`, ``.grad`` is what it was.
+    Gradients that are there already are set aside, and the sums are added to them in place at the end. Those of parameters
+    kept in 16 bits add up in float32 and are cast once: added in bfloat16, sixty-four micro-batches lose half a percent. When
+    the block ends by an exception or without :meth:`finish`, ``.grad`` is what it was.
     """
 
-    def __init__(self, model: nn.Module, *, apart: bool = False) -> None:
-        """Collect the gradients of ``model``'s parameters; ``apart`` keeps each micro-batch's to itself until :meth:`add`."""
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._moved = [parameter for parameter in self._parameters if apart or parameter.dtype in NARROW]
+    def __init__(self, parameters: Iterable[Tensor], *, apart: bool = False, shared_memory: bool = False) -> None:
+        """Collect the gradients of ``parameters``.
+
+        Args:
+            parameters: leaf tensors; those that need no gradient are left out.
+            apart: keep each micro-batch's gradients to itself until :meth:`add`.
+            shared_memory: earlier gradients may lie in memory that backward passes write to, as DDP's buckets do.
+        """
+        self._apart, self._shared_memory = apart, shared_memory
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._aside: dict[Tensor, Tensor] = {}
-        self._earlier: list[Tensor | None] = []
+        self._earlier: dict[Tensor, _Earlier] = {}
         self._complete = False
 
     def __enter__(self) -> "GradientSum":
-        self._earlier = [parameter.grad for parameter in self._parameters]
-        for parameter in self._parameters:
-            parameter.grad = None
+        parameters, self._parameters = self._parameters, []
+        self.cover(parameters)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._complete and kind is None:
-            self._leave_sums()
+            for parameter, total in self._aside.items():
+                parameter.grad = total.to(parameter.dtype)
+            for parameter, earlier in self._earlier.items():
+                earlier.leave_sum(parameter)
         else:
-            for parameter, before in zip(self._parameters, self._earlier, strict=True):
-                parameter.grad = before
+            for parameter, earlier in self._earlier.items():
+                earlier.restore(parameter)
+
+    def cover(self, parameters: Iterable[Tensor]) -> None:
+        """Collect the gradients of these leaf tensors too, from here on."""
+        for parameter in parameters:
+            if parameter not in self._earlier:
+                self._earlier[parameter] = _Earlier.of(parameter, copied=self._shared_memory)
+                self._parameters.append(parameter)
+                parameter.grad = None
 
     def add(self) -> None:
         """Take in what a backward pass left in ``.grad`` of parameters whose sums are kept aside."""
-        for parameter in self._moved:
-            if parameter.grad is not None:
+        for parameter in self._parameters:
+            if parameter.grad is not None and (self._apart or parameter.dtype in NARROW):
                 wide = parameter.grad.float() if parameter.dtype in NARROW else parameter.grad
                 self._aside[parameter] = self._aside[parameter].add_(wide) if parameter in self._aside else wide
                 parameter.grad = None
@@ -61,25 +109,41 @@ class GradientSum:
 
     def scale(self, factor: float) -> None:
         """Multiply the sums by ``factor``."""
-        if factor != 1.0 and self.current():
-            scale_all(self.current(), factor)
+        if factor != 1.0:
+            dense = [gradient for gradient in self.current() if not gradient.is_sparse]
+            if dense:
+                scale_all(dense, factor)
+            for gradient in self.current():
+                if gradient.is_sparse:
+                    gradient.mul_(factor)
 
     def finish(self) -> None:
         """Let the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
         self._complete = True
 
-    def _leave_sums(self) -> None:
-        for parameter, total in self._aside.items():
-            parameter.grad = total.to(parameter.dtype)
-        for parameter, before in zip(self._parameters, self._earlier, strict=True):
-            if parameter.grad is None:
-                parameter.grad = before
-            elif before is not None:
-                parameter.grad.add_(before)
+
+def find_leaves(result: Tensor) -> Iterator[Tensor]:
+    """Return every tensor whose ``.grad`` a backward pass from ``result`` adds to."""
+    seen: set[Any] = set()
+    waiting = [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            yield leaf
+        waiting.extend(parent for parent, _ in node.next_functions)
 
 
 def squared_norm(tensors: list[Tensor]) -> Tensor:
     """Sum the squares of all elements: a float64 scalar on the tensors' device."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    return torch.stack([norm.to(torch.float64) for norm in vector_norms(tensors)]).square().sum()
+    values = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    return torch.stack([norm.to(torch.float64) for norm in vector_norms(values)]).square().sum()
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    return not tensor.is_sparse and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()

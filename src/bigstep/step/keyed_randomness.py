@@ -1,33 +1,59 @@
 """Dropout and every other random call of a model, keyed by (seed, step, position of the sample in the effective batch).
 
-While a keyed step runs, torch's kernels that draw are replaced. Every call of one takes a key from the default CPU generator,
-which is seeded alike before every micro-batch: so all micro-batches see the same keys in the same order, and activation
-checkpointing, which saves and restores that generator, replays them. The numbers are a hash of (key, position, element).
+Within a keyed step every random call of the model and the loss takes its numbers from a hash of (seed, step, number of the
+call, position of the sample, element). No generator of torch is seeded, read or moved, so other threads draw as ever. The one
+exception is activation checkpointing: it repeats calls in the backward pass, and saves and restores torch's default generator
+around them. There each call takes a number from that generator, by which the repetition finds the call again.
 """
 
-import threading
-import warnings
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, final
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any, Protocol, final
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.library import Library
 
 from bigstep.errors import RandomnessError
-from bigstep.step.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
+from bigstep.step.counter_rng import derive_seed
 from bigstep.step.random_calls import RandomCall, find_random_calls
-from bigstep.step.torch_internals import remove_kernels
+from bigstep.step.random_kernels import drawing_from
 
-__all__ = ["KeyedRandomness", "RandomCallsChangedError"]
+__all__ = ["KeyedRandomness", "KeyedStep", "NativeRandomness", "RandomCallsChangedError", "StepRandomness"]
 
-DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
-_ALONE = threading.Lock()  # the replaced kernels are the whole process's
+CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
 
 class RandomCallsChangedError(Exception):
     """The model drew other random calls than when it was probed: the step must be done again with a new probe."""
+
+
+class StepRandomness(Protocol):
+    """Where the random numbers of a step's forward and backward passes come from."""
+
+    def forward(self, positions: Tensor) -> Any:
+        """Return the context of a forward pass over samples at these positions in the effective batch, shape ``(n,)``."""
+        ...
+
+    def backward(self) -> Any:
+        """Return the context of its backward pass."""
+        ...
+
+
+@final
+class NativeRandomness:
+    """Torch's own generators."""
+
+    def forward(self, positions: Tensor) -> Any:
+        """Change nothing."""
+        del positions
+        return nullcontext()
+
+    def backward(self) -> Any:
+        """Change nothing."""
+        return nullcontext()
 
 
 @final
@@ -38,150 +64,123 @@ class KeyedRandomness:
         """Key the calls of ``model`` by ``seed``."""
         self.model = model
         self.seed = seed
-        self._plans: dict[Any, tuple[RandomCall, ...]] = {}
+        self._calls_by_mode: dict[Any, tuple[RandomCall, ...]] = {}
 
-    def sites(self, inputs: Any, context: Callable[[], Any], *, fresh: bool = False) -> tuple[RandomCall, ...]:
-        """Return the model's random calls in the mode it is in, from a probe on ``inputs`` where that mode is new.
+    def step(self, step: int, run: Callable[[int], object], device: torch.device, *, fresh: bool = False) -> "KeyedStep":
+        """Return the randomness of a step; its random calls are found by a probe where the model's mode is new.
+
+        Args:
+            step: number of the step.
+            run: runs model and loss forward on as many samples as it is given; for the probe.
+            device: of the model.
+            fresh: probe again, with the numbers of this step.
 
         Raises:
             RandomnessError: a call cannot be keyed.
         """
+        seed = derive_seed(self.seed, step)
         mode = tuple(module.training for module in self.model.modules())
-        if fresh or mode not in self._plans:
-            self._plans[mode] = find_random_calls(self.model, inputs, context)
-        return self._plans[mode]
-
-    @contextmanager
-    def step(self, step: int, sites: tuple[RandomCall, ...], device: torch.device) -> Iterator["KeyedStep"]:
-        """Key every random call within the block; torch's random state is as before when it ends.
-
-        Raises:
-            RandomCallsChangedError: the model drew other calls than ``sites``.
-        """
-        before = torch.random.get_rng_state()
-        keyed = KeyedStep(derive_seed(self.seed, step), sites, device)
-        with _replaced_kernels(keyed, device) if sites else _untouched():
-            yield keyed
-        if not sites and not torch.equal(before, torch.random.get_rng_state()):
-            torch.random.set_rng_state(before)
-            raise RandomCallsChangedError
-        torch.random.set_rng_state(before)
+        if fresh or mode not in self._calls_by_mode:
+            self._calls_by_mode[mode] = find_random_calls(self.model, run, device, seed)
+        return KeyedStep(seed, self._calls_by_mode[mode], device)
 
 
 @final
 class KeyedStep:
     """The random calls of one step, micro-batch by micro-batch."""
 
-    def __init__(self, seed: int, sites: tuple[RandomCall, ...], device: torch.device) -> None:
-        """Begin a step whose calls are keyed by ``seed``."""
+    def __init__(self, seed: int, calls: tuple[RandomCall, ...], device: torch.device) -> None:
+        """Start a step whose calls are keyed by ``seed``."""
         self.seed = seed
-        self.sites = sites
+        self.calls = calls
         self.device = device
         self._ids = torch.zeros(1, dtype=torch.int64, device=device)
         self._shared = torch.zeros(1, dtype=torch.int64, device=device)
-        self._numbers: dict[int, int] = {}
+        self._count = 0
         self._forward = True
+        self._numbers: dict[int, int] = {}  # of the calls under activation checkpointing, by what the generator gave
+        self._generator_state: Tensor | None = None
 
-    def begin_forward(self, positions: Tensor) -> None:
-        """Begin a micro-batch whose samples have these positions in the effective batch, shape ``(n,)``."""
-        if self.sites:
-            self._ids = positions.to(self.device, torch.int64)
-            self._numbers = {}
-            self._forward = True
-            torch.default_generator.manual_seed(self.seed)
-
-    def begin_backward(self) -> None:
-        """Allow from here on only calls that the forward pass made, as recomputation repeats them.
+    @contextmanager
+    def forward(self, positions: Tensor) -> Iterator[None]:
+        """Key the calls of a forward pass over samples at these positions in the effective batch, shape ``(n,)``.
 
         Raises:
-            RandomCallsChangedError: the forward pass made fewer calls than the probe.
+            RandomCallsChangedError: they are other calls than those of the probe.
         """
-        if len(self._numbers) != len(self.sites):
-            raise RandomCallsChangedError
-        self._forward = False
+        self._ids = positions.to(self.device, torch.int64)
+        self._count, self._forward, self._numbers = 0, True, {}
+        try:
+            with drawing_from(self):
+                yield
+            if self._count != len(self.calls):
+                raise RandomCallsChangedError
+        except BaseException:
+            self._restore_generator()
+            raise
 
-    def draw(self, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
-        """Draw a tensor of ``shape``; ``values(key, ids, count)`` gives ``(len(ids), count)`` numbers."""
-        key = int(torch.randint(0, 2**63 - 1, (), generator=torch.default_generator))
-        dim = self._site(key).batch_dim
-        if dim is None:
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Key calls that are repeated by recomputation in the backward pass; no others are allowed.
+
+        Raises:
+            RandomnessError: it draws others.
+        """
+        self._forward = False
+        try:
+            with drawing_from(self):
+                yield
+        finally:
+            self._restore_generator()
+
+    def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
+        """Draw a tensor of ``shape``; ``values(key, ids, count)`` returns ``(len(ids), count)`` numbers."""
+        number = self._next_number() if self._forward else self._repeated_number()
+        call, key = self.calls[number], derive_seed(self.seed, number)
+        if call.operation != operation or call.num_dims != len(shape):
+            raise RandomCallsChangedError
+        if call.batch_dim is None:
             return values(key, self._shared, shape.numel()).reshape(shape)
-        count, left = divmod(shape[dim], len(self._ids))
+        count, left = divmod(shape[call.batch_dim], len(self._ids))
         if left:
             raise RandomCallsChangedError
-        rest = [size for index, size in enumerate(shape) if index != dim]
-        per_sample = count * (torch.Size(rest).numel())
-        drawn = values(key, self._ids, per_sample).reshape([shape[dim], *rest])
-        return drawn.movedim(0, dim)
+        rest = [size for dim, size in enumerate(shape) if dim != call.batch_dim]
+        drawn = values(key, self._ids, count * torch.Size(rest).numel()).reshape([shape[call.batch_dim], *rest])
+        return drawn.movedim(0, call.batch_dim)
 
-    def _site(self, key: int) -> RandomCall:
-        if key not in self._numbers:
-            if not self._forward:
-                raise RandomnessError(
-                    "recomputation in the backward pass must repeat the random calls of the forward pass, but draws others; "
-                    "leave preserve_rng_state=True in torch.utils.checkpoint"
-                )
-            if len(self._numbers) == len(self.sites):
-                raise RandomCallsChangedError
-            self._numbers[key] = len(self._numbers)
-        return self.sites[self._numbers[key]]
+    def _next_number(self) -> int:
+        number, self._count = self._count, self._count + 1
+        if number >= len(self.calls):
+            raise RandomCallsChangedError
+        if _in_checkpoint():
+            self._numbers[self._draw_token()] = number
+        return number
 
+    def _repeated_number(self) -> int:
+        number = self._numbers.get(self._draw_token())
+        if number is None:
+            raise RandomnessError(
+                "model: expected a backward pass that repeats random calls of the forward pass only, got others; "
+                "leave preserve_rng_state=True in torch.utils.checkpoint, or leave out the seed to draw natively"
+            )
+        return number
 
-@contextmanager
-def _untouched() -> Iterator[None]:
-    yield
+    def _draw_token(self) -> int:
+        if self._generator_state is None:
+            self._generator_state = torch.random.get_rng_state()
+        return int(torch.randint(0, 2**63 - 1, (), generator=torch.default_generator))
 
-
-@contextmanager
-def _replaced_kernels(keyed: KeyedStep, device: torch.device) -> Iterator[None]:
-    if device.type not in DEVICES:
-        raise RandomnessError(
-            f"random calls can be keyed on {' and '.join(DEVICES)}, but the model is on {device}; leave out the seed"
-        )
-    with _ALONE:
-        library = Library("aten", "IMPL")  # type: ignore[no-untyped-call] # torch's
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that kernels are replaced is what is meant
-                for name, kernel in _kernels(keyed).items():
-                    library.impl(name, kernel, DEVICES[device.type])  # type: ignore[no-untyped-call] # torch's
-            yield
-        finally:
-            remove_kernels(library)
+    def _restore_generator(self) -> None:
+        if self._generator_state is not None:
+            torch.random.set_rng_state(self._generator_state)
+            self._generator_state = None
 
 
-def _kernels(keyed: KeyedStep) -> dict[str, Callable[..., Any]]:
-    """Return the kernels that draw, by name; torch's others (rand, randn, dropout, ...) call these."""
-
-    def bernoulli_(target: Tensor, p: float = 0.5, *, generator: Any = None) -> Tensor:
-        del generator
-        return target.copy_(keyed.draw(target.shape, lambda key, ids, count: bernoulli_mask(key, ids, count, p)))
-
-    def bernoulli_tensor(target: Tensor, p: Tensor, *, generator: Any = None) -> Tensor:
-        del generator
-        shares = keyed.draw(target.shape, lambda key, ids, count: uniform_values(key, ids, count, torch.float64))
-        return target.copy_(shares < p.to(torch.float64))
-
-    def uniform_(target: Tensor, start: float = 0.0, end: float = 1.0, *, generator: Any = None) -> Tensor:
-        del generator
-        shares = keyed.draw(target.shape, lambda key, ids, count: uniform_values(key, ids, count, target.dtype))
-        return target.copy_(shares * (end - start) + start)
-
-    def normal_(target: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
-        del generator
-        values = keyed.draw(target.shape, lambda key, ids, count: normal_values(key, ids, count, target.dtype))
-        return target.copy_(values * std + mean)
-
-    def native_dropout(inputs: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:  # noqa: FBT001 # torch's schema
-        if p == 0 or train is False:
-            return inputs.clone(), torch.ones_like(inputs, dtype=torch.bool)
-        mask = keyed.draw(inputs.shape, lambda key, ids, count: bernoulli_mask(key, ids, count, 1 - p))
-        return inputs * mask * (1 / (1 - p) if p < 1 else 0.0), mask
-
-    return {
-        "bernoulli_.float": bernoulli_,
-        "bernoulli_.Tensor": bernoulli_tensor,
-        "uniform_": uniform_,
-        "normal_": normal_,
-        "native_dropout": native_dropout,
-    }
+def _in_checkpoint() -> bool:
+    """Return whether torch.utils.checkpoint is among the callers."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == CHECKPOINT_FILE:
+            return True
+        frame = frame.f_back
+    return False

@@ -5,24 +5,30 @@ the numerator of a micro-batch (:meth:`Loss.sum`) and the denominator of the who
 which needs the targets only, so it is known before the first forward pass.
 """
 
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Loss", "MeanSquaredError"]
+from bigstep.errors import LossError
+
+__all__ = ["BinaryCrossEntropy", "CausalLM", "CrossEntropy", "Loss", "MeanSquaredError", "sample_weights"]
 
 
 @runtime_checkable
 class Loss(Protocol):
-    """What the accumulator needs of a loss whose weight follows from the targets."""
+    """What the accumulator needs of a loss whose weight follows from the targets.
 
-    def sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    A method ``sample_weights(targets)`` beside these, the share of each sample in the weight, shape ``(n,)``, makes the
+    gradient noise scale exact where samples weigh differently.
+    """
+
+    def sum(self, outputs: Any, targets: Any) -> Tensor:
         """Sum the weighted losses of a micro-batch: a scalar that carries a gradient."""
         ...
 
-    def weight(self, targets: Tensor) -> float:
+    def weight(self, targets: Any) -> float:
         """Return what ``reduction="mean"`` divides by for these targets (read from the device once)."""
         ...
 
@@ -42,13 +48,23 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
         self._host_weights = None if weight is None else weight.detach().to("cpu", torch.float64)
 
-    def sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum over a micro-batch; ``outputs`` are logits of shape ``(n, C, ...)``."""
+    def sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Sum over a micro-batch; ``outputs`` are logits of shape ``(n, C, ...)``, or an object with them as ``logits``.
+
+        Raises:
+            LossError: outputs or targets are of another kind or shape.
+        """
+        logits, targets = _logits(outputs), _labels(targets)
+        if targets.is_floating_point() and targets.shape != logits.shape:
+            raise LossError(
+                f"targets: expected probabilities of the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}; "
+                "class indices have to be integers"
+            )
         weights = self.class_weights
         return F.cross_entropy(
-            outputs,
-            targets if not targets.is_floating_point() else targets.to(outputs.dtype),
-            weight=None if weights is None else weights.to(outputs.device, outputs.dtype),
+            logits,
+            targets if not targets.is_floating_point() else targets.to(logits.dtype),
+            weight=None if weights is None else weights.to(logits.device, logits.dtype),
             ignore_index=self.ignore_index,
             reduction="sum",
             label_smoothing=self.label_smoothing,
@@ -56,12 +72,60 @@ class CrossEntropy:
 
     def weight(self, targets: Tensor) -> float:
         """Sum the class weights of the valid labels; count the samples of soft targets."""
+        targets = _labels(targets)
         if targets.is_floating_point():
             return targets.numel() / targets.shape[1]
         valid = targets[targets != self.ignore_index]
         if self._host_weights is None:
             return float(valid.numel())
         return float(self._host_weights[valid.cpu()].sum())
+
+    def sample_weights(self, targets: Tensor) -> Tensor:
+        """Return the share of each sample in :meth:`weight`, shape ``(n,)``, float64 on the host."""
+        if targets.is_floating_point():
+            return _equal_weights(targets, targets.numel() / targets.shape[1])
+        labels = targets.cpu()
+        valid = labels != self.ignore_index
+        weights = torch.ones(1).double() if self._host_weights is None else self._host_weights
+        weights = weights[labels.where(valid, 0) if len(weights) > 1 else torch.zeros_like(labels)]
+        return (weights * valid).reshape(len(labels), -1).sum(dim=1)
+
+
+@final
+class CausalLM:
+    """The loss of a causal language model: cross-entropy of each next token, averaged over the tokens of all samples.
+
+    ``targets`` are token ids of shape ``(n, L)``, usually the inputs themselves: the shift by one is made here, and ids of
+    ``ignore_index`` (padding) are left out. ``outputs`` are logits of shape ``(n, L, V)``, or an object with ``logits``.
+    """
+
+    def __init__(self, ignore_index: int = -100) -> None:
+        """Leave tokens of ``ignore_index`` out."""
+        self.ignore_index = ignore_index
+        self._tokens = CrossEntropy(ignore_index=ignore_index)
+
+    def sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Sum over the tokens of a micro-batch, in float32 or wider.
+
+        Raises:
+            LossError: outputs or targets are of another kind or shape.
+        """
+        logits, targets = _logits(outputs), _labels(targets)
+        if logits.ndim != 3 or targets.shape != logits.shape[:2]:
+            raise LossError(
+                f"targets: expected token ids of shape (n, L) for logits of shape (n, L, V), got {tuple(targets.shape)} for "
+                f"{tuple(logits.shape)}; give the ids of the inputs, unshifted"
+            )
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return self._tokens.sum(wide[:, :-1].transpose(1, 2), targets[:, 1:])
+
+    def weight(self, targets: Tensor) -> float:
+        """Count the tokens that are predicted."""
+        return self._tokens.weight(_labels(targets)[:, 1:])
+
+    def sample_weights(self, targets: Tensor) -> Tensor:
+        """Count them for each sample, shape ``(n,)``."""
+        return self._tokens.sample_weights(targets[:, 1:])
 
 
 @final
@@ -76,32 +140,93 @@ class BinaryCrossEntropy:
         self.label_weights = weight
         self.pos_weight = pos_weight
 
-    def sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum over a micro-batch; ``outputs`` are logits of the shape of ``targets``."""
+    def sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Sum over a micro-batch; ``outputs`` are logits of the shape of ``targets``, or an object with them as ``logits``.
+
+        Raises:
+            LossError: the shapes differ.
+        """
+        logits, targets = _same_shape(_logits(outputs), targets)
         return F.binary_cross_entropy_with_logits(
-            outputs,
-            targets.to(outputs.dtype),
-            weight=_like(self.label_weights, outputs),
-            pos_weight=_like(self.pos_weight, outputs),
+            logits,
+            targets.to(logits.dtype),
+            weight=_like(self.label_weights, logits),
+            pos_weight=_like(self.pos_weight, logits),
             reduction="sum",
         )
 
     def weight(self, targets: Tensor) -> float:
         """Count the elements."""
-        return float(targets.numel())
+        return float(_tensor(targets).numel())
 
 
 @final
 class MeanSquaredError:
     """:func:`torch.nn.functional.mse_loss`."""
 
-    def sum(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum over a micro-batch; ``outputs`` have the shape of ``targets``."""
-        return F.mse_loss(outputs, targets.to(outputs.dtype), reduction="sum")
+    def sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Sum over a micro-batch; ``outputs`` have the shape of ``targets``, or an object has them as ``logits``.
+
+        Raises:
+            LossError: the shapes differ.
+        """
+        values, targets = _same_shape(_logits(outputs), targets)
+        return F.mse_loss(values, targets.to(values.dtype), reduction="sum")
 
     def weight(self, targets: Tensor) -> float:
         """Count the elements."""
-        return float(targets.numel())
+        return float(_tensor(targets).numel())
+
+
+def sample_weights(loss: Loss, targets: Any, count: int) -> Tensor:
+    """Return the share of each of ``count`` samples in the loss's weight; equal ones if the loss does not say."""
+    method = getattr(loss, "sample_weights", None)
+    if method is None:
+        return torch.full((count,), loss.weight(targets) / count, dtype=torch.float64)
+    weights: Tensor = method(targets)
+    return weights
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise LossError(
+            f"outputs: expected a tensor, or an object with a tensor 'logits', got {type(outputs).__name__}; "
+            "give a callable loss (outputs, targets) that returns one loss per sample"
+        )
+    return logits
+
+
+def _tensor(targets: Any) -> Tensor:
+    if not isinstance(targets, Tensor):
+        raise LossError(
+            f"targets: expected a tensor, got {type(targets).__name__}; "
+            "give a callable loss (outputs, targets) that returns one loss per sample"
+        )
+    return targets
+
+
+def _labels(targets: Any) -> Tensor:
+    labels = _tensor(targets)
+    if labels.is_floating_point() and labels.ndim < 2:
+        raise LossError(
+            f"targets: expected class indices as integers, or probabilities of shape (n, C, ...), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}; call .long() for class indices"
+        )
+    return labels
+
+
+def _same_shape(outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+    if outputs.shape != _tensor(targets).shape:
+        raise LossError(
+            f"outputs: expected the shape of the targets {tuple(targets.shape)}, got {tuple(outputs.shape)}, which would "
+            "broadcast or fail; reshape one of them"
+        )
+    return outputs, targets
+
+
+def _equal_weights(targets: Tensor, weight: float) -> Tensor:
+    return torch.full((len(targets),), weight / len(targets), dtype=torch.float64)
 
 
 def _like(value: Tensor | None, outputs: Tensor) -> Tensor | None:

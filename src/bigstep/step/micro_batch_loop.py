@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from bigstep.errors import LossError
 from bigstep.step.batch_norm import DeferredStatistics, collecting
-from bigstep.step.gradient_sum import GradientSum, squared_norm
-from bigstep.step.keyed_randomness import KeyedStep
-from bigstep.step.losses import Loss
-from bigstep.step.nested_tensors import call_model, cut_batch, num_samples
+from bigstep.step.batch_structure import BatchStructure
+from bigstep.step.gradient_sum import GradientSum, find_leaves, squared_norm
+from bigstep.step.keyed_randomness import StepRandomness
+from bigstep.step.losses import Loss, sample_weights
 from bigstep.step.noise_scale import NoiseSample
 
-__all__ = ["AccumulationSettings", "MicroBatch", "MicroBatchLoop", "PerSampleLoss"]
+__all__ = ["AccumulationSettings", "MicroBatch", "MicroBatchLoop", "PerSampleLoss", "weighted_loss"]
 
 PerSampleLoss = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
@@ -39,10 +39,10 @@ class AccumulationSettings:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Inputs and targets wherever they are, and the samples' positions in the effective batch."""
+    """A part of a batch, and the positions of its samples in the effective batch."""
 
-    inputs: Any
-    targets: Any
+    batch: BatchStructure
+    part: slice
     positions: Tensor
 
 
@@ -56,38 +56,45 @@ class MicroBatchLoop:
         gradients: GradientSum,
         device: torch.device,
         divisor: float,
-        random_calls: KeyedStep | None,
+        randomness: StepRandomness,
     ) -> None:
-        """Begin with nothing added."""
+        """Start with nothing added."""
         self.settings = settings
         self.gradients = gradients
         self.device = device
         self.divisor = divisor
-        self.random_calls = random_calls
+        self.randomness = randomness
         self.sizes: list[int] = []
         self.total = torch.zeros((), device=device, dtype=torch.float64)
         self.weight_sum = torch.zeros((), device=device, dtype=torch.float64)
-        self._norms: list[Tensor] = []  # |g_k|^2 of each micro-batch that was measured
+        self._norms = _NoiseNorms(settings, gradients, divisor, device)
 
-    def add(self, part: MicroBatch) -> None:
+    def add(self, micro_batch: MicroBatch) -> None:
         """Run one micro-batch forward and backward."""
-        settings, size = self.settings, num_samples((part.inputs, part.targets))
-        inputs, targets = (cut_batch(batch, slice(None), self.device) for batch in (part.inputs, part.targets))
-        if self.random_calls is not None:
-            self.random_calls.begin_forward(part.positions)
-        with settings.forward_context(self.device), collecting(settings.statistics):
-            loss_sum, weight = self._measure(call_model(settings.model, inputs), targets, size)
-        if self.random_calls is not None:
-            self.random_calls.begin_backward()
-        self._backward(loss_sum / self.divisor)
-        if settings.noise == "every" or (settings.noise == "first" and not self.sizes):
-            self._note_norm(part, weight)
+        settings, size = self.settings, len(micro_batch.positions)
+        inputs, targets = micro_batch.batch.take(micro_batch.part, self.device)
+        with (
+            self.randomness.forward(micro_batch.positions),
+            settings.forward_context(self.device),
+            collecting(settings.statistics),
+        ):
+            outputs = micro_batch.batch.call(settings.model, inputs)
+            loss_sum, weights = weighted_loss(settings.loss, outputs, targets, size)
+        del outputs
+        if not self.sizes:
+            self.gradients.cover(find_leaves(loss_sum))
+        with self.randomness.backward():
+            self._backward(loss_sum / self.divisor)
+        if weights is not None:
+            self.weight_sum += weights.sum()
+        if settings.noise is not None:
+            self._norms.add(micro_batch, weights, size)
         self.gradients.add()
         self.total += loss_sum.detach()
         self.sizes.append(size)
 
     def finish(self, weight: float | None) -> tuple[Tensor, float, NoiseSample | None]:
-        """Return ``.grad`` its final value; ``weight`` is W, or None where only the forward passes told it.
+        """Let ``.grad`` have its final value; ``weight`` is W, or None where only the forward passes gave it.
 
         Returns:
             The mean loss, W, and the norms for the noise scale.
@@ -96,50 +103,83 @@ class MicroBatchLoop:
         if weight == 0:
             return self.total * 0, 0.0, None
         self.gradients.scale(self.divisor / weight)
-        noise = self._noise()
+        noise = None if self.settings.noise is None else self._norms.sample(sum(self.sizes))
         self.gradients.finish()
         return self.total / weight, weight, noise
-
-    def _measure(self, outputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor | None]:
-        loss = self.settings.loss
-        if isinstance(loss, Loss):
-            return loss.sum(outputs, targets), None
-        losses, weights = _checked(loss(outputs, targets), size)
-        weight = weights.detach().sum()
-        self.weight_sum += weight
-        return (losses * weights).sum(), weight
 
     def _backward(self, loss: Tensor) -> None:
         scaler = self.settings.scaler
         (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call] # torch's
 
-    def _note_norm(self, part: MicroBatch, weight: Tensor | None) -> None:
-        loss = self.settings.loss
-        share = loss.weight(part.targets) if isinstance(loss, Loss) else weight
-        assert share is not None
-        self._norms.append(squared_norm(self.gradients.latest()) * self._unscaled() * (self.divisor / share) ** 2)
 
-    def _noise(self) -> NoiseSample | None:
-        if self.settings.noise is None or len(self.sizes) < 2:
+@final
+class _NoiseNorms:
+    """Squared gradient norms of micro-batches that have a weight, and how many equal samples each is worth."""
+
+    def __init__(self, settings: AccumulationSettings, gradients: GradientSum, divisor: float, device: torch.device) -> None:
+        self._settings, self._gradients, self._divisor, self._device = settings, gradients, divisor, device
+        self._sizes: list[float] = []
+        self._norms: list[Tensor] = []
+        self._weight = self._square = 0.0
+
+    def add(self, micro_batch: MicroBatch, weights: Tensor | None, size: int) -> None:
+        loss = self._settings.loss
+        if weights is None:
+            assert isinstance(loss, Loss)
+            weights = sample_weights(loss, micro_batch.batch.take(micro_batch.part)[1], size)
+        weight, square = float(weights.sum()), float(weights.double().square().sum())
+        self._weight += weight
+        self._square += square
+        if weight != 0 and (self._settings.noise == "every" or not self._norms):
+            self._sizes.append(weight**2 / square)
+            norm = squared_norm(self._gradients.latest())
+            self._norms.append(norm * self._unscaled() * (self._divisor / weight) ** 2)
+        elif weight != 0:
+            self._sizes.append(weight**2 / square)
+
+    def sample(self, num_samples: int) -> NoiseSample | None:
+        if len(self._sizes) < 2:
             return None
-        whole = squared_norm(self.gradients.current()) * self._unscaled()
-        if self.settings.noise == "first":
-            return NoiseSample(tuple(self.sizes), whole, self._norms[0], None)
-        weighted = sum(size * norm for size, norm in zip(self.sizes, self._norms, strict=True))
-        return NoiseSample(tuple(self.sizes), whole, None, torch.as_tensor(weighted))
+        whole = squared_norm(self._gradients.current()) * self._unscaled()
+        weighted = sum(size * norm for size, norm in zip(self._sizes, self._norms, strict=False))
+        every = self._settings.noise == "every"
+        sample = NoiseSample(
+            tuple(self._sizes),
+            self._weight**2 / self._square,
+            num_samples,
+            whole,
+            None if every else self._norms[0],
+            torch.as_tensor(weighted) if every else None,
+        )
+        return sample if sample.is_usable else None
 
     def _unscaled(self) -> Tensor | float:
-        scaler = self.settings.scaler
-        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device)).double() ** -2
+        scaler = self._settings.scaler
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self._device)).double() ** -2
+
+
+def weighted_loss(loss: Any, outputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor | None]:
+    """Return the sum of weighted losses, and the weights where they come from the forward pass.
+
+    Raises:
+        LossError: a callable loss returned something else than one loss per sample.
+    """
+    if isinstance(loss, Loss):
+        return loss.sum(outputs, targets), None
+    losses, weights = _checked(loss(outputs, targets), size)
+    return (losses * weights).sum(), weights.detach()
 
 
 def _checked(returned: Any, size: int) -> tuple[Tensor, Tensor]:
     losses, weights = returned if isinstance(returned, tuple) else (returned, None)
-    weights = torch.ones(size, device=losses.device, dtype=losses.dtype) if weights is None else weights
     for name, values in (("losses", losses), ("weights", weights)):
-        if tuple(values.shape) != (size,):
+        if values is not None and not (isinstance(values, Tensor) and tuple(values.shape) == (size,)):
+            found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise LossError(
-                f"a callable loss must return one of its {name} per sample, shape ({size},), but returned shape "
-                f"{tuple(values.shape)}; do not reduce over the batch"
+                f"loss: expected one of its {name} per sample, shape ({size},), got {found}; do not reduce over the batch"
             )
-    return losses, weights
+    if size > 1 and losses.stride() == (0,):
+        raise LossError(
+            f"loss: expected one loss per sample, got one value expanded to ({size},); do not reduce over the batch"
+        )
+    return losses, torch.ones(size, device=losses.device, dtype=losses.dtype) if weights is None else weights

@@ -13,30 +13,51 @@ from torch import Tensor
 __all__ = ["NoiseSample", "NoiseScale", "NoiseSummary", "advise"]
 
 FAR = 3.0  # times the noise scale, above or below
+LEAST_RATIO = 1.1  # of the effective batch to its first micro-batch, in what they are worth: below it the estimate is noise
 
 
 @dataclass(frozen=True)
 class NoiseSample:
-    """Squared norms of one effective batch, on the device: ``first`` is |g_1|^2, ``weighted`` sum of n_k |g_k|^2 over all k."""
+    """Squared norms of one effective batch, on the device.
 
-    sizes: tuple[int, ...]
+    Samples of weights w are worth (sum w)^2 / sum w^2 samples of equal weights: as many as they are, if all weigh the same.
+    """
+
+    sizes: tuple[float, ...]
+    """What each micro-batch that has a weight is worth."""
+    total: float
+    """What the effective batch is worth."""
+    num_samples: int
+    """Of the effective batch."""
     whole: Tensor
+    """|g|^2."""
     first: Tensor | None
+    """|g_1|^2, of the first micro-batch that has a weight."""
     weighted: Tensor | None
+    """Sum of n_k |g_k|^2 over all micro-batches, n_k what each is worth."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the two equations for S and G2 are far enough apart; with very unequal weights they may not be."""
+        if self.first is not None:
+            return self.total >= LEAST_RATIO * self.sizes[0]
+        return len(self.sizes) - sum(self.sizes) / self.total >= LEAST_RATIO - 1
 
     def estimate(self) -> tuple[float, float]:
-        """Return unbiased estimates of S and G2 for independent samples; the sizes enter exactly, equal or not.
+        """Return unbiased estimates of S, for samples as they come, and G2; the sizes enter exactly, equal or not.
 
         Reading them waits for the device once.
         """
-        total, whole = sum(self.sizes), float(self.whole)
+        total, whole = self.total, float(self.whole)
+        as_they_come = self.num_samples / total
         if self.weighted is not None:
-            trace = (float(self.weighted) - total * whole) / (len(self.sizes) - 1)
-            return trace, whole - trace / total
+            within = sum(self.sizes)
+            trace = (float(self.weighted) - within * whole) / (len(self.sizes) - within / total)
+            return trace * as_they_come, whole - trace / total
         assert self.first is not None
         first, size = float(self.first), self.sizes[0]
         trace = (first - whole) / (1 / size - 1 / total)
-        return trace, (total * whole - size * first) / (total - size)
+        return trace * as_they_come, (total * whole - size * first) / (total - size)
 
 
 @dataclass(frozen=True)

@@ -1,110 +1,109 @@
 """Which random numbers a model draws, and where its samples lie in them: found by running it on two and three samples."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from bigstep.errors import RandomnessError
-from bigstep.step.nested_tensors import call_model, map_tensors, num_samples
-from bigstep.step.torch_internals import TorchDispatchMode, operation_arguments
+from bigstep.step.counter_rng import derive_seed
+from bigstep.step.preserved_state import preserved_state
+from bigstep.step.random_kernels import drawing_from
 
 __all__ = ["RandomCall", "find_random_calls"]
 
-aten = torch.ops.aten
-KEYABLE = {
-    aten.bernoulli_.float,
-    aten.bernoulli_.Tensor,
-    aten.bernoulli.default,
-    aten.bernoulli.p,
-    aten.native_dropout.default,
-    aten.normal_.default,
-    aten.rand.default,
-    aten.rand_like.default,
-    aten.randn.default,
-    aten.randn_like.default,
-    aten.uniform_.default,
-}
+TRIES = 3  # of the probe, where Python's or NumPy's generator moved: another thread may have drawn from it
 
 
 @dataclass(frozen=True)
 class RandomCall:
-    """One random call of the forward pass: its operation, and the dimension in which the samples lie (None: it has none)."""
+    """One random call of the forward pass: its operation, its dimensions, and the one in which the samples lie, if any."""
 
     operation: str
+    num_dims: int
     batch_dim: int | None
 
 
-def find_random_calls(model: nn.Module, inputs: Any, context: Callable[[], Any]) -> tuple[RandomCall, ...]:
-    """Run the model on two and on three samples of ``inputs``, and compare the shapes of its random calls.
+def find_random_calls(
+    model: nn.Module, run: Callable[[int], object], device: torch.device, seed: int = 0
+) -> tuple[RandomCall, ...]:
+    """Run the model on two and on three samples, and compare the shapes of its random calls.
 
-    Parameters, buffers, gradients and torch's random state stay as they are; forward hooks run.
+    Parameters, buffers, gradients and all random states stay as they are; forward hooks run.
 
     Args:
         model: in the mode in which it will be used.
-        inputs: some samples, on the model's device.
-        context: gives the context manager of the forward pass.
+        run: runs the model, and the loss if there is one, forward on as many samples as it is given.
+        device: of the model.
+        seed: of the step; calls that all samples share get the numbers that they will have in it.
 
     Raises:
         RandomnessError: a call cannot be keyed; its operation is named.
     """
-    two, three = (_record(model, _repeat(inputs, count), context) for count in (2, 3))
-    if [name for name, _ in two] != [name for name, _ in three]:
+    two, three = (_record(model, run, count, device, seed) for count in (2, 3))
+    if [(name, len(shape)) for name, shape in two] != [(name, len(shape)) for name, shape in three]:
         raise RandomnessError(
-            f"a model must draw the same random calls for any number of samples, but draws {len(two)} for two and "
-            f"{len(three)} for three; leave out the seed to draw natively"
+            f"model: expected the same random calls for any number of samples, got {len(two)} for two and {len(three)} for "
+            "three; leave out the seed to draw natively"
         )
-    return tuple(RandomCall(name, _batch_dim(name, small, large)) for (name, small), (_, large) in zip(two, three, strict=True))
+    return tuple(
+        RandomCall(name, len(small), _batch_dim(name, small, large))
+        for (name, small), (_, large) in zip(two, three, strict=True)
+    )
 
 
-def _record(model: nn.Module, inputs: Any, context: Callable[[], Any]) -> list[tuple[str, torch.Size]]:
-    recorder = _Recorder()
-    with _undisturbed(model), recorder, context():
-        call_model(model, inputs)
-    return recorder.calls
+def _record(
+    model: nn.Module, run: Callable[[int], object], count: int, device: torch.device, seed: int
+) -> list[tuple[str, torch.Size]]:
+    first = _foreign_states()
+    for _ in range(TRIES):
+        recorder, before = _Recorder(seed, device), _foreign_states()
+        with preserved_state(model), drawing_from(recorder):
+            run(count)
+        moved = [name for name, state in _foreign_states().items() if name in before and state != before[name]]
+        if not moved:
+            return recorder.calls
+    _set_foreign_states(first)
+    raise RandomnessError(
+        f"model: expected random numbers from torch, got some from {moved[0]}; leave out the seed to draw natively"
+    )
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch's
+@final
+class _Recorder:
+    """Notes the shape of each call; all numbers are as if the call were shared by all samples."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
         self.calls: list[tuple[str, torch.Size]] = []
+        self._seed = seed
+        self._shared = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        named = kwargs or {}
-        result = func(*args, **named)
-        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, named):
-            _check_keyable(func, named)
-            first = result[0] if isinstance(result, tuple) else result
-            self.calls.append((str(func), first.shape))
-        return result
+    def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
+        key = derive_seed(self._seed, len(self.calls))
+        self.calls.append((operation, shape))
+        return values(key, self._shared, shape.numel()).reshape(shape)
 
 
-def _draws(func: Any, args: Any, named: dict[str, Any]) -> bool:
-    """Return whether a call with the tag draws: fused attention and native dropout have it also where their share is zero."""
-    arguments = operation_arguments(func)
-    values = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
-    values |= dict(zip((argument.name for argument in arguments), args, strict=False)) | named
-    if "dropout_p" in values:
-        return bool(values["dropout_p"])
-    return not (func is aten.native_dropout.default and (values["p"] == 0 or values["train"] is False))
+def _foreign_states() -> dict[str, Any]:
+    """Return the states of the global generators that are not torch's."""
+    states: dict[str, Any] = {"Python's random": random.getstate()}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        kind, keys, *rest = numpy.random.get_state(legacy=True)
+        states["NumPy's random"] = (kind, keys.tobytes(), *rest)
+    return states
 
 
-def _check_keyable(func: Any, named: dict[str, Any]) -> None:
-    if named.get("generator") is not None:
-        raise RandomnessError(
-            f"random calls must use torch's default generator to be keyed, but {func} has one of its own; "
-            "leave out the seed to draw natively, or drop the generator"
-        )
-    if func not in KEYABLE:
-        raise RandomnessError(
-            f"every random call must be one that can be keyed by sample, but the model draws by {func}; "
-            "leave out the seed to draw natively, or replace the layer"
-        )
+def _set_foreign_states(states: dict[str, Any]) -> None:
+    random.setstate(states["Python's random"])
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and "NumPy's random" in states:
+        kind, keys, *rest = states["NumPy's random"]
+        numpy.random.set_state((kind, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
 
 
 def _batch_dim(name: str, small: torch.Size, large: torch.Size) -> int | None:
@@ -113,29 +112,7 @@ def _batch_dim(name: str, small: torch.Size, large: torch.Size) -> int | None:
         return None
     if len(changed) > 1 or small[changed[0]] * 3 != large[changed[0]] * 2:
         raise RandomnessError(
-            f"a random call must have one dimension that counts samples, but {name} draws {tuple(small)} for two samples and "
-            f"{tuple(large)} for three; leave out the seed to draw natively"
+            f"model: expected random calls with one dimension that counts samples, got {name} of shape {tuple(small)} for two "
+            f"samples and {tuple(large)} for three; leave out the seed to draw natively"
         )
     return changed[0]
-
-
-def _repeat(inputs: Any, count: int) -> Any:
-    indices = [index % num_samples(inputs) for index in range(count)]
-    return map_tensors(lambda tensor: tensor[indices], inputs)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    buffers: list[tuple[Tensor, Tensor]] = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    python_state = random.getstate()
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        yield
-    with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    if random.getstate() != python_state:
-        random.setstate(python_state)
-        raise RandomnessError(
-            "a model must draw its random numbers from torch to be keyed, but draws from Python's random; leave out the seed"
-        )

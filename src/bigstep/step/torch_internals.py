@@ -1,16 +1,29 @@
 """Every private name of torch that the step uses, each with its reason; tests/test_internals.py tries them all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import Library
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,  # sees each operation; torch documents it, but not in a public module
-)
+from torch import Tensor, nn
+from torch.library import Library, fallthrough_kernel
 
-__all__ = ["TorchDispatchMode", "operation_arguments", "remove_kernels", "scale_all", "vector_norms"]
+__all__ = [
+    "buffers_of",
+    "get_thread_object",
+    "is_traced",
+    "mode_is_on",
+    "operation_arguments",
+    "register_mode_kernels",
+    "scale_all",
+    "set_thread_object",
+    "switch_mode",
+    "vector_norms",
+    "version_of",
+]
+
+MODE = "TESTING_ONLY_GenericMode"  # a dispatch key above all others of torch, which torch uses in its own tests only
+MODE_KEY = torch._C._dispatch_key_parse(MODE)  # noqa: SLF001
+_libraries: list[Library] = []  # a library that is collected takes its kernels with it
 
 
 def operation_arguments(operation: Any) -> Sequence[Any]:
@@ -19,9 +32,38 @@ def operation_arguments(operation: Any) -> Sequence[Any]:
     return arguments
 
 
-def remove_kernels(library: Library) -> None:
-    """Remove the kernels that a library has registered: it would do so when it is collected, and that may be too late."""
-    library._destroy()  # type: ignore[no-untyped-call] # noqa: SLF001
+def register_mode_kernels(kernels: Mapping[str, Callable[..., Any]]) -> None:
+    """Register kernels for ``aten`` operations at the mode's key, for good; all other operations pass through it."""
+    everything, aten = Library("_", "IMPL", MODE), Library("aten", "IMPL", MODE)  # type: ignore[no-untyped-call]
+    everything.fallback(fallthrough_kernel)  # type: ignore[no-untyped-call]
+    for name, kernel in kernels.items():
+        aten.impl(name, kernel, MODE)  # type: ignore[no-untyped-call]
+    _libraries.extend((everything, aten))
+
+
+def switch_mode(*, on: bool) -> None:
+    """Let operations of this thread pass through the mode's key, or not: the public contexts know none for it."""
+    torch._C._dispatch_tls_set_dispatch_key_included(MODE_KEY, on)  # noqa: SLF001
+
+
+def mode_is_on() -> bool:
+    """Return whether operations of this thread pass through the mode's key."""
+    return bool(torch._C._dispatch_tls_is_dispatch_key_included(MODE_KEY))  # noqa: SLF001
+
+
+def set_thread_object(name: str, value: object) -> None:
+    """Keep an object for this thread; autograd carries it into its own threads, which ``threading.local`` would not reach."""
+    torch._C._stash_obj_in_tls(name, value)  # noqa: SLF001
+
+
+def get_thread_object(name: str) -> Any:
+    """Return the object of :func:`set_thread_object`, or None."""
+    return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None  # noqa: SLF001
+
+
+def is_traced(*values: Any) -> bool:
+    """Return whether a tensor among ``values`` is a placeholder of a compiler; there is no public test for it."""
+    return any(isinstance(value, Tensor) and type(value).__name__ in ("FakeTensor", "FunctionalTensor") for value in values)
 
 
 def scale_all(tensors: list[Tensor], factor: float) -> None:
@@ -32,3 +74,14 @@ def scale_all(tensors: list[Tensor], factor: float) -> None:
 def vector_norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     """Return the 2-norm of each tensor, in one call for all as ``clip_grad_norm_`` does; there is no public function for it."""
     return torch._foreach_norm(tensors)  # noqa: SLF001
+
+
+def buffers_of(module: nn.Module) -> dict[str, Any]:
+    """Return the dictionary of a module's own buffers, in which an assigned buffer is a new object."""
+    buffers: dict[str, Any] = module._buffers  # noqa: SLF001
+    return buffers
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place, as far as autograd counts it; documented for custom functions only."""
+    return 0 if tensor.is_inference() else int(tensor._version)  # noqa: SLF001

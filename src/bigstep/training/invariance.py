@@ -1,8 +1,9 @@
 """Whether a training depends on how its effective batches are cut, and why."""
 
-import contextlib
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bigstep.config.train import TrainConfig
@@ -10,7 +11,9 @@ from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
-from bigstep.step.random_calls import find_random_calls
+from bigstep.step.batch_structure import BatchStructure, map_tensors
+from bigstep.step.comparison import Passes, SingleSampleError, compare_passes
+from bigstep.step.coupling import describe
 from bigstep.training.loop import set_training_mode
 from bigstep.training.state import TrainingState
 
@@ -26,34 +29,55 @@ class Invariance:
     layers: tuple[BatchLayer, ...] = ()
 
 
-def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invariance:
-    """Look at a model in training mode.
+def find_invariance(model: nn.Module, inputs: Any, *, keyed: bool, loss: Any = None, targets: Any = None) -> Invariance:
+    """Compare one pass over some samples with passes over parts of them, as the accumulator does on its first batch.
 
     Args:
-        model: as it will be trained.
-        inputs: some samples, on its device.
+        model: as it will be trained, in training mode.
+        inputs: three or four samples, on its device.
         keyed: whether its random calls are keyed.
+        loss: that it will be trained with; None: the sum of squares of its outputs.
+        targets: of the samples.
 
     Raises:
-        ConfigError: they should be keyed and cannot.
+        ConfigError: random calls should be keyed and cannot.
     """
     layers = find_batch_layers(model)
+    batch = BatchStructure(inputs, inputs if loss is None else targets)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    found, draws = None, True
     try:
-        draws = len(find_random_calls(model, inputs, contextlib.nullcontext))
+        passes = Passes(model, loss or _squares, batch, list(range(batch.num_samples)), device, seed=0)
+        draws = bool(passes.randomness().calls)
+        comparison = compare_passes(passes, micro_batch_size=2)
+        found = None if comparison.is_exact else describe(passes, comparison)
     except RandomnessError as error:
         if keyed:
             raise ConfigError(f"{error}: set train.keyed_randomness=false") from None
-        draws = 1
+    except SingleSampleError:
+        pass
     if layers:
         names = ", ".join(layer.name for layer in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         return Invariance(holds=False, reason=f"{layers[0].kind} in {names} {layers[0].reason}", layers=layers)
+    if found is not None:
+        return Invariance(holds=False, reason=found)
     if draws and not keyed:
         return Invariance(holds=False, reason="the model draws random numbers that are not keyed by sample")
     return Invariance(holds=True, reason="every layer treats samples apart, and every random number is keyed by sample")
 
 
+def _squares(outputs: Any, targets: Any) -> Tensor:
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, outputs)
+    squares = [tensor.flatten(1).square().sum(dim=1) for tensor in tensors if len(tensor) == len(targets) and tensor.ndim > 1]
+    return torch.stack(squares).sum(dim=0)
+
+
 def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store) -> Invariance:
     """Check on three training images whether the micro-batch size can change what is learned."""
     set_training_mode(state)
-    images, _ = next(ordered_batches(store, 0, 3))
-    return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)
+    images, labels = next(ordered_batches(store, 0, 3))
+    device = state.classifier.mean.device
+    return find_invariance(
+        state.classifier, images.to(device), keyed=train.keyed_randomness, loss=state.loss, targets=labels.to(device)
+    )
