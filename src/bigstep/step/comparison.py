@@ -26,6 +26,7 @@ FLOOR = 1e-3  # of the whole gradient's norm: a leaf whose true gradient is zero
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}  # of gradients
 COARSE_TOLERANCE = 0.1  # of gradients in 16 bits
 TF32_TOLERANCE = 0.02  # of gradients in float32 on a GPU, whose convolutions round to 10 bits by default
+TINY = 1e-300  # instead of 0, to divide by
 FORWARD_SHARE = 0.1  # of the tolerance of gradients: the forward pass rounds less
 
 
@@ -38,12 +39,13 @@ class Comparison:
     """What the comparison found."""
 
     error: float
-    """Largest relative difference of a gradient, of the loss or of its weight."""
+    """Relative difference that exceeds its tolerance most: of a gradient, of the loss or of its weight."""
     where: str
     """What it is the gradient of, or ``the loss`` or ``its weight``."""
+    agrees: bool
+    """Whether that difference is rounding."""
     buffer: str | None
     """The first buffer that differs, if any."""
-    tolerance: float
     parts: tuple[slice, ...]
     has_gradient: bool
     """False where the gradient of the whole is zero, so that little was compared."""
@@ -51,7 +53,7 @@ class Comparison:
     @property
     def is_exact(self) -> bool:
         """Whether nothing differs beyond rounding."""
-        return self.buffer is None and self.error <= self.tolerance
+        return self.buffer is None and self.agrees
 
 
 @final
@@ -66,6 +68,7 @@ class Passes:
         self.modules = tuple(module for module in (model, loss) if isinstance(module, nn.Module))
         self._keyed = KeyedRandomness(model, seed)
         self._fresh = False
+        self._step = 0
 
     def randomness(self) -> KeyedStep:
         """Return the random numbers of a step.
@@ -73,7 +76,11 @@ class Passes:
         Raises:
             RandomnessError: a call cannot be keyed.
         """
-        return self._keyed.step(0, self._run, self.device, fresh=self._fresh)
+        return self._keyed.step(self._step, self._run, self.device, fresh=self._fresh)
+
+    def use(self, indices: list[int], step: int) -> None:
+        """Take other samples, and the random numbers of another step."""
+        self.indices, self._step = indices, step
 
     def probe_again(self) -> None:
         """Find the random calls again next time."""
@@ -123,8 +130,8 @@ def compare_passes(passes: Passes, micro_batch_size: int) -> Comparison:
 
 
 def parts_of(count: int) -> tuple[slice, ...]:
-    """Cut samples into pairs, or two into single ones."""
-    size = 2 if count > 2 else 1
+    """Cut samples into parts of unequal sizes where that is possible: two or three samples, or one of two."""
+    size = 3 if count > 4 else 2 if count > 2 else 1
     return tuple(slice(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
@@ -143,7 +150,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, state: Any, *, may_fail: bool) -> Comparison:
     everything = slice(0, len(passes.indices))
-    total, weight = _forward(passes, randomness, everything)
+    try:
+        total, weight = _forward(passes, randomness, everything)
+    except Exception as error:
+        error.add_note(
+            f"bigstep ran the model on {len(passes.indices)} samples of the batch, to check that they are treated apart; "
+            "name inputs that all samples share in shared=, or leave the check out with self_check=False"
+        )
+        raise
     parameters = (parameter for module in passes.modules for parameter in module.parameters() if parameter.requires_grad)
     leaves = list(dict.fromkeys((*parameters, *find_leaves(total))))  # reentrant checkpointing hides leaves from the graph
     with preserved_gradients(leaves):
@@ -158,18 +172,20 @@ def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, st
         rests = _norms(leaves)
         other_buffers = state.changed_buffers()
     whole = sum(norm**2 for norm in norms) ** 0.5
-    errors = {
-        passes.name_of(leaf): rest / max(norm, FLOOR * whole, 1e-300)
+    tolerance = _tolerance(leaves, total, passes.device)
+    forward_tolerance = tolerance * FORWARD_SHARE
+    errors = [
+        (_difference(float(total.detach()), [loss for loss, _ in sums]), forward_tolerance, "the loss"),
+        (_difference(weight, [weight for _, weight in sums]), forward_tolerance, "its weight"),
+    ]
+    errors += [
+        (rest / max(norm, FLOOR * whole, TINY), tolerance, f"the gradient of {passes.name_of(leaf)}")
         for leaf, norm, rest in zip(leaves, norms, rests, strict=True)
         if rest > 0
-    }
-    errors |= {
-        "the loss": _difference(float(total.detach()), [loss for loss, _ in sums]) / FORWARD_SHARE,
-        "its weight": _difference(weight, [weight for _, weight in sums]) / FORWARD_SHARE,
-    }
-    where = max(errors, key=lambda name: errors[name])
-    tolerance = _tolerance(leaves, total, passes.device)
-    return Comparison(errors[where], where, _other(buffers, other_buffers, tolerance), tolerance, parts, whole > 0)
+    ]
+    worst, limit, where = max(errors, key=lambda item: item[0] / item[1])
+    buffer = _first_difference(buffers, other_buffers, forward_tolerance)
+    return Comparison(worst, where, worst <= limit, buffer, parts, whole > 0)
 
 
 def _forward(passes: Passes, randomness: KeyedStep, part: slice) -> tuple[Tensor, float]:
@@ -201,10 +217,10 @@ def _norms(leaves: Sequence[Tensor]) -> list[float]:
 
 
 def _difference(whole: float, parts: list[float]) -> float:
-    return abs(whole - sum(parts)) / max(sum(abs(part) for part in parts), abs(whole), 1e-300)
+    return abs(whole - sum(parts)) / max(sum(abs(part) for part in parts), abs(whole), TINY)
 
 
-def _other(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> str | None:
+def _first_difference(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> str | None:
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second or not _close(first[name], second[name], tolerance):
             return name
@@ -216,7 +232,7 @@ def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
         return False
     if not first.is_floating_point():
         return torch.equal(first, second)
-    return float((first - second).norm()) <= tolerance * FORWARD_SHARE * max(float(first.norm()), 1e-300)
+    return float((first - second).norm()) <= tolerance * max(float(first.norm()), TINY)
 
 
 def _tolerance(leaves: Sequence[Tensor], total: Tensor, device: torch.device) -> float:

@@ -1,6 +1,6 @@
 """Which layer, or the loss, looks across samples: found by watching every module in one pass and in parts of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,28 +25,29 @@ class _Event:
 
     module: str
     kind: str
+    caller: str
     values: tuple[Tensor, ...]
     is_output: bool
 
 
 def describe(passes: Passes, comparison: Comparison) -> str:
     """Return the error's text: the layer or the loss that looks across samples, by how much, and the way out."""
-    if comparison.buffer is not None and comparison.error <= comparison.tolerance:
+    culprit = None if comparison.agrees else _find(passes, comparison.parts)
+    if comparison.buffer is not None and culprit is None:
         return (
             f"model: expected a state that does not depend on micro_batch_size, got the buffer '{comparison.buffer}', which "
             "moves once in every forward pass; freeze it (evaluation mode), or accept that with self_check=False"
         )
-    off = f"{comparison.error:.2g} of its size in {comparison.where}"
-    culprit = _find(passes, comparison.parts)
+    off = f"{comparison.where} is off by {comparison.error:.2g} of its size"
     if culprit is None:
         return (
-            f"loss: expected a sum over samples, each treated apart from the others, got a difference of {off} between one "
-            "pass and its parts; return one loss per sample that depends on that sample only, or accept that with "
+            f"loss: expected a sum over samples, each treated apart from the others, got another result for the same samples "
+            f"in parts ({off}); return one loss per sample that depends on that sample only, or accept that with "
             "self_check=False"
         )
     return (
         f"model: expected layers that treat samples apart, got {culprit}, whose result for a sample depends on the others in "
-        f"the pass or on their number: a difference of {off}; replace the layer, put it into evaluation mode if it is "
+        f"the pass or on their number ({off}); replace the layer, put it into evaluation mode if it is "
         "stateful, name inputs that all samples share in shared=, or accept that with self_check=False"
     )
 
@@ -60,19 +61,27 @@ def _find(passes: Passes, parts: tuple[slice, ...]) -> str | None:
             cut = [_watch(passes, randomness, part) for part in parts]
     except RandomCallsChangedError:
         return "the model, which draws other random numbers in each pass"
-    for event, *others in zip(whole, *cut, strict=False):
+    events = list(zip(whole, *cut, strict=False))
+    found = _first(events, _agree)
+    if found is None and _first(events[-1:], _agree_in_order) is not None:
+        found = _first(events, _agree_in_order)  # the samples were shuffled, or random numbers given to other samples
+    return found
+
+
+def _first(events: list[tuple[_Event, ...]], agree: Callable[[Tensor, list[Tensor]], bool]) -> str | None:
+    for event, *others in events:
         if any(other.module != event.module or other.is_output != event.is_output for other in others):
             return _named(event, "the order of its layers")
-        if not all(_agree(value, pieces) for value, *pieces in zip(event.values, *(o.values for o in others), strict=False)):
+        if not all(agree(value, pieces) for value, *pieces in zip(event.values, *(o.values for o in others), strict=False)):
             return _named(event, None)
     return None
 
 
 def _named(event: _Event, what: str | None) -> str:
-    name = f"'{event.module}' ({event.kind})" if event.module else f"the model itself ({event.kind}.forward)"
+    name = f"'{event.module}' ({event.kind})" if event.module else f"{event.kind}.forward"
     if what is not None:
         return f"{what} within {name}"
-    return name if event.is_output else f"what is computed before {name} is called"
+    return name if event.is_output else f"what {event.caller}.forward computes before {name} is called"
 
 
 def _watch(passes: Passes, randomness: KeyedStep, part: slice) -> list[_Event]:
@@ -85,15 +94,18 @@ def _watch(passes: Passes, randomness: KeyedStep, part: slice) -> list[_Event]:
 
 @contextmanager
 def _hooks(model: nn.Module, events: list[_Event]) -> Iterator[None]:
-    handles = []
+    handles: list[Any] = []
+    running = [type(model).__name__]
     for name, module in model.named_modules():
         kind = type(module).__name__
 
         def before(_module: nn.Module, args: Any, kwargs: Any, name: str = name, kind: str = kind) -> None:
-            events.append(_Event(name, kind, _tensors((args, kwargs)), is_output=False))
+            events.append(_Event(name, kind, running[-1], _tensors((args, kwargs)), is_output=False))
+            running.append(kind)
 
         def after(_module: nn.Module, _args: Any, result: Any, name: str = name, kind: str = kind) -> None:
-            events.append(_Event(name, kind, _tensors(result), is_output=True))
+            running.pop()
+            events.append(_Event(name, kind, running[-1], _tensors(result), is_output=True))
 
         handles += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
     try:
@@ -118,6 +130,14 @@ def _agree(whole: Tensor, pieces: list[Tensor]) -> bool:
     if len(parts) != len(joined):  # what all samples share is there once in each part
         return all(piece.shape != whole.shape or _close(joined, piece.flatten()) for piece in pieces)
     return _close(joined.sort().values, parts.sort().values)
+
+
+def _agree_in_order(whole: Tensor, pieces: list[Tensor]) -> bool:
+    """Compare with the parts one after the other, where the first dimension counts samples."""
+    counted = [piece for piece in pieces if piece.ndim == whole.ndim and piece.shape[1:] == whole.shape[1:]]
+    if not whole.is_floating_point() or whole.ndim == 0 or sum(len(piece) for piece in counted) != len(whole):
+        return True
+    return _close(whole.flatten(), torch.cat(counted).flatten())
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

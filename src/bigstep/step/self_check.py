@@ -4,18 +4,20 @@ import warnings
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigstep.errors import ExactnessError, ExactnessWarning, RandomnessError
 from bigstep.step.batch_norm import find_batch_layers
 from bigstep.step.batch_structure import BatchStructure
-from bigstep.step.comparison import Passes, SingleSampleError, compare_passes
+from bigstep.step.comparison import Passes, SingleSampleError, compare_passes, parts_of
 from bigstep.step.coupling import describe
 
 __all__ = ["SelfCheck", "unwrapped"]
 
-MAX_SAMPLES = 4
+MAX_SAMPLES = 8
+NUM_DRAWS = 3  # comparisons, where random numbers are drawn for fewer samples than that, or the gradient is zero
+NUM_DRAWS_OF_TWO = 5  # comparisons of two samples, which agree by chance more often
 MAX_TRIES = 3  # batches on which nothing could be compared, before no more are tried
 
 
@@ -42,18 +44,24 @@ class SelfCheck:
         if not self._tries:
             for layer in find_batch_layers(self._model):
                 _warn(f"gradients depend on micro_batch_size: {layer.name} ({layer.kind}) {layer.reason}")
-        indices = choose_samples(batch, self._loss, micro_batch_size)
-        settled = len(indices) > 1 and self._compare(batch, indices, micro_batch_size, device)
+        places = weighty_samples(batch, self._loss)
+        settled = len(places) > 1 and self._compare(batch, places, micro_batch_size, device)
         self._tries += 1
         if settled or self._tries == MAX_TRIES:
             self._checked.add(key)
             self._tries = 0
 
-    def _compare(self, batch: BatchStructure, indices: list[int], micro_batch_size: int, device: torch.device) -> bool:
+    def _compare(self, batch: BatchStructure, places: Tensor, micro_batch_size: int, device: torch.device) -> bool:
         """Return whether there was something to compare, or never will be."""
         try:
-            passes = Passes(self._model, self._loss, batch, indices, device, self._seed or 0)
+            passes = Passes(self._model, self._loss, batch, choose_samples(places, micro_batch_size), device, self._seed or 0)
             comparison = compare_passes(passes, micro_batch_size)
+            few = len(passes.indices) == 2
+            for draw in range(1, NUM_DRAWS_OF_TWO if few else NUM_DRAWS):
+                random = passes.randomness().calls and len(passes.indices) < MAX_SAMPLES
+                if comparison.is_exact and (few or random or not comparison.has_gradient):
+                    passes.use(choose_samples(places, micro_batch_size, draw), step=draw)
+                    comparison = compare_passes(passes, micro_batch_size)
         except RandomnessError as error:
             if self._seed is not None:
                 raise
@@ -72,13 +80,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def choose_samples(batch: BatchStructure, loss: Any, micro_batch_size: int) -> list[int]:
-    """Choose at most four samples, and no more than a micro-batch has but for two: they are in one pass together."""
+def weighty_samples(batch: BatchStructure, loss: Any) -> Tensor:
+    """Return the numbers of the samples that have a weight, as far as the loss says."""
     places = torch.arange(batch.num_samples)
-    if hasattr(loss, "sample_weights"):
-        places = places[loss.sample_weights(batch.targets) != 0]
+    return places[loss.sample_weights(batch.targets) != 0] if hasattr(loss, "sample_weights") else places
+
+
+def choose_samples(places: Tensor, micro_batch_size: int, draw: int = 0) -> list[int]:
+    """Choose at most eight samples, spread over the batch, and no more than a micro-batch has but for two.
+
+    All are in one pass together. From three on (of two, in every other draw) the first comes again in a later part: what a
+    layer remembers of it shows.
+    """
     count = min(MAX_SAMPLES, max(micro_batch_size, 2), len(places))
-    return [int(places[index]) for index in torch.linspace(0, len(places) - 1, count).round().long()] if count else []
+    rolled = places.roll(-draw * (len(places) // (NUM_DRAWS_OF_TWO * count) + 1))
+    chosen = [int(rolled[index]) for index in torch.linspace(0, len(places) - 1, count).round().long()]
+    if count > 2 or draw % 2 == 1:
+        chosen[parts_of(count)[0].stop] = chosen[0]
+    return chosen
 
 
 def _warn(text: str) -> None:
