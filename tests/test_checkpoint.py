@@ -107,7 +107,13 @@ def test_the_same_step_is_not_written_twice(tmp_path: Path) -> None:
 
 CASES = {
     "adamw cosine": {},
-    "sgd nesterov step": {"optimizer": "sgd", "nesterov": True, "schedule": "step", "step_epochs": 1, "learning_rate": 0.05},
+    "sgd nesterov step": {
+        "optimizer": "sgd",
+        "nesterov": True,
+        "schedule": "step",
+        "lr_decay_epochs": 1,
+        "learning_rate": 0.05,
+    },
     "plateau": {"schedule": "plateau", "warmup_fraction": 0.0, "plateau_patience": 0},
     "average": {"ema_decay": 0.9},
     "float16": {"precision": "float16"},

@@ -32,15 +32,15 @@ def prepare(stage: Stage, data: DataConfig, hardware: HardwareConfig) -> None:
             pass
         manifest = Manifest.read(StorePaths(folder).manifest)
         stage.inputs.check()
-    _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "refused.csv")
+    _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "skipped.csv")
 
 
-def _report(manifest: Manifest, refused: os.PathLike[str]) -> None:
+def _report(manifest: Manifest, skipped: os.PathLike[str]) -> None:
     counts = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in manifest.counts.items())
     size, channels = manifest.size, manifest.channels
     console.print(f"{manifest.source}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes")
     if manifest.num_refused:
-        console.print(f"{manifest.num_refused:,} files refused, listed in {refused}:")
+        console.print(f"{manifest.num_refused:,} files skipped, listed in {skipped}:")
         for reason, count in manifest.refused.items():
             console.print(f"  {count:,} {reason}")
     if manifest.num_ignored:

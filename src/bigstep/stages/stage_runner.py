@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.former_keys import update_content
 from bigstep.config.params import flatten
 from bigstep.config.section import Section
 from bigstep.config.yaml_files import parse_section, read_yaml
 from bigstep.console import show_log
 from bigstep.errors import UserError
-from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, writer_lock
+from bigstep.project.attempts import begin_stage, find_key, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
 from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
@@ -130,8 +131,13 @@ def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
+    lines = update_content(content)
+    if "BIGSTEP_EXIT_FILE" not in os.environ:  # a `bigstep` above has printed them
+        for line in lines:
+            print(f"bigstep: {line}", file=sys.stderr)
     params = check_params(content)
     if "DVC_STAGE" in os.environ:
         check_followed_by_dvc(params)
-    key = attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
-    return Stage(name, paths, find_project(Path.cwd()), content, flatten(params), key, signals, inputs)
+    project = find_project(Path.cwd())
+    key = find_key(project.attempts, learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    return Stage(name, paths, project, content, flatten(params), key, signals, inputs)

@@ -36,7 +36,7 @@ def write_results(
     """
     best = state.best
     if best is None:
-        raise ModelError(f"{train.select_by} must be finite in some epoch, but was in none; lower train.learning_rate")
+        raise ModelError(f"{train.monitor} must be finite in some epoch, but was in none; lower train.learning_rate")
     folder = paths.train
     card = save_model(best.weights, _card(store, state, best, model, train, batch), folder)
     metrics = {
@@ -88,7 +88,7 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         paths.train / "model.json",
     ):
         tracker.log_file(path, "train")
-    tracker.log_file(store.paths.refused, "prepare")
+    tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
     example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
     tags = {
