@@ -222,7 +222,7 @@ def test_values_on_disk_are_plain_json(digits: Store, tmp_path: Path) -> None:
     [
         (60, None, None, 5),  # the first of a start comes soon
         (60, None, 15, 5),
-        (2, None, None, 2),  # never later than checkpoint.every
+        (2, None, None, 2),  # never later than hardware.checkpoint_interval
         (60, 0.01, None, 5),
         (60, 0.2, None, 20),  # a hundredth of the time
         (60, 5.0, None, 60),

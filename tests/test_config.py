@@ -62,7 +62,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hardware.threads": 0,
     "hardware.memory_format": "nchw",
     "hardware.memory_budget": "4 gigs",
-    "checkpoint.every": "often",
+    "hardware.checkpoint_interval": "often",
     "tracking.noise_scale": "all",
     "search.trials": 0,
     "search.max_time": "soon",
@@ -92,7 +92,7 @@ UNBOUNDED = {
     "model.freeze_backbone",
     "train.nesterov",
     "train.keyed_randomness",
-    "memory.checkpoint_activations",
+    "hardware.activation_checkpointing",
 }
 UNBOUNDED |= {"tracking.experiment", "tracking.registered_model"}
 

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from bigstep.cli import main
 from bigstep.commands.arguments import build_parser
 from bigstep.commands.overrides import chosen_overrides, read_preset
-from bigstep.config.former_keys import FORMER, former_values, new_values, update_content, update_overrides
+from bigstep.config.former_keys import FORMER, FORMER_SECTIONS, former_values, new_values, update_content, update_overrides
 from bigstep.config.params import SECTIONS, parse_params, read_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.errors import ConfigError
@@ -26,6 +26,8 @@ OTHERS = {  # a value that is not the default, for each key that has another nam
     "train.factor": 0.25,
     "train.select_by": "val_accuracy",
     "train.max_bad_steps": 5,
+    "memory.checkpoint_activations": True,
+    "checkpoint.every": "10min",
     "search.top": 2,
     "search.replicates": 4,
     "search.audit": 0.5,
@@ -48,6 +50,7 @@ def test_each_former_name_has_a_case_and_a_key_of_now() -> None:
     assert OTHERS.keys() == FORMER.keys()
     assert set(FORMER.values()) <= keys
     assert not FORMER.keys() & keys
+    assert not set(FORMER_SECTIONS) & {section.title for section in SECTIONS}
 
 
 @pytest.mark.parametrize(("former", "name", "value"), CASES)
@@ -165,6 +168,30 @@ def test_a_spelling_changes_no_key_of_an_attempt_and_a_former_attempt_keeps_its_
     assert former != key
     (tmp_path / f"{former}.json").write_text("{}", encoding="utf-8")
     assert find_key(tmp_path, learning, "") == former
+
+
+def test_the_former_sections_move_into_hardware_with_their_comments(tmp_path: Path) -> None:
+    text = (
+        "hardware:\n  device: cpu  # here\n\nmemory:\n  checkpoint_activations: true  # why\n\n"
+        "checkpoint:\n\ntracking:\n  experiment: x\n"
+    )
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    write_yaml(read_params(tmp_path / "params.yaml"), tmp_path / "params.yaml")
+    lines = [line.split() for line in (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines() if line]
+    assert [" ".join(words) for words in lines] == [
+        "hardware:",
+        "device: cpu # here",
+        "activation_checkpointing: true # why",
+        "tracking:",
+        "experiment: x",
+    ]
+    with pytest.raises(ConfigError, match="memory: unknown section"):
+        parse_params(read_params(_written(tmp_path, "memory: {budget: 3}\n")))
+
+
+def _written(folder: Path, text: str) -> Path:
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    return folder / "params.yaml"
 
 
 def test_plain_yaml_is_left_as_it_is() -> None:

@@ -225,7 +225,17 @@ def test_mlflow_run_without_an_experiment_writes_to_that_of_params_yaml_and_its_
 
 def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(trained: Path) -> None:
     before = {run.info.run_id for run in _runs(trained)}
-    command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=30", "-P", "overrides=checkpoint.every=0.2s")
+    command = (
+        "mlflow",
+        "run",
+        ".",
+        "--env-manager",
+        "local",
+        "-P",
+        "epochs=30",
+        "-P",
+        "overrides=hardware.checkpoint_interval=0.2s",
+    )
     process = subprocess.Popen(command, cwd=trained, env=_environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((trained / ".bigstep" / "checkpoints").glob("*/step-*")):

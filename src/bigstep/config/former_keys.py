@@ -8,7 +8,7 @@ from ruamel.yaml.comments import CommentedMap
 from bigstep.config.yaml_files import Override
 from bigstep.errors import ConfigError
 
-__all__ = ["FORMER", "former_values", "new_values", "update_content", "update_overrides"]
+__all__ = ["FORMER", "FORMER_SECTIONS", "former_values", "new_values", "update_content", "update_overrides"]
 
 FORMER = {
     "data.normalization": "data.pixel_statistics",
@@ -16,10 +16,13 @@ FORMER = {
     "train.factor": "train.lr_decay_factor",
     "train.select_by": "train.monitor",
     "train.max_bad_steps": "train.max_nonfinite_steps",
+    "memory.checkpoint_activations": "hardware.activation_checkpointing",
+    "checkpoint.every": "hardware.checkpoint_interval",
     "search.top": "search.confirm_top",
     "search.replicates": "search.confirm_seeds",
     "search.audit": "search.audit_fraction",
 }
+FORMER_SECTIONS = ("memory", "checkpoint")  # which there are no more
 VALUES = {"data.on_bad_image": ("refuse", "skip")}  # the former and the new value of a key
 PARAMETERS = "search.parameters"  # its keys are keys of params.yaml
 
@@ -40,6 +43,9 @@ def update_content(content: dict[str, Any], origin: str = "params.yaml") -> list
         if old_key in _section(content, old):
             _move(content, old, old_key, section, key)
             lines.append(_line(origin, former, name))
+    for section in FORMER_SECTIONS:
+        if section in content and not content[section]:
+            del content[section]
     for section, values in content.items():
         for key in values if isinstance(values, dict) else ():
             values[key], found = _updated(f"{section}.{key}", values[key], origin)
@@ -117,12 +123,14 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _move(content: MutableMapping[str, Any], old: str, old_key: str, section: str, key: str) -> None:
     """Move a value, and the comment beside it."""
     source = content[old]
+    if content.get(section) is None:
+        content[section] = type(source)()
     place, value = list(source).index(old_key), source[old_key]
     comment = source.ca.items.pop(old_key, None) if isinstance(source, CommentedMap) else None
     del source[old_key]
     target = content[section]
     if isinstance(target, CommentedMap):
-        target.insert(place, key, value)
+        target.insert(place if old == section else len(target), key, value)
         if comment is not None:
             target.ca.items[key] = comment
     else:

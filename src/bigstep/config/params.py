@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bigstep.config.batch_sizes import BatchSizes, resolve_batch
-from bigstep.config.checkpoint import CheckpointConfig
 from bigstep.config.data import DataConfig
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.config.former_keys import update_content
 from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.search import SearchConfig
 from bigstep.config.section import Section
@@ -35,8 +33,6 @@ SECTIONS: tuple[type[Section], ...] = (
     TrainConfig,
     EvaluateConfig,
     HardwareConfig,
-    MemoryConfig,
-    CheckpointConfig,
     TrackingConfig,
     SearchConfig,
 )
@@ -51,8 +47,6 @@ class Params:
     train: TrainConfig
     evaluate: EvaluateConfig
     hardware: HardwareConfig
-    memory: MemoryConfig
-    checkpoint: CheckpointConfig
     tracking: TrackingConfig
     search: SearchConfig
 

@@ -37,7 +37,6 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
         params.model,
         params.train,
         params.hardware,
-        params.memory,
         "none",
         weights=project.starting_weights(params.model.weights),
     )

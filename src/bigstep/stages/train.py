@@ -2,9 +2,7 @@
 
 from bigstep.atomic_files import check_writable
 from bigstep.config.batch_sizes import BatchSizes
-from bigstep.config.checkpoint import CheckpointConfig
 from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.tracking import TrackingConfig
 from bigstep.config.train import TrainConfig
@@ -35,7 +33,7 @@ def main(started: float | None = None) -> int:
 
     def body(stage: Stage) -> None:
         sections = stage.section(ModelConfig), stage.section(TrainConfig), stage.section(HardwareConfig)
-        train(stage, *sections, stage.section(MemoryConfig), stage.section(TrackingConfig), stage.section(CheckpointConfig))
+        train(stage, *sections, stage.section(TrackingConfig))
 
     return run_stage("train", body, started)
 
@@ -45,9 +43,7 @@ def train(  # the sections it reads
     model: ModelConfig,
     train: TrainConfig,
     hardware: HardwareConfig,
-    memory: MemoryConfig,
     tracking: TrackingConfig,
-    checkpoint: CheckpointConfig,
 ) -> None:
     """Write ``results/train``: the best epoch's weights, how to rebuild the model, metrics, history and curves.
 
@@ -71,14 +67,13 @@ def train(  # the sections it reads
         model,
         train,
         hardware,
-        memory,
         tracking.noise_scale,
         weights=stage.project.starting_weights(model.weights),
     )
     invariance = check_slice_invariance(state, train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
-    checkpoints = open_checkpoints(stage, store, model, parse_duration(checkpoint.every))
+    checkpoints = open_checkpoints(stage, store, model, parse_duration(hardware.checkpoint_interval))
     resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     with stage_run(stage, tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))

@@ -7,7 +7,6 @@ import torch
 
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.seeding import derive_key
@@ -28,7 +27,6 @@ def build_training(
     model: ModelConfig,
     train: TrainConfig,
     hardware: HardwareConfig,
-    memory: MemoryConfig,
     noise_scale: Literal["first", "every", "none"],
     *,
     weights: Path | None,
@@ -52,7 +50,7 @@ def build_training(
         std=manifest.std,
         memory_format=MEMORY_FORMATS[hardware.memory_format],
         weights=weights,
-        checkpoint_activations=memory.checkpoint_activations,
+        activation_checkpointing=hardware.activation_checkpointing,
     ).to(device)
     return build_state(
         classifier,

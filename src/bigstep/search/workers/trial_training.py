@@ -88,7 +88,6 @@ def train_trial(
         params.model,
         params.train,
         params.hardware,
-        params.memory,
         params.tracking.noise_scale,
         weights=project.starting_weights(params.model.weights),
     )
@@ -111,7 +110,7 @@ def _train(
     store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ShouldStop, tracked: TrackedRun
 ) -> TrialOutcome:
     params = job.params
-    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.checkpoint.every), {})
+    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.hardware.checkpoint_interval), {})
     resumed = checkpoints.restore(state, micro_batch_size=job.fit.batch.micro_batch_size)
     training = TrainingJob(
         store,
