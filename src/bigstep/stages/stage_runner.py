@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bigstep.atomic_files import whole_file, write_json
 from bigstep.config.former_keys import update_content
-from bigstep.config.params import flatten
-from bigstep.config.section import Section
-from bigstep.config.yaml_files import parse_section, read_yaml
+from bigstep.config.params import Params, flatten
+from bigstep.config.yaml_files import read_yaml
 from bigstep.console import show_log
 from bigstep.errors import UserError
 from bigstep.project.attempts import begin_stage, find_key, finish_stage, writer_lock
@@ -26,8 +25,6 @@ from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
 
-S = TypeVar("S", bound=Section)
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -36,10 +33,8 @@ class Stage:
     name: str
     paths: StagePaths
     project: ProjectPaths
-    content: dict[str, Any]
-    """All of params.yaml, as read."""
-    flat: dict[str, Any]
-    """The same, as ``section.key``, for the history; no stage decides anything by it."""
+    params: Params
+    """All of params.yaml; each stage reads the sections that dvc.yaml lists for it, and those that decide no result."""
     key: str
     """Of its attempt."""
     signals: Signals
@@ -47,9 +42,10 @@ class Stage:
     inputs: StageInputs
     """What was on disk when it started."""
 
-    def section(self, kind: type[S]) -> S:
-        """Return one section of params.yaml."""
-        return parse_section(kind, self.content)
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The parameters as ``section.key``, for the history; no stage decides anything by it."""
+        return flatten(self.params)
 
 
 def run_stage(name: str, body: Callable[[Stage], None], started: float | None = None) -> int:
@@ -140,4 +136,4 @@ def _open(name: str, signals: Signals) -> Stage:
         check_followed_by_dvc(params)
     project = find_project(Path.cwd())
     key = find_key(project.attempts, learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
-    return Stage(name, paths, project, content, flatten(params), key, signals, inputs)
+    return Stage(name, paths, project, params, key, signals, inputs)
