@@ -14,11 +14,14 @@ from bigstep.commands.overrides import chosen_overrides, read_preset
 from bigstep.config.former_keys import FORMER, FORMER_SECTIONS, former_values, new_values, update_content, update_overrides
 from bigstep.config.params import SECTIONS, parse_params, read_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.project.attempts import attempt_key, find_key
 from bigstep.project.parameters import learning_values
 from bigstep.search.trial_params import trial_params
+from conftest import copy_project
 from dvc_dependencies import ROOT
+from faults.project import Project
 
 OTHERS = {  # a value that is not the default, for each key that has another name now
     "data.normalization": "imagenet",
@@ -202,3 +205,18 @@ def test_plain_yaml_is_left_as_it_is() -> None:
     odd: dict[str, Any] = {"train": None, "search": 3}
     assert update_content(odd) == []
     assert odd == {"train": None, "search": 3}
+
+
+@pytest.mark.slow
+def test_dvc_exp_run_sets_a_key_by_the_name_that_the_file_has(tmp_path: Path) -> None:
+    project = Project(copy_project(tmp_path / "project"))
+    path = project.root / "params.yaml"
+    shipped = path.read_text(encoding="utf-8")
+    path.write_text(shipped.replace("  pixel_statistics:", "  normalization:"), encoding="utf-8")
+    output = project.run("dvc", "exp", "run", "-n", "former", "-S", "data.normalization=imagenet", "prepare")
+    assert output.count("params.yaml: data.normalization is now data.pixel_statistics") == 1
+    assert Store(project.root / "data" / "prepared").manifest.normalization == "imagenet"
+    path.write_text(shipped, encoding="utf-8")
+    output = project.run("dvc", "exp", "run", "-n", "both", "-S", "+data.normalization=imagenet", "prepare", code=None)
+    assert "bigstep: params.yaml: data.pixel_statistics: expected it once, got it as data.normalization" in output
+    assert "Traceback" not in output
