@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
 from ruamel.yaml import YAML
 
 from bigstep.cli import main
@@ -18,7 +20,11 @@ from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.project.attempts import attempt_key, find_key
 from bigstep.project.parameters import learning_values
+from bigstep.search.initial_points import ensure_starts
+from bigstep.search.space import RATE, build_space
+from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_params import trial_params
+from bigstep.search.trial_queue import TrialQueue
 from conftest import copy_project
 from dvc_dependencies import ROOT
 from faults.project import Project
@@ -205,6 +211,18 @@ def test_plain_yaml_is_left_as_it_is() -> None:
     odd: dict[str, Any] = {"train": None, "search": 3}
     assert update_content(odd) == []
     assert odd == {"train": None, "search": 3}
+
+
+def test_a_study_that_searched_a_former_name_starts_another_one(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "search.journal"))
+    former = open_study(storage, "former", ["minimize"])
+    ranges = {"train.factor": FloatDistribution(0.1, 0.5), RATE: FloatDistribution(1e-4, 1.0)}
+    former.add_trial(create_trial(params={"train.factor": 0.3, RATE: 0.02}, distributions=ranges, value=1.0))
+    params = parse_params({"search": {"parameters": {"train.lr_decay_factor": {"low": 0.1, "high": 0.5}}}})
+    ledger = TrialQueue(open_study(storage, "now", ["minimize"]), 20, 200)
+    ensure_starts(ledger, params, build_space(params), "former")
+    fixed = [trial.system_attrs["fixed_params"] for trial in ledger.study.trials]
+    assert [point[RATE] for point in fixed if point["train.lr_decay_factor"] == 0.3] == [0.02]
 
 
 @pytest.mark.slow
