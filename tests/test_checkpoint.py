@@ -107,7 +107,13 @@ def test_the_same_step_is_not_written_twice(tmp_path: Path) -> None:
 
 CASES = {
     "adamw cosine": {},
-    "sgd nesterov step": {"optimizer": "sgd", "nesterov": True, "schedule": "step", "step_epochs": 1, "learning_rate": 0.05},
+    "sgd nesterov step": {
+        "optimizer": "sgd",
+        "nesterov": True,
+        "schedule": "step",
+        "lr_decay_epochs": 1,
+        "learning_rate": 0.05,
+    },
     "plateau": {"schedule": "plateau", "warmup_fraction": 0.0, "plateau_patience": 0},
     "average": {"ema_decay": 0.9},
     "float16": {"precision": "float16"},
@@ -216,7 +222,7 @@ def test_values_on_disk_are_plain_json(digits: Store, tmp_path: Path) -> None:
     [
         (60, None, None, 5),  # the first of a start comes soon
         (60, None, 15, 5),
-        (2, None, None, 2),  # never later than checkpoint.every
+        (2, None, None, 2),  # never later than hardware.checkpoint_interval
         (60, 0.01, None, 5),
         (60, 0.2, None, 20),  # a hundredth of the time
         (60, 5.0, None, 60),

@@ -145,7 +145,9 @@ def test_bug_15_unscaled_once_then_clipped_and_the_scale_is_constant_within_a_st
 
 @pytest.mark.parametrize("micro", [64, 8, 5])
 def test_bug_16_the_schedule_moves_once_an_update_for_any_number_of_steps(micro: int, digits: Store) -> None:
-    train = _train(schedule="step", step_epochs=1, factor=0.5, epochs=3, effective_batch_size=64, learning_rate=0.01)
+    train = _train(
+        schedule="step", lr_decay_epochs=1, lr_decay_factor=0.5, epochs=3, effective_batch_size=64, learning_rate=0.01
+    )
     state, batch = _begin(digits, train, micro)
     rates = [record.learning_rate for record in _epochs(state, train, batch, digits) if isinstance(record, StepRecord)]
     assert rates == pytest.approx([0.01] * 20 + [0.005] * 20 + [0.0025] * 20)

@@ -113,7 +113,7 @@ def test_the_first_run_leaves_results_and_one_whole_history(trained: Path) -> No
         for folder in ("", "train", "prepare", "evaluate")
         for item in _client(trained).list_artifacts(run.info.run_id, folder)
     }
-    assert {"params.yaml", "dvc.lock", "prepare/refused.csv", "train/curves.png", "evaluate/report.html"} <= artifacts
+    assert {"params.yaml", "dvc.lock", "prepare/skipped.csv", "train/curves.png", "evaluate/report.html"} <= artifacts
     assert run.data.tags["mlflow.source.git.commit"]
     assert run.data.tags["slice_invariant"] == "true"
     assert "every random number is keyed" in run.data.tags["slice_invariant_reason"]
@@ -225,7 +225,17 @@ def test_mlflow_run_without_an_experiment_writes_to_that_of_params_yaml_and_its_
 
 def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(trained: Path) -> None:
     before = {run.info.run_id for run in _runs(trained)}
-    command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=30", "-P", "overrides=checkpoint.every=0.2s")
+    command = (
+        "mlflow",
+        "run",
+        ".",
+        "--env-manager",
+        "local",
+        "-P",
+        "epochs=30",
+        "-P",
+        "overrides=hardware.checkpoint_interval=0.2s",
+    )
     process = subprocess.Popen(command, cwd=trained, env=_environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((trained / ".bigstep" / "checkpoints").glob("*/step-*")):
@@ -414,14 +424,14 @@ def test_a_folder_with_forty_damaged_files_goes_through_and_says_so(trained: Pat
     bad = add_damaged(folder / "class 1", random_images(1, 8, 1)[0])
     options = ["--overrides", "data.source=image-folder data.root=data/raw/photos data.image_size=12 data.channels=1"]
     output = _repro(trained, *options, "--set", "train.augmentation=none", "--set", "train.epochs=4")
-    assert "40 files refused" in output
+    assert "40 files skipped" in output
     assert "8 files that DVC cannot hash" in output
     (workspace,) = (
         path.parents[2]
-        for path in (trained / ".bigstep/workspaces").glob("*/data/prepared/refused.csv")
+        for path in (trained / ".bigstep/workspaces").glob("*/data/prepared/skipped.csv")
         if len(read_rows(path)) > 1
     )
-    assert {row["name"] for row in read_rows(workspace / "data/prepared/refused.csv")} == {
+    assert {row["name"] for row in read_rows(workspace / "data/prepared/skipped.csv")} == {
         path.relative_to(folder).as_posix() for path in bad
     }
     assert Store(workspace / "data/prepared").manifest.num_samples == 90

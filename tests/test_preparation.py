@@ -73,14 +73,14 @@ def test_the_store_is_mapped_and_says_where_each_sample_came_from(tmp_path: Path
     assert store.manifest.files[0].sha256 == hashlib.sha256(store.paths.samples.read_bytes()).hexdigest()
 
 
-def test_forty_damaged_files_are_refused_and_listed(tmp_path: Path) -> None:
+def test_forty_damaged_files_are_skipped_and_listed(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
     bad = add_damaged(root / "class1", random_images(1, 8, 3)[0])
     assert len(bad) == 40
     store = _prepare(_image_folder(), root, tmp_path / "store")
-    refused = {row["name"]: row["reason"] for row in read_rows(store.paths.refused)}
-    assert set(refused) == {path.relative_to(root).as_posix() for path in bad}
-    assert all(refused.values())
+    skipped = {row["name"]: row["reason"] for row in read_rows(store.paths.skipped)}
+    assert set(skipped) == {path.relative_to(root).as_posix() for path in bad}
+    assert all(skipped.values())
     assert store.manifest.num_refused == sum(store.manifest.refused.values()) == 40
     assert store.manifest.num_samples == 20
 
@@ -102,9 +102,9 @@ def test_a_class_of_damaged_files_only_is_one_line(tmp_path: Path) -> None:
 
 def test_imagenet_normalisation_and_channels_are_taken_as_asked(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
-    store = _prepare(_image_folder(normalization="imagenet"), root, tmp_path / "colour")
+    store = _prepare(_image_folder(pixel_statistics="imagenet"), root, tmp_path / "colour")
     assert store.manifest.mean == (0.485, 0.456, 0.406)
-    grey = _prepare(_image_folder(normalization="imagenet", channels=1), root, tmp_path / "grey")
+    grey = _prepare(_image_folder(pixel_statistics="imagenet", channels=1), root, tmp_path / "grey")
     assert grey.images.shape == (20, 8, 8, 1)
     np.testing.assert_allclose(grey.manifest.mean, [0.458971], atol=1e-6)
     repeated = _prepare(DataConfig(channels=3), tmp_path, tmp_path / "digits")

@@ -25,7 +25,13 @@ from faults.project import Project
 from postgres import Server, postgres_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-QUICK = ("train.epochs=4", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
+QUICK = (
+    "train.epochs=4",
+    "model.width=8",
+    "search.confirm_top=1",
+    "search.confirm_seeds=1",
+    "hardware.checkpoint_interval=0.2s",
+)
 TRIALS, AWAY = 6, 10.0
 TRAINS = """
     SELECT count(*) FROM trials JOIN trial_intermediate_values USING (trial_id)

@@ -24,7 +24,13 @@ from postgres import postgres
 from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-QUICK = ("train.epochs=2", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
+QUICK = (
+    "train.epochs=2",
+    "model.width=8",
+    "search.confirm_top=1",
+    "search.confirm_seeds=1",
+    "hardware.checkpoint_interval=0.2s",
+)
 RESULTS = ("trials.csv", "again.csv", "best_params.yaml", "summary.json")
 
 

@@ -124,7 +124,7 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_move_once_per_update(name: str) -> None:
-    train = _train(schedule=name, epochs=4, learning_rate=0.5, step_epochs=2)
+    train = _train(schedule=name, epochs=4, learning_rate=0.5, lr_decay_epochs=2)
     optimizer = build_optimizer(train, nn.Linear(2, 2).parameters())
     schedule = build_schedule(train, optimizer, updates_per_epoch=10)
     for step in range(40):
@@ -154,7 +154,7 @@ def test_plateau_cuts_after_validations_without_gain(digits: Store) -> None:
         learning_rate=1e-12,
         plateau_patience=1,
         effective_batch_size=600,
-        select_by="val_accuracy",
+        monitor="val_accuracy",
     )
     _, records = _run(digits, train)
     rates = [record.learning_rate for record in records if isinstance(record, StepRecord)][::3]
@@ -207,9 +207,7 @@ def test_a_scale_that_overflows_backs_off_and_training_goes_on(digits: Store) ->
 
 
 def test_the_best_epoch_is_kept_and_early_stopping_ends(digits: Store) -> None:
-    train = _train(
-        epochs=30, learning_rate=1e-12, early_stopping_patience=2, select_by="val_accuracy", effective_batch_size=600
-    )
+    train = _train(epochs=30, learning_rate=1e-12, early_stopping_patience=2, monitor="val_accuracy", effective_batch_size=600)
     state, records = _run(digits, train)
     epochs = [record for record in records if isinstance(record, EpochRecord)]
     assert len(epochs) == 3

@@ -39,9 +39,7 @@ def main() -> None:
 
 
 def _begin(params: Params, size: int, effective: int) -> tuple[TrainingState, torch.Tensor, torch.Tensor]:
-    sections = {
-        key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "memory", "tracking")
-    }
+    sections = {key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "tracking")}
     state = build_measured_training(MeasurementRequest(sections, 1, size, 10, until=0.0), params.train)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (effective, 1, size, size), dtype=torch.uint8, generator=generator)

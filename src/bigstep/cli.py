@@ -99,14 +99,14 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from bigstep.config.yaml_files import read_yaml
+    from bigstep.config.params import read_params
     from bigstep.diagnostics.verify import verify
     from bigstep.project.dvc import find_project_root
     from bigstep.project.parameters import check_params
 
     del options
     root = find_project_root(Path.cwd())
-    return verify(root, check_params(read_yaml(root / "params.yaml")))
+    return verify(root, check_params(read_params(root / "params.yaml")))
 
 
 def _doctor(options: argparse.Namespace) -> int:

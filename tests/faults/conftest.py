@@ -66,7 +66,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
     """A project whose data is prepared, to be copied."""
     root = copy_project(tmp_path_factory.mktemp("faults") / "prepared", empty_database)
     project = Project(root)
-    project.set("train.epochs=3", "checkpoint.every=0.2s")
+    project.set("train.epochs=3", "hardware.checkpoint_interval=0.2s")
     project.run("dvc", "repro", "-q", "prepare")
     return root
 

@@ -44,7 +44,7 @@ COMMANDS = (
 @pytest.mark.fault(47, "a command line with values of any kind", rounds=20, rare=True)
 def test_a_command_line_works_or_is_refused_in_a_line_for_each_value(round_number: int, project: Project) -> None:
     draw = random.Random(4700 + round_number)
-    project.set("train.epochs=1", "search.top=0", "search.audit=0")
+    project.set("train.epochs=1", "search.confirm_top=0", "search.audit_fraction=0")
     command = COMMANDS[round_number % len(COMMANDS)]
     overrides = [f"{draw.choice(KEYS)}={draw.choice(VALUES)}" for _ in range(draw.randint(1, 3))]
     options = [] if command[0] == "predict" else [word for text in overrides for word in ("--set", text)]

@@ -55,8 +55,8 @@ def test_damaged_images_are_listed_and_left_out(round_number: int, project: Proj
     bad = add_damaged(folder / "a", random_images(1, 8, 1, seed=round_number)[0])
     _use(project, "photos")
     output = project.bigstep("prepare")
-    assert f"{len(bad)} files refused" in output
-    refused = {row["name"] for row in read_rows(project.root / "data/prepared/refused.csv")}
+    assert f"{len(bad)} files skipped" in output
+    refused = {row["name"] for row in read_rows(project.root / "data/prepared/skipped.csv")}
     assert refused == {path.relative_to(folder).as_posix() for path in bad}
     counts = json.loads((project.root / "data/prepared/manifest.json").read_text(encoding="utf-8"))["counts"]
     assert sum(part["a"] for part in counts.values()) == 12
@@ -69,7 +69,7 @@ def test_bombs_are_refused_without_decoding(round_number: int, project: Project)
         (folder / "a" / f"bomb{number}.png").write_bytes(png_header(side, side + round_number))
     _use(project, "photos")
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert "4 files refused" in project.bigstep("prepare")
+    assert "4 files skipped" in project.bigstep("prepare")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert peak <= max(before, 700 * 1024), "KiB; of which Python and torch alone take 500 MiB"
 

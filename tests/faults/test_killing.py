@@ -67,7 +67,7 @@ def test_killed_within_a_step_the_step_is_replayed(round_number: int, project: P
 
 @pytest.mark.fault(5, "SIGTERM while training", rounds=10)
 def test_told_to_stop_it_commits_and_says_so(round_number: int, project: Project, undisturbed: EndState) -> None:
-    project.set("checkpoint.every=none")
+    project.set("hardware.checkpoint_interval=none")
     draw = random.Random(2000 + round_number)
     process = project.start("bigstep", "train", PYTHONPATH=str(project.root / "src"))
     project.until(process, lambda line: line.startswith("epoch 1/"))

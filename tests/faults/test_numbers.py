@@ -94,7 +94,7 @@ def test_a_step_that_is_not_finite_is_dropped_whole(round_number: int, digits: S
 
 @pytest.mark.fault("15a", "NaN in every step", rounds=5)
 def test_after_too_many_bad_steps_it_stops(round_number: int, digits: Store) -> None:
-    state, train = _begin(digits, max_bad_steps=3 + round_number)
+    state, train = _begin(digits, max_nonfinite_steps=3 + round_number)
     _Spoil(state, range(4, 1000), 1, float("nan"))
     with pytest.raises(DivergedError, match="must be finite within") as caught:
         list(train_epochs(state, train, digits, TrainingBatches(digits, train, SIZE, 0)))
@@ -106,10 +106,12 @@ def test_after_too_many_bad_steps_it_stops(round_number: int, digits: Store) -> 
 @pytest.mark.slow
 @pytest.mark.fault(15, "a learning rate of 1e9", rounds=3, rare=True)
 def test_a_diverged_run_has_its_own_exit_code_and_no_bad_state(round_number: int, project: Project) -> None:
-    project.set("train.learning_rate=1.0e+9", "train.max_bad_steps=4", f"train.seed={round_number}", "train.optimizer=sgd")
-    project.set("train.clip_norm=null", "model.norm=none", "checkpoint.every=0s")
+    project.set(
+        "train.learning_rate=1.0e+9", "train.max_nonfinite_steps=4", f"train.seed={round_number}", "train.optimizer=sgd"
+    )
+    project.set("train.clip_norm=null", "model.norm=none", "hardware.checkpoint_interval=0s")
     output = project.bigstep("train", code=3)
-    assert "train.max_bad_steps" in output
+    assert "train.max_nonfinite_steps" in output
     assert "Traceback" not in output
     (run,) = project.runs()
     assert run.info.status == "FAILED"
@@ -171,7 +173,7 @@ def test_every_split_gives_the_gradient_of_the_whole(round_number: int, digits: 
 @pytest.mark.fault(40, "SIGKILL of a process that transforms images", rounds=5, rare=True)
 def test_a_dead_worker_ends_the_stage_and_it_goes_on(round_number: int, project: Project) -> None:
     project.set("train.augmentation=[RandomHorizontalFlip]", "hardware.num_workers=1", f"train.seed={round_number}")
-    project.set("train.epochs=30", "checkpoint.every=0.5s")
+    project.set("train.epochs=30", "hardware.checkpoint_interval=0.5s")
     process = project.start("dvc", "repro", "train")
     project.until(process, lambda line: line.startswith("epoch 2/"))
     trainer = next(item for item in psutil.process_iter() if project._is_mine(item) and "train.py" in str(item.cmdline()[1:2]))

@@ -44,7 +44,9 @@ def test_an_orphan_lock(round_number: int, tmp_path: Path) -> None:
 def test_twenty_kills(round_number: int, tmp_path: Path, empty_database: Path) -> None:
     plans = Project(copy_project(tmp_path / "plans", empty_database))
     plans.set(*QUICK)
-    plans.bigstep("search", "--trials", "1", "--workers", "2", "--set", "search.top=0", "--set", "search.audit=0")
+    plans.bigstep(
+        "search", "--trials", "1", "--workers", "2", "--set", "search.confirm_top=0", "--set", "search.audit_fraction=0"
+    )
     kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), plans, round_number, kills=20)
 
 

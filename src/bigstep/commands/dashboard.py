@@ -11,8 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.config.params import parse_params
-from bigstep.config.yaml_files import read_yaml
+from bigstep.config.params import parse_params, read_params
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
@@ -42,7 +41,7 @@ def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, host: str
         ProjectError: there is no study, its storage does not answer, or the port is taken.
     """
     project = ProjectPaths(root)
-    address = storage or study_address(project, parse_params(read_yaml(root / "params.yaml")))
+    address = storage or study_address(project, parse_params(read_params(root / "params.yaml")))
     if "://" not in address and not Path(address).exists():
         raise ProjectError(f"search.storage: expected a study, got {address}, which does not exist; run `bigstep search` first")
     port = free_port(port, host or LOOPBACK, FIRST_PORT)

@@ -1,7 +1,9 @@
 """What the command line overrides in params.yaml: a preset, --set and its short forms."""
 
 import argparse
+import logging
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from bigstep.commands.arguments import short_forms
@@ -10,6 +12,8 @@ from bigstep.errors import ConfigError
 
 __all__ = ["chosen_overrides", "read_preset"]
 
+log = logging.getLogger(__name__)
+
 
 def chosen_overrides(options: argparse.Namespace) -> tuple[Override, ...]:
     """Return the overrides of --set and its short forms.
@@ -17,6 +21,7 @@ def chosen_overrides(options: argparse.Namespace) -> tuple[Override, ...]:
     Raises:
         ConfigError: a key does not exist, or a value breaks a rule.
     """
+    from bigstep.config.former_keys import update_overrides
     from bigstep.config.params import check_overrides
 
     short = short_forms(options.command)
@@ -25,7 +30,8 @@ def chosen_overrides(options: argparse.Namespace) -> tuple[Override, ...]:
         texts += shlex.split(getattr(options, "overrides", ""))
     except ValueError as error:
         raise ConfigError(f"--overrides: expected words as in a shell, got {str(error).lower()}; balance the quotes") from None
-    found = parse_overrides([*texts, *options.set])
+    found, lines = update_overrides(parse_overrides([*texts, *options.set]), "--set")
+    _log(lines)
     check_overrides(found, "--set")
     return found
 
@@ -36,6 +42,7 @@ def read_preset(root: Path, name: str | None) -> tuple[Override, ...]:
     Raises:
         ConfigError: there is no such preset, or it breaks a rule.
     """
+    from bigstep.config.former_keys import update_content
     from bigstep.config.params import check_overrides
     from bigstep.config.yaml_files import nearest, read_yaml
 
@@ -45,6 +52,7 @@ def read_preset(root: Path, name: str | None) -> tuple[Override, ...]:
     if name not in known:
         raise ConfigError(f"--preset: expected the name of a file in presets/, got {name!r}; {nearest(name, known)}")
     content = read_yaml(root / "presets" / f"{name}.yaml")
+    _log(update_content(content, f"presets/{name}.yaml"))
     for section, values in content.items():
         if not isinstance(values, dict | None):
             raise ConfigError(
@@ -53,3 +61,8 @@ def read_preset(root: Path, name: str | None) -> tuple[Override, ...]:
     found = tuple((section, key, value) for section, values in content.items() for key, value in (values or {}).items())
     check_overrides(found, f"presets/{name}.yaml")
     return found
+
+
+def _log(lines: Iterable[str]) -> None:
+    for line in lines:
+        log.warning(line)

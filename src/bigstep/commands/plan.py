@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.table import Table
 
 from bigstep.atomic_files import whole_file, write_json
-from bigstep.config.params import Params
-from bigstep.config.yaml_files import apply_overrides, read_yaml, write_yaml
+from bigstep.config.params import Params, read_params
+from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
@@ -129,5 +129,5 @@ def _relative(path: Path) -> str:
 def _apply(path: Path, choice: PlannedSlicing) -> None:
     overrides = (("hardware", "micro_batch_size", choice.micro_batch_size), ("hardware", "accumulation_steps", None))
     with whole_file(path) as beside:
-        write_yaml(apply_overrides(read_yaml(path), overrides), beside)
+        write_yaml(apply_overrides(read_params(path), overrides), beside)
     console.print(f"params.yaml: hardware.micro_batch_size is now {choice.micro_batch_size}")

@@ -43,9 +43,9 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
     Raises:
         ModelError: there is no such model.
     """
-    from bigstep.config.yaml_files import read_yaml
+    from bigstep.config.params import read_params
 
-    params = check_params({} if root is None else read_yaml(root / "params.yaml"))
+    params = check_params({} if root is None else read_params(root / "params.yaml"))
     name = model or params.tracking.registered_model or f"bigstep-{params.data.source}"
     predictor = _from_folder(Path(name)) if root is None or is_exported(name) else _from_registry(ProjectPaths(root), name)
     layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)

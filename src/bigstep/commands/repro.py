@@ -9,7 +9,7 @@ from rich.table import Table
 from bigstep.atomic_files import read_json
 from bigstep.config.params import Params, flatten
 from bigstep.console import console
-from bigstep.project.attempts import PipelineAttempt, attempt_key, read_attempt
+from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -93,4 +93,5 @@ def _point(project: ProjectPaths, params: Params, values: dict[str, float], poin
 
 
 def _attempt(project: ProjectPaths, params: Params) -> PipelineAttempt | None:
-    return read_attempt(project.attempts, attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", "")))
+    key = find_key(project.attempts, learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    return read_attempt(project.attempts, key)

@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 
 from bigstep.atomic_files import whole_file
-from bigstep.config.params import Params
+from bigstep.config.params import Params, read_params
 from bigstep.config.units import parse_duration
-from bigstep.config.yaml_files import Override, apply_overrides, read_yaml, write_yaml
+from bigstep.config.yaml_files import Override, apply_overrides, write_yaml
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError, UserError
@@ -60,7 +60,7 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     project = ProjectPaths(root)
-    content = read_yaml(root / "params.yaml")
+    content = read_params(root / "params.yaml")
     for group in overrides:
         content = apply_overrides(content, group)
     params = check_params(content)
@@ -225,5 +225,5 @@ def _apply(path: Path, space: Space, findings: SearchResult) -> None:
     chosen = winning_params(space, findings.winner)
     triples = tuple((section, key, value) for section, values in chosen.items() for key, value in values.items())
     with whole_file(path) as beside:
-        write_yaml(apply_overrides(read_yaml(path), triples), beside)
+        write_yaml(apply_overrides(read_params(path), triples), beside)
     console.print("params.yaml now has the winner's parameters; `dvc repro` trains them in full")

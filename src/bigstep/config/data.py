@@ -28,14 +28,14 @@ class DataConfig(Section):
         None, description="pixels per side after centre crop and resize; null = as in the source (required for image-folder)"
     )
     channels: Literal[1, 3] | None = Field(None, description="1 = grey, 3 = colour; null = as in the source (image-folder: 3)")
-    normalization: Literal["measured", "imagenet"] = Field(
+    pixel_statistics: Literal["measured", "imagenet"] = Field(
         "measured", description="mean and standard deviation: of the training images, or ImageNet's"
     )
     validation_fraction: Fraction = Field(0.15, description="fraction of the training images held out for validation")
     test_fraction: Fraction = Field(0.2, description="fraction held out for the test, if the source has no test set")
     split_seed: int = Field(0, ge=0, description="seed of the split, independent of train.seed")
-    on_bad_image: Literal["refuse", "fail"] = Field(
-        "refuse", description="refuse = skip a damaged file and list it in refused.csv; fail = stop the stage"
+    on_bad_image: Literal["skip", "fail"] = Field(
+        "skip", description="skip = leave out a damaged file and list it in skipped.csv; fail = stop the stage"
     )
     max_megapixels: float = Field(64.0, gt=0, description="larger images are not decoded")
 

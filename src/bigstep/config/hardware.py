@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from bigstep.config.section import Section
-from bigstep.config.units import SIZE
+from bigstep.config.units import DURATION, SIZE
 
 __all__ = ["HardwareConfig"]
 
@@ -30,6 +30,15 @@ class HardwareConfig(Section):
         description="memory limit such as 4GiB, for the GPU or the process; auto = 80 % of the machine's memory, "
         "90 % of a GPU's; none = no limit",
         json_schema_extra={"rule": "auto, none or a size such as 512MiB, 4GiB or 1.5GB"},
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass instead of storing them: less memory, more time"
+    )
+    checkpoint_interval: Annotated[str, Field(pattern=DURATION)] = Field(
+        "60s",
+        description="maximum time between two checkpoints; the first is written after 5 s, and one at the end of "
+        "each epoch; none = at the end of each epoch only",
+        json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,

@@ -3,25 +3,29 @@
 A stage reads its own sections only; this module is loaded to refuse a bad file before anything is written.
 """
 
+import functools
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from bigstep.config.batch_sizes import BatchSizes, resolve_batch
-from bigstep.config.checkpoint import CheckpointConfig
 from bigstep.config.data import DataConfig
 from bigstep.config.evaluate import EvaluateConfig
+from bigstep.config.former_keys import update_content
 from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.search import SearchConfig
 from bigstep.config.section import Section
 from bigstep.config.tracking import TrackingConfig
 from bigstep.config.train import TrainConfig
-from bigstep.config.yaml_files import Override, nearest, parse_section, problems_of_key
+from bigstep.config.yaml_files import Override, nearest, parse_section, problems_of_key, read_yaml
 from bigstep.errors import ConfigError
 
-__all__ = ["SECTIONS", "Params", "check_overrides", "flatten", "parse_params"]
+__all__ = ["SECTIONS", "Params", "check_overrides", "flatten", "parse_params", "read_params"]
+
+log = logging.getLogger(__name__)
 
 SECTIONS: tuple[type[Section], ...] = (
     DataConfig,
@@ -29,8 +33,6 @@ SECTIONS: tuple[type[Section], ...] = (
     TrainConfig,
     EvaluateConfig,
     HardwareConfig,
-    MemoryConfig,
-    CheckpointConfig,
     TrackingConfig,
     SearchConfig,
 )
@@ -45,8 +47,6 @@ class Params:
     train: TrainConfig
     evaluate: EvaluateConfig
     hardware: HardwareConfig
-    memory: MemoryConfig
-    checkpoint: CheckpointConfig
     tracking: TrackingConfig
     search: SearchConfig
 
@@ -54,6 +54,23 @@ class Params:
     def batch(self) -> BatchSizes:
         """The sizes of one optimizer step."""
         return resolve_batch(self.train, self.hardware, self.model)
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Read params.yaml, comments kept; former names become those of now, and each is logged.
+
+    Raises:
+        ConfigError: the file cannot be read, or has a key under both names.
+    """
+    content = read_yaml(path)
+    for line in update_content(content, path.name):
+        _log_once(line)
+    return content
+
+
+@functools.cache  # a command may read the file more than once
+def _log_once(line: str) -> None:
+    log.warning(line)
 
 
 def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Params:

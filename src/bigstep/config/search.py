@@ -82,9 +82,11 @@ class SearchConfig(Section):
         "median",
         description="median = stop trials that are worse than the median after as many samples (one objective only)",
     )
-    top: int = Field(3, ge=0, description="number of best trials to retrain with new seeds; 0 = off")
-    replicates: int = Field(3, ge=1, description="new seeds for each of them; the best mean wins")
-    audit: float = Field(0.05, ge=0, le=1, description="fraction of the trials to retrain with another slicing, as a check")
+    confirm_top: int = Field(3, ge=0, description="number of best trials to retrain with new seeds; 0 = off")
+    confirm_seeds: int = Field(3, ge=1, description="new seeds for each of them; the best mean wins")
+    audit_fraction: float = Field(
+        0.05, ge=0, le=1, description="fraction of the trials to retrain with another slicing, as a check"
+    )
     workers: Count | None = Field(
         None,
         description="worker processes, which share this machine's cores and memory; null = by number of cores, 1 on a GPU",

@@ -38,8 +38,8 @@ class TrainConfig(Section):
     warmup_fraction: float = Field(
         0.05, ge=0, lt=1, description="fraction of the optimizer steps used for linear warm-up; must be 0 with plateau"
     )
-    step_epochs: int = Field(10, ge=1, description="schedule step: epochs between reductions")
-    factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: factor of each reduction")
+    lr_decay_epochs: int = Field(10, ge=1, description="schedule step: epochs between reductions")
+    lr_decay_factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: factor of each reduction")
     plateau_patience: int = Field(3, ge=0, description="schedule plateau: validations without improvement before a reduction")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing, as in torch's CrossEntropyLoss")
     class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)] | None = Field(
@@ -52,7 +52,7 @@ class TrainConfig(Section):
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="validations without improvement before training stops; null = off"
     )
-    select_by: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="metric that selects the epoch to keep")
+    monitor: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="metric that selects the epoch to keep")
     augmentation: Augmentation = Field(
         "shift",
         description="mirroring, shifts by up to one eighth, or torchvision.transforms.v2 by name; random numbers depend "
@@ -69,7 +69,7 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="bfloat16 and float16 use autocast with float32 weights"
     )
-    max_bad_steps: int = Field(
+    max_nonfinite_steps: int = Field(
         20, ge=1, description="stop after this many consecutive steps with a non-finite gradient (each is skipped)"
     )
     seed: int = Field(0, ge=0, description="seed of initial weights, sample order, augmentation and dropout")

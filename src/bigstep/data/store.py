@@ -5,7 +5,7 @@
 ``labels.npy``     int64 of shape ``(n,)``
 ``parts.npy``      uint8 of shape ``(n,)``: 0 train, 1 validation, 2 test
 ``samples.csv``    index, part, class and file of each sample, with the file's SHA-256
-``refused.csv``    every file that was not taken, and why
+``skipped.csv``    every file that was skipped, and why
 ``manifest.json``  all the rest, as :class:`Manifest`
 =================  ===========================================================================
 """
@@ -70,9 +70,10 @@ class StorePaths:
         return self.root / "samples.csv"
 
     @property
-    def refused(self) -> Path:
-        """Files that were not taken."""
-        return self.root / "refused.csv"
+    def skipped(self) -> Path:
+        """Files that were skipped."""
+        former = self.root / "refused.csv"  # of stores before version 0.2
+        return former if former.exists() else self.root / "skipped.csv"
 
     @property
     def manifest(self) -> Path:

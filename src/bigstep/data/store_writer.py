@@ -23,14 +23,14 @@ __all__ = ["prepare_store"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.299, 0.587, 0.114)
 HEADER_SAMPLES = ("index", "part", "class", "name", "sha256")
-HEADER_REFUSED = ("name", "class", "reason", "sha256")
+HEADER_SKIPPED = ("name", "class", "reason", "sha256")
 
 
 def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sample]:
     """Write ``source`` into ``folder``, yielding each sample once it is written; the store is whole at the end.
 
     Raises:
-        DataError: a file was refused and ``data.on_bad_image`` is fail, or the classes cannot be split.
+        DataError: a file does not decode and ``data.on_bad_image`` is fail, or the classes cannot be split.
     """
     paths = StorePaths(folder)
     labels, given = array("q"), array("b")
@@ -39,12 +39,12 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     with (
         paths.images.open("wb") as pixels,
         _table(taken_path) as taken,
-        _table(paths.refused, HEADER_REFUSED) as refused,
+        _table(paths.skipped, HEADER_SKIPPED) as skipped,
     ):
         for sample in source:
             if isinstance(sample.result, Refusal):
                 _check_allowed(sample.name, sample.result, data)
-                refused.writerow([sample.name, source.classes[sample.label], sample.result.reason, sample.result.sha256])
+                skipped.writerow([sample.name, source.classes[sample.label], sample.result.reason, sample.result.sha256])
                 reasons[sample.result.reason] += 1
             else:
                 pixels.write(sample.result.pixels.tobytes())
@@ -74,7 +74,7 @@ def _check_allowed(name: str, refusal: Refusal, data: DataConfig) -> None:
     if data.on_bad_image == "fail":
         raise DataError(
             f"data.on_bad_image fail: expected every image to decode, but {name!r} does not: {refusal.reason}; remove the "
-            "file, or set data.on_bad_image to refuse"
+            "file, or set data.on_bad_image to skip"
         )
 
 
@@ -98,7 +98,7 @@ def _manifest(
     size, channels = source.layout.size, source.layout.channels
     assert size is not None
     images: NDArray[np.uint8] = np.memmap(paths.images, np.uint8, "r", shape=(len(labels), size, size, channels))
-    mean, std = _measure(images, np.flatnonzero(parts == 0)) if data.normalization == "measured" else _imagenet(channels)
+    mean, std = _measure(images, np.flatnonzero(parts == 0)) if data.pixel_statistics == "measured" else _imagenet(channels)
     files = source.files or (SourceFile.hashed(paths.samples, paths.root),)
     return Manifest(
         source=data.source,
@@ -118,7 +118,7 @@ def _manifest(
         },
         mean=mean,
         std=std,
-        normalization=data.normalization,
+        normalization=data.pixel_statistics,
         files=files,
         refused=dict(sorted(reasons.items())),
         num_refused=reasons.total(),

@@ -26,12 +26,12 @@ def checkpoint_blocks(network: nn.Module, model: ModelConfig) -> int:
     if model.norm == "batch" and model.batch_norm_statistics == "plain":
         raise ConfigError(
             "model.batch_norm_statistics: expected corrected, frozen or recalibrated with "
-            "memory.checkpoint_activations, which runs each block twice, got plain; write corrected"
+            "hardware.activation_checkpointing, which runs each block twice, got plain; write corrected"
         )
     blocks = _blocks(network)
     if not blocks:
         raise ConfigError(
-            f"memory.checkpoint_activations: expected false with model.name {model.name}, which has no blocks, got true; "
+            f"hardware.activation_checkpointing: expected false with model.name {model.name}, which has no blocks, got true; "
             "write false"
         )
     for block in blocks:

@@ -59,11 +59,11 @@ def build_classifier(
     std: tuple[float, ...],
     memory_format: torch.memory_format = torch.contiguous_format,
     weights: Path | None = None,
-    checkpoint_activations: bool = False,
+    activation_checkpointing: bool = False,
 ) -> Classifier:
     """Build the network with its preprocessing; torch's generator decides fresh weights."""
     network = build_network(model, shape, weights).to(memory_format=memory_format)
-    if checkpoint_activations:
+    if activation_checkpointing:
         checkpoint_blocks(network, model)
     return Classifier(network, mean=mean, std=std, network_channels=shape.network_channels(model), memory_format=memory_format)
 

@@ -64,9 +64,7 @@ def climb_configured(params: Params, *, channels: int, size: int, num_classes: i
 def _climb(
     params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float
 ) -> ThroughputCurve | None:
-    sections = {
-        name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "memory", "tracking")
-    }
+    sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "tracking")}
     sections["model"].update(weights=None, freeze_backbone=False)
     sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
     for name, values in changes.items():

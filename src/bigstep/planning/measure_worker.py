@@ -12,7 +12,6 @@ import torch
 
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.tracking import TrackingConfig
 from bigstep.config.train import TrainConfig
@@ -91,7 +90,7 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
         mean=(0.5,) * request.channels,
         std=(0.25,) * request.channels,
         memory_format=MEMORY_FORMATS[hardware.memory_format],
-        checkpoint_activations=request.section(MemoryConfig).checkpoint_activations,
+        activation_checkpointing=hardware.activation_checkpointing,
     ).to(choose_device(hardware))
     effective = int(train.effective_batch_size or 1)
     state = build_state(

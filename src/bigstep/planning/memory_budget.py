@@ -88,7 +88,7 @@ def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPredictio
             InputShape(manifest.channels, manifest.size, len(manifest.classes)),
             mean=manifest.mean,
             std=manifest.std,
-            checkpoint_activations=params.memory.checkpoint_activations,
+            activation_checkpointing=params.hardware.activation_checkpointing,
         )
     return predict_training(classifier, params.train, (manifest.channels, manifest.size, manifest.size), batch)
 

@@ -115,7 +115,7 @@ def _key(params: Params, store: Store) -> str:
         params.train.optimizer,
         params.train.ema_decay is None,
         params.hardware.memory_format,
-        params.memory.checkpoint_activations,
+        params.hardware.activation_checkpointing,
         _machine(params.hardware),
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

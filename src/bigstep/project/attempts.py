@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from bigstep.atomic_files import read_record, write_json
+from bigstep.config.former_keys import former_values
 from bigstep.errors import ProjectError
 
-__all__ = ["PipelineAttempt", "attempt_key", "begin_stage", "finish_stage", "note_run", "read_attempt", "writer_lock"]
+__all__ = [
+    "PipelineAttempt",
+    "attempt_key",
+    "begin_stage",
+    "find_key",
+    "finish_stage",
+    "note_run",
+    "read_attempt",
+    "writer_lock",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,12 @@ class PipelineAttempt:
 def attempt_key(learning: Mapping[str, Any], experiment: str) -> str:
     """Hash the learning parameters and the name of the DVC experiment, if any: 16 hexadecimal digits."""
     return sha256(repr((sorted(learning.items()), experiment)).encode()).hexdigest()[:16]
+
+
+def find_key(folder: Path, learning: Mapping[str, Any], experiment: str) -> str:
+    """Return the key of the attempts with these parameters; an attempt that is there by their former names keeps its key."""
+    former = attempt_key(former_values(learning), experiment)
+    return former if (folder / f"{former}.json").exists() else attempt_key(learning, experiment)
 
 
 def read_attempt(folder: Path, key: str) -> PipelineAttempt | None:

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from bigstep.config.params import Params
-from bigstep.config.yaml_files import Override, apply_overrides, read_yaml
+from bigstep.config.params import Params, read_params
+from bigstep.config.yaml_files import Override, apply_overrides
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.project.dvc_record import check_record, read_record_before
@@ -88,7 +88,7 @@ def run_pipeline(root: Path, request: Request) -> tuple[int, StagePaths, Params]
         UserError: a parameter or the project is invalid.
     """
     project = ProjectPaths(root)
-    content = read_yaml(root / "params.yaml")
+    content = read_params(root / "params.yaml")
     for group in request.overrides:
         content = apply_overrides(content, group)
     params = check_params(content)

@@ -148,7 +148,7 @@ def checkpoint_interval(longest: float, cost: float | None, life: float | None) 
     (J. W. Young, A first order approximation to the optimum checkpoint interval, 1974): sqrt(2 * cost * life).
 
     Args:
-        longest: seconds, of ``checkpoint.every``.
+        longest: seconds, of ``hardware.checkpoint_interval``.
         cost: seconds that writing the last one took; None before the first.
         life: mean seconds between two starts of this training; None at its first start.
     """

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import final
 
 from bigstep.config.batch_sizes import BatchSizes
-from bigstep.config.model import ModelConfig
-from bigstep.config.train import TrainConfig
+from bigstep.config.params import Params
 from bigstep.console import console, live_line
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
@@ -40,12 +39,10 @@ class TrainingJob:
     """What is trained, and what is kept on disk meanwhile."""
 
     store: Store
-    model: ModelConfig
-    train: TrainConfig
+    params: Params
     batch: BatchSizes
     step_bytes: int
     """Predicted for one step."""
-    num_workers: int | None
     checkpoints: CheckpointWriter
     marker: Path
     """Of a step that runs with little memory left."""
@@ -62,8 +59,8 @@ class TrainingRun:
         self.job, self.state, self._tracker, self._signals = job, state, tracker, signals
         self._num_samples = len(job.store.indices(0))
         steps_per_epoch = -(-self._num_samples // job.batch.effective_batch_size)
-        self._num_steps = job.train.epochs * steps_per_epoch
-        self.log = MetricLog(tracker, state.classifier.mean.device, job.train.epochs, steps_per_epoch)
+        self._num_steps = job.params.train.epochs * steps_per_epoch
+        self.log = MetricLog(tracker, state.classifier.mean.device, job.params.train.epochs, steps_per_epoch)
         if resumed is not None:
             self.log.load_state_dict(resumed.values, state.step)
             tracker.set_tags(resumed.tags)
@@ -81,7 +78,7 @@ class TrainingRun:
             StopRequestedError: the process was asked to stop; there is a checkpoint of this step.
         """
         job, started = self.job, time.perf_counter()
-        source = TrainingBatches(job.store, job.train, job.batch.effective_batch_size, job.num_workers)
+        source = TrainingBatches(job.store, job.params.train, job.batch.effective_batch_size, job.params.hardware.num_workers)
         batches = LowMemoryMarker(source, job.marker, job.step_bytes, lambda: self.state.accumulator.micro_batch_size)
         try:
             is_stopped = self._train(batches, should_stop)
@@ -99,7 +96,7 @@ class TrainingRun:
 
     def recalibrate(self) -> None:
         """Recompute the running statistics of the best weights where the model asks for it."""
-        model, state = self.job.model, self.state
+        model, state = self.job.params.model, self.state
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
             validation = recalibrate_best(state, self.job.store)
             console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
@@ -116,7 +113,7 @@ class TrainingRun:
         state, job = self.state, self.job
         with live_line("step", self._num_steps) as line:
             line.advance(state.step)
-            for record in train_epochs(state, job.train, job.store, batches):
+            for record in train_epochs(state, job.params.train, job.store, batches):
                 self.log.add(record)
                 if isinstance(record, StepRecord) and line.progress is not None:
                     line.advance(text=self.log.describe(record))
@@ -125,7 +122,7 @@ class TrainingRun:
                     self.save()
                 self._signals.raise_if_received()
                 stops = isinstance(record, EpochRecord) and should_stop(state.epoch * self._num_samples, record.validation)
-                if stops and state.epoch < job.train.epochs:
+                if stops and state.epoch < job.params.train.epochs:
                     return True
         if job.checkpoints.saved_step != state.step:
             self.save()  # what follows may be refused, or the process killed

@@ -101,7 +101,7 @@ def best_trials(trials: Sequence[FrozenTrial], count: int, direction: StudyDirec
 
 def replicates(best: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
     """Return the trainings with new seeds; ``seed`` is that of the trials."""
-    return [Rerun("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.replicates)]
+    return [Rerun("replicate", trial.number, seed + 1 + number) for trial in best for number in range(search.confirm_seeds)]
 
 
 def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
@@ -113,9 +113,9 @@ def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> li
         and not _diverged(trial)
         and TrialRecord.read(trial).batch.effective_batch_size > 1
     ]
-    if not search.audit or not able:
+    if not search.audit_fraction or not able:
         return []
-    count = min(len(able), math.ceil(search.audit * search.trials))
+    count = min(len(able), math.ceil(search.audit_fraction * search.trials))
     chosen = random.Random(search.seed).sample(able, count)  # noqa: S311 # not for secrets
     return [Rerun("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
 
@@ -172,7 +172,7 @@ def _diverged(trial: FrozenTrial) -> bool:
 def planned_reruns(params: Params, space: Space, first: TrialQueue) -> list[Rerun]:
     """Return what a finished search trains again; every worker gets the same list."""
     search, trials = params.search, first.trials()
-    best = best_trials(trials, search.top, first.study.direction) if len(search.objectives) == 1 else []
+    best = best_trials(trials, search.confirm_top, first.study.direction) if len(search.objectives) == 1 else []
     seed = params.train.seed
     return [
         *(replicates(best, search, seed)),

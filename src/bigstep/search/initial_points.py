@@ -8,6 +8,7 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from bigstep.config.former_keys import new_values
 from bigstep.config.params import Params
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.study_identity import storage_of
@@ -88,7 +89,8 @@ def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: 
     done = [trial for trial in not_failed(study.get_trials(deepcopy=False)) if trial.values]
     direction = study.directions[0]
     best = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))[:3]
-    return [{name: trial.params.get(name, current[name]) for name in space.dimensions} for trial in best]
+    points = [new_values(trial.params) for trial in best]
+    return [{name: point.get(name, current[name]) for name in space.dimensions} for point in points]
 
 
 def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:

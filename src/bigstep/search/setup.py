@@ -1,6 +1,7 @@
 """Before a search starts: what is searched, with how many workers, and on which share of the machine."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import IntDistribution
@@ -31,16 +32,8 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
     """Return why the micro-batch size must be searched too; empty if it does not affect training."""
     if params.model.norm == "batch":
         return "with model.norm batch the micro-batch size affects training"
-    state = build_training(
-        store,
-        params.batch,
-        params.model,
-        params.train,
-        params.hardware,
-        params.memory,
-        "none",
-        weights=project.starting_weights(params.model.weights),
-    )
+    silent = replace(params, tracking=params.tracking.model_copy(update={"noise_scale": "none"}))
+    state = build_training(store, params.batch, silent, weights=project.starting_weights(params.model.weights))
     found = check_slice_invariance(state, params.train, store)
     state.guard.close()
     return "" if found.holds else found.reason

@@ -4,6 +4,7 @@ import warnings
 
 import optuna
 
+from bigstep.config.former_keys import new_values
 from bigstep.config.params import Params, flatten
 from bigstep.config.search import OBJECTIVES
 from bigstep.console import console
@@ -60,11 +61,12 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
     fixed = {name: value for name, value in learning.items() if name not in free}
     fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
     fixed |= {"search.parameters": ", ".join(sorted(space.dimensions)), "data": store.manifest.digest}
-    known = study.user_attrs.get(PARAMETERS)
-    if known is None:
+    recorded = study.user_attrs.get(PARAMETERS)
+    if recorded is None:
         study.set_user_attr(PARAMETERS, fixed)
         study.set_user_attr(CODE, digest_code())
         return
+    known = new_values(recorded)
     changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
     if changed:
         raise ConfigError(

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from bigstep.atomic_files import read_json, whole_file, write_json
 from bigstep.config.evaluate import EvaluateConfig
-from bigstep.config.hardware import HardwareConfig
-from bigstep.config.tracking import TrackingConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
@@ -34,34 +32,31 @@ BATCH = 256  # images of a forward pass
 
 def main(started: float | None = None) -> int:
     """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
-
-    def body(stage: Stage) -> None:
-        evaluate(stage, stage.section(EvaluateConfig), stage.section(HardwareConfig), stage.section(TrackingConfig))
-
-    return run_stage("evaluate", body, started)
+    return run_stage("evaluate", evaluate, started)
 
 
-def evaluate(stage: Stage, evaluate: EvaluateConfig, hardware: HardwareConfig, tracking: TrackingConfig) -> None:
+def evaluate(stage: Stage) -> None:
     """Write ``results/evaluate``: metrics, scores by class, predictions, pictures and a page.
 
     Raises:
         DataError: the prepared images are not those that were prepared.
         ModelError: there is no model, or it was trained on other data.
     """
-    set_threads(hardware)
+    params = stage.params
+    set_threads(params.hardware)
     store = Store(stage.paths.prepared)
     store.verify()
-    classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[hardware.memory_format])
-    classifier.to(choose_device(hardware))
+    classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[params.hardware.memory_format])
+    classifier.to(choose_device(params.hardware))
     probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
     labels = store.labels[store.indices(TEST)]
-    scores = score(probabilities, labels, card.classes, calibration_bins=evaluate.calibration_bins)
+    scores = score(probabilities, labels, card.classes, calibration_bins=params.evaluate.calibration_bins)
     stage.inputs.check()
-    _write_results(stage.paths.evaluate, store, probabilities, scores, card, evaluate)
-    with stage_run(stage, tracking.experiment) as tracker:
+    _write_results(stage.paths.evaluate, store, probabilities, scores, card, params.evaluate)
+    with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores)
         stage.inputs.check()
-        name = tracking.registered_model or f"bigstep-{store.manifest.source}"
+        name = params.tracking.registered_model or f"bigstep-{store.manifest.source}"
         tracker.promote(name, card.weights_sha256)
 
 

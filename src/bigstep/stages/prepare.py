@@ -3,8 +3,6 @@
 import os
 
 from bigstep.atomic_files import whole_folder
-from bigstep.config.data import DataConfig
-from bigstep.config.hardware import HardwareConfig
 from bigstep.console import console, follow
 from bigstep.data.sources import open_source
 from bigstep.data.store import Manifest, StorePaths
@@ -16,31 +14,33 @@ __all__ = ["main", "prepare"]
 
 def main(started: float | None = None) -> int:
     """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
-    return run_stage("prepare", lambda stage: prepare(stage, stage.section(DataConfig), stage.section(HardwareConfig)), started)
+    return run_stage("prepare", prepare, started)
 
 
-def prepare(stage: Stage, data: DataConfig, hardware: HardwareConfig) -> None:
+def prepare(stage: Stage) -> None:
     """Write ``data/prepared``, whole or not at all.
 
     Raises:
         DataError: the source is not there, or its images break a rule.
     """
+    params = stage.params
+    hardware = params.hardware
     workers = hardware.num_workers if hardware.num_workers is not None else os.cpu_count() or 1
-    source = open_source(data, stage.project.resolve(data.root), workers)
+    source = open_source(params.data, stage.project.resolve(params.data.root), workers)
     with whole_folder(stage.paths.prepared) as folder:
-        for _ in follow(prepare_store(source, data, folder), "images", len(source)):
+        for _ in follow(prepare_store(source, params.data, folder), "images", len(source)):
             pass
         manifest = Manifest.read(StorePaths(folder).manifest)
         stage.inputs.check()
-    _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "refused.csv")
+    _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "skipped.csv")
 
 
-def _report(manifest: Manifest, refused: os.PathLike[str]) -> None:
+def _report(manifest: Manifest, skipped: os.PathLike[str]) -> None:
     counts = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in manifest.counts.items())
     size, channels = manifest.size, manifest.channels
     console.print(f"{manifest.source}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes")
     if manifest.num_refused:
-        console.print(f"{manifest.num_refused:,} files refused, listed in {refused}:")
+        console.print(f"{manifest.num_refused:,} files skipped, listed in {skipped}:")
         for reason, count in manifest.refused.items():
             console.print(f"  {count:,} {reason}")
     if manifest.num_ignored:

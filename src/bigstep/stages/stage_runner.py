@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bigstep.atomic_files import whole_file, write_json
-from bigstep.config.params import flatten
-from bigstep.config.section import Section
-from bigstep.config.yaml_files import parse_section, read_yaml
+from bigstep.config.former_keys import update_content
+from bigstep.config.params import Params, flatten
+from bigstep.config.yaml_files import read_yaml
 from bigstep.console import show_log
 from bigstep.errors import UserError
-from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, writer_lock
+from bigstep.project.attempts import begin_stage, find_key, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
 from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
@@ -24,8 +24,6 @@ from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
-
-S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,8 @@ class Stage:
     name: str
     paths: StagePaths
     project: ProjectPaths
-    content: dict[str, Any]
-    """All of params.yaml, as read."""
-    flat: dict[str, Any]
-    """The same, as ``section.key``, for the history; no stage decides anything by it."""
+    params: Params
+    """All of params.yaml; each stage reads the sections that dvc.yaml lists for it, and those that decide no result."""
     key: str
     """Of its attempt."""
     signals: Signals
@@ -46,9 +42,10 @@ class Stage:
     inputs: StageInputs
     """What was on disk when it started."""
 
-    def section(self, kind: type[S]) -> S:
-        """Return one section of params.yaml."""
-        return parse_section(kind, self.content)
+    @property
+    def flat(self) -> dict[str, Any]:
+        """The parameters as ``section.key``, for the history; no stage decides anything by it."""
+        return flatten(self.params)
 
 
 def run_stage(name: str, body: Callable[[Stage], None], started: float | None = None) -> int:
@@ -130,8 +127,13 @@ def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
+    lines = update_content(content)
+    if "BIGSTEP_EXIT_FILE" not in os.environ:  # a `bigstep` above has printed them
+        for line in lines:
+            print(f"bigstep: {line}", file=sys.stderr)
     params = check_params(content)
     if "DVC_STAGE" in os.environ:
         check_followed_by_dvc(params)
-    key = attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
-    return Stage(name, paths, find_project(Path.cwd()), content, flatten(params), key, signals, inputs)
+    project = find_project(Path.cwd())
+    key = find_key(project.attempts, learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    return Stage(name, paths, project, params, key, signals, inputs)

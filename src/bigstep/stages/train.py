@@ -2,18 +2,12 @@
 
 from bigstep.atomic_files import check_writable
 from bigstep.config.batch_sizes import BatchSizes
-from bigstep.config.checkpoint import CheckpointConfig
-from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
-from bigstep.config.tracking import TrackingConfig
-from bigstep.config.train import TrainConfig
 from bigstep.config.units import parse_duration
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
 from bigstep.planning.memory_budget import choose_slicing
-from bigstep.project.parameters import check_params
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
@@ -32,23 +26,10 @@ __all__ = ["main", "train"]
 
 def main(started: float | None = None) -> int:
     """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
-
-    def body(stage: Stage) -> None:
-        sections = stage.section(ModelConfig), stage.section(TrainConfig), stage.section(HardwareConfig)
-        train(stage, *sections, stage.section(MemoryConfig), stage.section(TrackingConfig), stage.section(CheckpointConfig))
-
-    return run_stage("train", body, started)
+    return run_stage("train", train, started)
 
 
-def train(  # the sections it reads
-    stage: Stage,
-    model: ModelConfig,
-    train: TrainConfig,
-    hardware: HardwareConfig,
-    memory: MemoryConfig,
-    tracking: TrackingConfig,
-    checkpoint: CheckpointConfig,
-) -> None:
+def train(stage: Stage) -> None:
     """Write ``results/train``: the best epoch's weights, how to rebuild the model, metrics, history and curves.
 
     Raises:
@@ -59,41 +40,34 @@ def train(  # the sections it reads
         ModelError: the model does not take the images, or never gave a finite loss.
         ProjectError: the results cannot be written.
     """
+    params, model = stage.params, stage.params.model
     check_writable(stage.paths.train)
     store = Store(stage.paths.prepared)
     store.verify()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
-    fit = choose_slicing(stage.project, check_params(stage.content), store, failed_micro_batch_size(mark))
+    fit = choose_slicing(stage.project, params, store, failed_micro_batch_size(mark))
     batch = fit.batch
-    state = build_training(
-        store,
-        batch,
-        model,
-        train,
-        hardware,
-        memory,
-        tracking.noise_scale,
-        weights=stage.project.starting_weights(model.weights),
-    )
-    invariance = check_slice_invariance(state, train, store)
+    weights = stage.project.starting_weights(model.weights)
+    state = build_training(store, batch, params, weights=weights)
+    invariance = check_slice_invariance(state, params.train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
-    checkpoints = open_checkpoints(stage, store, model, parse_duration(checkpoint.every))
+    checkpoints = open_checkpoints(stage, store, model, parse_duration(params.hardware.checkpoint_interval))
     resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
-    with stage_run(stage, tracking.experiment) as tracker:
+    with stage_run(stage, params.tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))
         tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
         slicing = {"bigstep.micro_batch_size": batch.micro_batch_size, "bigstep.accumulation_steps": batch.accumulation_steps}
         tracker.set_tags({key: str(value) for key, value in slicing.items()})
         tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
-        job = TrainingJob(store, model, train, batch, fit.predicted_bytes, hardware.num_workers, checkpoints, mark)
+        job = TrainingJob(store, params, batch, fit.predicted_bytes, checkpoints, mark)
         run = TrainingRun(job, state, tracker, stage.signals, resumed)
         with stage.signals.deferred():
             run.run()
         stage.inputs.check()
         run.recalibrate()
         _report_noise(state, tracker, batch)
-        card = write_results(stage.paths, store, state, model, train, batch, run.log.rows)
+        card = write_results(stage.paths, store, state, params, batch, run.log.rows)
         stage.inputs.check()
         log_results(stage.paths, tracker, store, card)
         state.guard.close()

@@ -7,8 +7,7 @@ import numpy as np
 
 from bigstep.atomic_files import whole_file, write_json
 from bigstep.config.batch_sizes import BatchSizes
-from bigstep.config.model import ModelConfig
-from bigstep.config.train import TrainConfig
+from bigstep.config.params import Params
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
@@ -24,8 +23,7 @@ def write_results(
     paths: StagePaths,
     store: Store,
     state: TrainingState,
-    model: ModelConfig,
-    train: TrainConfig,
+    params: Params,
     batch: BatchSizes,
     rows: list[dict[str, Any]],
 ) -> ModelCard:
@@ -36,9 +34,9 @@ def write_results(
     """
     best = state.best
     if best is None:
-        raise ModelError(f"{train.select_by} must be finite in some epoch, but was in none; lower train.learning_rate")
+        raise ModelError(f"{params.train.monitor} must be finite in some epoch, but was in none; lower train.learning_rate")
     folder = paths.train
-    card = save_model(best.weights, _card(store, state, best, model, train, batch), folder)
+    card = save_model(best.weights, _card(store, state, best, params, batch), folder)
     metrics = {
         "best_val_loss": best.loss,
         "best_val_accuracy": best.accuracy,
@@ -57,18 +55,16 @@ def write_results(
     return card
 
 
-def _card(
-    store: Store, state: TrainingState, best: Best, model: ModelConfig, train: TrainConfig, batch: BatchSizes
-) -> ModelCard:
+def _card(store: Store, state: TrainingState, best: Best, params: Params, batch: BatchSizes) -> ModelCard:
     manifest = store.manifest
     return ModelCard(
-        model=model.model_dump(mode="json"),
+        model=params.model.model_dump(mode="json"),
         classes=manifest.classes,
         size=manifest.size,
         channels=manifest.channels,
         mean=manifest.mean,
         std=manifest.std,
-        precision=train.precision,
+        precision=params.train.precision,
         effective_batch_size=batch.effective_batch_size,
         epoch=best.epoch,
         num_updates=state.num_updates,
@@ -88,7 +84,7 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         paths.train / "model.json",
     ):
         tracker.log_file(path, "train")
-    tracker.log_file(store.paths.refused, "prepare")
+    tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
     example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
     tags = {

@@ -54,7 +54,7 @@ def train_epochs(
     ``state`` is up to date at every yield, so the caller may stop there, put it on disk, and resume from it.
 
     Raises:
-        DivergedError: ``train.max_bad_steps`` steps in a row had no finite gradient.
+        DivergedError: ``train.max_nonfinite_steps`` steps in a row had no finite gradient.
     """
     while state.epoch < train.epochs and not _out_of_patience(state, train):
         set_training_mode(state)
@@ -63,7 +63,7 @@ def train_epochs(
             record = take_step(state, train, images, labels, measure_memory=number == 0)
             state.epoch_losses.append((record.loss, record.num_samples))
             yield record
-            if state.num_bad_in_a_row >= train.max_bad_steps:
+            if state.num_bad_in_a_row >= train.max_nonfinite_steps:
                 raise DivergedError(_diverged(state, train))
         yield _finish_epoch(state, train, store)
 
@@ -173,14 +173,15 @@ def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
 
 def _diverged(state: TrainingState, train: TrainConfig) -> str:
     return (
-        f"the gradient must be finite within train.max_bad_steps ({train.max_bad_steps}) steps, but was not in the last "
-        f"{state.num_bad_in_a_row}, up to step {state.step}; all were dropped: lower train.learning_rate, or look at the data"
+        f"the gradient must be finite within train.max_nonfinite_steps ({train.max_nonfinite_steps}) steps, but was not in "
+        f"the last {state.num_bad_in_a_row}, up to step {state.step}; all were dropped: lower train.learning_rate, or look "
+        "at the data"
     )
 
 
 def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> EpochRecord:
     validation = _judge(state, store)
-    value = validation.loss if train.select_by == "val_loss" else -validation.accuracy
+    value = validation.loss if train.monitor == "val_loss" else -validation.accuracy
     is_best = math.isfinite(value) and (state.best is None or value < state.best.value)
     if is_best:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in state.evaluated_model.network.state_dict().items()}

@@ -61,7 +61,7 @@ def _prepared(optimizer: Optimizer) -> Optimizer:
 def build_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> LRScheduler | ReduceLROnPlateau:
     """Make the schedule; all but plateau are stepped once per applied update, plateau once per validation."""
     if train.schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=train.factor, patience=train.plateau_patience)
+        return ReduceLROnPlateau(optimizer, factor=train.lr_decay_factor, patience=train.plateau_patience)
     total = train.epochs * updates_per_epoch
     warmup = math.ceil(train.warmup_fraction * total)
     main = _main_schedule(train, optimizer, updates_per_epoch, max(1, total - warmup))
@@ -77,5 +77,5 @@ def _main_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: 
     if train.schedule == "linear":
         return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=num_updates)
     if train.schedule == "step":
-        return StepLR(optimizer, step_size=train.step_epochs * updates_per_epoch, gamma=train.factor)
+        return StepLR(optimizer, step_size=train.lr_decay_epochs * updates_per_epoch, gamma=train.lr_decay_factor)
     return ConstantLR(optimizer, factor=1.0)

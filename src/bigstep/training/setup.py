@@ -1,15 +1,12 @@
 """A training before its first step: model, optimizer and accumulator on their device, from the parameters."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from bigstep.config.batch_sizes import BatchSizes
-from bigstep.config.hardware import HardwareConfig
-from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
-from bigstep.config.train import TrainConfig
+from bigstep.config.params import Params
 from bigstep.data.seeding import derive_key
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
@@ -22,23 +19,14 @@ from bigstep.training.state import TrainingState, build_state
 __all__ = ["build_training"]
 
 
-def build_training(
-    store: Store,
-    batch: BatchSizes,
-    model: ModelConfig,
-    train: TrainConfig,
-    hardware: HardwareConfig,
-    memory: MemoryConfig,
-    noise_scale: Literal["first", "every", "none"],
-    *,
-    weights: Path | None,
-) -> TrainingState:
+def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: Path | None) -> TrainingState:
     """Build what a training starts with; ``weights`` is the file of model.weights.
 
     Raises:
         ConfigError: BatchNorm would have a micro-batch of one sample.
         ModelError: the weights do not fit the model.
     """
+    model, train, hardware = params.model, params.train, params.hardware
     _check_batch_norm(model, batch, len(store.indices(0)))
     set_threads(hardware)
     device = choose_device(hardware)
@@ -52,7 +40,7 @@ def build_training(
         std=manifest.std,
         memory_format=MEMORY_FORMATS[hardware.memory_format],
         weights=weights,
-        checkpoint_activations=memory.checkpoint_activations,
+        activation_checkpointing=hardware.activation_checkpointing,
     ).to(device)
     return build_state(
         classifier,
@@ -62,7 +50,7 @@ def build_training(
         num_classes=len(manifest.classes),
         class_weights=class_weights(train, store),
         model=model,
-        noise=noise_scale,
+        noise=params.tracking.noise_scale,
     )
 
 

@@ -126,6 +126,6 @@ def _halve_micro_batch(state: TrainingState, problem: str) -> None:
     if size == 1:
         raise OutOfMemoryError(
             f"a micro-batch of one image must fit in memory, but does not ({problem}); take a smaller model, smaller images, "
-            "or memory.checkpoint_activations"
+            "or hardware.activation_checkpointing"
         )
     state.accumulator.micro_batch_size = -(-size // 2)

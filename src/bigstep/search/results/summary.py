@@ -49,7 +49,7 @@ def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
     search = params.search
     direction = first.study.directions[0]
     trials, done = first.trials(), _complete(again.trials())
-    best = best_trials(trials, max(search.top, 1), direction)
+    best = best_trials(trials, max(search.confirm_top, 1), direction)
     ranking = standings(best, done, direction)
     spread = max((item.spread for item in ranking), default=0.0)
     front = list(first.study.best_trials) if len(search.objectives) > 1 else []

@@ -82,16 +82,7 @@ def train_trial(
         StopRequestedError: a signal stopped the process.
     """
     params, batch = job.params, job.fit.batch
-    state = build_training(
-        store,
-        batch,
-        params.model,
-        params.train,
-        params.hardware,
-        params.memory,
-        params.tracking.noise_scale,
-        weights=project.starting_weights(params.model.weights),
-    )
+    state = build_training(store, batch, params, weights=project.starting_weights(params.model.weights))
     device = state.classifier.mean.device
     restart_peak_memory(device)
     flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
@@ -111,18 +102,10 @@ def _train(
     store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ShouldStop, tracked: TrackedRun
 ) -> TrialOutcome:
     params = job.params
-    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.checkpoint.every), {})
+    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.hardware.checkpoint_interval), {})
     resumed = checkpoints.restore(state, micro_batch_size=job.fit.batch.micro_batch_size)
-    training = TrainingJob(
-        store,
-        params.model,
-        params.train,
-        job.fit.batch,
-        job.fit.predicted_bytes,
-        params.hardware.num_workers,
-        checkpoints,
-        job.folder / "mark.json",
-    )
+    marker = job.folder / "mark.json"
+    training = TrainingJob(store, params, job.fit.batch, job.fit.predicted_bytes, checkpoints, marker)
     run = TrainingRun(training, state, tracked.tracker, signals, resumed)
     is_pruned = has_diverged = False
     try:
