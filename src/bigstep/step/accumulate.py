@@ -13,11 +13,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bigstep.errors import LossError, RandomnessError
 from bigstep.step.batch_norm import DeferredStatistics, holding
-from bigstep.step.batch_structure import BatchStructure, map_tensors
+from bigstep.step.batch_structure import BatchStructure, check_usable
 from bigstep.step.gradient_sum import GradientSum
 from bigstep.step.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
 from bigstep.step.loss_arguments import resolve_loss
@@ -25,7 +24,8 @@ from bigstep.step.losses import Loss
 from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss, weighted_loss
 from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.preserved_state import StateGuard
-from bigstep.step.self_check import SelfCheck, unwrapped
+from bigstep.step.processes import is_distributed, unwrapped, warn_of_shares
+from bigstep.step.self_check import SelfCheck
 from bigstep.step.slicing import balanced_sizes, slices
 
 __all__ = ["Accumulator", "BackwardResult"]
@@ -150,6 +150,8 @@ class Accumulator:
 
         if weight is None and isinstance(loss, Loss):
             weight = loss.weight(targets)
+            if not self._next_step:
+                warn_of_shares(self._settings.model)
         return self._run(parts, weight, float(total) if weight is None else weight, self._count(step), attempts=2)
 
     def backward_stream(
@@ -201,21 +203,20 @@ class Accumulator:
         for attempt in range(attempts):
             iterator = parts()
             first = next(iterator)
-            self._refuse(first)
+            check_usable(self._parameters(), first.batch)
             if self._self_check is not None:
                 self._self_check.check(first.batch, self.micro_batch_size, device)
             with (
                 suppress(RandomCallsChangedError),
                 GradientSum(
-                    self._parameters(), apart=settings.noise == "every", shared_memory=_is_distributed(settings.model)
+                    self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
                 ) as gradients,
                 holding(settings.statistics),
                 self._state_guard.step(),
             ):
                 run = MicroBatchLoop(settings, gradients, device, divisor, self._step_randomness(first, step, device, attempt))
-                run.add(first)
-                for part in iterator:
-                    run.add(part)
+                for part, is_last in _marked(first, iterator):
+                    run.add(part, is_last=is_last)
                 return BackwardResult(*run.finish(weight), tuple(run.sizes))
         raise RandomnessError(
             "model: expected the same random calls in every micro-batch, to be keyed by sample, got others; "
@@ -225,21 +226,6 @@ class Accumulator:
     def _parameters(self) -> Iterator[Tensor]:
         for module in self._modules:
             yield from module.parameters()
-
-    def _refuse(self, micro_batch: MicroBatch) -> None:
-        for parameter in self._parameters():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise ValueError(  # noqa: TRY004 # the model's state is wrong, not the type of an argument
-                    "model: expected initialised parameters, got a lazy module that has not run yet; run it on a sample before"
-                )
-        tensors: list[Tensor] = []
-        map_tensors(tensors.append, (micro_batch.batch.inputs, micro_batch.batch.targets))
-        for tensor in tensors:
-            if tensor.grad_fn is not None:
-                raise ValueError(
-                    f"inputs and targets: expected tensors that were not computed from others with a gradient, got one by "
-                    f"{tensor.grad_fn.name()}; put the layers that computed it into the model, or detach it"
-                )
 
     def _step_randomness(self, first: MicroBatch, step: int, device: torch.device, attempt: int) -> StepRandomness:
         if self._randomness is None:
@@ -255,8 +241,13 @@ class Accumulator:
         return self._randomness.step(step, run, device, fresh=attempt > 0)
 
 
-def _is_distributed(model: nn.Module) -> bool:
-    return isinstance(model, DistributedDataParallel)
+def _marked(first: MicroBatch, others: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+    """Return micro-batches, and whether each is the last."""
+    previous = first
+    for following in others:
+        yield previous, False
+        previous = following
+    yield previous, True
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -8,14 +8,14 @@ like beside them are passed on as they are. Tensors that all samples share have 
 import dataclasses
 import enum
 import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["BatchStructure", "map_tensors"]
+__all__ = ["BatchStructure", "check_usable", "map_tensors"]
 
 PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, torch.dtype, torch.device, torch.Size, slice)
 
@@ -153,6 +153,26 @@ class BatchStructure:
             raise ValueError(
                 f"{name}: expected tensors, arrays, lists, mappings or dataclasses of them, got a {type(value).__name__}, "
                 "which cannot be cut; convert it, or name it in shared="
+            )
+
+
+def check_usable(parameters: Iterable[Tensor], batch: BatchStructure) -> None:
+    """Refuse parameters that do not exist yet, and inputs or targets that a backward pass would run beyond.
+
+    Raises:
+        ValueError: there is such a one.
+    """
+    if any(isinstance(parameter, torch.nn.parameter.UninitializedParameter) for parameter in parameters):
+        raise ValueError(
+            "model: expected initialised parameters, got a lazy module that has not run yet; run it on a sample before"
+        )
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, (batch.inputs, batch.targets))
+    for tensor in tensors:
+        if tensor.grad_fn is not None:
+            raise ValueError(
+                f"inputs and targets: expected tensors without a graph behind them, got the result of {tensor.grad_fn.name()}; "
+                "put the layers that computed it into the model, or detach it"
             )
 
 

@@ -91,6 +91,11 @@ class GradientSum:
                 self._parameters.append(parameter)
                 parameter.grad = None
 
+    @property
+    def leaves_in_parts(self) -> bool:
+        """Whether :meth:`add` takes gradients away after each micro-batch."""
+        return self._apart or any(parameter.dtype in NARROW for parameter in self._parameters)
+
     def add(self) -> None:
         """Take in what a backward pass left in ``.grad`` of parameters whose sums are kept aside."""
         for parameter in self._parameters:

@@ -15,6 +15,7 @@ from bigstep.step.gradient_sum import GradientSum, find_leaves, squared_norm
 from bigstep.step.keyed_randomness import StepRandomness
 from bigstep.step.losses import Loss, sample_weights
 from bigstep.step.noise_scale import NoiseSample
+from bigstep.step.processes import exchange
 
 __all__ = ["AccumulationSettings", "MicroBatch", "MicroBatchLoop", "PerSampleLoss", "weighted_loss"]
 
@@ -69,8 +70,12 @@ class MicroBatchLoop:
         self.weight_sum = torch.zeros((), device=device, dtype=torch.float64)
         self._norms = _NoiseNorms(settings, gradients, divisor, device)
 
-    def add(self, micro_batch: MicroBatch) -> None:
-        """Run one micro-batch forward and backward."""
+    def add(self, micro_batch: MicroBatch, *, is_last: bool) -> None:
+        """Run one micro-batch forward and backward; processes exchange gradients after the last, where their sums allow it."""
+        with exchange(self.settings.model, now=is_last or self.gradients.leaves_in_parts):
+            self._add(micro_batch)
+
+    def _add(self, micro_batch: MicroBatch) -> None:
         settings, size = self.settings, len(micro_batch.positions)
         inputs, targets = micro_batch.batch.take(micro_batch.part, self.device)
         with (

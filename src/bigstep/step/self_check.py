@@ -5,15 +5,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bigstep.errors import ExactnessError, ExactnessWarning, RandomnessError
 from bigstep.step.batch_norm import find_batch_layers
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.comparison import Passes, SingleSampleError, compare_passes, parts_of
 from bigstep.step.coupling import describe
+from bigstep.step.processes import unwrapped
 
-__all__ = ["SelfCheck", "unwrapped"]
+__all__ = ["SelfCheck"]
 
 MAX_SAMPLES = 8
 NUM_DRAWS = 3  # comparisons, where random numbers are drawn for fewer samples than that, or the gradient is zero
@@ -73,11 +73,6 @@ class SelfCheck:
         if not comparison.is_exact:
             raise ExactnessError(describe(passes, comparison))
         return comparison.has_gradient
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel, whose passes communicate."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def weighty_samples(batch: BatchStructure, loss: Any) -> Tensor:
