@@ -1,11 +1,13 @@
 """The naive implementations that the clever ones are compared with."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bigstep.step.keyed_randomness import KeyedRandomness
+from bigstep.randomness.keyed_randomness import KeyedRandomness
+from bigstep.step.preserved_state import preserved_state
 
 
 def full_batch_gradients(model: nn.Module, mean_loss: Any, inputs: Any, targets: Any) -> tuple[list[Tensor], Tensor]:
@@ -26,12 +28,22 @@ def relative_error(model: nn.Module, expected: list[Tensor]) -> float:
     return difference / sum(float((b**2).sum()) for b in expected) ** 0.5
 
 
+def probe(model: nn.Module, inputs: Tensor) -> Callable[[int], None]:
+    """What the random calls of a model are found with."""
+
+    def run(count: int) -> None:
+        with preserved_state(model):
+            model(inputs[:count])
+
+    return run
+
+
 def keyed_gradients(
     model: nn.Module, seed: int, step: int, mean_loss: Any, inputs: Tensor, targets: Any
 ) -> tuple[list[Tensor], Tensor]:
     """One backward pass over the whole batch, with the masks that ``seed`` and ``step`` key."""
     keyed = KeyedRandomness(model, seed)
-    calls = keyed.step(step, lambda count: model(inputs[:count]), inputs.device)
+    calls = keyed.step(step, probe(model, inputs), inputs.device)
     with calls.forward(torch.arange(len(inputs))):
         loss = mean_loss(model(inputs), targets)
     model.zero_grad()

@@ -128,7 +128,7 @@ def test_the_model_never_sees_more_than_a_micro_batch() -> None:
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     Accumulator(model, losses.CrossEntropy(), micro_batch_size=32).backward(*_batch(100))
     assert seen[-4:] == [25, 25, 25, 25]
-    assert max(seen[:-4]) <= 4, "the self-check runs on a few samples"
+    assert max(seen[:-4]) <= 8, "the self-check runs on a few samples"
 
 
 def test_a_reduced_loss_is_refused_with_the_shapes() -> None:

@@ -22,12 +22,13 @@ from bigstep.optuna_mlflow.callback import MLflowCallback
 from bigstep.optuna_mlflow.optuna_internals import StoragePlace, id_of, storage_of, storage_place, trial_id_of
 from bigstep.optuna_mlflow.study_identity import storage_identity
 from bigstep.optuna_mlflow.study_lock import study_lock
+from bigstep.randomness import torch_internals as random_internals
+from bigstep.randomness.kernels import IGNORED, KEYED, REFUSED, drawing_from
 from bigstep.step import torch_internals as step_internals
-from bigstep.step.random_kernels import IGNORED, KEYED, REFUSED, drawing_from
 from dvc_dependencies import ROOT
 
 SOURCE = ROOT / "src" / "bigstep"
-HOMES = ["memory.torch_internals", "optuna_mlflow.optuna_internals", "step.torch_internals"]
+HOMES = ["memory.torch_internals", "optuna_mlflow.optuna_internals", "randomness.torch_internals", "step.torch_internals"]
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
@@ -52,7 +53,7 @@ def test_every_private_name_is_there(name: str) -> None:
     assert [item for item in home.__all__ if not hasattr(home, item)] == []
 
 
-@pytest.mark.parametrize("package", ["memory", "optuna_mlflow", "step"])
+@pytest.mark.parametrize("package", ["memory", "optuna_mlflow", "randomness", "step"])
 def test_private_names_are_used_in_their_homes_only(package: str) -> None:
     for path in sorted((SOURCE / package).glob("*.py")):
         if not path.stem.endswith("_internals"):
@@ -86,7 +87,7 @@ def test_torchs_private_names_do_what_they_are_used_for() -> None:
         assert isinstance(torch.ones(2), memory_internals.FakeTensor)
         with memory_internals.without_modes():
             assert torch.ones(2).tolist() == [1.0, 1.0]
-    names = [argument.name for argument in step_internals.operation_arguments(torch.ops.aten.native_dropout.default)]
+    names = [argument.name for argument in random_internals.operation_arguments(torch.ops.aten.native_dropout.default)]
     assert names == ["input", "p", "train"]
     step_internals.scale_all([tensor], 2.0)
     assert tensor.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]

@@ -11,11 +11,11 @@ from torchvision.ops import StochasticDepth
 
 from bigstep import Accumulator, losses
 from bigstep.errors import ExactnessWarning, RandomnessError
+from bigstep.randomness.calls import find_random_calls
+from bigstep.randomness.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
+from bigstep.randomness.keyed_randomness import KeyedRandomness
 from bigstep.step.batch_norm import freeze_statistics
-from bigstep.step.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
-from bigstep.step.keyed_randomness import KeyedRandomness
-from bigstep.step.random_calls import find_random_calls
-from oracles import keyed_gradients, relative_error
+from oracles import keyed_gradients, probe, relative_error
 
 N, CUTS = 12, (5, 4, 1, 12)
 
@@ -194,7 +194,7 @@ def test_the_probe_leaves_batch_norm_and_gradients_alone() -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = torch.randn(3, 8).double()
-    sites = find_random_calls(model, lambda count: model(inputs[:count]), inputs.device)
+    sites = find_random_calls(probe(model, inputs), inputs.device)
     assert [site.batch_dim for site in sites] == [0]
     assert all((before[name] == tensor).all() for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -300,7 +300,7 @@ def test_gradients_of_torchvisions_models_agree_between_cuts(name: str, size: in
         Accumulator(model, losses.CrossEntropy(), micro_batch_size=cut, seed=1).backward(inputs, labels, step=0)
         gradients.append([torch.zeros(1) if p.grad is None else p.grad for p in model.parameters()])
         model.zero_grad()
-    sites = KeyedRandomness(model, 1).step(0, lambda count: model(inputs[:count]), inputs.device).calls
+    sites = KeyedRandomness(model, 1).step(0, probe(model, inputs), inputs.device).calls
     assert len(sites) >= 10
     whole = sum(float(g.square().sum()) for g in gradients[0]) ** 0.5
     for other in gradients[1:]:

@@ -10,7 +10,7 @@ import bigstep
 
 __all__ = ["DECIDING", "NO_RESULT", "digest_code"]
 
-DECIDING = ("step", "data", "models", "training")  # packages whose code decides what is learned
+DECIDING = ("randomness", "step", "data", "models", "training")  # packages whose code decides what is learned
 NO_RESULT = ("planning", "project.parameters")  # they can refuse or slow a stage, and change nothing that it writes
 
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.errors import LossError, RandomnessError
+from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
 from bigstep.step.batch_norm import DeferredStatistics, holding
 from bigstep.step.batch_structure import BatchStructure, check_usable
 from bigstep.step.gradient_sum import GradientSum
-from bigstep.step.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
 from bigstep.step.loss_arguments import resolve_loss
 from bigstep.step.losses import Loss
 from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss, weighted_loss
 from bigstep.step.noise_scale import NoiseSample
-from bigstep.step.preserved_state import StateGuard
+from bigstep.step.preserved_state import StateGuard, preserved_state
 from bigstep.step.processes import is_distributed, unwrapped, warn_of_shares
 from bigstep.step.self_check import SelfCheck
 from bigstep.step.slicing import balanced_sizes, slices
@@ -235,7 +235,7 @@ class Accumulator:
             settings, part = self._settings, first.part
             indices = [part.start + index % (part.stop - part.start) for index in range(count)]
             inputs, targets = first.batch.take(indices, device)
-            with settings.forward_context(device):
+            with preserved_state(*self._modules), settings.forward_context(device):
                 weighted_loss(settings.loss, first.batch.call(unwrapped(settings.model), inputs), targets, count)
 
         return self._randomness.step(step, run, device, fresh=attempt > 0)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.errors import RandomnessError
+from bigstep.randomness.keyed_randomness import KeyedRandomness, KeyedStep, RandomCallsChangedError
 from bigstep.step.batch_norm import batch_modules
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.gradient_sum import find_leaves, squared_norm
-from bigstep.step.keyed_randomness import KeyedRandomness, KeyedStep, RandomCallsChangedError
 from bigstep.step.micro_batch_loop import weighted_loss
 from bigstep.step.preserved_state import preserved_gradients, preserved_state
 
@@ -99,7 +99,8 @@ class Passes:
         return "a tensor outside the model"
 
     def _run(self, count: int) -> None:
-        self._forward([self.indices[index % len(self.indices)] for index in range(count)])
+        with preserved_state(*self.modules):
+            self._forward([self.indices[index % len(self.indices)] for index in range(count)])
 
     def _forward(self, indices: list[int]) -> tuple[Tensor, float]:
         inputs, targets = self.batch.take(indices, self.device)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigstep.randomness.keyed_randomness import KeyedStep, RandomCallsChangedError
 from bigstep.step.batch_structure import map_tensors
 from bigstep.step.comparison import Comparison, Passes, evaluating
-from bigstep.step.keyed_randomness import KeyedStep, RandomCallsChangedError
 from bigstep.step.preserved_state import preserved_state
 
 __all__ = ["describe"]

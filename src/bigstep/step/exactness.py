@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomness, StepRandomness
 from bigstep.step.accumulate import Accumulator
 from bigstep.step.batch_structure import BatchStructure
-from bigstep.step.keyed_randomness import KeyedRandomness, NativeRandomness, StepRandomness
 from bigstep.step.loss_arguments import resolve_loss
 from bigstep.step.micro_batch_loop import weighted_loss
 from bigstep.step.preserved_state import preserved_gradients, preserved_state
@@ -80,7 +80,12 @@ def _whole_pass(model: nn.Module, loss: Any, inputs: Any, targets: Any, seed: in
     randomness: StepRandomness = NativeRandomness()
     if seed is not None:
         keyed = KeyedRandomness(model, seed)
-        randomness = keyed.step(0, lambda size: forward([index % count for index in range(size)]), device)
+
+        def run(size: int) -> None:
+            with preserved_state(model):
+                forward([index % count for index in range(size)])
+
+        randomness = keyed.step(0, run, device)
     with randomness.forward(torch.arange(count)):
         value = forward(list(range(count)))
     with randomness.backward():

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.errors import LossError
+from bigstep.randomness.keyed_randomness import StepRandomness
 from bigstep.step.batch_norm import DeferredStatistics, collecting
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.gradient_sum import GradientSum, find_leaves, squared_norm
-from bigstep.step.keyed_randomness import StepRandomness
 from bigstep.step.losses import Loss, sample_weights
 from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.processes import exchange

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bigstep.errors import RandomnessError
-from bigstep.step.counter_rng import derive_seed
-from bigstep.step.preserved_state import preserved_state
-from bigstep.step.random_kernels import drawing_from
+from bigstep.randomness.counter_rng import derive_seed
+from bigstep.randomness.kernels import drawing_from
 
 __all__ = ["RandomCall", "find_random_calls"]
 
@@ -28,23 +27,21 @@ class RandomCall:
     batch_dim: int | None
 
 
-def find_random_calls(
-    model: nn.Module, run: Callable[[int], object], device: torch.device, seed: int = 0
-) -> tuple[RandomCall, ...]:
+def find_random_calls(run: Callable[[int], object], device: torch.device, seed: int = 0) -> tuple[RandomCall, ...]:
     """Run the model on two and on three samples, and compare the shapes of its random calls.
 
-    Parameters, buffers, gradients and all random states stay as they are; forward hooks run.
+    All random states stay as they are.
 
     Args:
-        model: in the mode in which it will be used.
-        run: runs the model, and the loss if there is one, forward on as many samples as it is given.
+        run: runs the model, and the loss if there is one, forward on as many samples as it is given, and leaves their
+            state as it was.
         device: of the model.
         seed: of the step; calls that all samples share get the numbers that they will have in it.
 
     Raises:
         RandomnessError: a call cannot be keyed; its operation is named.
     """
-    two, three = (_record(model, run, count, device, seed) for count in (2, 3))
+    two, three = (_record(run, count, device, seed) for count in (2, 3))
     if [(name, len(shape)) for name, shape in two] != [(name, len(shape)) for name, shape in three]:
         raise RandomnessError(
             f"model: expected the same random calls for any number of samples, got {len(two)} for two and {len(three)} for "
@@ -56,13 +53,11 @@ def find_random_calls(
     )
 
 
-def _record(
-    model: nn.Module, run: Callable[[int], object], count: int, device: torch.device, seed: int
-) -> list[tuple[str, torch.Size]]:
+def _record(run: Callable[[int], object], count: int, device: torch.device, seed: int) -> list[tuple[str, torch.Size]]:
     first = _foreign_states()
     for _ in range(TRIES):
         recorder, before = _Recorder(seed, device), _foreign_states()
-        with preserved_state(model), drawing_from(recorder):
+        with drawing_from(recorder):
             run(count)
         moved = [name for name, state in _foreign_states().items() if name in before and state != before[name]]
         if not moved:

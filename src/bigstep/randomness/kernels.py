@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from bigstep.errors import RandomnessError
-from bigstep.step.counter_rng import bernoulli_mask, normal_values, uniform_values
-from bigstep.step.torch_internals import (
+from bigstep.randomness.counter_rng import bernoulli_mask, normal_values, uniform_values
+from bigstep.randomness.torch_internals import (
     get_thread_object,
     is_traced,
     mode_is_on,

@@ -17,9 +17,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from bigstep.errors import RandomnessError
-from bigstep.step.counter_rng import derive_seed
-from bigstep.step.random_calls import RandomCall, find_random_calls
-from bigstep.step.random_kernels import drawing_from
+from bigstep.randomness.calls import RandomCall, find_random_calls
+from bigstep.randomness.counter_rng import derive_seed
+from bigstep.randomness.kernels import drawing_from
 
 __all__ = ["KeyedRandomness", "KeyedStep", "NativeRandomness", "RandomCallsChangedError", "StepRandomness"]
 
@@ -71,7 +71,8 @@ class KeyedRandomness:
 
         Args:
             step: number of the step.
-            run: runs model and loss forward on as many samples as it is given; for the probe.
+            run: runs model and loss forward on as many samples as it is given, and leaves their state as it was; for the
+                probe.
             device: of the model.
             fresh: probe again, with the numbers of this step.
 
@@ -81,7 +82,7 @@ class KeyedRandomness:
         seed = derive_seed(self.seed, step)
         mode = tuple(module.training for module in self.model.modules())
         if fresh or mode not in self._calls_by_mode:
-            self._calls_by_mode[mode] = find_random_calls(self.model, run, device, seed)
+            self._calls_by_mode[mode] = find_random_calls(run, device, seed)
         return KeyedStep(seed, self._calls_by_mode[mode], device)
 
 

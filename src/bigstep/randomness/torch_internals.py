@@ -1,0 +1,62 @@
+"""Every private name of torch that the random numbers use, each with its reason; tests/test_internals.py tries them all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, fallthrough_kernel
+
+__all__ = [
+    "get_thread_object",
+    "is_traced",
+    "mode_is_on",
+    "operation_arguments",
+    "register_mode_kernels",
+    "set_thread_object",
+    "switch_mode",
+]
+
+MODE = "TESTING_ONLY_GenericMode"  # a dispatch key above all others of torch, which torch uses in its own tests only
+MODE_KEY = torch._C._dispatch_key_parse(MODE)  # noqa: SLF001
+_libraries: list[Library] = []  # a library that is collected takes its kernels with it
+
+
+def operation_arguments(operation: Any) -> Sequence[Any]:
+    """Return the arguments of an operation's schema, with names and defaults: torch has no public way to ask for them."""
+    arguments: Sequence[Any] = operation._schema.arguments  # noqa: SLF001
+    return arguments
+
+
+def register_mode_kernels(kernels: Mapping[str, Callable[..., Any]]) -> None:
+    """Register kernels for ``aten`` operations at the mode's key, for good; all other operations pass through it."""
+    everything, aten = Library("_", "IMPL", MODE), Library("aten", "IMPL", MODE)  # type: ignore[no-untyped-call]
+    everything.fallback(fallthrough_kernel)  # type: ignore[no-untyped-call]
+    for name, kernel in kernels.items():
+        aten.impl(name, kernel, MODE)  # type: ignore[no-untyped-call]
+    _libraries.extend((everything, aten))
+
+
+def switch_mode(*, on: bool) -> None:
+    """Let operations of this thread pass through the mode's key, or not: the public contexts know none for it."""
+    torch._C._dispatch_tls_set_dispatch_key_included(MODE_KEY, on)  # noqa: SLF001
+
+
+def mode_is_on() -> bool:
+    """Return whether operations of this thread pass through the mode's key."""
+    return bool(torch._C._dispatch_tls_is_dispatch_key_included(MODE_KEY))  # noqa: SLF001
+
+
+def set_thread_object(name: str, value: object) -> None:
+    """Keep an object for this thread; autograd carries it into its own threads, which ``threading.local`` would not reach."""
+    torch._C._stash_obj_in_tls(name, value)  # noqa: SLF001
+
+
+def get_thread_object(name: str) -> Any:
+    """Return the object of :func:`set_thread_object`, or None."""
+    return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None  # noqa: SLF001
+
+
+def is_traced(*values: Any) -> bool:
+    """Return whether a tensor among ``values`` is a placeholder of a compiler; there is no public test for it."""
+    return any(isinstance(value, Tensor) and type(value).__name__ in ("FakeTensor", "FunctionalTensor") for value in values)
