@@ -131,7 +131,7 @@ def test_the_model_never_sees_more_than_a_micro_batch() -> None:
 
 
 def test_a_reduced_loss_is_refused_with_the_shapes() -> None:
-    with pytest.raises(LossError, match=r"per sample, shape \(2,\), but returned shape \(\)"):
+    with pytest.raises(LossError, match=r"per sample, shape \(2,\), got shape \(\)"):
         Accumulator(_model(), F.cross_entropy, micro_batch_size=2).backward(*_batch(4))
 
 

@@ -32,7 +32,7 @@ WEIGHT_TOLERANCE = 1e-6  # of sums of float32 class weights in another order
 
 @dataclass(frozen=True)
 class BackwardResult:
-    """What one effective batch gave."""
+    """The result of one effective batch."""
 
     loss: Tensor
     """Mean loss of the effective batch: a scalar on the model's device; reading it is the caller's choice."""
@@ -108,7 +108,7 @@ class Accumulator:
 
         Raises:
             ValueError: the tensors differ in their first dimension, or there is no sample.
-            LossError: a callable loss returned something else than one loss per sample.
+            LossError: a callable loss returned something other than one loss per sample.
             RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
         """
         total = num_samples((inputs, targets))
@@ -150,8 +150,8 @@ class Accumulator:
                 begin, found = begin + size, found + loss.weight(targets)
             if abs(found - weight) > WEIGHT_TOLERANCE * max(abs(weight), 1.0):
                 raise LossError(
-                    f"weight must be that of all micro-batches together, which is {found:g}, but is {weight:g}; "
-                    "give loss.weight of all targets"
+                    f"weight: expected that of all micro-batches together, {found:g}, got {weight:g}; "
+                    "pass loss.weight of all targets"
                 )
 
         return self._run(parts, weight, weight, self._count(step), attempts=1)
@@ -164,7 +164,7 @@ class Accumulator:
     def _run(
         self, parts: Callable[[], Iterator[MicroBatch]], weight: float | None, divisor: float, step: int, *, attempts: int
     ) -> BackwardResult:
-        """Run the micro-batches; once more with a new probe where the model's random calls have changed since the last."""
+        """Run the micro-batches; again with a new probe if the model's random calls have changed since the last one."""
         model = self._settings.model
         device = _device_of(model)
         if weight == 0:
@@ -186,8 +186,8 @@ class Accumulator:
                     run.add(part)
                 return BackwardResult(*run.finish(weight), tuple(run.sizes))
         raise RandomnessError(
-            "a model must draw the same random calls in every micro-batch to be keyed by sample, but its calls changed; "
-            "leave out the seed to draw natively"
+            "seed: expected a model that makes the same random calls in every micro-batch, got calls that changed; "
+            "leave out the seed to use torch's own generators"
         )
 
     def _keyed(

@@ -59,7 +59,7 @@ def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Put every BatchNorm into evaluation mode, in which it normalises by its running statistics and keeps them."""
+    """Switch every BatchNorm to evaluation mode, in which it normalises by its running statistics and keeps them."""
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):
             module.eval()
@@ -85,7 +85,7 @@ class DeferredStatistics:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Let no pass within the block move the running statistics, forward, backward or recomputed."""
+        """Keep the running statistics as they are within the block, in forward, backward and recomputed passes."""
         counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
         for layer in self._layers:
             layer.momentum = 0.0
@@ -135,7 +135,7 @@ def holding(statistics: DeferredStatistics | None) -> contextlib.AbstractContext
 
 @contextlib.contextmanager
 def put_back_on_error(model: nn.Module) -> Iterator[None]:
-    """Put running statistics and torch's random state on the CPU back where the block ends by an exception."""
+    """Restore running statistics and torch's random state on the CPU if the block ends with an exception."""
     layers = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
     buffers = [(buffer, buffer.detach().clone()) for layer in layers for buffer in layer.buffers()]
     random_state = torch.random.get_rng_state()

@@ -1,4 +1,4 @@
-"""The gradients of one effective batch while they add up: apart from earlier ones, and never half-way."""
+"""The gradients of one effective batch while they add up: kept separate from earlier ones, and never half done."""
 
 from types import TracebackType
 from typing import final
@@ -17,7 +17,7 @@ NARROW = (torch.bfloat16, torch.float16)
 class GradientSum:
     """Collects ``.grad`` over micro-batches.
 
-    Gradients that are there already are set aside and added to at the end. Those of parameters kept in 16 bits add up in
+    Gradients that exist already are kept separately and added at the end. Those of parameters kept in 16 bits add up in
     float32 and are cast once: added in bfloat16, sixty-four micro-batches lose half a percent. When the block ends by an
     exception or without :meth:`finish`, ``.grad`` is what it was.
     """
@@ -44,7 +44,7 @@ class GradientSum:
                 parameter.grad = before
 
     def add(self) -> None:
-        """Take in what a backward pass left in ``.grad`` of parameters whose sums are kept aside."""
+        """Add what a backward pass left in ``.grad`` of parameters whose sums are kept separately."""
         for parameter in self._moved:
             if parameter.grad is not None:
                 wide = parameter.grad.float() if parameter.dtype in NARROW else parameter.grad
@@ -65,7 +65,7 @@ class GradientSum:
             scale_all(self.current(), factor)
 
     def finish(self) -> None:
-        """Let the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
+        """Make the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
         self._complete = True
 
     def _leave_sums(self) -> None:

@@ -27,12 +27,12 @@ _ALONE = threading.Lock()  # the replaced kernels are the whole process's
 
 
 class RandomCallsChangedError(Exception):
-    """The model drew other random calls than when it was probed: the step must be done again with a new probe."""
+    """The model drew other random calls than when it was probed: the step has to be repeated with a new probe."""
 
 
 @final
 class KeyedRandomness:
-    """Keys a model's random calls; costs nothing where there are none."""
+    """Keys a model's random calls; costs nothing if it has none."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         """Key the calls of ``model`` by ``seed``."""
@@ -73,7 +73,7 @@ class KeyedStep:
     """The random calls of one step, micro-batch by micro-batch."""
 
     def __init__(self, seed: int, sites: tuple[RandomCall, ...], device: torch.device) -> None:
-        """Begin a step whose calls are keyed by ``seed``."""
+        """Start a step whose calls are keyed by ``seed``."""
         self.seed = seed
         self.sites = sites
         self.device = device
@@ -83,7 +83,7 @@ class KeyedStep:
         self._forward = True
 
     def begin_forward(self, positions: Tensor) -> None:
-        """Begin a micro-batch whose samples have these positions in the effective batch, shape ``(n,)``."""
+        """Start a micro-batch whose samples have these positions in the effective batch, shape ``(n,)``."""
         if self.sites:
             self._ids = positions.to(self.device, torch.int64)
             self._numbers = {}
@@ -101,7 +101,7 @@ class KeyedStep:
         self._forward = False
 
     def draw(self, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
-        """Draw a tensor of ``shape``; ``values(key, ids, count)`` gives ``(len(ids), count)`` numbers."""
+        """Draw a tensor of ``shape``; ``values(key, ids, count)`` returns ``(len(ids), count)`` numbers."""
         key = int(torch.randint(0, 2**63 - 1, (), generator=torch.default_generator))
         dim = self._site(key).batch_dim
         if dim is None:
@@ -118,7 +118,7 @@ class KeyedStep:
         if key not in self._numbers:
             if not self._forward:
                 raise RandomnessError(
-                    "recomputation in the backward pass must repeat the random calls of the forward pass, but draws others; "
+                    "activation checkpointing: expected the random calls of the forward pass again, got others; "
                     "leave preserve_rng_state=True in torch.utils.checkpoint"
                 )
             if len(self._numbers) == len(self.sites):
@@ -135,9 +135,7 @@ def _untouched() -> Iterator[None]:
 @contextmanager
 def _replaced_kernels(keyed: KeyedStep, device: torch.device) -> Iterator[None]:
     if device.type not in DEVICES:
-        raise RandomnessError(
-            f"random calls can be keyed on {' and '.join(DEVICES)}, but the model is on {device}; leave out the seed"
-        )
+        raise RandomnessError(f"seed: expected a model on {' or '.join(DEVICES)}, got one on {device}; leave out the seed")
     with _ALONE:
         library = Library("aten", "IMPL")  # type: ignore[no-untyped-call] # torch's
         try:

@@ -58,7 +58,7 @@ class MicroBatchLoop:
         divisor: float,
         random_calls: KeyedStep | None,
     ) -> None:
-        """Begin with nothing added."""
+        """Start with nothing added."""
         self.settings = settings
         self.gradients = gradients
         self.device = device
@@ -87,7 +87,7 @@ class MicroBatchLoop:
         self.sizes.append(size)
 
     def finish(self, weight: float | None) -> tuple[Tensor, float, NoiseSample | None]:
-        """Return ``.grad`` its final value; ``weight`` is W, or None where only the forward passes told it.
+        """Set ``.grad`` to its final value; ``weight`` is W, or None if it is known from the forward passes only.
 
         Returns:
             The mean loss, W, and the norms for the noise scale.
@@ -139,7 +139,7 @@ def _checked(returned: Any, size: int) -> tuple[Tensor, Tensor]:
     for name, values in (("losses", losses), ("weights", weights)):
         if tuple(values.shape) != (size,):
             raise LossError(
-                f"a callable loss must return one of its {name} per sample, shape ({size},), but returned shape "
+                f"{name} of a callable loss: expected one per sample, shape ({size},), got shape "
                 f"{tuple(values.shape)}; do not reduce over the batch"
             )
     return losses, weights

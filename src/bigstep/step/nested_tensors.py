@@ -30,12 +30,12 @@ def num_samples(batch: Any) -> int:
     """
     sizes = sorted({tensor.shape[0] if tensor.ndim else 0 for tensor in _tensors(batch)})
     if len(sizes) != 1:
-        raise ValueError(f"all tensors of a batch must have the same first dimension, but it is {sizes}; make them equal")
+        raise ValueError(f"batch: expected tensors with the same first dimension, got {sizes}; make them equal")
     return sizes[0]
 
 
 def cut_batch(batch: Any, part: slice, device: torch.device) -> Any:
-    """Take the samples ``part`` of every tensor, on ``device``."""
+    """Return the samples ``part`` of every tensor, on ``device``."""
     return map_tensors(lambda tensor: tensor[part].to(device, non_blocking=True), batch)
 
 

@@ -47,7 +47,7 @@ def find_random_calls(model: nn.Module, inputs: Any, context: Callable[[], Any])
     Args:
         model: in the mode in which it will be used.
         inputs: some samples, on the model's device.
-        context: gives the context manager of the forward pass.
+        context: returns the context manager of the forward pass.
 
     Raises:
         RandomnessError: a call cannot be keyed; its operation is named.
@@ -55,8 +55,8 @@ def find_random_calls(model: nn.Module, inputs: Any, context: Callable[[], Any])
     two, three = (_record(model, _repeat(inputs, count), context) for count in (2, 3))
     if [name for name, _ in two] != [name for name, _ in three]:
         raise RandomnessError(
-            f"a model must draw the same random calls for any number of samples, but draws {len(two)} for two and "
-            f"{len(three)} for three; leave out the seed to draw natively"
+            f"seed: expected a model that makes the same random calls for any number of samples, got {len(two)} for two and "
+            f"{len(three)} for three; leave out the seed to use torch's own generators"
         )
     return tuple(RandomCall(name, _batch_dim(name, small, large)) for (name, small), (_, large) in zip(two, three, strict=True))
 
@@ -97,13 +97,13 @@ def _draws(func: Any, args: Any, named: dict[str, Any]) -> bool:
 def _check_keyable(func: Any, named: dict[str, Any]) -> None:
     if named.get("generator") is not None:
         raise RandomnessError(
-            f"random calls must use torch's default generator to be keyed, but {func} has one of its own; "
-            "leave out the seed to draw natively, or drop the generator"
+            f"seed: expected random calls with torch's default generator, got {func} with another one; "
+            "leave out the seed, or remove the generator"
         )
     if func not in KEYABLE:
         raise RandomnessError(
-            f"every random call must be one that can be keyed by sample, but the model draws by {func}; "
-            "leave out the seed to draw natively, or replace the layer"
+            f"seed: expected random calls that can be keyed by sample, got {func}; "
+            "leave out the seed to use torch's own generators, or replace the layer"
         )
 
 
@@ -113,8 +113,8 @@ def _batch_dim(name: str, small: torch.Size, large: torch.Size) -> int | None:
         return None
     if len(changed) > 1 or small[changed[0]] * 3 != large[changed[0]] * 2:
         raise RandomnessError(
-            f"a random call must have one dimension that counts samples, but {name} draws {tuple(small)} for two samples and "
-            f"{tuple(large)} for three; leave out the seed to draw natively"
+            f"seed: expected random calls with one dimension for the samples, got {name}: {tuple(small)} for two samples, "
+            f"{tuple(large)} for three; leave out the seed to use torch's own generators"
         )
     return changed[0]
 
@@ -137,5 +137,5 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     if random.getstate() != python_state:
         random.setstate(python_state)
         raise RandomnessError(
-            "a model must draw its random numbers from torch to be keyed, but draws from Python's random; leave out the seed"
+            "seed: expected a model that draws from torch only, got one that draws from Python's random; leave out the seed"
         )

@@ -22,7 +22,7 @@ class StepRecord:
     learning_rate: float
     """That the update used."""
     noise_scale: float | None
-    """Gradient noise scale so far, in samples; None where there is none yet."""
+    """Gradient noise scale so far, in samples; None if there is no value yet."""
     applied: bool
     """False: dropped, since the batch had no weight or its gradient was not finite."""
     micro_batch_size: int
