@@ -29,20 +29,20 @@ def write_results(
     batch: BatchSizes,
     rows: list[dict[str, Any]],
 ) -> ModelCard:
-    """Write the best epoch's weights, how to rebuild the model, metrics, history and curves.
+    """Write the best epoch's weights, how to rebuild the model, metrics, history and curves; epochs are counted from 1.
 
     Raises:
         ModelError: no epoch had a finite loss.
     """
     best = state.best
     if best is None:
-        raise ModelError(f"{train.select_by} must be finite in some epoch, but was in none; lower train.learning_rate")
+        raise ModelError(f"{train.select_by}: expected a finite value in some epoch, got none; lower train.learning_rate")
     folder = paths.train
     card = save_model(best.weights, _card(store, state, best, model, train, batch), folder)
     metrics = {
         "best_val_loss": best.loss,
         "best_val_accuracy": best.accuracy,
-        "best_epoch": best.epoch,
+        "best_epoch": best.epoch + 1,
         "epochs": state.epoch,
         "num_updates": state.num_updates,
         "num_dropped": state.num_dropped,
@@ -70,7 +70,7 @@ def _card(
         std=manifest.std,
         precision=train.precision,
         effective_batch_size=batch.effective_batch_size,
-        epoch=best.epoch,
+        epoch=best.epoch + 1,
         num_updates=state.num_updates,
         val_loss=best.loss,
         val_accuracy=best.accuracy,

@@ -14,6 +14,7 @@ class StepRecord:
     step: int
     """Position in the data over all epochs, from 0."""
     epoch: int
+    """From 0; what is shown or written counts from 1."""
     num_samples: int
     loss: Tensor
     """Weighted mean over the effective batch, on the model's device."""
