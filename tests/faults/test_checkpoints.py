@@ -79,7 +79,7 @@ def test_with_every_checkpoint_damaged_nothing_begins_silently(round_number: int
     for path in project.checkpoints():
         (path / "tensors.safetensors").write_bytes(b"")
     output = project.bigstep("train", code=4)
-    assert "checkpoints: expected one that is whole" in output
+    assert "checkpoints: expected an intact one" in output
     assert "Traceback" not in output
     assert "epoch 1/" not in output
 

@@ -145,7 +145,7 @@ def _real_folders(root: Path, count: EntryCount) -> Iterator[Identity]:
 
 
 def _files(top: Path, root: Path, seen: _Seen, count: EntryCount) -> Iterator[tuple[Path, str | None]]:
-    """List what is below ``top``; ``home`` is the link, or the class folder, that led to a path."""
+    """List the files below ``top``; ``home`` is the link, or the class folder, that led to a path."""
     linked = any((root / part).is_symlink() for part in _ways(top, root))
     waiting: list[tuple[Path, tuple[Identity, ...], bool, Path]] = [(top, (seen.root,), linked, top)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Prepared images on disk, read by memory mapping: whatever their number, opening them costs no memory.
+"""Prepared images on disk, read by memory mapping: opening them costs no memory, however many there are.
 
 =================  ===========================================================================
 ``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source

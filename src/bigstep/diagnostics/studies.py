@@ -1,4 +1,4 @@
-"""What is wrong with the studies of searches: torn journals, trials whose worker is gone."""
+"""What is wrong with the studies of searches: torn journals, trials whose worker has ended."""
 
 from collections.abc import Iterator
 from functools import partial

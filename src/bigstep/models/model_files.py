@@ -70,7 +70,7 @@ def build_classifier(
 
 
 def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> ModelCard:
-    """Write ``model.safetensors`` and ``model.json``; the same weights give the same bytes.
+    """Write ``model.safetensors`` and ``model.json``; the same weights produce the same bytes.
 
     Returns:
         The card with the hash of the weights' file.

@@ -1,6 +1,6 @@
 """What a stage started with: its parameters, its code and its data, as dvc.yaml lists them.
 
-DVC hashes them before it starts a stage and once more after it. What changed in between would be recorded with a result that
+DVC hashes them before it starts a stage and again after it. What changed in between would be recorded with a result that
 was computed from the former state, so a stage compares before it leaves its outputs.
 """
 
@@ -63,12 +63,12 @@ class StageInputs:
 
 
 def read_inputs(root: Path, stage: str, content: Mapping[str, Any] | None = None) -> StageInputs:
-    """Read what dvc.yaml lists for ``stage``; nothing where there is no dvc.yaml.
+    """Read what dvc.yaml lists for ``stage``; nothing if there is no dvc.yaml.
 
     Args:
         root: of the project, or of the private copy that the stage runs in.
         stage: its name in dvc.yaml.
-        content: of params.yaml, where it was read before.
+        content: of params.yaml, if it was read before.
 
     Raises:
         ConfigError: params.yaml or dvc.yaml cannot be read.

@@ -29,7 +29,7 @@ SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that w
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a training resumed, the values that were kept for the caller, and tags that describe it."""
+    """Where a training resumed, the values saved for the caller, and tags that describe it."""
 
     step: int
     values: Mapping[str, Any]
@@ -59,7 +59,7 @@ class CheckpointWriter:
         """Restore ``state`` from the latest checkpoint; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: there are some, and none can be used.
+            CheckpointError: there are checkpoints, but all are damaged.
         """
         self._life = self._note_start()
         found = load_latest(self.folder)

@@ -64,7 +64,7 @@ class MetricLog:
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second so far, validation included; time between a kill and the next start counts as none."""
+        """Training images per second so far, validation included; without the time between a kill and the next start."""
         return self.num_images / max(self._clock() - self._started, 1e-9)
 
     def add(self, record: StepRecord | EpochRecord) -> None:

@@ -98,7 +98,7 @@ class TrainingRun:
         return is_stopped
 
     def recalibrate(self) -> None:
-        """Recompute the running statistics of the best weights where the model asks for it."""
+        """Recompute the running statistics of the best weights if the model is configured so."""
         model, state = self.job.model, self.state
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
             validation = recalibrate_best(state, self.job.store)

@@ -31,7 +31,7 @@ def choose_device(hardware: HardwareConfig) -> torch.device:
 
 
 def set_threads(hardware: HardwareConfig) -> None:
-    """Let torch use ``hardware.threads`` threads on the CPU."""
+    """Set torch to ``hardware.threads`` threads on the CPU."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
 

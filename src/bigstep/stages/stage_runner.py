@@ -30,7 +30,7 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is given."""
+    """The arguments of a stage."""
 
     name: str
     paths: StagePaths

@@ -1,4 +1,4 @@
-"""Write a training run's outputs, which depend on nothing but what was learned, and log them to MLflow."""
+"""Write a training run's outputs, which depend only on what was learned, and log them to MLflow."""
 
 import csv
 from typing import Any
