@@ -246,7 +246,7 @@ def test_damaged_labels_and_parts_are_one_line(name: str, damage: str, digits: S
     else:
         changed = {"value": np.where(values == 2, 77, values).astype(values.dtype), "kind": values * 1.0, "length": values[1:]}
         np.save(path, changed[damage])
-    with pytest.raises(DataError, match="expected complete prepared data, but") as error:
+    with pytest.raises(DataError, match="expected complete prepared data, got:") as error:
         Store(folder)
     assert "\n" not in str(error.value)
 

@@ -176,7 +176,7 @@ class Store:
             _check_range(self.parts, len(SPLITS), "parts.npy")
             _check_counts(self.manifest, self.labels, self.parts)
         except (OSError, ValueError) as error:
-            raise DataError(f"{root}: expected complete prepared data, but {error}; run `bigstep prepare --force`") from None
+            raise DataError(f"{root}: expected complete prepared data, got: {error}; run `bigstep prepare --force`") from None
 
     def verify(self) -> None:
         """Read every pixel and label, and compare with the digests that were taken when they were written.
@@ -188,7 +188,7 @@ class Store:
         for part, digest in self.manifest.digests.items():
             if found.get(part) != digest:
                 raise DataError(
-                    f"{self.paths.root}: expected what prepare wrote, but pixels or labels of the {part} split differ; "
+                    f"{self.paths.root}: expected what prepare wrote, got other pixels or labels in the {part} split; "
                     "delete the folder and run `bigstep prepare --force` (`bigstep verify` checks DVC's cache)"
                 )
 
@@ -218,7 +218,7 @@ class Store:
             return found
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise DataError(
-                f"{self.paths.samples}: expected one row per sample, but {error}; run `bigstep prepare --force`"
+                f"{self.paths.samples}: expected one row per sample, got: {error}; run `bigstep prepare --force`"
             ) from None
 
 

@@ -56,7 +56,7 @@ def check_record(folder: Path, notes: Path, before: bytes, find_cache: Callable[
     with whole_file(lock) as beside, beside.open("w", encoding="utf-8") as file:
         YAML().dump(content, file)
     raise ProjectError(
-        f"dvc.lock: expected what the stage ran with, but params.yaml or the code changed as {', '.join(wrong)} ended; the "
+        f"dvc.lock: expected what the stage ran with, got changes of params.yaml or the code as {', '.join(wrong)} ended; the "
         "entry was removed; run the same command again"
     )
 

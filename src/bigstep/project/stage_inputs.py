@@ -41,7 +41,7 @@ class StageInputs:
         changed = [path for path in paths if path.is_file() and started < path.stat().st_mtime <= now]
         if changed:
             raise ProjectError(
-                f"code of stage {self.stage}: expected no change while the stage starts, but {changed[0]} was written; "
+                f"code of stage {self.stage}: expected no change while the stage starts, got a write to {changed[0]}; "
                 "run the same command again"
             )
 
@@ -56,7 +56,7 @@ class StageInputs:
         if changed:
             more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
             raise ProjectError(
-                f"dependencies of stage {self.stage}: expected no change while the stage runs, but "
+                f"dependencies of stage {self.stage}: expected no change while the stage runs, got changes of "
                 f"{', '.join(changed[:MAX_NAMED])}{more}; restore it and run the same command to keep this result, or run the "
                 "command with the change"
             )

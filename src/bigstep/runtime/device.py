@@ -25,7 +25,7 @@ def choose_device(hardware: HardwareConfig) -> torch.device:
     available = torch.cuda.is_available()
     if hardware.device == "cuda" and not available:
         raise ConfigError(
-            "hardware.device: expected a device that torch can use, got cuda, but torch finds no GPU; write auto or cpu"
+            "hardware.device: expected a device that torch can use, got cuda (torch finds no GPU); write auto or cpu"
         )
     return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")
 
