@@ -20,7 +20,7 @@ class BatchSizes:
     micro_batch_size: int
     accumulation_steps: int
     is_planned: bool = True
-    """False: ``hardware.micro_batch_size`` is ``auto`` and there is no plan yet; the micro-batch is then the effective batch."""
+    """False: ``hardware.micro_batch_size`` is ``auto`` without a plan yet; the micro-batch is then the effective batch."""
 
     def __str__(self) -> str:
         """Print the arithmetic of a step."""
