@@ -72,6 +72,22 @@ def test_the_architecture_page_names_every_package_and_only_modules_that_exist()
         assert (home / name).exists() or (ROOT / name).exists(), name
 
 
+def test_the_page_of_the_search_is_the_writers_and_its_figure_can_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "search")
+    writer, figure = (importlib.import_module(name) for name in ("measurements_page", "search_figure"))
+    page = writer.PAGE.read_text(encoding="utf-8")
+    (origin,) = re.findall(r"Samplers of commit \w+, \d+ minutes with \d+ processes[^.]*\.", page)
+    assert page == writer.render_page(writer.tables_of(page), origin)
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(writer.TITLES)
+    costs = {name: cost for name, (cost, _) in figure.read_rows(page).items()}
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    assert f"{costs['planned, default']} against {costs['TPE 3-D, constraint']} median trials" in " ".join(text.split())
+    figure.draw_figure(figure.read_rows(page), tmp_path / "search.png")
+    assert (tmp_path / "search.png").stat().st_size > 10_000
+
+
 def test_the_readmes_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"[`$] ?make ([a-z-]+)", README):

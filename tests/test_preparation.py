@@ -88,7 +88,7 @@ def test_forty_damaged_files_are_refused_and_listed(tmp_path: Path) -> None:
 def test_a_damaged_file_is_fatal_where_that_is_asked_for(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
     (root / "class0" / "zero.png").touch()
-    with pytest.raises(DataError, match=r"'class0/zero.png' does not: empty: zero bytes"):
+    with pytest.raises(DataError, match=r"got 'class0/zero.png': empty: zero bytes; remove the file"):
         _prepare(_image_folder(on_bad_image="fail"), root, tmp_path / "store")
 
 
