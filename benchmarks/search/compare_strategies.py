@@ -22,7 +22,7 @@ import optuna
 from hpobench_tables import Table, load_tables
 from measurements_page import PAGE, TITLES, render_page
 from pareto_fronts import ask_table, front_table
-from regret import BEGUN, result_of, result_with_finish
+from regret import NUM_SEARCHED, result_of, result_with_finish
 from report_tables import Results, again_table, comparison_table, strategy_table, verdict
 from simulated_study import Course, study_table
 from strategies import STRATEGIES, UNAIDED, Strategy
@@ -79,7 +79,7 @@ def study_all(
         courses = kept(keep, jobs, lambda jobs=jobs: list(pool.map(_study, jobs, chunksize=4)))  # type: ignore[misc] # bound now
         groups = [courses[index * count : (index + 1) * count] for index in range(len(tables))]
         found[strategy.name] = [[result_of(item, table) for item in group] for table, group in zip(tables, groups, strict=True)]
-        if noisy and all(len(course.cells) > BEGUN for course in courses):
+        if noisy and all(len(course.cells) > NUM_SEARCHED for course in courses):
             finished[strategy.name] = [
                 [result_with_finish(item, table, seed) for seed, item in enumerate(group)]
                 for table, group in zip(tables, groups, strict=True)

@@ -86,7 +86,7 @@ def find_half_written(root: Path) -> Iterator[Problem]:
 
 
 def find_state_files(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
-    """Look for attempts, plans and spools that do not read."""
+    """Find attempts, plans and spools that cannot be read."""
     for path in sorted(project.attempts.glob("*.json")):
         if ".memory" not in path.name and read_attempt(project.attempts, path.stem) is None:
             yield Problem(f"{path} cannot be read", partial(aside.move, path))
