@@ -163,8 +163,9 @@ SGD, so the gradient of each step follows from the weights. A step that a librar
 transformers the model returns its mean loss, as a custom module does; its language models pass token counts, and their
 gradients are correct. The tutorial loop applies schedule and clipping to every micro-batch.
 
-Known bugs of other libraries that concern memory have separate tests (`tests/test_transaction.py`, `tests/test_out_of_memory.py`).
-One cannot occur here: an option of a batch-size finder is lost if the finder is used as a decorator, and bigstep has no decorators.
+Known bugs of other libraries that concern memory have separate tests (`tests/test_transaction.py` and
+`tests/test_out_of_memory.py`). One cannot occur here: an option of a batch-size finder is lost if the finder is used as a
+decorator, and bigstep has no decorators.
 Bugs about resuming, speed and scale are not in this table.
 """
 
