@@ -46,8 +46,9 @@ dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 documentation: $(READY)  ## write docs/parameters.md, the table of parameters, from the schema
 	@$(BIN)/python tools/parameter_table.py
 
-figure: $(READY)  ## write docs/figures/exactness.png from docs/peers.md and predicted memory
+figure: $(READY)  ## write docs/figures: exactness.png and search.png, from docs/peers.md, docs/measurements and predicted memory
 	@$(BIN)/python benchmarks/peers/exactness_figure.py
+	@$(BIN)/python benchmarks/search/search_figure.py
 
 peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
 	@$(BIN)/python benchmarks/peers/correctness.py

@@ -29,13 +29,11 @@ def own_source() -> Iterator[float]:
         yield started
     except ModuleNotFoundError as error:
         _refuse(
-            f"every requirement must be installed, but {sys.executable} has no module {error.name!r}; "
+            f"{sys.executable}: expected all requirements, got no module {error.name!r}; "
             "run `make install` and `. .venv/bin/activate`, or pip install -r requirements.txt"
         )
     if Path(bigstep.__file__).resolve().parents[1] != SOURCE:
-        _refuse(
-            f"the code that runs must be {SOURCE}, but bigstep is imported from {bigstep.__file__}; use another environment"
-        )
+        _refuse(f"bigstep: expected the code of {SOURCE}, got {bigstep.__file__}; use another environment")
 
 
 def _refuse(line: str) -> None:

@@ -67,7 +67,7 @@ def test_with_all_damaged_nothing_begins_silently(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, _snapshot(step), {})
         (tmp_path / f"step-00000000{step}" / "values.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="expected one that is whole") as caught:
+    with pytest.raises(CheckpointError, match="expected an intact one") as caught:
         load_latest(tmp_path)
     assert caught.value.exit_code == 4
     clear_checkpoints(tmp_path)

@@ -1,5 +1,7 @@
 """What the documentation says is run."""
 
+import argparse
+import ast
 import doctest
 import hashlib
 import importlib
@@ -13,6 +15,7 @@ import torch
 from bigstep.commands.arguments import build_parser
 from dvc_dependencies import ROOT
 from parameter_table import PAGE, parameters_page
+from wording import VERBS, foreign_words, modules, pages, read_docstrings, read_texts
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
 MODULES = sorted(path for path in (ROOT / "src/bigstep").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))
@@ -50,18 +53,49 @@ def test_the_readmes_code_runs_as_it_stands() -> None:
         assert (model.weight != before).any()
 
 
-FOREIGN = r"\b(goes on|go on|is none|whoever|anew|begun|somebody|stands as)\b"
+@pytest.mark.parametrize("page", pages(), ids=lambda path: path.stem)
+def test_pages_are_in_plain_words(page: Path) -> None:
+    assert foreign_words(page.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "params.yaml", ROOT / "docs" / "parameters.md"], ids=str)
-def test_what_users_read_first_is_in_plain_words(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if re.search(FOREIGN, line)] == []
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_messages_comments_and_docstrings_are_in_plain_words(path: Path) -> None:
+    assert [line for text in read_texts(path) for line in foreign_words(text)] == []
+    assert [text for text in read_docstrings(path) if text.split(" ")[0] in VERBS] == []
 
 
-def test_no_docstring_begins_with_give() -> None:
-    files = [path for path in (ROOT / "src").rglob("*.py") if re.search('"""(Give|Gives) ', path.read_text(encoding="utf-8"))]
-    assert files == []
+def test_help_is_in_plain_words() -> None:
+    parser = build_parser()
+    (commands,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for command in (parser, *commands.values()):
+        assert foreign_words(command.format_help()) == []
+
+
+def test_foreign_words_are_found_in_prose_and_not_in_code() -> None:
+    text = "The run goes on.\n`callback.begin(trial)` starts it.\nWhoever reads `this`\nit has begun\n```\nbegin\n```\n"
+    assert foreign_words(text) == ["The run goes on.", "Whoever reads", "it has begun"]
+
+
+def test_errors_say_what_was_expected_and_what_was_found() -> None:
+    """No message has the former pattern "X must be Y, but is Z"."""
+    former = re.compile(r"\bmust (be|fit|hold|have|return|draw|repeat|use)\b[^;]*, but\b")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules()]
+    texts = [ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant | ast.JoinedStr)]
+    assert [text for text in texts if former.search(text)] == []
+
+
+def test_rows_of_the_fault_table_have_the_titles_of_their_tests() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| (\d[\w, ]*) \| (.*?)(?: \(hit: [^|]*\))? \| \d+ \| \d+ \|", page, re.MULTILINE))
+    assert len(table) > 45
+    titles = {}
+    for path in (ROOT / "tests").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.fault":
+                row, title = (ast.literal_eval(argument) for argument in call.args[:2])
+                titles[str(row)] = title
+    assert {row: titles[row] for row in table} == table
+    assert [title for title in titles.values() if foreign_words(title)] == []
 
 
 def test_the_architecture_page_names_every_package_and_only_modules_that_exist() -> None:
@@ -70,6 +104,22 @@ def test_the_architecture_page_names_every_package_and_only_modules_that_exist()
     assert packages <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     for name in re.findall(r"`([a-z_/]+\.py)`", page):
         assert (home / name).exists() or (ROOT / name).exists(), name
+
+
+def test_the_page_of_the_search_is_the_writers_and_its_figure_can_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "search")
+    writer, figure = (importlib.import_module(name) for name in ("measurements_page", "search_figure"))
+    page = writer.PAGE.read_text(encoding="utf-8")
+    (origin,) = re.findall(r"Samplers of commit \w+, \d+ minutes with \d+ processes[^.]*\.", page)
+    assert page == writer.render_page(writer.tables_of(page), origin)
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == list(writer.TITLES)
+    costs = {name: cost for name, (cost, _) in figure.read_rows(page).items()}
+    text = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    assert f"{costs['planned, default']} against {costs['TPE 3-D, constraint']} median trials" in " ".join(text.split())
+    figure.draw_figure(figure.read_rows(page), tmp_path / "search.png")
+    assert (tmp_path / "search.png").stat().st_size > 10_000
 
 
 def test_the_readmes_commands_exist() -> None:

@@ -1,7 +1,4 @@
-"""Bugs that others have, by their number in the research: each test would fail with that bug.
-
-1 to 5, 13 to 16, 18, 19, 21, 23, 25 and 26 stand here; 20 (running statistics) stands in test_normalization.py.
-"""
+"""Known bugs of other libraries: each test would fail with its bug. That of running statistics is in test_normalization.py."""
 
 from collections.abc import Callable
 from typing import Any

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bigstep.data.store import Store
-from conftest import copy_project
+from conftest import copy_project, read_rows
 from faults.project import Project
 
 FORMER = sorted(Path(__file__).with_name("former").glob("*.tar.xz"))
@@ -40,6 +40,8 @@ def test_a_killed_training_is_resumed_when_asked(former: Project) -> None:
     (run,) = [run for run in former.runs() if run.data.params.get("train.seed") == "5"]
     assert run.info.status == "FINISHED"
     assert "bigstep.resumed_with_other_code" in run.data.tags
+    rows = read_rows(former.root / "results" / "train" / "history.csv")
+    assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
 
 
 def test_without_being_asked_it_starts_from_the_first_step(former: Project) -> None:

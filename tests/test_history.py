@@ -72,6 +72,26 @@ def test_train_loss_is_the_mean_of_an_epoch_in_mlflow_as_in_the_rows() -> None:
     assert _values(tracker, "step_loss") == [1.0, 3.0]
 
 
+def test_epochs_count_from_one_in_rows_in_mlflow_and_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    clock, tracker = _Clock(), RecordingTracker()
+    log = _log(tracker, clock)
+    for number in range(2):
+        clock.now += 1.0
+        log.add(EpochRecord(number, 2, 0, 2.0, Validation(0.5, 0.75), is_best=True, peak_bytes=None))
+    assert [row["epoch"] for row in log.rows] == _values(tracker, "epoch") == [1, 2]
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_rows_of_a_former_checkpoint_that_counted_from_zero_are_counted_from_one() -> None:
+    log = _log(RecordingTracker(), _Clock())
+    rows = [{"epoch": number, "val_loss": 1.0 - number} for number in range(3)]
+    log.load_state_dict({**log.state_dict(), "rows": rows}, 12)
+    assert log.rows == [{**row, "epoch": row["epoch"] + 1} for row in rows]
+    kept = log.state_dict()
+    log.load_state_dict(kept, 12)
+    assert log.rows == kept["rows"]
+
+
 def test_a_checkpoint_without_images_and_seconds_still_loads() -> None:
     log = _log(RecordingTracker(), _Clock())
     kept = {name: value for name, value in log.state_dict().items() if name not in ("images", "seconds")}

@@ -100,10 +100,10 @@ def test_no_function_has_more_than_forty_lines_apart_from_its_docstring() -> Non
 
 
 def test_the_step_needs_torch_and_the_errors_only() -> None:
-    for path in (ROOT / "src" / "bigstep" / "step").glob("*.py"):
+    for path in (*(ROOT / "src" / "bigstep" / "step").glob("*.py"), *(ROOT / "src" / "bigstep" / "randomness").glob("*.py")):
         for name in imported_names(path):
             root = name.split(".")[0]
-            inside = name.startswith(("bigstep.step", "bigstep.errors"))
+            inside = name.startswith(("bigstep.step", "bigstep.randomness", "bigstep.errors"))
             assert inside or root == "torch" or root in sys.stdlib_module_names, f"{path.name} imports {name}"
 
 

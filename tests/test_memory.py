@@ -226,9 +226,9 @@ def test_a_model_that_looks_at_values_is_measured_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1"),
-        ({"precision": "fp8"}, "precision must be one of"),
-        ({"optimizer": "lamb"}, "optimizer must be one of"),
+        ({"micro_batch_size": 0}, "micro_batch_size: expected an integer >= 1, got 0"),
+        ({"precision": "fp8"}, "precision: expected one of"),
+        ({"optimizer": "lamb"}, "optimizer: expected one of"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

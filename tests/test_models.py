@@ -1,4 +1,5 @@
 import copy
+import json
 import warnings
 from pathlib import Path
 
@@ -223,6 +224,15 @@ CARD = ModelCard(
     data_digest="d",
     validation_digest="v",
 )
+
+
+def test_a_model_of_the_former_format_is_read_and_its_epoch_counted_from_one(tmp_path: Path) -> None:
+    built = build_classifier(_model(), SMALL, mean=(0.3,), std=(0.4,))
+    card = save_model(built.network.state_dict(), CARD, tmp_path)
+    path = tmp_path / "model.json"
+    former = {**json.loads(path.read_text(encoding="utf-8")), "format": 1, "epoch": CARD.epoch - 1}
+    path.write_text(json.dumps(former), encoding="utf-8")
+    assert load_classifier(tmp_path)[1] == card
 
 
 def test_a_saved_model_comes_back_bit_for_bit_and_saves_to_the_same_bytes(tmp_path: Path) -> None:

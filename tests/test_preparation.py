@@ -88,7 +88,7 @@ def test_forty_damaged_files_are_skipped_and_listed(tmp_path: Path) -> None:
 def test_a_damaged_file_is_fatal_where_that_is_asked_for(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
     (root / "class0" / "zero.png").touch()
-    with pytest.raises(DataError, match=r"'class0/zero.png' does not: empty: zero bytes"):
+    with pytest.raises(DataError, match=r"got 'class0/zero.png': empty: zero bytes; remove the file"):
         _prepare(_image_folder(on_bad_image="fail"), root, tmp_path / "store")
 
 
@@ -246,7 +246,7 @@ def test_damaged_labels_and_parts_are_one_line(name: str, damage: str, digits: S
     else:
         changed = {"value": np.where(values == 2, 77, values).astype(values.dtype), "kind": values * 1.0, "length": values[1:]}
         np.save(path, changed[damage])
-    with pytest.raises(DataError, match="expected complete prepared data, but") as error:
+    with pytest.raises(DataError, match="expected complete prepared data, got:") as error:
         Store(folder)
     assert "\n" not in str(error.value)
 

@@ -85,6 +85,9 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quic
         assert {"val_loss", "best_val_loss", "training_seconds", "training_peak_bytes"} <= set(run.data.metrics)
     trials = open_stored_study(quick, "search").get_trials()
     assert {trial.user_attrs["mlflow_run_id"] for trial in trials} <= {run.info.run_id for run in children}
+    for trial in trials:  # epochs are counted from 1
+        losses = [value for key, _, value in quick.history(trial.user_attrs["mlflow_run_id"]) if key == "val_loss"]
+        assert trial.user_attrs["best_epoch"] == losses.index(min(losses)) + 1
 
 
 def test_a_search_by_mlflow_run_has_its_run_in_the_same_experiment(quick: Project) -> None:

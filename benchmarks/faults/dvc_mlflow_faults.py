@@ -41,7 +41,7 @@ def rotten(folder: Folder) -> str:
     code, output = folder.run("dvc", "checkout")
     status = folder.run("dvc", "status")[1]
     wrong = (folder.root / "out.txt").read_bytes() == b"12345679\n"
-    return f"DVC: checkout exit {code}, {'hands out the wrong bytes' if wrong else 'refuses'}; status: {last(status or output)}"
+    return f"DVC: checkout exit {code}, {'wrong bytes' if wrong else 'refuses'}; status: {last(status or output)}"
 
 
 def torn(folder: Folder) -> str:
@@ -75,20 +75,20 @@ def no_server(folder: Folder) -> str:
     started = time.monotonic()
     result, _ = folder.run(sys.executable, "-c", code, timeout=60)
     waited = time.monotonic() - started
-    return f"MLflow: the training {'waits, still after' if result == -1 else 'ends with an exception after'} {waited:.0f} s"
+    return f"MLflow: the training {'still waits after' if result == -1 else 'ends with an exception after'} {waited:.0f} s"
 
 
 def locked(folder: Folder) -> str:
     """Row 27: MLflow's database is locked for 25 s."""
     uri = f"sqlite:///{folder.root / 'm.db'}"
-    begin = f"import mlflow; mlflow.set_tracking_uri({uri!r}); mlflow.set_experiment('x')"
-    folder.run(sys.executable, "-c", begin)
+    setup = f"import mlflow; mlflow.set_tracking_uri({uri!r}); mlflow.set_experiment('x')"
+    folder.run(sys.executable, "-c", setup)
     connection = sqlite3.connect(folder.root / "m.db")
     connection.execute("BEGIN EXCLUSIVE")
     started = time.monotonic()
-    code, _ = folder.run(sys.executable, "-c", begin + "; mlflow.start_run(); mlflow.log_metric('a', 1)", timeout=60)
+    code, _ = folder.run(sys.executable, "-c", setup + "; mlflow.start_run(); mlflow.log_metric('a', 1)", timeout=60)
     connection.rollback()
-    return f"MLflow: held up for {time.monotonic() - started:.0f} s, then {'an exception' if code else 'goes on'}"
+    return f"MLflow: blocked for {time.monotonic() - started:.0f} s, then {'an exception' if code else 'continues'}"
 
 
 def open_door(folder: Folder) -> str:

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from sandbox import Folder
 
-__all__ = ["infeasible", "killed_workers", "left_lock", "nothing_there", "stands_still", "torn_journal"]
+__all__ = ["infeasible", "killed_workers", "left_lock", "nothing_there", "paused", "torn_journal"]
 
 WORKER = """
 import sys, time, optuna
@@ -59,7 +59,7 @@ def infeasible(folder: Folder) -> str:
 
 
 def torn_journal(folder: Folder) -> str:
-    """Row 23: the last line of the journal is cut; somebody writes on."""
+    """Row 23: the last line of the journal is cut, and another process appends."""
     path = folder.root / "study.journal"
     lost = 0
     for chance in range(5):
@@ -70,7 +70,7 @@ def torn_journal(folder: Folder) -> str:
         path.write_bytes(content[:size])
         _work(folder, str(path), "3", "0")
         lost += _work(folder, str(path), "1", "0").returncode != 0
-    return f"Optuna: the next start appends to the torn line; the whole study cannot be read any more in {lost} of 5"
+    return f"Optuna: the next start appends to the torn line; after that the study cannot be read in {lost} of 5"
 
 
 def left_lock(folder: Folder) -> str:
@@ -78,14 +78,14 @@ def left_lock(folder: Folder) -> str:
     path = folder.root / "study.journal"
     _work(folder, str(path), "1", "0")
     Path(f"{path}.lock").symlink_to(path)
-    begun = time.monotonic()
+    started = time.monotonic()
     code = _work(folder, str(path), "1", "0").returncode
-    return f"Optuna: the next start waits {time.monotonic() - begun:.0f} s, then exit {code}"
+    return f"Optuna: the next start waits {time.monotonic() - started:.0f} s, then exit {code}"
 
 
 def killed_workers(folder: Folder) -> str:
-    """Row 25: two workers killed again and again, and begun again with the same command."""
-    path, chance = folder.root / "study.journal", random.Random(0)  # noqa: S311 # when to strike
+    """Row 25: two workers killed again and again, and restarted with the same command."""
+    path, chance = folder.root / "study.journal", random.Random(0)  # noqa: S311 # when to kill
     for _ in range(4):
         workers = [_begin(folder, str(path), "20", "0.3", "total") for _ in range(2)]
         time.sleep(chance.uniform(3, 5))
@@ -98,21 +98,21 @@ def killed_workers(folder: Folder) -> str:
     states = [trial.state for trial in trials]
     complete, running = states.count(TrialState.COMPLETE), states.count(TrialState.RUNNING)
     asked = "Optuna: asked for 20 trials by `MaxTrialsCallback`"
-    return f"{asked}, {complete} complete after four kills of two workers, {running} RUNNING for ever"
+    return f"{asked}, {complete} complete after four kills of two workers, {running} left RUNNING"
 
 
 def nothing_there(folder: Folder) -> str:
-    """Row 26: four workers begin on no database at once."""
+    """Row 26: four workers start at the same time without a database."""
     good = 0
     for number in range(5):
         address = f"sqlite:///{folder.root / f'{number}.db'}"
         workers = [_begin(folder, address, "1", "0") for _ in range(4)]
         good += sum(worker.wait() == 0 for worker in workers)
-    return f"Optuna on SQLite: {good} of 20 workers came up (5 starts of 4)"
+    return f"Optuna on SQLite: {good} of 20 workers started (5 times 4)"
 
 
-def stands_still(folder: Folder) -> str:
-    """Rows 29 and 30: a worker stands still for longer than the grace period of its heartbeats, and goes on."""
+def paused(folder: Folder) -> str:
+    """Rows 29 and 30: a worker is paused for longer than the grace period of its heartbeats, and continues."""
     address = f"sqlite:///{folder.root / 's.db'}"
     worker = _begin(folder, address, "1", "3", "beat")
     assert worker.stdout is not None

@@ -1,7 +1,7 @@
-"""The table of docs/reliability.md: what `make faults` counted, and what people use otherwise does under the same fault.
+"""The table of docs/reliability.md: what `make faults` counted, and how other tools behave under the same fault.
 
 python benchmarks/faults/reliability_table.py RESULTS: reads the rounds, measures plain torch, Lightning, DVC, MLflow and
-Optuna, each as it comes, and writes the table.
+Optuna, each with its defaults, and writes the table.
 """
 
 import json
@@ -37,7 +37,7 @@ STOCK: dict[str, Callable[[Folder], str]] = {
     "26": optuna_faults.nothing_there,
     "27": dvc_mlflow_faults.locked,
     "28": dvc_mlflow_faults.no_server,
-    "29, 30": optuna_faults.stands_still,
+    "29, 30": optuna_faults.paused,
     "32": dvc_mlflow_faults.rotten,
     "33": dvc_mlflow_faults.torn,
     "34": dvc_mlflow_faults.bomb,
@@ -53,16 +53,16 @@ def measure(row: str) -> str:
 
 
 def count(lines: list[str]) -> dict[str, dict[str, Any]]:
-    """Count rounds, passes and notes of each row; a round, even one run again, passes where all that it told of is good."""
+    """Count rounds, passes and notes of each row; a round, also one that ran twice, passes if all its lines do."""
     rounds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for line in map(json.loads, lines):
         rounds.setdefault((line["row"], line["title"], line["test"]), []).append(line)
     rows: dict[str, dict[str, Any]] = {}
-    for (row, title, _), told in rounds.items():
+    for (row, title, _), reports in rounds.items():
         item = rows.setdefault(row, {"title": title, "rounds": 0, "passes": 0, "notes": Counter()})
         item["rounds"] += 1
-        item["passes"] += all(line["passed"] for line in told)
-        item["notes"].update(line["note"] for line in told[-1:] if line["note"])
+        item["passes"] += all(line["passed"] for line in reports)
+        item["notes"].update(line["note"] for line in reports[-1:] if line["note"])
     return rows
 
 
@@ -75,8 +75,8 @@ def main() -> None:
     for row in sorted(results, key=lambda name: int("".join(filter(str.isdigit, name.partition(",")[0])))):
         found = measure(row) if row in STOCK else ""
         item = results[row]
-        struck = "; ".join(f"{name} {times}" for name, times in sorted(item["notes"].items()))
-        title = f"{item['title']} (struck: {struck})" if struck else item["title"]
+        hits = "; ".join(f"{name} {times}" for name, times in sorted(item["notes"].items()))
+        title = f"{item['title']} (hit: {hits})" if hits else item["title"]
         lines.append(f"| {row} | {title} | {item['rounds']} | {item['passes']} | {found} |")
         print(lines[-1], flush=True)
     page = PAGE.read_text(encoding="utf-8")

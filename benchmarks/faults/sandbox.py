@@ -1,4 +1,4 @@
-"""A folder to run stock tools in, and the loops that people write with plain torch and with Lightning."""
+"""A folder to run other tools in, and the loops that people write with plain torch and with Lightning."""
 
 import os
 import subprocess
@@ -62,13 +62,14 @@ class Module(lightning.LightningModule):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
-class Tell(Callback):
+class PrintEpoch(Callback):
     def on_train_epoch_end(self, trainer, module):
         print("epoch", trainer.current_epoch, flush=True)
 module = Module()
 trainer = lightning.Trainer(
     max_epochs=int(os.environ.get("EPOCHS", 4)), accumulate_grad_batches=4, accelerator="cpu", logger=False,
-    enable_progress_bar=False, enable_model_summary=False, callbacks=[Tell(), ModelCheckpoint(dirpath="kept", save_last=True)],
+    enable_progress_bar=False, enable_model_summary=False,
+    callbacks=[PrintEpoch(), ModelCheckpoint(dirpath="kept", save_last=True)],
 )
 last = "kept/last.ckpt" if os.path.exists("kept/last.ckpt") else None
 trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True), ckpt_path=last)
@@ -78,10 +79,10 @@ print("sha", hashlib.sha256(bits).hexdigest(), "nan", any(bool(p.isnan().any()) 
 
 
 class Folder:
-    """A folder to run the stock tools in."""
+    """A folder to run the other tools in."""
 
     def __init__(self, root: Path) -> None:
-        """Put the loops there."""
+        """Write the loops to the folder."""
         self.root = root
         (root / "plain.py").write_text(PLAIN, encoding="utf-8")
         (root / "lightning_loop.py").write_text(LIGHTNING, encoding="utf-8")
@@ -103,7 +104,7 @@ class Folder:
         return self.run(sys.executable, "plain.py", **extra)
 
     def start(self, name: str = "plain.py", *arguments: str, **extra: str) -> "subprocess.Popen[str]":
-        """Begin a loop."""
+        """Start a loop."""
         environment = {**os.environ, **extra}
         command = [sys.executable, name, *arguments]
         return subprocess.Popen(command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE)

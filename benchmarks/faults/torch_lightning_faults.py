@@ -34,9 +34,7 @@ def killed(folder: Folder) -> str:
         process.communicate()
         again = folder.run(sys.executable, loop)[1]
         first = again.partition("epoch ")[2][:1]
-        found.append(
-            f"{name}: begins again at epoch {first}; the same weights: {'yes' if sha(again) == sha(expected) else 'no'}"
-        )
+        found.append(f"{name}: restarts at epoch {first}; same weights: {'yes' if sha(again) == sha(expected) else 'no'}")
     return "; ".join(found)
 
 
@@ -53,7 +51,7 @@ def half_saved(folder: Folder) -> str:
         process.kill()
         process.communicate()
         lost += "resumed" not in folder.plain(WIDTH="60000", EPOCHS="1")[1]
-    return f"plain loop: the checkpoint lost in {lost} of 5"
+    return f"plain loop: checkpoint lost in {lost} of 5"
 
 
 def stopped(folder: Folder) -> str:
@@ -63,11 +61,11 @@ def stopped(folder: Folder) -> str:
         process = folder.start(loop, EPOCHS="500")
         until(process, "epoch 1")
         time.sleep(0.05)
-        told = time.time()
+        stopped = time.time()
         process.send_signal(signal.SIGTERM)
         process.communicate()
-        is_saved = (folder.root / kept).stat().st_mtime > told
-        found.append(f"{name}: exit {process.returncode}, a checkpoint at the stop: {'yes' if is_saved else 'no'}")
+        is_saved = (folder.root / kept).stat().st_mtime > stopped
+        found.append(f"{name}: exit {process.returncode}, checkpoint written: {'yes' if is_saved else 'no'}")
     return "; ".join(found)
 
 
@@ -80,10 +78,10 @@ def damaged(folder: Folder) -> str:
     flipped[len(whole) // 2] ^= 1
     path.write_bytes(flipped)
     code, output = folder.plain(EPOCHS="2")
-    first = "loads it, and trains on" if code == 0 else f"{last(output)}"
+    first = "loads it and continues" if code == 0 else f"{last(output)}"
     path.write_bytes(whole[: len(whole) // 2])
     code, output = folder.plain(EPOCHS="2")
-    return f"plain loop: flipped: {first}; cut: exit {code}, nothing to fall back to"
+    return f"plain loop: flipped: {first}; truncated: exit {code}, no older checkpoint"
 
 
 def full_disk(folder: Folder) -> str:
@@ -92,7 +90,7 @@ def full_disk(folder: Folder) -> str:
     size = (folder.root / "ckpt.pt").stat().st_size // 1024 // 2
     code, _ = folder.run("bash", "-c", f"ulimit -f {size}; {sys.executable} plain.py", WIDTH="20000", EPOCHS="3")
     again, _ = folder.plain(WIDTH="20000", EPOCHS="3")
-    return f"plain loop: exit {code}; the old checkpoint {'still loads' if again == 0 else 'is gone too'}"
+    return f"plain loop: exit {code}; the old checkpoint {'still loads' if again == 0 else 'is lost too'}"
 
 
 def not_finite(folder: Folder) -> str:
@@ -123,4 +121,4 @@ def dead_worker(folder: Folder) -> str:
         process.communicate(timeout=60)
     waits = process.poll() is None
     process.kill()
-    return f"plain loop: {'waits for ever' if waits else f'exit {process.wait()}'}"
+    return f"plain loop: {'hangs' if waits else f'exit {process.wait()}'}"

@@ -153,18 +153,19 @@ def _page(results: list[tuple[str, list[float | None]]]) -> str:
     return f"""# Peers, side by side
 
 Relative errors against one pass over the whole effective batch, in float64 on the CPU with torch {_torch_version()}:
-`make peers` installs the peers (extra `bench`) and writes this page. Rounding is about 1e-15; what is wrong is bold; – means
-the system has no such feature here, and its users write it themselves (the peers scale losses on a GPU only, which was not
-at hand). Each loop is the one its documentation shows.
+`make peers` installs the peers (extra `bench`) and writes this page. Rounding is about 1e-15; larger errors are bold; – means
+that the library has no such feature here, so that users write it themselves (the peers scale losses on a GPU only, and there
+was no GPU). Each loop is the one in the library's documentation.
 
 {header}{rule}{rows}
-How it is measured: `benchmarks/peers/cases.py` holds the cases, `benchmarks/peers/systems.py` the loops. Plain SGD, so that
-each step's gradient can be read off the weights. A step that a system never takes counts as an error of 100 %. With
-transformers the model returns its mean loss, as a module of one's own does; its language models hand over token counts and are
-right about them. The tutorial loop moves schedule and clipping with every micro-batch, as it does everything else.
+How it is measured: `benchmarks/peers/cases.py` holds the cases, `benchmarks/peers/systems.py` the loops. The optimizer is plain
+SGD, so the gradient of each step follows from the weights. A step that a library never takes counts as an error of 100 %. With
+transformers the model returns its mean loss, as a custom module does; its language models pass token counts, and their
+gradients are correct. The tutorial loop applies schedule and clipping to every micro-batch.
 
-Bugs of others that are about memory have tests of their own (`tests/test_transaction.py`, `tests/test_out_of_memory.py`). One
-cannot occur here: an option of a batch-size finder that is lost where it is used as a decorator, since nothing is decorated.
+Known bugs of other libraries that concern memory have separate tests (`tests/test_transaction.py` and
+`tests/test_out_of_memory.py`). One cannot occur here: an option of a batch-size finder is lost if the finder is used as a
+decorator, and bigstep has no decorators.
 Bugs about resuming, speed and scale are not in this table.
 """
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import optuna
-from optuna._hypervolume import compute_hypervolume  # no other has it without one package more
+from optuna._hypervolume import compute_hypervolume  # public implementations need one more package
 from optuna.samplers import BaseSampler
 
 from bigstep.search.samplers import choose_sampler
@@ -22,7 +22,7 @@ CORNER = np.array([1.1, 1.1, 1.1])
 
 @dataclass(frozen=True)
 class Front:
-    """A way to search for a front; ``objectives`` that the sampler is told of: 1 = the error only."""
+    """A way to search for a front; ``objectives`` that the sampler sees: 1 = the error only."""
 
     name: str
     planned: bool
@@ -36,8 +36,8 @@ FRONTS = (
     Front("planned, TPE, starts", planned=True, sampler="tpe", starts=3),
     Front("planned, TPE, no starts", planned=True, sampler="tpe"),
     Front("planned, GP, starts", planned=True, sampler="gp", starts=3, share=0.5),
-    Front("planned, GP, told of the error only", planned=True, sampler="gp", objectives=1, starts=3, share=0.5),
-    Front("planned, TPE, told of the error only", planned=True, sampler="tpe", objectives=1, starts=3),
+    Front("planned, GP, sampler sees the error only", planned=True, sampler="gp", objectives=1, starts=3, share=0.5),
+    Front("planned, TPE, sampler sees the error only", planned=True, sampler="tpe", objectives=1, starts=3),
     Front("planned, random", planned=True, sampler="random"),
     Front("full, TPE (cut, starts)", planned=False, sampler="tpe", starts=3),
     Front("full, GP (cut, starts)", planned=False, sampler="gp", starts=3, share=0.25),
@@ -80,8 +80,8 @@ def front_shares(front: Front, table: Table, seed: int) -> list[float]:
             trial.set_constraint("possible", float(excess))
             study.tell(trial, [GREATEST] * front.objectives)
             continue
-        told = _point(table, rate, effective, micro)
-        study.tell(trial, told[: front.objectives])
+        point = _point(table, rate, effective, micro)
+        study.tell(trial, point[: front.objectives])
         derived = micros_of(effective) if front.planned else [micro]
         found += [_point(table, rate, effective, number) for number in derived]
         shares.append(compute_hypervolume(np.array(found), CORNER) / whole)

@@ -7,10 +7,10 @@ import numpy as np
 from hpobench_tables import Table
 from simulated_study import PAID, Course
 
-__all__ = ["BEGUN", "Result", "result_of", "result_with_finish"]
+__all__ = ["NUM_SEARCHED", "Result", "result_of", "result_with_finish"]
 
 TOP, NEW_SEEDS = 3, 3
-BEGUN = PAID - (TOP + 1) * NEW_SEEDS
+NUM_SEARCHED = PAID - (TOP + 1) * NEW_SEEDS
 """Paid trials before the finish, where all are 30."""
 
 
@@ -48,17 +48,17 @@ def result_with_finish(course: Course, table: Table, seed: int) -> Result:
     """The same where the best three of 18 trials, and the first, are trained again with three new seeds each."""
     chance = np.random.default_rng([seed, 1])
     early = result_of(course, table)
-    ranked = list(dict.fromkeys(course.cells[index] for index in np.argsort(course.values[:BEGUN], kind="stable")))
+    ranked = list(dict.fromkeys(course.cells[index] for index in np.argsort(course.values[:NUM_SEARCHED], kind="stable")))
     chosen = list(dict.fromkeys([*ranked[:TOP], course.cells[0]]))
-    means, costs = [], list(early.cost[:BEGUN])
+    means, costs = [], list(early.cost[:NUM_SEARCHED])
     for cell in chosen:
         index = course.cells.index(cell)
         others = [draw for draw in chance.permutation(5) if draw != course.draws[index]]
         means.append(float(table.errors[(*cell, others[:NEW_SEEDS])].mean()))
         costs += list(costs[-1] + course.prices[index] * np.arange(1, NEW_SEEDS + 1))
     regret = [
-        *early.regret[:BEGUN],
-        *[early.regret[BEGUN - 1]] * (len(costs) - BEGUN - 1),
+        *early.regret[:NUM_SEARCHED],
+        *[early.regret[NUM_SEARCHED - 1]] * (len(costs) - NUM_SEARCHED - 1),
         table.means[chosen[int(np.argmin(means))]],
     ]
     return Result(np.array(costs), np.array(regret, dtype=float), course.wasted)

@@ -46,9 +46,9 @@ def _median(values: object) -> str:
 
 
 def again_table(found: Results, finished: Results) -> str:
-    """Compare, at 30 paid trials in all, the best of one seed each with the best in the mean of new seeds."""
+    """Compare, at 30 paid trials in total, the best of one seed each with the best by the mean over new seeds."""
     rows = [
-        "| strategy | regret: 30 trials, one seed each | 18 trials, the best three and the first again | difference (95 %) |"
+        "| strategy | regret: 30 trials, one seed each | 18 trials, best three and baseline retrained | difference (95 %) |"
     ]
     rows.append("| --- | --- | --- | --- |")
     for name in finished:

@@ -13,7 +13,7 @@ from strategies import Strategy, cut, sampler_of, starts, stock_sampler
 __all__ = ["GREATEST", "PAID", "Course", "ask_cell", "study_table"]
 
 PAID, ASKS = 30, 100
-GREATEST = 5.0  # what an infeasible trial is told: far over the median cell, near enough to leave a model its scale
+GREATEST = 5.0  # value of an infeasible trial: far over the median cell, near enough to leave a model its scale
 Cell = tuple[int, int]
 
 
@@ -58,11 +58,11 @@ def study_table(strategy: Strategy, table: Table, seed: int, *, noisy: bool) -> 
         study.sampler = stock or sampler_of(strategy, seed, asks)
         trial, asks = study.ask(), asks + 1
         cell, micro, excess = ask_cell(trial, table, planned=strategy.planned, is_cut=strategy.is_cut)
-        if not strategy.planned and strategy.told == "constraint":
+        if not strategy.planned and strategy.infeasible == "constraint":
             trial.set_constraint("fits", float(excess))
         if excess > 0:
             spent, wasted = spent + OOM * (micro > CAP), wasted + OOM * (micro > CAP)
-            _refuse(study, trial, strategy.told)
+            _refuse(study, trial, strategy.infeasible)
             continue
         fits += 1
         if strategy.is_shared and cell in known:
@@ -90,8 +90,8 @@ def ask_cell(trial: optuna.Trial, table: Table, *, planned: bool, is_cut: bool) 
     return (rate, effective), micro, max(0, micro - CAP, effective - NUM_BATCHES + 1)
 
 
-def _refuse(study: optuna.Study, trial: optuna.Trial, told: str) -> None:
-    if told == "fail":
+def _refuse(study: optuna.Study, trial: optuna.Trial, infeasible: str) -> None:
+    if infeasible == "fail":
         study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, GREATEST)

@@ -25,28 +25,26 @@ class Strategy:
     name: str
     planned: bool
     sampler: str
-    """A name of ``choose_sampler``; or ``stock tpe|gp|random``: Optuna's as it comes, one for the whole study."""
+    """A name of ``choose_sampler``; or ``stock tpe|gp|random``: Optuna's with its defaults, one for the whole study."""
     starts: int = 0
-    """Points that are tried first: 1 = the centre only, 3 = with one on either side."""
-    told: str = "constraint"
-    """What the study hears of an infeasible ask: ``constraint``, or ``fail``."""
+    """Points that are tried first: 1 = the centre, 3 = also one on either side."""
+    infeasible: str = "constraint"
+    """How the study learns that a trial is infeasible: ``constraint``, or ``fail``."""
     is_cut: bool = False
-    """Whether micro-batches that are known not to fit are left out of the range."""
+    """Whether the range excludes micro-batches that are known not to fit."""
     is_shared: bool = False
-    """Whether a known cell costs nothing, however it is cut."""
+    """Whether a known cell costs nothing in any slicing."""
     share: float = 1.0
-    """Of the seeds."""
+    """Fraction of the seeds that are run."""
     is_exact_only: bool = False
-    """Whether it is left out with the noise of seeds."""
+    """Whether it is not run with seed noise."""
 
 
 STRATEGIES = (
     Strategy(OURS, planned=True, sampler="auto", starts=3),
     Strategy("planned, default, centre only", planned=True, sampler="auto", starts=1, share=0.1, is_exact_only=True),
     Strategy(UNAIDED, planned=True, sampler="auto", share=0.2),
-    Strategy(
-        "planned, Optuna's GP as it comes, starts", planned=True, sampler="stock gp", starts=3, share=0.1, is_exact_only=True
-    ),
+    Strategy("planned, Optuna's stock GP, starts", planned=True, sampler="stock gp", starts=3, share=0.1, is_exact_only=True),
     Strategy("planned, CMA-ES, starts", planned=True, sampler="cmaes", starts=3),
     Strategy("planned, TPE, starts", planned=True, sampler="tpe", starts=3),
     Strategy("planned, TPE, no starts", planned=True, sampler="tpe"),
@@ -59,12 +57,12 @@ STRATEGIES = (
     Strategy("TPE 3-D, constraint, known cells free", planned=False, sampler="stock tpe", is_shared=True),
     Strategy("GP 3-D, constraint", planned=False, sampler="stock gp", share=0.1),
     Strategy("random 3-D", planned=False, sampler="stock random"),
-    Strategy("TPE 3-D, out of memory is FAIL", planned=False, sampler="stock tpe", told="fail"),
+    Strategy("TPE 3-D, out of memory is FAIL", planned=False, sampler="stock tpe", infeasible="fail"),
 )
 
 
 def starts() -> list[dict[str, int]]:
-    """Return the table's centre, in the place of the current parameters, and the search's own start points about it."""
+    """Return the table's centre, as the current parameters, and the search's own starting points around it."""
     dimensions = {RATE: FloatDistribution(min(RATES), max(RATES), log=True), EFFECTIVE: IntDistribution(2, 8)}
     current = {RATE: float(np.sqrt(min(RATES) * max(RATES))), EFFECTIVE: 5}
     return [CENTRE, *(_nearest(point) for point in start_points(current, dimensions))]

@@ -53,7 +53,7 @@ def test_killed_while_committing_the_old_or_the_new_loads(round_number: int, pro
     assert project.end_state() == undisturbed
 
 
-@pytest.mark.fault("7, 8", "one byte of the newest checkpoint flipped, or the file cut", rounds=10)
+@pytest.mark.fault("7, 8", "one byte of the newest checkpoint flipped, or the file truncated", rounds=10)
 def test_a_damaged_checkpoint_is_passed_over(round_number: int, project: Project, undisturbed: EndState) -> None:
     _interrupted(project)
     draw = random.Random(round_number)
@@ -79,7 +79,7 @@ def test_with_every_checkpoint_damaged_nothing_begins_silently(round_number: int
     for path in project.checkpoints():
         (path / "tensors.safetensors").write_bytes(b"")
     output = project.bigstep("train", code=4)
-    assert "checkpoints: expected one that is whole" in output
+    assert "checkpoints: expected an intact one" in output
     assert "Traceback" not in output
     assert "epoch 1/" not in output
 
@@ -170,7 +170,7 @@ def test_other_code_begins_anew_unless_told(round_number: int, project: Project)
     assert json.loads(attempts.read_text(encoding="utf-8"))["number"] == 2
 
 
-@pytest.mark.fault("42a", "the same, and the user vouches for it", rounds=3, rare=True)
+@pytest.mark.fault("42a", "the same, with `--ignore-code-change`", rounds=3, rare=True)
 def test_other_code_goes_on_where_the_user_vouches_for_it(round_number: int, project: Project) -> None:
     del round_number
     _interrupted(project)

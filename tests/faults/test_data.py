@@ -49,7 +49,7 @@ def _use(project: Project, name: str) -> None:
     project.set("train.epochs=1", "train.effective_batch_size=16", "hardware.micro_batch_size=8", "train.augmentation=none")
 
 
-@pytest.mark.fault(19, "cut, empty and foreign files under image names", rounds=3, rare=True)
+@pytest.mark.fault(19, "truncated, empty and foreign files with image names", rounds=3, rare=True)
 def test_damaged_images_are_listed_and_left_out(round_number: int, project: Project) -> None:
     folder = _folder(project.root / "data/raw/photos", ["a", "b"])
     bad = add_damaged(folder / "a", random_images(1, 8, 1, seed=round_number)[0])
@@ -62,7 +62,7 @@ def test_damaged_images_are_listed_and_left_out(round_number: int, project: Proj
     assert sum(part["a"] for part in counts.values()) == 12
 
 
-@pytest.mark.fault(20, "decompression bombs, and EPS and SVG under image names", rounds=3, rare=True)
+@pytest.mark.fault(20, "decompression bombs, and EPS and SVG with image names", rounds=3, rare=True)
 def test_bombs_are_refused_without_decoding(round_number: int, project: Project) -> None:
     folder = _folder(project.root / "data/raw/photos", ["a", "b"])
     for number, side in enumerate((9_000, 12_000, 20_000, 50_000)):
@@ -122,7 +122,7 @@ def test_a_rotten_cache_object_is_named(round_number: int, project: Project) -> 
     assert str(victim) in output
 
 
-@pytest.mark.fault("32a", "pixels that DVC hands out are not those that were prepared", rounds=3)
+@pytest.mark.fault("32a", "pixels that DVC checks out differ from those that were prepared", rounds=3)
 def test_training_refuses_pixels_that_changed(round_number: int, project: Project) -> None:
     path = project.root / "data/prepared/images.u8"
     content = bytearray(path.read_bytes())
@@ -180,7 +180,7 @@ def test_no_pickle_is_ever_executed(round_number: int, project: Project, tmp_pat
     assert canary.exists(), "the bomb was none"
 
 
-@pytest.mark.fault("43", "prepare killed at any place", rounds=10, rare=True)
+@pytest.mark.fault("43", "SIGKILL at a random moment of prepare", rounds=10, rare=True)
 def test_prepare_killed_leaves_no_half_store(round_number: int, project: Project, undisturbed: EndState) -> None:
     shutil.rmtree(project.root / "data/prepared")
     shutil.rmtree(project.root / ".dvc/cache")

@@ -35,7 +35,7 @@ def test_a_full_disk_under_the_history_stops_no_training(round_number: int, proj
     assert project.history(project.runs()[-1].info.run_id) == undisturbed.metrics
 
 
-@pytest.mark.fault("27", "MLflow's database held locked for 25 s", rounds=3, rare=True)
+@pytest.mark.fault("27", "MLflow's database locked for 25 s", rounds=3, rare=True)
 def test_a_locked_history_holds_nothing_up(round_number: int, project: Project, undisturbed: EndState) -> None:
     del round_number
     process = project.start("dvc", "repro", "train")
@@ -73,7 +73,7 @@ def hanging() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.fault("28", "the MLflow server gone, or answering nothing", rounds=4)
+@pytest.mark.fault("28", "the MLflow server down, or not answering", rounds=4)
 def test_a_server_that_is_gone_stops_no_training(
     round_number: int, project: Project, undisturbed: EndState, hanging: str
 ) -> None:

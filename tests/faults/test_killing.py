@@ -50,7 +50,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert project.end_state() == judged, output[-3000:]
 
 
-@pytest.mark.fault(4, "SIGKILL in the middle of a step, again and again", rounds=10, rare=True)
+@pytest.mark.fault(4, "repeated SIGKILL in the middle of a step", rounds=10, rare=True)
 def test_killed_within_a_step_the_step_is_replayed(round_number: int, project: Project, undisturbed: EndState) -> None:
     draw = random.Random(1000 + round_number)
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_told_to_stop_it_commits_and_says_so(round_number: int, project: Project
     assert project.end_state().metrics == undisturbed.metrics
 
 
-@pytest.mark.fault(6, "Ctrl-C, and once more", rounds=5, rare=True)
+@pytest.mark.fault(6, "Ctrl-C, then a second one", rounds=5, rare=True)
 def test_a_second_signal_ends_at_once_and_loses_nothing_committed(round_number: int, project: Project) -> None:
     project.set(f"train.seed={round_number}", "train.epochs=200")
     process = project.start("bigstep", "train", PYTHONPATH=str(project.root / "src"))
@@ -118,7 +118,7 @@ def test_told_as_a_group_the_stage_still_commits(round_number: int, project: Pro
     assert project.end_state() == undisturbed
 
 
-@pytest.mark.fault(48, "params.yaml edited while a stage runs, and put back", rounds=20, rare=True)
+@pytest.mark.fault(48, "params.yaml edited while a stage runs, then restored", rounds=20, rare=True)
 def test_an_edit_while_it_runs_leaves_no_result_and_costs_nothing(
     round_number: int, project: Project, judged: EndState
 ) -> None:
@@ -140,7 +140,7 @@ def test_an_edit_while_it_runs_leaves_no_result_and_costs_nothing(
     assert project.end_state() == judged
 
 
-@pytest.mark.fault(49, "the same command again, at once after a kill, ten times", rounds=5, rare=True)
+@pytest.mark.fault(49, "the same command restarted at once after a kill, ten times", rounds=5, rare=True)
 def test_started_again_at_once_after_a_kill_it_never_refuses(round_number: int, project: Project, judged: EndState) -> None:
     draw = random.Random(3000 + round_number)
     output = ""

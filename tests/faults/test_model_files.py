@@ -25,7 +25,7 @@ CASES: list[tuple[str, Any]] = [
     *[("std", [0.0]), ("std", [-1.0]), ("size", -8), ("size", 0), ("size", 10**9), ("size", 8.5), ("channels", -1)],
     *[("channels", 0), ("channels", 2), ("channels", 3), ("classes", []), ("classes", ["a", "a"]), ("classes", [1, 2])],
     *[("classes", ["a", "b", "c"]), ("classes", "ab"), ("model", {}), ("model", []), ("model", {"name": "no such"})],
-    *[("model", {"width": 8}), ("weights_sha256", ""), ("format", 2), ("precision", 3), ("precision", "float8")],
+    *[("model", {"width": 8}), ("weights_sha256", ""), ("format", 3), ("precision", 3), ("precision", "float8")],
 ]
 
 

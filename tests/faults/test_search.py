@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 CAP, ASKS = 6, 100
 
 
-@pytest.mark.fault(18, "memory is short for a hundred asks of the sampler", rounds=3, rare=True)
+@pytest.mark.fault(18, "a hundred asks of the sampler with little memory", rounds=3, rare=True)
 def test_nearly_every_ask_is_feasible(round_number: int) -> None:
     study = optuna.create_study()
     for number in range(ASKS):
@@ -34,13 +34,13 @@ def test_a_torn_journal(round_number: int, tmp_path: Path) -> None:
     test_storage.test_a_journal_torn_at_any_byte_of_its_last_line_loses_that_line_only(tmp_path)
 
 
-@pytest.mark.fault(24, "the lock of a journal is left by a killed process", rounds=5, rare=True)
+@pytest.mark.fault(24, "a killed process leaves the lock of a journal", rounds=5, rare=True)
 def test_an_orphan_lock(round_number: int, tmp_path: Path) -> None:
     del round_number
     test_storage.test_the_lock_of_a_killed_holder_costs_no_waiting(tmp_path)
 
 
-@pytest.mark.fault(25, "workers and parent of a search are killed at twenty moments", rounds=1, rare=True)
+@pytest.mark.fault(25, "workers and parent of a search killed at twenty moments", rounds=1, rare=True)
 def test_twenty_kills(round_number: int, tmp_path: Path, empty_database: Path) -> None:
     plans = Project(copy_project(tmp_path / "plans", empty_database))
     plans.set(*QUICK)
@@ -50,7 +50,7 @@ def test_twenty_kills(round_number: int, tmp_path: Path, empty_database: Path) -
     kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), plans, round_number, kills=20)
 
 
-@pytest.mark.fault(26, "four workers begin on nothing at once", rounds=5, rare=True)
+@pytest.mark.fault(26, "four workers start at the same time without a study", rounds=5, rare=True)
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_four_begin_at_once(round_number: int, kind: str, tmp_path: Path) -> None:
     del round_number
@@ -58,7 +58,10 @@ def test_four_begin_at_once(round_number: int, kind: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.fault(
-    "29, 30", "a worker stands still for twice the patience while the clock jumps an hour, and goes on", rounds=3, rare=True
+    "29, 30",
+    "a worker is paused for twice the heartbeat timeout while the clock jumps an hour, and continues",
+    rounds=3,
+    rare=True,
 )
 def test_a_worker_that_stands_still(round_number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del round_number

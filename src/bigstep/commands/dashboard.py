@@ -68,7 +68,7 @@ def make_dashboard(address: str, artifacts: Path, host: str, port: int) -> WSGIS
 
 
 def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
-    """Return the best feasible trial; if there is none, the dashboard shows none.
+    """Return the best feasible trial; if there is no such trial, the dashboard shows nothing.
 
     Raises:
         ValueError: no trial is feasible.

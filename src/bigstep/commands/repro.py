@@ -79,7 +79,7 @@ def _fill_run(
 
 
 def _point(project: ProjectPaths, params: Params, values: dict[str, float], pointing: str) -> None:
-    """Let the run of `mlflow run` point to the run that has these results, and create that run if there is none."""
+    """Link the run of `mlflow run` to the run that has these results, which is created if it does not exist."""
     from bigstep.tracking.database import open_client, tracking_uri
     from bigstep.tracking.mlflow_tracker import MlflowTracker
 

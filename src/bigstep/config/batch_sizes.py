@@ -20,7 +20,7 @@ class BatchSizes:
     micro_batch_size: int
     accumulation_steps: int
     is_planned: bool = True
-    """False: ``hardware.micro_batch_size`` is ``auto`` and no plan has chosen yet; the micro-batch is then the whole."""
+    """False: ``hardware.micro_batch_size`` is ``auto`` without a plan yet; the micro-batch is then the effective batch."""
 
     def __str__(self) -> str:
         """Print the arithmetic of a step."""
@@ -38,7 +38,7 @@ class BatchSizes:
 
 
 def resolve_batch(train: TrainConfig, hardware: HardwareConfig, model: ModelConfig, planned: int | None = None) -> BatchSizes:
-    """Complete B, m and A from the two that are given; ``planned`` takes the place of an ``auto`` micro-batch.
+    """Complete B, m and A from the two that are given; ``planned`` replaces an ``auto`` micro-batch.
 
     With BatchNorm the micro-batch is the ghost batch, and ``hardware.micro_batch_size`` must be null or equal to it.
 

@@ -108,7 +108,7 @@ class SearchConfig(Section):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What a trial is judged by, in order."""
+        """The objectives of a trial, in order."""
         return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
 
     @model_validator(mode="after")

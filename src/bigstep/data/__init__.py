@@ -1,1 +1,1 @@
-"""Images: what to read, how it lies on disk, which sample comes when."""
+"""Images: what to read, how it is stored on disk, in what order samples come."""

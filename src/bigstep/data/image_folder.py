@@ -87,7 +87,7 @@ def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
 def _children(folder: Path, count: EntryCount) -> tuple[list[str], int]:
     names, refusal = _names(folder, folder, count)
     if refusal is not None:
-        raise DataError(f"data.root: expected folders that can be read, but {folder} is {refusal}; change its owner or mode")
+        raise DataError(f"data.root: expected folders that can be read, got {folder}: {refusal}; change its owner or mode")
     folders = [name for name, _ in names if os.path.isdir(folder / name)]  # noqa: PTH112 # Path.is_dir raises for some links
     return folders, len(names) - len(folders)
 
@@ -145,7 +145,7 @@ def _real_folders(root: Path, count: EntryCount) -> Iterator[Identity]:
 
 
 def _files(top: Path, root: Path, seen: _Seen, count: EntryCount) -> Iterator[tuple[Path, str | None]]:
-    """List what is below ``top``; ``home`` is the link, or the class folder, that led to a path."""
+    """List the files below ``top``; ``home`` is the link, or the class folder, that led to a path."""
     linked = any((root / part).is_symlink() for part in _ways(top, root))
     waiting: list[tuple[Path, tuple[Identity, ...], bool, Path]] = [(top, (seen.root,), linked, top)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Decode many files in parallel, in order, with a bounded number under way; a file that kills the decoder is refused."""
+"""Decode many files in parallel, in order, with a bounded number in flight; a file that kills the decoder is refused."""
 
 import itertools
 import multiprocessing

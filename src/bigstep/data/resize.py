@@ -10,7 +10,7 @@ __all__ = ["centre_resize"]
 def centre_resize(images: Tensor, size: int) -> Tensor:
     """Crop the centre square and resize it, antialiased bilinear, in uint8.
 
-    Images that have the size already come out as they went in, bit for bit.
+    Images that have the size already are returned unchanged.
 
     Args:
         images: uint8 of shape ``(n, height, width, channels)``.

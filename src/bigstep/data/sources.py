@@ -1,4 +1,4 @@
-"""Where images come from: each source gives its samples one at a time, in an order that never changes."""
+"""Where images come from: each source yields its samples one at a time, in an order that never changes."""
 
 import gzip
 import tempfile
@@ -72,7 +72,7 @@ def open_source(data: DataConfig, root: Path, num_workers: int) -> Source:
         num_workers: processes that decode files.
 
     Raises:
-        DataError: the source is not there, or is not what it should be.
+        DataError: the source is missing or invalid.
     """
     if data.source == "image-folder":
         assert data.image_size is not None  # the section checks it

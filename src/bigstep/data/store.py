@@ -1,4 +1,4 @@
-"""Prepared images on disk, read by memory mapping: whatever their number, opening them costs no memory.
+"""Prepared images on disk, read by memory mapping: opening them costs no memory, however many there are.
 
 =================  ===========================================================================
 ``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source
@@ -177,7 +177,7 @@ class Store:
             _check_range(self.parts, len(SPLITS), "parts.npy")
             _check_counts(self.manifest, self.labels, self.parts)
         except (OSError, ValueError) as error:
-            raise DataError(f"{root}: expected complete prepared data, but {error}; run `bigstep prepare --force`") from None
+            raise DataError(f"{root}: expected complete prepared data, got: {error}; run `bigstep prepare --force`") from None
 
     def verify(self) -> None:
         """Read every pixel and label, and compare with the digests that were taken when they were written.
@@ -189,7 +189,7 @@ class Store:
         for part, digest in self.manifest.digests.items():
             if found.get(part) != digest:
                 raise DataError(
-                    f"{self.paths.root}: expected what prepare wrote, but pixels or labels of the {part} split differ; "
+                    f"{self.paths.root}: expected what prepare wrote, got other pixels or labels in the {part} split; "
                     "delete the folder and run `bigstep prepare --force` (`bigstep verify` checks DVC's cache)"
                 )
 
@@ -219,7 +219,7 @@ class Store:
             return found
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise DataError(
-                f"{self.paths.samples}: expected one row per sample, but {error}; run `bigstep prepare --force`"
+                f"{self.paths.samples}: expected one row per sample, got: {error}; run `bigstep prepare --force`"
             ) from None
 
 

@@ -73,7 +73,7 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
 def _check_allowed(name: str, refusal: Refusal, data: DataConfig) -> None:
     if data.on_bad_image == "fail":
         raise DataError(
-            f"data.on_bad_image fail: expected every image to decode, but {name!r} does not: {refusal.reason}; remove the "
+            f"data.on_bad_image fail: expected every image to decode, got {name!r}: {refusal.reason}; remove the "
             "file, or set data.on_bad_image to skip"
         )
 

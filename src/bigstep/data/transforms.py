@@ -50,7 +50,7 @@ def transform_sample(transforms: Any, image: Tensor, seed: int, epoch: int, inde
 
 @contextmanager
 def keyed_random(key: int) -> Iterator[None]:
-    """Seed torch's, Python's and NumPy's global generators by ``key`` within the block, and put them back."""
+    """Seed torch's, Python's and NumPy's global generators by ``key`` within the block, and restore them."""
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 # users' code may draw from it
     torch.default_generator.manual_seed(key)
     random.seed(key)

@@ -1,6 +1,6 @@
 """`bigstep doctor`: find what a crash, a full disk or another program left broken; ``--fix`` repairs it.
 
-Nothing is lost by a repair: what does not read is moved to ``.bigstep/set-aside``.
+Nothing is lost by a repair: what cannot be read is moved to ``.bigstep/set-aside``.
 """
 
 import os
@@ -42,7 +42,7 @@ def doctor(root: Path, *, fix: bool) -> int:
     """Print every problem, and with ``fix`` what was done about it.
 
     Returns:
-        0, or 4 where a problem stays.
+        0, or 4 if a problem remains.
     """
     repaired, left = 0, 0
     for finding in examine(root):

@@ -1,4 +1,4 @@
-"""What `bigstep doctor` finds: problems, each with its repair where there is one."""
+"""What `bigstep doctor` finds: problems, each with its repair if there is one."""
 
 import shutil
 import time
@@ -13,7 +13,7 @@ Repair = Callable[[], str]
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, and how to repair it: a function that says what it did, or None where a person has to."""
+    """A problem, and how to repair it: a function that returns what it did, or None if only a person can."""
 
     text: str
     repair: Repair | None

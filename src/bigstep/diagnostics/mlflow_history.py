@@ -1,4 +1,4 @@
-"""What is wrong with MLflow's history: its database, unsent data, runs whose process is gone."""
+"""What is wrong with MLflow's history: its database, unsent data, runs whose process has ended."""
 
 import sqlite3
 import subprocess
@@ -21,7 +21,7 @@ __all__ = ["find_database", "find_runs", "schema_state"]
 
 
 def find_database(uri: str, aside: Quarantine) -> Iterator[Problem]:
-    """Look whether MLflow's database is whole, and of the installed MLflow's schema."""
+    """Check that MLflow's database is intact and has the schema of the installed MLflow."""
     path = _database(uri)
     if path is None:
         return
@@ -46,7 +46,7 @@ def _database(uri: str) -> Path | None:
 
 
 def _answer(path: Path) -> str:
-    """Ask the database whether it is whole."""
+    """Return what SQLite's own integrity check says."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
             return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
@@ -105,7 +105,7 @@ def _upgrade(uri: str, path: Path, aside: Quarantine) -> str:
 
 
 def find_runs(project: ProjectPaths) -> Iterator[Problem]:
-    """Find runs with unsent data, and runs whose process is gone."""
+    """Find runs with unsent data, and runs whose process has ended."""
     path = _database(tracking_uri(project.root))
     if path is not None and (_answer(path) != "ok" or schema_state(path) not in ("current", "none")):
         return  # MLflow opens no such database; reported above

@@ -1,4 +1,4 @@
-"""Files that a crash or another program left in the way: DVC's, half-written ones, those of the state folder."""
+"""Files that a crash or another program left behind: DVC's, half-written ones, those of the state folder."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ HALF = re.compile(r"^\.(.+)\.(\d+)\.tmp")
 
 
 def find_dvc_locks(root: Path, aside: Quarantine) -> Iterator[Problem]:
-    """Look for locks of DVC that are torn, or whose holders are gone."""
+    """Find locks of DVC that are torn, or whose holders have ended."""
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.exists():
         return
@@ -46,7 +46,7 @@ def _is_dvc(pid: int) -> bool:
 
 
 def find_dvc_lock(root: Path, aside: Quarantine) -> Iterator[Problem]:
-    """Look whether dvc.lock is whole."""
+    """Check that dvc.lock can be read."""
     path = StagePaths(root).lock
     if not path.exists():
         return
@@ -72,12 +72,12 @@ def _restore_lock(root: Path, path: Path, aside: Quarantine) -> str:
         kept = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=root, capture_output=True, check=False)
         if kept.returncode == 0:
             path.write_bytes(kept.stdout)
-            return f"{done}; the committed one was put back, and `dvc repro` brings it up to date"
+            return f"{done}; restored the committed one; `dvc repro` brings it up to date"
     return f"{done}; `dvc repro` writes it again, from its run cache"
 
 
 def find_half_written(root: Path) -> Iterator[Problem]:
-    """Look for files that a process which is gone did not finish."""
+    """Find files that a process left unfinished."""
     for folder in (root / "results", root / "data", root / ".bigstep", root / "docs"):
         for path in sorted(folder.rglob(".*.tmp*")):
             match = HALF.match(path.name)
@@ -86,7 +86,7 @@ def find_half_written(root: Path) -> Iterator[Problem]:
 
 
 def find_state_files(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
-    """Look for attempts, plans and spools that do not read."""
+    """Find attempts, plans and spools that cannot be read."""
     for path in sorted(project.attempts.glob("*.json")):
         if ".memory" not in path.name and read_attempt(project.attempts, path.stem) is None:
             yield Problem(f"{path} cannot be read", partial(aside.move, path))
@@ -112,7 +112,7 @@ def _cut(path: Path) -> str:
     from bigstep.tracking.spool import Spool
 
     Spool(path.parent).close()  # opening cuts it
-    return "cut after the last whole line"
+    return "cut after the last complete line"
 
 
 def find_checkpoints(project: ProjectPaths) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What is wrong with the studies of searches: torn journals, trials whose worker is gone."""
+"""What is wrong with the studies of searches: torn journals, trials whose worker has ended."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ __all__ = ["find_studies"]
 
 
 def find_studies(project: ProjectPaths, aside: Quarantine) -> Iterator[Problem]:
-    """Look at every journal of the project: whether it reads, and for RUNNING trials of dead processes of this machine."""
+    """Find journals of the project that cannot be read, and RUNNING trials of dead processes of this machine."""
     for path in sorted(project.search.glob("*.journal")):
         if _is_torn(path):
             yield Problem(f"{path} contains an incomplete operation", partial(_mend, path, aside))

@@ -1,6 +1,6 @@
 """`bigstep verify`: verify the checksums of all files that results depend on.
 
-DVC does not: it takes a cache object for whole by its name and its file mode, and hands out damaged bytes as up to date.
+DVC does not: it trusts a cache object by its name and file mode, and checks out damaged bytes as up to date.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def verify(root: Path, params: Params) -> int:
 
 
 def find_damage(root: Path, params: Params) -> Iterator[str]:
-    """Yield a line for each file that is not what was noted when it was written; what is not there yet is passed over.
+    """Yield a line for each file that differs from what was recorded when it was written; missing files are skipped.
 
     Raises:
         ProjectError: MLflow does not answer, or this is no DVC project.
@@ -84,7 +84,7 @@ def find_damage(root: Path, params: Params) -> Iterator[str]:
 
 
 def _registered(root: Path) -> Iterator[str]:
-    """Hash the files of registered models that have a digest, where there is a store."""
+    """Hash the files of registered models that have a digest, if there is a store."""
     from bigstep.tracking.database import connect, tracking_uri, without_login
 
     if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():

@@ -51,7 +51,7 @@ class MemoryPrediction:
         return self.fixed_bytes + self.bytes_per_sample * micro_batch_size
 
     def largest(self, budget_bytes: int) -> int:
-        """Return the largest micro-batch size within ``budget_bytes``; 0 where none fits."""
+        """Return the largest micro-batch size within ``budget_bytes``; 0 if none fits."""
         return max(0, (budget_bytes - self.fixed_bytes) // max(self.bytes_per_sample, 1))
 
 
@@ -88,7 +88,7 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
         optimizer: ``sgd`` (with momentum), ``adam``, ``adamw``, or a function of the parameters.
         precision: ``float32``, ``bfloat16``, ``float16`` or ``float64``, as ``train.precision``.
         input_dtype: of the samples; None is that of the parameters.
-        loss: of what the model gives, to a scalar; None is the cross-entropy of logits, or the mean of other outputs.
+        loss: from the model's output to a scalar; None is the cross-entropy of logits, or the mean of other outputs.
         effective_batch_size: samples held while the step runs, where they lie on the model's device; None holds a micro-batch.
         average: whether an exponential moving average of the weights is kept beside them.
 
@@ -96,11 +96,13 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
         ValueError: ``micro_batch_size`` is below 1, or a name is unknown.
     """
     if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size must be at least 1, but is {micro_batch_size}")
+        raise ValueError(f"micro_batch_size: expected an integer >= 1, got {micro_batch_size}; pass a larger one")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, but is {precision!r}")
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}; pass one of them")
     if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)} or a function, but is {optimizer!r}")
+        raise ValueError(
+            f"optimizer: expected one of {', '.join(OPTIMIZERS)} or a function, got {optimizer!r}; pass one of them"
+        )
     kind = PRECISIONS[precision]
     step = _Step(
         model=model,

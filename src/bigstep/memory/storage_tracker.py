@@ -129,7 +129,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call] # torc
     """Sums the storages that operations within the block leave alive; enter it after ``FakeTensorMode``."""
 
     def __init__(self) -> None:
-        """Begin with nothing alive."""
+        """Start with nothing alive."""
         super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.current_bytes = 0
         self.peak_bytes = 0

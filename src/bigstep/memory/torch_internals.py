@@ -36,7 +36,7 @@ __all__ = [
     "without_modes",
 ]
 
-# operations whose names begin with an underscore; a dispatch mode sees them all the same
+# operations whose names start with an underscore; a dispatch mode sees them too
 PRIVATE_OPERATIONS = {torch.ops.aten._to_copy.default, torch.ops.aten._unsafe_view.default}  # noqa: SLF001
 MEMORY_ONLY = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())  # noqa: FBT003
 

@@ -22,7 +22,7 @@ AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
 @dataclass(frozen=True)
 class InputShape:
-    """What a network is built for: images of ``channels`` x ``size`` x ``size``, ``num_classes`` answers."""
+    """What a network is built for: images of ``channels`` x ``size`` x ``size``, ``num_classes`` outputs."""
 
     channels: int
     size: int

@@ -10,7 +10,7 @@ from bigstep.data.resize import centre_resize
 __all__ = ["CheckedClassifier", "Classifier", "ServedClassifier"]
 
 NO_PIXELS = (
-    "inputs must be pixels, whole numbers from 0 to 255, but some are not, or none is above 1; "
+    "inputs: expected pixels, integers from 0 to 255, got fractions, values outside of that range, or none above 1; "
     "multiply pixels from 0 to 1 by 255 and round them"
 )
 
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Any:
-        """Map uint8 images ``(n, channels, size, size)`` to what the network gives: logits ``(n, num_classes)``."""
+        """Map uint8 images ``(n, channels, size, size)`` to the network's output: logits ``(n, num_classes)``."""
         pixels = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
         if pixels.shape[1] > self.network_channels:
             pixels = (pixels * self.luma).sum(dim=1, keepdim=True)

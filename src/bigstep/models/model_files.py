@@ -1,7 +1,7 @@
 """A trained model on disk: weights as safetensors, and a JSON file with all that is needed to rebuild it."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from bigstep.models.starting_weights import read_tensors
 
 __all__ = ["ModelCard", "build_classifier", "load_classifier", "save_model"]
 
-FORMAT = 1
+FORMAT = 2  # format 1 counted epochs from 0
 MAX_SIZE = 4096  # pixels a side
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything beside the weights: architecture, classes, image layout, normalisation, and what was kept of training."""
+    """Everything beside the weights: architecture, classes, image layout, normalisation, and where the weights come from."""
 
     model: dict[str, Any]
     classes: tuple[str, ...]
@@ -37,6 +37,7 @@ class ModelCard:
     precision: str
     effective_batch_size: int
     epoch: int
+    """The best epoch, counted from 1."""
     num_updates: int
     val_loss: float
     val_accuracy: float
@@ -69,7 +70,7 @@ def build_classifier(
 
 
 def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> ModelCard:
-    """Write ``model.safetensors`` and ``model.json``; the same weights give the same bytes.
+    """Write ``model.safetensors`` and ``model.json``; the same weights produce the same bytes.
 
     Returns:
         The card with the hash of the weights' file.
@@ -114,6 +115,8 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
 def _read_card(path: Path) -> ModelCard:
     try:
         card = read_record(ModelCard, path)
+        if card.format == 1:
+            card = replace(card, epoch=card.epoch + 1, format=FORMAT)
         if card.format != FORMAT:
             raise ValueError(f"format {card.format}")
         _check(card)

@@ -49,7 +49,7 @@ SETTLED = 60.0  # seconds after which a trial that another process ended is not 
 class MLflowCallback:
     """Logs each trial that ends to MLflow: pass it to ``study.optimize``, or call it after ``study.tell``.
 
-    Any number of threads and processes may work on the study, each process with a callback of its own.
+    Any number of threads and processes may work on the study, each process with its own callback.
 
     Args:
         tracking_uri: of MLflow's store; None takes the one that MLflow is set to.

@@ -17,7 +17,7 @@ CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory lo
 
 @contextmanager
 def study_lock(storage: BaseStorage) -> Iterator[None]:
-    """Let one process at a time, on any machine that reaches the storage, run the block.
+    """Run the block in one process at a time, among all machines that reach the storage.
 
     Raises:
         ProjectError: the storage is of a kind that cannot be locked.

@@ -61,7 +61,7 @@ def parent_run(client: "MlflowClient", experiment_id: str, study: optuna.Study) 
 
 
 def link_trial(storage: BaseStorage, trial_id: int, run_id: str) -> bool:
-    """Note a trial's run in its attributes; False where it has ended, after which Optuna takes none."""
+    """Record a trial's run in its attributes; False if it has ended, since Optuna then accepts no attributes."""
     try:
         storage.set_trial_user_attr(trial_id, RUN_ID, run_id)
     except optuna.exceptions.UpdateFinishedTrialError:
@@ -70,12 +70,12 @@ def link_trial(storage: BaseStorage, trial_id: int, run_id: str) -> bool:
 
 
 def note_link(study: optuna.Study, trial: FrozenTrial, run_id: str) -> None:
-    """Note the run of a trial that has ended, with the study."""
+    """Record the run of a trial that has ended, in the study."""
     storage_of(study).set_study_system_attr(id_of(study), _link(trial), run_id)
 
 
 def run_of(study: optuna.Study, trial: FrozenTrial) -> str | None:
-    """Return the id of a trial's run: its attribute, else what the study holds for trials that had ended; None: not logged."""
+    """Return the id of a trial's run: its attribute, else the one recorded in the study after it ended; None: not logged."""
     linked = storage_of(study).get_study_system_attrs(id_of(study)).get(_link(trial), trial.user_attrs.get(RUN_ID))
     return None if linked is None else str(linked)
 
@@ -126,7 +126,7 @@ def tell_trial(
 def _send(
     client: "MlflowClient", run_id: str, metrics: list[Metric], params: Mapping[str, str], tags: Mapping[str, str]
 ) -> None:
-    """Send everything, in one message where it fits in one; the state, which says that it is all there, goes last."""
+    """Send everything, in one message if it fits; the state, which says that it is all there, goes last."""
     from mlflow.entities import Metric as MlflowMetric
     from mlflow.entities import Param, RunTag
 
@@ -146,7 +146,7 @@ def _send(
 
 
 def tell_parent(client: "MlflowClient", parent: str, study: optuna.Study) -> None:
-    """Note the best trials, and that the study has ended as far as is known: Optuna does not notify callbacks."""
+    """Log the best trials, and that the study has ended as far as is known: Optuna does not notify callbacks."""
     best = study.best_trials
     tags = {"optuna.best_trials": ", ".join(str(trial.number) for trial in best)}
     if len(study.directions) == 1 and best:

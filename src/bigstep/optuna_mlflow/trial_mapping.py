@@ -43,7 +43,7 @@ def describe_trial(trial: FrozenTrial, study: optuna.Study, parent: str) -> tupl
         parent: id of the study's run.
 
     Returns:
-        Parameters; and tags: the trial's user attributes (those that would pass for MLflow's or Optuna's begin with
+        Parameters; and tags: the trial's user attributes (those that would pass for MLflow's or Optuna's start with
         ``user.``), its place in the study, its state, and the name of its run, which says how it ended.
     """
     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
@@ -113,5 +113,5 @@ def mlflow_key(name: str) -> str:
 
 
 def milliseconds(moment: datetime | None) -> int:
-    """Return milliseconds since 1970 of a local time, which Optuna's are; a trial that was added without one began then."""
+    """Return milliseconds since 1970 of a local time, as Optuna's are; 0 if it is None."""
     return 0 if moment is None else int(moment.timestamp() * 1000)

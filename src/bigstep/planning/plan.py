@@ -1,4 +1,4 @@
-"""The plan: speed and memory over micro-batch sizes, measured once for a model and a machine; it gives the micro-batch size.
+"""The plan: speed and memory over micro-batch sizes, measured once for a model and a machine, to choose the micro-batch size.
 
 A plan holds timings, so it is not an output of DVC. It is kept in `.bigstep/plans/` and used until the model, the shape of
 the images, the precision or the machine changes.

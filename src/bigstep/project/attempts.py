@@ -52,7 +52,7 @@ def find_key(folder: Path, learning: Mapping[str, Any], experiment: str) -> str:
 
 
 def read_attempt(folder: Path, key: str) -> PipelineAttempt | None:
-    """Return the latest attempt, or None; a file that does not read counts as none."""
+    """Return the latest attempt, or None; a file that cannot be read counts as no attempt."""
     try:
         return read_record(PipelineAttempt, folder / f"{key}.json")
     except (OSError, ValueError):
@@ -69,8 +69,8 @@ def begin_stage(
         key: of the parameters.
         stage: that starts.
         fingerprint: of what the attempt trains with, where it is known.
-        is_recorded: False where ``stage`` had finished but was killed with its `dvc` before that wrote it down: nobody has
-            asked for it to be done again.
+        is_recorded: False if ``stage`` had finished but `dvc` was killed before it recorded that, so that no one asked for
+            it to run again.
     """
     latest = read_attempt(folder, key)
     if latest is not None and stage in latest.finished and not is_recorded:
@@ -81,13 +81,13 @@ def begin_stage(
 
 
 def finish_stage(folder: Path, key: str, stage: str) -> None:
-    """Note that a stage is done."""
+    """Record that a stage is done."""
     latest = read_attempt(folder, key) or PipelineAttempt(1)
     _write(folder, key, replace(latest, finished=(*latest.finished, stage)))
 
 
 def note_run(folder: Path, key: str, run_id: str | None) -> None:
-    """Note the MLflow run of the latest attempt."""
+    """Record the MLflow run of the latest attempt."""
     latest = read_attempt(folder, key) or PipelineAttempt(1)
     _write(folder, key, replace(latest, run_id=run_id))
 

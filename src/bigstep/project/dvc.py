@@ -112,7 +112,7 @@ def _check_source(root: Path, params: Params) -> None:
 
 
 def _complete_batch(content: dict[str, Any], params: Params) -> None:
-    """Write B and m where another two of the three were given, so that DVC sees the learning key."""
+    """Write B and m if another two of the three were given, so that DVC sees the learning key."""
     content.setdefault("train", {})["effective_batch_size"] = params.batch.effective_batch_size
     if params.model.ghost_batch_size is None and params.hardware.micro_batch_size != "auto":
         content.setdefault("hardware", {})["micro_batch_size"] = params.batch.micro_batch_size
@@ -168,14 +168,14 @@ def _wait_for_lock(path: Path, file: int, patience: float) -> None:
 def _not_writable(path: Path, error: OSError) -> ProjectError:
     return ProjectError(
         f"{path}: expected a file that this user can write, got {error.strerror}; "
-        "run as the project's owner, or give it to this user with `chown`"
+        "run as the project's owner, or change its owner with `chown`"
     )
 
 
 def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
-    """Wait until processes that were killed are gone: DVC takes a zombie that its rwlock names for a living one.
+    """Wait until killed processes have ended: DVC takes a zombie that its rwlock names for a living process.
 
-    A kill can also tear the rwlock, which DVC then refuses to read; a torn one is set aside.
+    A kill can also tear the rwlock, which DVC then refuses to read; a torn one is moved away.
 
     Raises:
         ProjectError: this user may not read DVC's rwlock.

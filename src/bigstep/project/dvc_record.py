@@ -34,8 +34,8 @@ def read_record_before(lock: Path) -> bytes:
 def check_record(folder: Path, notes: Path, before: bytes, find_cache: Callable[[], Path]) -> None:
     """Compare dvc.lock with the notes of the stages that ran; an entry that differs is taken out, of the run cache too.
 
-    DVC reads params.yaml and the code once more after a stage has ended, so that an edit at that moment is recorded with a
-    result that it had no part in. ``before`` is dvc.lock as it was: an entry that DVC did not write now is not judged.
+    DVC reads params.yaml and the code again after a stage has ended, so that an edit at that moment is recorded with a
+    result that it had no part in. ``before`` is dvc.lock as it was: an entry that DVC did not write now is not checked.
 
     Raises:
         ProjectError: an entry differs.
@@ -56,7 +56,7 @@ def check_record(folder: Path, notes: Path, before: bytes, find_cache: Callable[
     with whole_file(lock) as beside, beside.open("w", encoding="utf-8") as file:
         YAML().dump(content, file)
     raise ProjectError(
-        f"dvc.lock: expected what the stage ran with, but params.yaml or the code changed as {', '.join(wrong)} ended; the "
+        f"dvc.lock: expected what the stage ran with, got changes of params.yaml or the code as {', '.join(wrong)} ended; the "
         "entry was removed; run the same command again"
     )
 

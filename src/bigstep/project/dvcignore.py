@@ -1,4 +1,4 @@
-"""Files that DVC cannot hash: it waits for ever on a pipe and gives up at a broken link, so they go into .dvcignore."""
+"""Files that DVC cannot hash: it hangs on a pipe and fails at a broken link, so they go into .dvcignore."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """What a stage started with: its parameters, its code and its data, as dvc.yaml lists them.
 
-DVC hashes them before it starts a stage and once more after it. What changed in between would be recorded with a result that
+DVC hashes them before it starts a stage and again after it. What changed in between would be recorded with a result that
 was computed from the former state, so a stage compares before it leaves its outputs.
 """
 
@@ -41,7 +41,7 @@ class StageInputs:
         changed = [path for path in paths if path.is_file() and started < path.stat().st_mtime <= now]
         if changed:
             raise ProjectError(
-                f"code of stage {self.stage}: expected no change while the stage starts, but {changed[0]} was written; "
+                f"code of stage {self.stage}: expected no change while the stage starts, got a write to {changed[0]}; "
                 "run the same command again"
             )
 
@@ -56,19 +56,19 @@ class StageInputs:
         if changed:
             more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
             raise ProjectError(
-                f"dependencies of stage {self.stage}: expected no change while the stage runs, but "
+                f"dependencies of stage {self.stage}: expected no change while the stage runs, got changes of "
                 f"{', '.join(changed[:MAX_NAMED])}{more}; restore it and run the same command to keep this result, or run the "
                 "command with the change"
             )
 
 
 def read_inputs(root: Path, stage: str, content: Mapping[str, Any] | None = None) -> StageInputs:
-    """Read what dvc.yaml lists for ``stage``; nothing where there is no dvc.yaml.
+    """Read what dvc.yaml lists for ``stage``; nothing if there is no dvc.yaml.
 
     Args:
         root: of the project, or of the private copy that the stage runs in.
         stage: its name in dvc.yaml.
-        content: of params.yaml, where it was read before.
+        content: of params.yaml, if it was read before.
 
     Raises:
         ConfigError: params.yaml or dvc.yaml cannot be read.

@@ -51,7 +51,7 @@ def draw_calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int6
         color=LINE,
         marker="o",
     )
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     save_figure(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole and verified, or not there.
+"""Checkpoints on disk: complete and verified, or absent.
 
 A checkpoint is a folder ``step-N``: ``tensors.safetensors``, ``values.json``, and ``commit.json`` with the size and the
 SHA-256 of both. It is written beside, flushed to the disk, committed by a rename, and only then are older ones deleted; the
@@ -78,7 +78,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, versions: Mapping[str, str
 
 
 def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, list[str]] | None:
-    """Return the newest checkpoint that is whole, its commit, and what is wrong with newer ones; None where there is none.
+    """Return the newest intact checkpoint, its commit, and what is wrong with newer ones; None if there is no checkpoint.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
@@ -98,7 +98,7 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
         problems.append(problem)
     if problems:
         raise CheckpointError(
-            f"checkpoints: expected one that is whole, got none: {'; '.join(problems)}; delete {folder} to start from step 0"
+            f"checkpoints: expected an intact one, got none: {'; '.join(problems)}; delete {folder} to start from step 0"
         )
     return None
 

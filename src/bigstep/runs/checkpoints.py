@@ -29,7 +29,7 @@ SHARE = 0.01  # of the time between two checkpoints at the ends of epochs that w
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a training resumed, the values that were kept for the caller, and tags that describe it."""
+    """Where a training resumed, the values saved for the caller, and tags that describe it."""
 
     step: int
     values: Mapping[str, Any]
@@ -56,10 +56,10 @@ class CheckpointWriter:
         self._cost = 0.0
 
     def restore(self, state: TrainingState, *, micro_batch_size: int) -> ResumePoint | None:
-        """Put ``state`` where the latest checkpoint left it; None where there is none.
+        """Restore ``state`` from the latest checkpoint; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: there are some, and none can be used.
+            CheckpointError: there are checkpoints, but all are damaged.
         """
         self._life = self._note_start()
         found = load_latest(self.folder)
@@ -73,8 +73,8 @@ class CheckpointWriter:
             kept = snapshot.values["kept"]
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"a checkpoint must be of this model and optimizer, but that of step {snapshot.step} is not "
-                f"({type(error).__name__}: {error}); delete {self.folder} to start from the first step"
+                f"{self.folder}: expected a checkpoint of this model and optimizer, got another at step {snapshot.step} "
+                f"({type(error).__name__}: {error}); delete the folder to start from the first step"
             ) from None
         tags = {**self.tags, "bigstep.resumed_at_step": str(snapshot.step)}
         changed = {name: was for name, was in commit.versions.items() if _versions().get(name) != was}
@@ -124,7 +124,7 @@ class CheckpointWriter:
         return self.folder.with_name(f"{self.folder.name}.starts.json")
 
     def _note_start(self) -> float | None:
-        """Note that the training starts now.
+        """Record that the training starts now.
 
         Returns:
             The mean seconds from one start to the next; None at the first.

@@ -17,7 +17,7 @@ FLUSH_SECONDS = 5.0
 
 
 class MetricLog:
-    """Collects records: sends metrics in batches, keeps one row an epoch, and prints a line an epoch."""
+    """Sends metrics in batches, keeps one row per epoch, and prints a line per epoch; epochs are counted from 1."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class MetricLog:
         steps_per_epoch: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Start with nothing; ``clock`` gives seconds."""
+        """Start with nothing; ``clock`` returns seconds."""
         self._clock = clock
         self.tracker = tracker
         self.device = device
@@ -55,7 +55,7 @@ class MetricLog:
 
     def load_state_dict(self, kept: Mapping[str, Any], step: int) -> None:
         """Continue at ``step`` from what :meth:`state_dict` returned."""
-        self.rows = [dict(row) for row in kept["rows"]]
+        self.rows = [{**row, "epoch": number} for number, row in enumerate(kept["rows"], 1)]  # earlier versions counted from 0
         self._learning_rate, self._last_step = kept["learning_rate"], kept["last_step"]
         self._epoch_images, self._first_step = kept["epoch_images"], step
         self._epoch_started = self._clock() - kept["epoch_seconds"]
@@ -64,11 +64,11 @@ class MetricLog:
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second so far, validation included; time between a kill and the next start counts as none."""
+        """Training images per second so far, validation included; without the time between a kill and the next start."""
         return self.num_images / max(self._clock() - self._started, 1e-9)
 
     def add(self, record: StepRecord | EpochRecord) -> None:
-        """Take one record."""
+        """Add one record."""
         if isinstance(record, StepRecord):
             self._add_step(record)
         else:
@@ -96,9 +96,9 @@ class MetricLog:
             self.flush()
 
     def _add_epoch(self, record: EpochRecord) -> None:
-        seconds = self._clock() - self._epoch_started
+        seconds, number = self._clock() - self._epoch_started, record.epoch + 1
         row = {
-            "epoch": record.epoch,
+            "epoch": number,
             "num_updates": record.num_updates,
             "train_loss": record.train_loss,
             "val_loss": record.validation.loss,
@@ -117,9 +117,9 @@ class MetricLog:
             if key not in ("learning_rate", "num_updates")
         ]
         self.flush()
-        left = self._left_seconds((record.epoch + 1) * self.steps_per_epoch)
+        left = self._left_seconds(number * self.steps_per_epoch)
         console.print(
-            f"epoch {record.epoch + 1}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
+            f"epoch {number}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
             f"val_accuracy {record.validation.accuracy:.4f}{' *' if record.is_best else '  '}  "
             f"{shown['images_per_second']:,.0f} images/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
             f"left {format_seconds(left)}"

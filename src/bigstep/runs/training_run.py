@@ -86,7 +86,7 @@ class TrainingRun:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"a batch of images must fit in memory, but: {error}; lower train.effective_batch_size"
+                f"memory: expected a batch of images to fit, got: {error}; lower train.effective_batch_size"
             ) from None
         finally:
             batches.clear()
@@ -95,7 +95,7 @@ class TrainingRun:
         return is_stopped
 
     def recalibrate(self) -> None:
-        """Recompute the running statistics of the best weights where the model asks for it."""
+        """Recompute the running statistics of the best weights if the model is configured so."""
         model, state = self.job.params.model, self.state
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
             validation = recalibrate_best(state, self.job.store)
@@ -130,9 +130,9 @@ class TrainingRun:
         return False
 
     def _stopped_before(self, should_stop: ShouldStop) -> bool:
-        """Ask about each epoch before the checkpoint, all of them: the caller needs every value."""
+        """Call ``should_stop`` for every epoch before the checkpoint: the caller needs every value."""
         answers = [
-            should_stop((row["epoch"] + 1) * self._num_samples, Validation(row["val_loss"], row["val_accuracy"]))
+            should_stop(row["epoch"] * self._num_samples, Validation(row["val_loss"], row["val_accuracy"]))
             for row in self.log.rows
         ]
         return any(answers)

@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
-    """Run ``command`` in ``folder`` and give its exit code, 1 for all that have no meaning, or 128 and the signal we got.
+    """Run ``command`` in ``folder`` and return its exit code, 1 for codes without a meaning, or 128 plus the signal received.
 
     Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below.
     """
@@ -47,13 +47,13 @@ def _die_with_parent() -> None:
 
 
 def set_parent_death_signal() -> None:
-    """Let this process, just started, get SIGTERM when its parent is gone, where the system can."""
+    """Make this process, just started, get SIGTERM when its parent ends, if the system supports it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _pass_on(process: "subprocess.Popen[bytes]") -> None:
-    """Send SIGTERM to the stage that runs below `dvc`, or to `dvc` where none does: it would die and leave the stage."""
+    """Send SIGTERM to the stage that runs below `dvc`, or to `dvc` if no stage runs: `dvc` would die and leave the stage."""
     with contextlib.suppress(psutil.Error):
         below = psutil.Process(process.pid).children(recursive=True)  # type: ignore[no-untyped-call] # psutil's
         stages = [child for child in below if any("pipelines/" in word for word in child.cmdline()[1:2])]

@@ -25,13 +25,13 @@ def choose_device(hardware: HardwareConfig) -> torch.device:
     available = torch.cuda.is_available()
     if hardware.device == "cuda" and not available:
         raise ConfigError(
-            "hardware.device: expected a device that torch can use, got cuda, but torch finds no GPU; write auto or cpu"
+            "hardware.device: expected a device that torch can use, got cuda (torch finds no GPU); write auto or cpu"
         )
     return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")
 
 
 def set_threads(hardware: HardwareConfig) -> None:
-    """Let torch use ``hardware.threads`` threads on the CPU."""
+    """Set torch to ``hardware.threads`` threads on the CPU."""
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
 

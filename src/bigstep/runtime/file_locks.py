@@ -1,4 +1,4 @@
-"""Locks on files, which the system takes back from a holder that is gone."""
+"""Locks on files, which the system releases when their holder ends."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ __all__ = ["exclusive_lock"]
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; the system drops it when the process ends, however it ends."""
+    """Hold an exclusive lock on ``path``; the system releases it whenever and however the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -14,7 +14,7 @@ INTERVAL = 0.5  # seconds
 
 
 def exit_with_parent(signals: Signals) -> None:
-    """Watch, where DVC runs this process, whether it is still there; when it is gone this process gets SIGTERM."""
+    """If DVC runs this process, send this process SIGTERM when DVC has ended."""
     if "DVC_STAGE" not in os.environ:
         return
     line = _ancestors()

@@ -35,7 +35,7 @@ def _namespace() -> str:
 
 
 def _started(number: int) -> str:
-    """Return when a process started, in ticks since the machine did; empty where there is none."""
+    """Return when a process started, in clock ticks since boot; empty if there is no such process."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

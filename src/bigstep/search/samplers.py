@@ -104,7 +104,7 @@ class PrunedTrialsSampler(BaseSampler):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: the matrices are small (a row per trial), and more threads only wait for each other."""
+    """Limit torch to one thread: the matrices are small (a row per trial), and more threads only wait for each other."""
     import torch
 
     before = torch.get_num_threads()
@@ -142,7 +142,7 @@ def _values(trial: FrozenTrial) -> list[float]:
 class NoRepeatSampler(BaseSampler):
     """Uses another sampler if the first suggests a point that was tried already.
 
-    Samplers that fit a smooth model return to its minimum; training there again with the same seed gives nothing new.
+    Samplers that fit a smooth model return to its minimum; training there again with the same seed brings nothing new.
     """
 
     def __init__(self, first: BaseSampler, second: BaseSampler, last: BaseSampler) -> None:

@@ -63,7 +63,7 @@ class Space:
 
 
 def build_space(params: Params, reason: str = "") -> Space:
-    """Return the space that ``params.search`` asks for.
+    """Return the space that ``params.search`` describes.
 
     Args:
         params: the configuration.
@@ -92,7 +92,7 @@ def exponents(name: str, limits: tuple[int, int]) -> IntDistribution:
     """Return the exponents of the powers of two within ``limits``.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there is no such value.
     """
     low, high = math.ceil(math.log2(limits[0])), math.floor(math.log2(limits[1]))
     if low > high:

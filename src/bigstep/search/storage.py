@@ -27,7 +27,7 @@ from bigstep.runtime.file_locks import exclusive_lock
 
 __all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
 
-OPERATION = b'{"op_code"'  # how each line of a journal begins
+OPERATION = b'{"op_code"'  # how each line of a journal starts
 BUSY_SECONDS = 60
 START_SECONDS = 10.0  # to wait for a database that is starting
 UNAVAILABLE = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
@@ -132,13 +132,13 @@ def _mend(path: Path) -> None:
     mended = [_whole_part(line, number) for number, line in enumerate(lines, 1)]
     if mended == lines:
         return
-    aside = path.with_name(f"{path.name}.torn")
-    with whole_file(aside) as beside:
+    original = path.with_name(f"{path.name}.torn")
+    with whole_file(original) as beside:
         beside.write_bytes(b"".join(lines))
     with path.open("rb+") as file:  # in place: others have it open
         file.write(b"".join(mended))
         file.truncate()
-    console.print(f"repaired {path.name}, which held a partly written operation; the original is {aside.name}")
+    console.print(f"repaired {path.name}, which held a partly written operation; the original is {original.name}")
 
 
 def _whole_part(line: bytes, number: int) -> bytes:

@@ -2,9 +2,9 @@
 
 Any number of workers on any number of machines use it at once, and all reach the same decisions from the study alone, since
 Optuna numbers the trials: of live trials with the same key (an initial point, a retry, a replicate) the lowest number counts,
-and live trials beyond the budget do not count. The worker of a trial that does not count gives it up, so nothing is counted
+and live trials beyond the budget do not count. The worker of a trial that does not count drops it, so nothing is counted
 twice, in any order of events. A worker that dies leaves its trial RUNNING; the first worker to notice ends the trial and
-queues it once more, to resume from its checkpoint.
+queues it again, to resume from its checkpoint.
 """
 
 import time
@@ -84,7 +84,7 @@ class TrialQueue:
         return self.study.get_trials(deepcopy=False)
 
     def take(self, sampler: Callable[[int], optuna.samplers.BaseSampler] | None) -> optuna.Trial | None:
-        """Take a waiting trial or, with a ``sampler`` (for the number of trials so far), a new one; None: nothing is left."""
+        """Return a waiting trial or, with a ``sampler`` (for the number of trials so far), a new one; None: nothing is left."""
         trials = self.trials()
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (

@@ -60,6 +60,7 @@ class TrialRecord:
     val_loss: float | None = None
     val_accuracy: float | None = None
     best_epoch: int | None = None
+    """Counted from 1 (from 0 in trials of earlier versions)."""
     epochs: int | None = None
     num_updates: int | None = None
     diverged: bool | None = None

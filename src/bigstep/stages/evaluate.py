@@ -78,14 +78,14 @@ def _write_results(
     facts = {
         "architecture": card.model["name"],
         "effective batch": card.effective_batch_size,
-        "kept epoch": card.epoch + 1,
+        "best epoch": card.epoch,
         "validation loss": f"{card.val_loss:.4f}",
         "validation accuracy": f"{card.val_accuracy:.4f}",
     }
-    pictures = {"Which class was taken for which": "confusion.png", "Confidence and truth": "calibration.png"}
-    pictures["Worst mistakes: actual, then what was predicted and how surely"] = "mistakes.png"
+    pictures = {"Confusion matrix": "confusion.png", "Calibration": "calibration.png"}
+    pictures["Worst mistakes: actual class, then predicted class and its probability"] = "mistakes.png"
     with whole_file(folder / "report.html") as beside:
-        write_page(f"{store.manifest.source}: {scores.accuracy:.2%} right", scores, facts, pictures, beside)
+        write_page(f"{store.manifest.source}: {scores.accuracy:.2%} test accuracy", scores, facts, pictures, beside)
     write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
 
 

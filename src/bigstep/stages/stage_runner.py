@@ -28,7 +28,7 @@ __all__ = ["Stage", "report_user_error", "run_stage"]
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is given."""
+    """The arguments of a stage."""
 
     name: str
     paths: StagePaths

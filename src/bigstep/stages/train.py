@@ -37,7 +37,7 @@ def train(stage: Stage) -> None:
         ConfigError: the parameters do not fit the data.
         DataError: the prepared images are not those that were prepared.
         DivergedError: the gradient was not finite in too many steps in a row.
-        ModelError: the model does not take the images, or never gave a finite loss.
+        ModelError: the model does not accept the images, or its loss was never finite.
         ProjectError: the results cannot be written.
     """
     params, model = stage.params, stage.params.model
@@ -71,7 +71,7 @@ def train(stage: Stage) -> None:
         stage.inputs.check()
         log_results(stage.paths, tracker, store, card)
         state.guard.close()
-    stage.inputs.check()  # once more, before the checkpoints are deleted
+    stage.inputs.check()  # again, before the checkpoints are deleted
     checkpoints.clear()
 
 

@@ -1,4 +1,4 @@
-"""Write a training run's outputs, which depend on nothing but what was learned, and log them to MLflow."""
+"""Write a training run's outputs, which depend only on what was learned, and log them to MLflow."""
 
 import csv
 from typing import Any
@@ -27,20 +27,20 @@ def write_results(
     batch: BatchSizes,
     rows: list[dict[str, Any]],
 ) -> ModelCard:
-    """Write the best epoch's weights, how to rebuild the model, metrics, history and curves.
+    """Write the best epoch's weights, how to rebuild the model, metrics, history and curves; epochs are counted from 1.
 
     Raises:
         ModelError: no epoch had a finite loss.
     """
     best = state.best
     if best is None:
-        raise ModelError(f"{params.train.monitor} must be finite in some epoch, but was in none; lower train.learning_rate")
+        raise ModelError(f"{params.train.monitor}: expected a finite value in some epoch, got none; lower train.learning_rate")
     folder = paths.train
     card = save_model(best.weights, _card(store, state, best, params, batch), folder)
     metrics = {
         "best_val_loss": best.loss,
         "best_val_accuracy": best.accuracy,
-        "best_epoch": best.epoch,
+        "best_epoch": best.epoch + 1,
         "epochs": state.epoch,
         "num_updates": state.num_updates,
         "num_dropped": state.num_dropped,
@@ -66,7 +66,7 @@ def _card(store: Store, state: TrainingState, best: Best, params: Params, batch:
         std=manifest.std,
         precision=params.train.precision,
         effective_batch_size=batch.effective_batch_size,
-        epoch=best.epoch,
+        epoch=best.epoch + 1,
         num_updates=state.num_updates,
         val_loss=best.loss,
         val_accuracy=best.accuracy,

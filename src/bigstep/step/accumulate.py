@@ -36,7 +36,7 @@ WEIGHT_TOLERANCE = 1e-6  # of sums of float32 class weights in another order
 
 @dataclass(frozen=True)
 class BackwardResult:
-    """What one effective batch gave."""
+    """The result of one effective batch."""
 
     loss: Tensor
     """Mean loss of the effective batch: a scalar on the model's device; reading it is the caller's choice."""

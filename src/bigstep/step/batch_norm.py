@@ -68,7 +68,7 @@ def batch_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Put every BatchNorm into evaluation mode, in which it normalises by its running statistics and keeps them."""
+    """Switch every BatchNorm to evaluation mode, in which it normalises by its running statistics and keeps them."""
     for module in model.modules():
         if isinstance(module, BATCH_NORMS):
             module.eval()

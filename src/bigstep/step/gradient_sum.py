@@ -1,4 +1,4 @@
-"""The gradients of one effective batch while they add up: apart from earlier ones, and never half-way."""
+"""The gradients of one effective batch while they add up: kept separate from earlier ones, and never half done."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ class GradientSum:
                     gradient.mul_(factor)
 
     def finish(self) -> None:
-        """Let the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
+        """Make the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
         self._complete = True
 
 

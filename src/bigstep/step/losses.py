@@ -42,7 +42,7 @@ class CrossEntropy:
     """
 
     def __init__(self, weight: Tensor | None = None, ignore_index: int = -100, label_smoothing: float = 0.0) -> None:
-        """Take torch's arguments; ``weight`` has shape ``(C,)``."""
+        """Accept torch's arguments; ``weight`` has shape ``(C,)``."""
         self.class_weights = None if weight is None else weight.detach()
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
@@ -136,7 +136,7 @@ class BinaryCrossEntropy:
     """
 
     def __init__(self, weight: Tensor | None = None, pos_weight: Tensor | None = None) -> None:
-        """Take torch's arguments."""
+        """Accept torch's arguments."""
         self.label_weights = weight
         self.pos_weight = pos_weight
 

@@ -84,7 +84,7 @@ class NoiseScale:
         self.num_steps = 0
 
     def update(self, sample: NoiseSample) -> None:
-        """Take in one effective batch."""
+        """Add one effective batch."""
         trace, gradient = sample.estimate()
         keep = self.decay
         self._trace = keep * self._trace + trace
@@ -97,7 +97,7 @@ class NoiseScale:
         self.num_steps += 1
 
     def sums(self) -> list[float]:
-        """Return all that it keeps, to be put on disk."""
+        """Return the whole state, for a checkpoint."""
         return [self._trace, self._gradient, self._weight, self._square_weight, *self._cross, float(self.num_steps)]
 
     def restore(self, sums: list[float]) -> None:
@@ -111,7 +111,7 @@ class NoiseScale:
         return self._trace / self._gradient if self._trace > 0 and self._gradient > 0 else None
 
     def summary(self) -> NoiseSummary | None:
-        """Return the value with its standard error (delta method on the ratio of averages), or None where there is none."""
+        """Return the value with its standard error (delta method on the ratio of averages), or None if there is no value."""
         if self.value is None or self.num_steps < 2:
             return None
         mean_trace, mean_gradient = self._trace / self._weight, self._gradient / self._weight

@@ -19,7 +19,7 @@ def balanced_sizes(num_samples: int, micro_batch_size: int) -> tuple[int, ...]:
     """
     if micro_batch_size < 1 or num_samples < 0:
         raise ValueError(
-            f"micro_batch_size must be at least 1 and num_samples at least 0, but got {micro_batch_size=}, {num_samples=}"
+            f"sizes: expected micro_batch_size >= 1 and num_samples >= 0, got {micro_batch_size=}, {num_samples=}; correct them"
         )
     count = -(-num_samples // micro_batch_size)
     small, larger = divmod(num_samples, count or 1)

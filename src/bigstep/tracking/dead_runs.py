@@ -1,4 +1,4 @@
-"""Runs whose process is gone: found by the name of the process that writes to them, and ended."""
+"""Runs whose process has ended: found by the name of the process that writes to them, and ended."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ PROCESS = "bigstep.process"  # tag: the process that writes to the run
 
 
 def claim_given_run(root: Path) -> None:
-    """Put this process's name on the run of `mlflow run`, if any, and end the runs that killed processes left RUNNING.
+    """Write this process's name to the run of `mlflow run`, if any, and end the runs that killed processes left RUNNING.
 
     The stages name themselves later; a kill before them would leave a run that looks like a living one.
     """

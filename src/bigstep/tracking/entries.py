@@ -20,7 +20,7 @@ FIELDS: dict[str, dict[str, type]] = {
 
 
 def read_entry(line: bytes) -> dict[str, Any] | None:
-    """Return the entry that a line holds; None where it holds none, or one without its fields."""
+    """Return the entry that a line holds; None if there is no entry, or a field is missing."""
     try:
         entry = parse_json(line)
     except ValueError:

@@ -58,7 +58,7 @@ class MlflowTracker:
         self.run_id = run_id
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Note new parameters; MLflow refuses changes, so changed ones become tags."""
+        """Log new parameters; MLflow refuses changes, so changed ones become tags."""
         from mlflow.entities import Param
 
         new, changed = split_params(params, self.client.get_run(self.run_id).data.params)
@@ -82,7 +82,7 @@ class MlflowTracker:
             self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in part])
 
     def log_dataset(self, dataset: DatasetRecord) -> None:
-        """Note the data as an MLflow dataset input with its digest."""
+        """Log the data as an MLflow dataset input with its digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         entity = Dataset(
@@ -96,12 +96,12 @@ class MlflowTracker:
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(entity, tags)])
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file, where it exists."""
+        """Keep a copy of a file, if it exists."""
         if path.is_file():
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_model(self, model: ModelPackage) -> None:
-        """Export the module (torch.export) with any number of images of any size, and note where it is in a tag.
+        """Export the module (torch.export) with any number of images of any size, and record its place in a tag.
 
         The signature says float32: only what the exported program gets uncast can it refuse.
         """
@@ -136,7 +136,7 @@ class MlflowTracker:
         return _exists(self.client, self.run_id)
 
     def take_over(self, run_id: str) -> None:
-        """Note that this run holds the history of ``run_id``, which was killed, and end that one."""
+        """Record that this run holds the history of ``run_id``, which was killed, and end that one."""
         self.set_tags({"continues": run_id})
         if not _exists(self.client, run_id):
             return
@@ -145,7 +145,7 @@ class MlflowTracker:
             self.client.set_terminated(run_id, "KILLED")
 
     def point_from(self, run_id: str) -> None:
-        """Note in the run ``run_id`` that this one has the history."""
+        """Record in the run ``run_id`` that this one has the history."""
         if not _exists(self.client, run_id):
             return
         experiment = self.client.get_experiment(self.client.get_run(self.run_id).info.experiment_id)
@@ -155,7 +155,7 @@ class MlflowTracker:
         self.client.set_tag(run_id, "mlflow.note.content", text)
 
     def finish(self, status: str) -> None:
-        """End the run, which does nothing where it has this status."""
+        """End the run; does nothing if it has this status already."""
         if self.client.get_run(self.run_id).info.status != status:
             self.client.set_terminated(self.run_id, status)
 

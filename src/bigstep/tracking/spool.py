@@ -1,6 +1,6 @@
 """What is logged to a run, queued on disk first: a journal of entries, and how far it was delivered.
 
-Logging costs a line in a file, whatever happens to the server. Each (key, step) of a metric is taken once, so a
+Logging costs a line in a file, whatever happens to the server. Each (key, step) of a metric is accepted once, so a
 training that is resumed from a checkpoint repeats none; each entry is delivered at least once and in order, and delivering it
 again changes nothing (a metric keeps the time of its line, and MLflow stores an equal row once).
 
@@ -64,7 +64,7 @@ class Spool:
 
     @property
     def sent(self) -> Sent:
-        """What was delivered so far; a file that does not read counts as nothing."""
+        """What was delivered so far; a file that cannot be read counts as nothing."""
         try:
             found = read_record(Sent, self.folder / "sent.json")
         except (OSError, ValueError):
@@ -116,7 +116,7 @@ class Spool:
         self._file.flush()
 
     def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-        """Yield each whole entry from ``offset`` on, and the offset after it; a damaged line is passed over."""
+        """Yield each whole entry from ``offset`` on, and the offset after it; a damaged line is skipped."""
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -156,7 +156,7 @@ class Spool:
         self._file.close()
 
     def copy_in(self, path: Path) -> str:
-        """Copy a file or a folder beside the journal, and give its name there."""
+        """Copy a file or a folder beside the journal, and return its name there."""
         name = f"files/{sum(1 for _ in (self.folder / 'files').glob('*'))}-{path.name}"
         with whole_folder((self.folder / name).with_suffix(".kept")) as beside:
             target = beside / path.name
@@ -164,7 +164,7 @@ class Spool:
         return f"{Path(name).with_suffix('.kept').as_posix()}/{path.name}"
 
     def _truncate_torn_tail(self) -> None:
-        """Cut after the last line that is whole, and take no lines for delivered that are not there."""
+        """Cut after the last complete line, and lower the delivered offset to the end of the file if it is beyond it."""
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         start = whole
@@ -178,7 +178,7 @@ class Spool:
 
 @contextmanager
 def spool_lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a spool while the block runs; gives False where another process holds it."""
+    """Hold the lock of a spool while the block runs; returns False if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as file:
         try:

@@ -1,7 +1,7 @@
-"""From a spool to MLflow: in order, beside the training, and never in its way.
+"""From a spool to MLflow: in order, in the background, without delaying the training.
 
-A thread delivers what is light while the stage works; models wait until the stage has ended. A server that is gone, slow,
-locked or full is tried again, at longer and longer intervals; what is left then stays in the spool for the next start.
+A thread delivers what is light while the stage works; models wait until the stage has ended. If the server is down, slow,
+locked or full, it is retried at longer and longer intervals; what could not be sent stays in the spool for the next start.
 """
 
 import logging
@@ -81,7 +81,7 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
 
 @final
 class SpoolDelivery:
-    """Delivers one spool on a thread of its own: light entries while the stage works, all of them in :meth:`drain`."""
+    """Delivers one spool on its own thread: light entries while the stage works, all of them in :meth:`drain`."""
 
     def __init__(self, spool: Spool) -> None:
         """Deliver ``spool``, which has a run, to it, or to a new one."""
@@ -94,7 +94,7 @@ class SpoolDelivery:
         self._thread = threading.Thread(target=self._work, name="bigstep-courier", daemon=True)
 
     def start(self, wait_seconds: float = 0.0) -> None:
-        """Begin delivering; waits at most ``wait_seconds`` for the first round."""
+        """Start delivering; waits at most ``wait_seconds`` for the first round."""
         self._thread.start()
         self._told.wait(wait_seconds)
 
@@ -144,7 +144,7 @@ class SpoolDelivery:
         return True
 
     def _deliver_entry(self, tracker: MlflowTracker, entry: dict[str, Any]) -> None:
-        """Deliver one entry; one that MLflow refuses is set aside, so that it does not block what is behind it."""
+        """Deliver one entry; one that MLflow refuses is moved to a separate file, so that it does not block the next ones."""
         try:
             deliver(tracker, entry, self.spool.folder)
         except Exception as error:

@@ -23,11 +23,11 @@ class SpoolTracker:
         }
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Note the parameters."""
+        """Log the parameters."""
         self._append("params", values={key: str(value) for key, value in params.items()})
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
-        """Note values that are finite and new."""
+        """Log values that are finite and new."""
         new = [item for item in finite(metrics) if (item.key, item.step) not in self._seen]
         self._seen.update((item.key, item.step) for item in new)
         if new:
@@ -38,11 +38,11 @@ class SpoolTracker:
         self._append("tags", values=dict(tags))
 
     def log_dataset(self, dataset: DatasetRecord) -> None:
-        """Note the data that was used."""
+        """Log the data that was used."""
         self._append("dataset", values={**asdict(dataset), "profile": dict(dataset.profile)})
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file, where it exists."""
+        """Keep a copy of a file, if it exists."""
         if path.is_file():
             self._append("file", path=self.spool.copy_in(path), folder=folder)
 
@@ -64,7 +64,7 @@ class SpoolTracker:
             self.spool.sent = Sent(run_id, 0)
 
     def point_from(self, run_id: str) -> None:
-        """Have another run say that this one has the history."""
+        """Record in another run that this one has the history."""
         self._append("pointer", run_id=run_id)
 
     def finish(self, status: str) -> None:

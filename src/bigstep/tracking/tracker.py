@@ -53,11 +53,11 @@ class Tracker(Protocol):
     """The history of one run."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Note the parameters; one that was logged with another value becomes a tag ``resumed.<key>``."""
+        """Log the parameters; one that was logged with another value becomes a tag ``resumed.<key>``."""
         ...
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
-        """Note values, all in one message; those that are not finite are left out."""
+        """Log values, all in one message; those that are not finite are skipped."""
         ...
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -65,11 +65,11 @@ class Tracker(Protocol):
         ...
 
     def log_dataset(self, dataset: DatasetRecord) -> None:
-        """Note the data that was used."""
+        """Log the data that was used."""
         ...
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file, where it exists."""
+        """Keep a copy of a file, if it exists."""
         ...
 
     def log_model(self, model: ModelRecord) -> None:

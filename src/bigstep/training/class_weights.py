@@ -24,7 +24,7 @@ def class_weights(train: TrainConfig, store: Store) -> torch.Tensor | None:
         return torch.from_numpy(counts.sum() / (len(classes) * counts))  # as scikit-learn's class_weight="balanced"
     if len(train.class_weights) != len(classes):
         raise ConfigError(
-            f"train.class_weights must hold one weight for each of the {len(classes)} classes, but holds "
+            f"train.class_weights: expected one weight for each of the {len(classes)} classes, got "
             f"{len(train.class_weights)}; write {len(classes)} numbers, or balanced"
         )
     return torch.tensor(train.class_weights, dtype=torch.float64)

@@ -51,7 +51,7 @@ def train_epochs(
 ) -> Iterator[StepRecord | EpochRecord]:
     """Train until the last epoch or until early stopping; yields each step, and after each epoch its end.
 
-    ``state`` is up to date at every yield, so the caller may stop there, put it on disk, and resume from it.
+    ``state`` is up to date at every yield, so the caller may stop there, save it, and resume from it.
 
     Raises:
         DivergedError: ``train.max_nonfinite_steps`` steps in a row had no finite gradient.
@@ -130,7 +130,7 @@ def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: 
 
 
 def _measure_peak(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> None:
-    """Note the peak of tensors: what model, optimizer, average and batch hold, and what grows on top in some micro-batches.
+    """Record the peak of tensors: what model, optimizer, average and batch hold, and what grows on top in some micro-batches.
 
     They run beside the step, and leave nothing: recording a whole long step would itself take hundreds of megabytes.
     """
@@ -142,7 +142,7 @@ def _measure_peak(state: TrainingState, train: TrainConfig, images: Tensor, labe
 
 
 def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
-    """Take the norm that the noise scale has measured already, where it has: it is the same number."""
+    """Reuse the norm if the noise scale has measured it already: it is the same number."""
     if result.noise is not None:
         return result.noise.whole.sqrt()
     return squared_norm([p.grad for p in state.classifier.parameters() if p.grad is not None]).sqrt()
@@ -151,7 +151,7 @@ def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
 def _drop(state: TrainingState, *, has_weight: bool) -> None:
     if state.statistics is not None:
         state.statistics.discard()
-    if state.scaler is not None:  # the scale backs off, or it would overflow for ever; without a gradient it stays
+    if state.scaler is not None:  # the scale backs off, or it would overflow forever; without a gradient it stays
         state.scaler.update(None if has_weight else state.scaler.get_scale())
 
 
@@ -167,15 +167,14 @@ def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
         problem = str(failure)
     size = state.accumulator.micro_batch_size
     raise OutOfMemoryError(
-        f"the validation must fit in memory with {size} images at a time, but: {problem}; lower hardware.micro_batch_size"
+        f"validation: expected {size} images at a time to fit in memory, got: {problem}; lower hardware.micro_batch_size"
     )
 
 
 def _diverged(state: TrainingState, train: TrainConfig) -> str:
     return (
-        f"the gradient must be finite within train.max_nonfinite_steps ({train.max_nonfinite_steps}) steps, but was not in "
-        f"the last {state.num_bad_in_a_row}, up to step {state.step}; all were dropped: lower train.learning_rate, or look "
-        "at the data"
+        f"train.max_nonfinite_steps: expected a finite gradient at least every {train.max_nonfinite_steps} steps, got none "
+        f"in the last {state.num_bad_in_a_row} (up to step {state.step}, all dropped); lower train.learning_rate, or check the data"
     )
 
 
@@ -207,7 +206,7 @@ def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> Epo
 
 @torch.no_grad()
 def validate(classifier: Classifier, batches: Iterator[tuple[Tensor, Tensor]]) -> Validation:
-    """Judge a classifier, sample by sample: sums over the whole part, divided once."""
+    """Evaluate a classifier on a split: losses are summed over all samples and divided once."""
     was_training = classifier.training
     classifier.eval()
     device = classifier.mean.device

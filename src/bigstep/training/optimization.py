@@ -39,7 +39,7 @@ def build_optimizer(train: TrainConfig, parameters: Iterable[Tensor]) -> Optimiz
 
 @torch.no_grad()
 def _prepared(optimizer: Optimizer) -> Optimizer:
-    """Let the optimizer make its state by a step of length zero, and set it to zeros, from which a first step starts."""
+    """Make the optimizer create its state by a step of length zero, then zero it, as before a first step."""
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for group in optimizer.param_groups:

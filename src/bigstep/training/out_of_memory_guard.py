@@ -81,7 +81,7 @@ class OutOfMemoryGuard:
                 problem = str(failure)
             undo()
         raise OutOfMemoryError(
-            f"an optimizer step must fit in memory, but failed {TRIES} times: {problem}; close other programs"
+            f"optimizer step: expected it to fit in memory, got {TRIES} failures in a row: {problem}; close other programs"
         )
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def _begin_worker() -> "_Worker | None":
 
 
 def _share_one_heap() -> None:
-    """Let all threads allocate from one heap, where the C library is glibc.
+    """Make all threads allocate from one heap if the C library is glibc.
 
     A heap for each new thread takes 64 MiB of address space and gives none back: under a limit nothing would be left to try
     again in. One thread at a time works here, so none waits.
@@ -120,7 +120,7 @@ def _share_one_heap() -> None:
 
 
 def _return_memory() -> None:
-    """Let the C library give back what is free, where it is glibc."""
+    """Make the C library return free memory to the system if it is glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -150,8 +150,8 @@ def _first_line(error: BaseException) -> str:
 class _Worker:
     """A thread that calls functions.
 
-    Not of ``threading``: a thread that runs out of memory while it starts never says so there, and its starter waits for
-    ever (seen in a process with little address space).
+    Not of ``threading``: a thread that runs out of memory while it starts never says so there, and its starter waits
+    forever (seen in a process with little address space).
     """
 
     def __init__(self, num_threads: int) -> None:

@@ -14,6 +14,7 @@ class StepRecord:
     step: int
     """Position in the data over all epochs, from 0."""
     epoch: int
+    """From 0; what is shown or written counts from 1."""
     num_samples: int
     loss: Tensor
     """Weighted mean over the effective batch, on the model's device."""
@@ -22,7 +23,7 @@ class StepRecord:
     learning_rate: float
     """That the update used."""
     noise_scale: float | None
-    """Gradient noise scale so far, in samples; None where there is none yet."""
+    """Gradient noise scale so far, in samples; None if there is no value yet."""
     applied: bool
     """False: dropped, since the batch had no weight or its gradient was not finite."""
     micro_batch_size: int

@@ -58,6 +58,6 @@ def _check_batch_norm(model: ModelConfig, batch: BatchSizes, num_samples: int) -
     left = num_samples % batch.effective_batch_size
     if model.norm == "batch" and (left == 1 or batch.effective_batch_size == 1 or batch.micro_batch_size == 1):
         raise ConfigError(
-            f"with model.norm batch every micro-batch must hold at least two samples, but of {num_samples} training images in "
-            f"effective batches of {batch.effective_batch_size} one is left alone; change train.effective_batch_size by one"
+            f"model.norm batch: expected at least two samples in every micro-batch, got one ({num_samples} training images in "
+            f"effective batches of {batch.effective_batch_size}); change train.effective_batch_size by one"
         )

@@ -61,7 +61,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
 
 
 def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_size: int) -> None:
-    """Put ``state``, built from the same parameters, where :func:`take_snapshot` found it.
+    """Restore ``state``, built from the same parameters, to what :func:`take_snapshot` saw.
 
     Where ``micro_batch_size`` is what was asked for then, the size that memory had left it is kept too.
 
@@ -91,7 +91,7 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
 
 
 def is_finite(state: TrainingState) -> bool:
-    """Return whether every parameter and buffer is finite: what is not must not be put on disk."""
+    """Return whether every parameter and buffer is finite: others are not saved."""
     tensors = [t for t in state.classifier.state_dict().values() if t.is_floating_point()]
     return all(bool(flag) for flag in torch.stack([torch.isfinite(tensor).all() for tensor in tensors]))
 

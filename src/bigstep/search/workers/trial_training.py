@@ -47,7 +47,8 @@ class TrialOutcome:
 
     val_loss: float
     val_accuracy: float
-    best_epoch: int
+    best_epoch: int | None
+    """Counted from 1; None: there is no epoch with a finite loss."""
     epochs: int
     num_updates: int
     pruned: bool
@@ -125,7 +126,7 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
     return TrialOutcome(
         val_loss=float("nan") if best is None else best.loss,
         val_accuracy=float("nan") if best is None else best.accuracy,
-        best_epoch=-1 if best is None else best.epoch,
+        best_epoch=None if best is None else best.epoch + 1,
         epochs=state.epoch,
         num_updates=state.num_updates,
         pruned=is_pruned,
