@@ -257,7 +257,7 @@ def _python(layer: nn.Module, x: Tensor) -> Tensor:
         (nn.Identity(), lambda _layer, x: x * torch.randint(0, 2, x.shape), "randint"),
         (nn.Identity(), _generator, "generator of its own"),
         (nn.Dropout(0.5), _by_data, "the same random calls"),
-        (nn.Identity(), _across, "one dimension for the samples"),
+        (nn.Identity(), _across, "one dimension that counts samples"),
         (nn.Identity(), _python, "Python's random"),
         (
             nn.Dropout(0.5),

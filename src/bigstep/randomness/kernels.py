@@ -1,4 +1,4 @@
-"""Torch's operations that draw random numbers, handed to a source of one's own on the threads that ask for it.
+"""Torch's operations that draw random numbers, handed to another source on the threads that ask for it.
 
 The kernels are registered once for the process, at a dispatch key that nothing else uses, and a thread switches that key on
 for itself. Every other thread, and everything outside :func:`drawing_from`, runs torch's own kernels and generators. The

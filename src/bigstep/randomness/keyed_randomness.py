@@ -58,7 +58,7 @@ class NativeRandomness:
 
 @final
 class KeyedRandomness:
-    """Keys a model's random calls; costs nothing where there are none."""
+    """Keys a model's random calls; costs nothing if it makes none."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         """Key the calls of ``model`` by ``seed``."""

@@ -38,7 +38,7 @@ def register_mode_kernels(kernels: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def switch_mode(*, on: bool) -> None:
-    """Let operations of this thread pass through the mode's key, or not: the public contexts know none for it."""
+    """Switch on or off whether operations of this thread pass through the mode's key; there is no public way."""
     torch._C._dispatch_tls_set_dispatch_key_included(MODE_KEY, on)  # noqa: SLF001
 
 

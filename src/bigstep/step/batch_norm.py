@@ -93,7 +93,7 @@ class DeferredStatistics:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Let no pass within the block move the running statistics, forward, backward or recomputed."""
+        """Keep the running statistics as they are within the block, in forward, backward and recomputed passes."""
         momenta = {layer: layer.momentum for layer in self._layers}
         counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
         for layer in self._layers:

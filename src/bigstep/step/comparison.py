@@ -79,7 +79,7 @@ class Passes:
         return self._keyed.step(self._step, self._run, self.device, fresh=self._fresh)
 
     def use(self, indices: list[int], step: int) -> None:
-        """Take other samples, and the random numbers of another step."""
+        """Use other samples, and the random numbers of another step."""
         self.indices, self._step = indices, step
 
     def probe_again(self) -> None:

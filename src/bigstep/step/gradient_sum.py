@@ -97,7 +97,7 @@ class GradientSum:
         return self._apart or any(parameter.dtype in NARROW for parameter in self._parameters)
 
     def add(self) -> None:
-        """Take in what a backward pass left in ``.grad`` of parameters whose sums are kept aside."""
+        """Add what a backward pass left in ``.grad`` of parameters whose sums are kept separately."""
         for parameter in self._parameters:
             if parameter.grad is not None and (self._apart or parameter.dtype in NARROW):
                 wide = parameter.grad.float() if parameter.dtype in NARROW else parameter.grad

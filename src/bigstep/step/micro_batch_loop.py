@@ -99,7 +99,7 @@ class MicroBatchLoop:
         self.sizes.append(size)
 
     def finish(self, weight: float | None) -> tuple[Tensor, float, NoiseSample | None]:
-        """Let ``.grad`` have its final value; ``weight`` is W, or None where only the forward passes gave it.
+        """Set ``.grad`` to its final value; ``weight`` is W, or None if it is known from the forward passes only.
 
         Returns:
             The mean loss, W, and the norms for the noise scale.

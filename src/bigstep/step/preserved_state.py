@@ -132,7 +132,7 @@ def preserved_state(*models: nn.Module) -> Iterator[ModuleState]:
 
 @contextlib.contextmanager
 def preserved_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Take ``.grad`` away within the block, and put it back when it ends, however it ends."""
+    """Clear ``.grad`` within the block, and put it back when it ends, however it ends."""
     kept = [(parameter, parameter.grad) for parameter in parameters]
     for parameter, _ in kept:
         parameter.grad = None

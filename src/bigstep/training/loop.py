@@ -174,7 +174,8 @@ def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
 def _diverged(state: TrainingState, train: TrainConfig) -> str:
     return (
         f"train.max_nonfinite_steps: expected a finite gradient at least every {train.max_nonfinite_steps} steps, got none "
-        f"in the last {state.num_bad_in_a_row} (up to step {state.step}, all dropped); lower train.learning_rate, or check the data"
+        f"in the last {state.num_bad_in_a_row} (up to step {state.step}, all dropped); "
+        "lower train.learning_rate, or check the data"
     )
 
 
