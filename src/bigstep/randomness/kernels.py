@@ -120,7 +120,7 @@ def _register() -> None:
 
 
 def _outside_mode(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a kernel's own operations be torch's."""
+    """Run a kernel with torch's own operations."""
 
     def call(*args: Any, **named: Any) -> Any:
         switch_mode(on=False)
