@@ -40,7 +40,7 @@ def register_mode_kernels(kernels: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def _pass_higher_order_operators() -> None:
-    """Let operators that take functions (flex attention, what compilers insert) pass through the mode's key, later ones too."""
+    """Pass operators that take functions (flex attention, what compilers insert) through the mode's key, later ones too."""
     torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(MODE_KEY)  # noqa: SLF001
     for operator in torch._ops._higher_order_ops.values():  # noqa: SLF001
         operator.fallthrough(MODE_KEY)  # type: ignore[no-untyped-call]
