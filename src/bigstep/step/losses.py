@@ -82,6 +82,7 @@ class CrossEntropy:
 
     def sample_weights(self, targets: Tensor) -> Tensor:
         """Return the share of each sample in :meth:`weight`, shape ``(n,)``, float64 on the host."""
+        targets = _labels(targets)
         if targets.is_floating_point():
             return _equal_weights(targets, targets.numel() / targets.shape[1])
         labels = targets.cpu()
@@ -110,7 +111,7 @@ class CausalLM:
         Raises:
             LossError: outputs or targets are of another kind or shape.
         """
-        logits, targets = _logits(outputs), _labels(targets)
+        logits, targets = _logits(outputs), _token_ids(targets)
         if logits.ndim != 3 or targets.shape != logits.shape[:2]:
             raise LossError(
                 f"targets: expected token ids of shape (n, L) for logits of shape (n, L, V), got {tuple(targets.shape)} for "
@@ -121,11 +122,11 @@ class CausalLM:
 
     def weight(self, targets: Tensor) -> float:
         """Count the tokens that are predicted."""
-        return self._tokens.weight(_labels(targets)[:, 1:])
+        return self._tokens.weight(_token_ids(targets)[:, 1:])
 
     def sample_weights(self, targets: Tensor) -> Tensor:
         """Count them for each sample, shape ``(n,)``."""
-        return self._tokens.sample_weights(targets[:, 1:])
+        return self._tokens.sample_weights(_token_ids(targets)[:, 1:])
 
 
 @final
@@ -214,6 +215,16 @@ def _labels(targets: Any) -> Tensor:
             f"{tuple(labels.shape)}; call .long() for class indices"
         )
     return labels
+
+
+def _token_ids(targets: Any) -> Tensor:
+    ids = _tensor(targets)
+    if ids.is_floating_point() or ids.ndim != 2:
+        raise LossError(
+            f"targets: expected token ids of shape (n, L), got {ids.dtype} of shape {tuple(ids.shape)}; "
+            "give the ids of the inputs, unshifted"
+        )
+    return ids
 
 
 def _same_shape(outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
