@@ -19,7 +19,7 @@ from bigstep.errors import UserError
 from bigstep.project.attempts import attempt_key, begin_stage, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
-from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
+from bigstep.project.stage_inputs import INPUTS, StageInputs, check_earlier_stages, read_inputs
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
@@ -133,5 +133,6 @@ def _open(name: str, signals: Signals) -> Stage:
     params = check_params(content)
     if "DVC_STAGE" in os.environ:
         check_followed_by_dvc(params)
+        check_earlier_stages(paths.root, name, content)
     key = attempt_key(learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
     return Stage(name, paths, find_project(Path.cwd()), content, flatten(params), key, signals, inputs)
