@@ -227,11 +227,11 @@ def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("script", "when"), [("train", "atexit.register(_edit)"), ("evaluate", "_edit()")])
 def test_an_edit_between_two_stages_judges_no_model_by_other_parameters(
-    script: str, when: str, trained: Project, tmp_path: Path, empty_database: Path
+    script: str, when: str, tmp_path: Path, empty_database: Path
 ) -> None:
     """The last act of train, before DVC records it, or the first act of evaluate, after that, is the edit, once."""
     project = Project(copy_project(tmp_path / "project", empty_database))
-    shutil.copyfile(trained.root / "params.yaml", project.root / "params.yaml")
+    project.set("train.epochs=1", "model.width=8")
     params, code = project.root / "params.yaml", project.root / "pipelines" / f"{script}.py"
     original = params.read_text(encoding="utf-8")
     edit = (
