@@ -166,7 +166,7 @@ def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) 
         process.wait(30)
         if process.stdout is not None:
             process.stdout.close()
-    project.bigstep("search", "--trials", str(trials), "--workers", "2")
+    project.run_while(lambda: _num_ended(project), "bigstep", "search", "--trials", str(trials), "--workers", "2")
     for name in ("search", confirmation_study_name("search")):
         found = open_stored_study(project, name).get_trials()
         assert not [trial for trial in found if not trial.state.is_finished()]
@@ -179,6 +179,13 @@ def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) 
     parents, children = _runs(project)
     assert len(parents) == 1
     assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
+
+
+def _num_ended(project: Project) -> int:
+    """Count the trials that have ended and need no other in their place; there are only as many as were asked for."""
+    storage = open_storage(str(project.root / ".bigstep" / "search" / "search.journal"))
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    return sum(trial.state.is_finished() for study in studies for trial in counts_toward_budget(study.get_trials()))
 
 
 def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(

@@ -19,7 +19,7 @@ from bigstep.errors import UserError
 from bigstep.project.attempts import begin_stage, find_key, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
-from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
+from bigstep.project.stage_inputs import INPUTS, StageInputs, check_earlier_stages, read_inputs
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
@@ -127,6 +127,8 @@ def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
+    if "DVC_STAGE" in os.environ:
+        check_earlier_stages(paths.root, name, content)  # under the names that DVC compares, former ones included
     lines = update_content(content)
     if "BIGSTEP_EXIT_FILE" not in os.environ:  # a `bigstep` above has printed them
         for line in lines:
