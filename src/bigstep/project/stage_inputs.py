@@ -15,10 +15,9 @@ from typing import Any
 from bigstep.config.yaml_files import read_yaml
 from bigstep.errors import ProjectError
 
-__all__ = ["INPUTS", "StageInputs", "flat_text", "read_inputs"]
+__all__ = ["StageInputs", "flat_text", "read_inputs"]
 
 MAX_NAMED = 3  # differences in an error's line
-INPUTS = "BIGSTEP_INPUTS"  # a folder
 
 
 @dataclass(frozen=True)

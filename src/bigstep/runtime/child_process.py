@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 import psutil
+
+from bigstep.runtime.environment import child_environment, search_path
 
 __all__ = ["run_child", "set_parent_death_signal", "start_module"]
 
@@ -69,6 +70,6 @@ def start_module(module: str, **options: Any) -> "subprocess.Popen[str]":
     Its standard input is a pipe of text. The current folder is not searched for modules (``-P``).
     """
     source = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = child_environment({"PYTHONPATH": search_path("PYTHONPATH", str(source))})
     command = [sys.executable, "-P", "-m", module]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, **options)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, **options)

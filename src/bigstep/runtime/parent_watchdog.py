@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+from bigstep.runtime.environment import DVC_STAGE, is_set
 from bigstep.runtime.stop_signals import Signals
 
 __all__ = ["exit_with_parent"]
@@ -15,7 +16,7 @@ INTERVAL = 0.5  # seconds
 
 def exit_with_parent(signals: Signals) -> None:
     """Watch, where DVC runs this process, whether it is still there; when it is gone this process gets SIGTERM."""
-    if "DVC_STAGE" not in os.environ:
+    if not is_set(DVC_STAGE):
         return
     line = _ancestors()
     if line:

@@ -1,7 +1,6 @@
 """The checkpoints of a stage: they belong to one attempt, one data set and one state of the code."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from bigstep.config.model import ModelConfig
@@ -10,10 +9,10 @@ from bigstep.data.store import Store
 from bigstep.project.attempts import begin_stage, read_attempt
 from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.runs.code_digest import digest_code
+from bigstep.runtime.environment import RESUME_ANYWAY, is_set
 from bigstep.stages.stage_runner import Stage
 
-__all__ = ["ANYWAY", "open_checkpoints"]
-ANYWAY = "BIGSTEP_RESUME_ANYWAY"
+__all__ = ["open_checkpoints"]
 
 
 def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_seconds: float) -> "CheckpointWriter":
@@ -24,7 +23,7 @@ def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_secon
     data, code = _digest_data(store, stage.project.starting_weights(model.weights)), digest_code()
     latest = read_attempt(stage.project.attempts, stage.key)
     known = None if latest is None or stage.name in latest.finished else latest.fingerprint
-    anyway = ANYWAY in os.environ and known is not None and known.partition("-")[0] == data
+    anyway = is_set(RESUME_ANYWAY) and known is not None and known.partition("-")[0] == data
     fingerprint = known if anyway else f"{data}-{code}"
     if known is not None and known != fingerprint:
         console.print(_began_otherwise(known, data))

@@ -1,7 +1,6 @@
 """MLflow's store: its address, and creating it once when several processes start."""
 
 import logging
-import os
 import re
 import sqlite3
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigstep.errors import ProjectError
+from bigstep.runtime.environment import TRACKING_URI, read_variable
 from bigstep.runtime.file_locks import exclusive_lock
 
 if TYPE_CHECKING:
@@ -22,16 +22,10 @@ log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-os.environ.setdefault("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is gone is tried again by the courier
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
 
 def tracking_uri(root: Path) -> str:
     """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return read_variable(TRACKING_URI) or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def open_client(uri: str) -> "MlflowClient":
