@@ -1,6 +1,5 @@
 """Run stages through DVC: in the project, or with overrides in a private copy of it."""
 
-import fcntl
 import json
 import re
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from bigstep.runtime.environment import (
     read_variable,
     search_path,
 )
+from bigstep.runtime.file_locks import Timeout, exclusive_lock
 
 __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
 
@@ -152,29 +153,23 @@ def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
         ProjectError: another process keeps it, or this user may not write it.
     """
     path = folder / ".dvc" / "tmp" / "lock"
-    try:
-        with path.open("r+b") as file:
-            _wait_for_lock(path, file.fileno(), patience)
-    except FileNotFoundError:
+    if not path.exists():
         return
+    try:
+        with _waited(path, patience):
+            return
+    except Timeout:
+        raise ProjectError(f"{path} is locked by another dvc; wait for it, or stop it") from None
     except OSError as error:
         raise _not_writable(path, error) from None
 
 
-def _wait_for_lock(path: Path, file: int, patience: float) -> None:
-    deadline, waits = time.monotonic() + patience, False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ProjectError(f"{path} is locked by another dvc; wait for it, or stop it") from None
-            if not waits:
-                console.print("another dvc is running in this project; waiting for its lock")
-            waits = True
-            time.sleep(0.2)
-        else:
-            return
+def _waited(path: Path, patience: float) -> AbstractContextManager[object]:
+    try:
+        return exclusive_lock(path, 0)
+    except Timeout:
+        console.print("another dvc is running in this project; waiting for its lock")
+        return exclusive_lock(path, patience)
 
 
 def _not_writable(path: Path, error: OSError) -> ProjectError:
