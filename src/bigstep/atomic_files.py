@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from bigstep.errors import ProjectError
@@ -61,7 +62,7 @@ def _sweep(path: Path) -> None:
     """Delete unfinished folders of processes that no longer exist."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         number = left.name.split(".")[-2]
-        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+        if number.isdigit() and not psutil.pid_exists(int(number)):
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 from ruamel.yaml.error import YAMLError
 
 from bigstep.atomic_files import parse_json, read_json
@@ -40,8 +41,8 @@ def find_dvc_locks(root: Path, aside: Quarantine) -> Iterator[Problem]:
 
 def _is_dvc(pid: int) -> bool:
     try:
-        return b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        return "dvc" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
         return False
 
 
@@ -81,7 +82,7 @@ def find_half_written(root: Path) -> Iterator[Problem]:
     for folder in (root / "results", root / "data", root / ".bigstep", root / "docs"):
         for path in sorted(folder.rglob(".*.tmp*")):
             match = HALF.match(path.name)
-            if match is not None and path.exists() and not Path(f"/proc/{match[2]}").exists():
+            if match is not None and path.exists() and not psutil.pid_exists(int(match[2])):
                 yield Problem(f"{path} was left incomplete by process {match[2]}", partial(remove, path))
 
 

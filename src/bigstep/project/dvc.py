@@ -213,7 +213,7 @@ def _is_json(text: str) -> bool:
 
 def _may_be_dying(number: int, waited: float) -> bool:
     try:
-        is_zombie = psutil.Process(number).status() == psutil.STATUS_ZOMBIE  # type: ignore[no-untyped-call] # psutil's
+        is_zombie = psutil.Process(number).status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
     return is_zombie or waited < DYING_SECONDS

@@ -56,7 +56,7 @@ def set_parent_death_signal() -> None:
 def _pass_on(process: "subprocess.Popen[bytes]") -> None:
     """Send SIGTERM to the stage that runs below `dvc`, or to `dvc` where none does: it would die and leave the stage."""
     with contextlib.suppress(psutil.Error):
-        below = psutil.Process(process.pid).children(recursive=True)  # type: ignore[no-untyped-call] # psutil's
+        below = psutil.Process(process.pid).children(recursive=True)
         stages = [child for child in below if any("pipelines/" in word for word in child.cmdline()[1:2])]
         for child in stages:
             child.send_signal(signal.SIGTERM)
