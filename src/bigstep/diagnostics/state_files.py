@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from bigstep.atomic_files import parse_json, read_json
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import format_bytes
+from bigstep.diagnostics.dvc_internals import matches_lock_schema
 from bigstep.diagnostics.finding import Problem, Quarantine, remove
 from bigstep.project.attempts import read_attempt
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -57,14 +58,10 @@ def find_dvc_lock(root: Path, aside: Quarantine) -> Iterator[Problem]:
 
 def is_lock(path: Path) -> bool:
     """Return whether DVC can read dvc.lock: a truncated file may be valid YAML, but not a valid lock."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
-    from voluptuous import Invalid
-
     try:
-        COMPILED_LOCKFILE_SCHEMA(load_plain(path.read_text(encoding="utf-8")))
-    except (YAMLError, ValueError, Invalid):
+        return matches_lock_schema(load_plain(path.read_text(encoding="utf-8")))
+    except (YAMLError, ValueError):
         return False
-    return True
 
 
 def _restore_lock(root: Path, path: Path, aside: Quarantine) -> str:

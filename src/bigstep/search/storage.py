@@ -15,14 +15,15 @@ from typing import final
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock  # the type that the backend's lock must have
 from sqlalchemy import exc
 
 from bigstep.atomic_files import parse_json, whole_file
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.optuna_mlflow.study_lock import _alone_in
+from bigstep.optuna_mlflow.optuna_internals import BaseJournalFileLock
+from bigstep.optuna_mlflow.study_lock import alone_in
 from bigstep.runtime.file_locks import exclusive_lock, file_lock
+from bigstep.tracking.database import sqlite_file
 
 __all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
 
@@ -188,9 +189,9 @@ def _with_driver(address: str) -> str:
 
 def _create(address: str) -> RDBStorage:
     """Create the tables under a lock: two processes that do so at once fail."""
-    if address.startswith("sqlite:///"):
-        path = Path(address.removeprefix("sqlite:///"))
+    path = sqlite_file(address)
+    if path is not None:
         with exclusive_lock(path.with_name(f"{path.name}.lock")):
             return RDBStorage(address, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-    with _alone_in(address):
+    with alone_in(address):
         return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})

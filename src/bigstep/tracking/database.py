@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bigstep.errors import ProjectError
 from bigstep.runtime.environment import TRACKING_URI, read_variable
 from bigstep.runtime.file_locks import exclusive_lock
+from bigstep.tracking.mlflow_internals import forget_engine
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +44,7 @@ def open_client(uri: str) -> "MlflowClient":
             return _answering(uri)
         except Exception as error:
             if set_aside_unused(path):
-                _forget_engine(uri)
+                forget_engine(uri)
                 return _answering(uri)
             if path is None or not path.exists() or PASSING.search(str(error)):
                 raise
@@ -53,15 +54,6 @@ def open_client(uri: str) -> "MlflowClient":
 def _does_not_open(path: Path, error: Exception) -> ProjectError:
     cause = str(error).splitlines()[0][:120].partition(". ")[0]
     return ProjectError(f"MLflow cannot open {path}: {cause}; it may contain runs and was not changed: run `bigstep doctor`")
-
-
-def _forget_engine(uri: str) -> None:
-    """Close MLflow's connections, which would keep using the renamed file; MLflow keeps them for good."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    engine = getattr(SqlAlchemyStore, "_engine_map", {}).pop(uri, None)  # private, and there is no public way
-    if engine is not None:
-        engine.dispose()
 
 
 def _answering(uri: str) -> "MlflowClient":
