@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from bigstep.runtime.environment import child_environment, search_path
+from bigstep.runtime.stop_signals import handling
 
 __all__ = ["run_child", "set_parent_death_signal", "start_module"]
 
@@ -33,12 +34,8 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
         if number == signal.SIGTERM:
             _pass_on(process)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(handle):
         code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return 128 + received[0] if received and code else min(abs(code), 1)
 
 

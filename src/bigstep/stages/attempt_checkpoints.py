@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from bigstep.atomic_files import sha256
 from bigstep.config.model import ModelConfig
 from bigstep.console import console
 from bigstep.data.store import Store
@@ -46,6 +47,5 @@ def _began_otherwise(known: str, data: str) -> str:
 def _digest_data(store: Store, weights: Path | None) -> str:
     digest = hashlib.sha256(store.manifest.digest.encode())
     if weights is not None:
-        with weights.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(weights)))
     return digest.hexdigest()[:12]
