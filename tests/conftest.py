@@ -19,6 +19,7 @@ from bigstep.config.data import DataConfig
 from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
+from bigstep.runtime.environment import guard_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,16 +27,8 @@ settings.register_profile("bigstep", deadline=None, derandomize=True, suppress_h
 settings.load_profile("bigstep")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several run side by side
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["DVC_NO_ANALYTICS"] = "1"
-MAY_CHANGE = {
-    "PYTEST_CURRENT_TEST",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
-    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT",
-}
+guard_libraries()  # the tests are an entry point like the command
+MAY_CHANGE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
 
 LONGEST = (
     "test_pipeline",

@@ -4,7 +4,6 @@ DVC does not: it trusts a cache object by its name and file mode, and checks out
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from bigstep.models.model_files import load_classifier
 from bigstep.project.dvc import cache_folder
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.runs.checkpoint_files import check_folder
+from bigstep.runtime.environment import TRACKING_URI, is_set
 from bigstep.tracking.sealing import SEAL_TAG, checked_copy
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _registered(root: Path) -> Iterator[str]:
     """Hash the files of registered models that have a digest, if there is a store."""
     from bigstep.tracking.database import connect, tracking_uri, without_login
 
-    if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():
+    if not is_set(TRACKING_URI) and not (root / "mlflow.db").exists():
         return
     from mlflow.exceptions import MlflowException
 

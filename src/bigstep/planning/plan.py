@@ -20,7 +20,7 @@ from bigstep.config.params import Params
 from bigstep.console import format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
-from bigstep.planning.measure import _measure
+from bigstep.planning.measure import measure
 from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device, total_memory_bytes
@@ -58,10 +58,10 @@ def find_plan(
     key = folder.name
     effective = params.batch.effective_batch_size
     if not remeasure:
-        stored = read_measured(folder, key)
+        stored = readmeasured(folder, key)
         if stored is not None and _covers(stored.ladders[0], effective) and (stored.others or not others):
             return stored
-    ladders = _measure(params, store, seconds, others=others)
+    ladders = measure(params, store, seconds, others=others)
     if not ladders or not ladders[0].rungs:
         raise OutOfMemoryError(
             f"memory: expected room for a step of {params.model.name} with one image, got too little; use a smaller model"
@@ -86,7 +86,7 @@ def _covers(ladder: ThroughputCurve, effective_batch_size: int) -> bool:
     return ladder.complete or ladder.rungs[-1].micro_batch_size >= effective_batch_size
 
 
-def read_measured(folder: Path, key: str) -> Plan | None:
+def readmeasured(folder: Path, key: str) -> Plan | None:
     """Read a plan; None if it cannot be read."""
     try:
         content = read_json(folder / "measured.json")

@@ -6,7 +6,6 @@ was computed from the former state, so a stage compares before it leaves its out
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any
 from bigstep.atomic_files import read_json
 from bigstep.config.yaml_files import read_yaml
 from bigstep.errors import ProjectError
+from bigstep.runtime.environment import INPUTS, is_set, read_variable
 
-__all__ = ["INPUTS", "StageInputs", "check_earlier_stages", "flat_text", "read_inputs"]
+__all__ = ["StageInputs", "check_earlier_stages", "flat_text", "read_inputs"]
 
 MAX_NAMED = 3  # differences in an error's line
 EARLIER = {"train": ("prepare",), "evaluate": ("prepare", "train")}
-INPUTS = "BIGSTEP_INPUTS"  # a folder
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def check_earlier_stages(root: Path, stage: str, content: Mapping[str, Any]) -> 
 
 def _ran_with(root: Path, stage: str) -> dict[str, str]:
     """Return the parameters of a stage that ran: as it left them for a `bigstep` above DVC, or as DVC recorded them."""
-    note, lock = Path(os.environ.get(INPUTS, root), f"{stage}.json"), root / "dvc.lock"
-    if INPUTS in os.environ and note.exists():
+    note, lock = Path(read_variable(INPUTS) or root, f"{stage}.json"), root / "dvc.lock"
+    if is_set(INPUTS) and note.exists():
         return dict(read_json(note)["params"])
     recorded = (read_yaml(lock).get("stages") or {}) if lock.exists() else {}
     return flat_text(((recorded.get(stage) or {}).get("params") or {}).get("params.yaml") or {})

@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
+import psutil
+
+from bigstep.runtime.environment import DVC_STAGE, is_set
 from bigstep.runtime.stop_signals import Signals
 
 __all__ = ["exit_with_parent"]
@@ -15,7 +17,7 @@ INTERVAL = 0.5  # seconds
 
 def exit_with_parent(signals: Signals) -> None:
     """If DVC runs this process, send this process SIGTERM when DVC has ended."""
-    if "DVC_STAGE" not in os.environ:
+    if not is_set(DVC_STAGE):
         return
     line = _ancestors()
     if line:
@@ -43,14 +45,14 @@ def _watch(line: list[tuple[int, int]], signals: Signals) -> None:
 
 def _is_shell(number: int) -> bool:
     try:
-        words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+        words = psutil.Process(number).cmdline()
+    except psutil.Error:
         return False
-    return b"-c" in words[1:3] and any(b"pipelines/" in word for word in words)
+    return "-c" in words[1:3] and any("pipelines/" in word for word in words)
 
 
 def _parent_of(number: int) -> int:
     try:
-        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
+        return int(psutil.Process(number).ppid())
+    except psutil.Error:
         return 0

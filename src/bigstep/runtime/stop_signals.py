@@ -4,15 +4,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-__all__ = ["Signals", "StopRequestedError"]
+__all__ = ["Signals", "StopRequestedError", "handling"]
 
 DUPLICATE_WINDOW_SECONDS = 0.5  # seconds within which two signals are one, sent to the group and passed on besides
 WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGTERM and SIGINT with ``handler`` within the block, in the main thread; then as before."""
+    before = {number: signal.signal(number, handler) for number in WATCHED}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 class StopRequestedError(BaseException):
@@ -40,12 +51,8 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in WATCHED}
-        try:
+        with handling(self._handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -1,16 +1,12 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
-import csv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.atomic_files import read_json, whole_file, write_json
+from bigstep.atomic_files import read_json, whole_file, write_csv, write_json
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.store import Store
@@ -66,14 +62,14 @@ def _write_results(
     indices = store.indices(TEST)
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     names = store.names()
-    with _rows(folder / "predictions.csv") as writer:
-        writer.writerow(["index", "name", "actual", "predicted", *(f"p:{name}" for name in card.classes)])
-        for row, index in enumerate(indices):
-            shares = (np.format_float_positional(value, unique=True, trim="0") for value in probabilities[row])
-            writer.writerow([index, names[index], card.classes[labels[row]], card.classes[predicted[row]], *shares])
-    with _rows(folder / "classes.csv") as writer:
-        writer.writerow(["class", "precision", "recall", "f1", "support"])
-        writer.writerows([*asdict(item).values()] for item in scores.classes)
+    rows = (
+        [index, names[index], card.classes[labels[row]], card.classes[predicted[row]], *map(_shortest, probabilities[row])]
+        for row, index in enumerate(indices)
+    )
+    header = ["index", "name", "actual", "predicted", *(f"p:{name}" for name in card.classes)]
+    write_csv(header, rows, folder / "predictions.csv")
+    header = ["class", "precision", "recall", "f1", "support"]
+    write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
     _draw(folder, store, probabilities, evaluate)
     facts = {
         "architecture": card.model["name"],
@@ -120,7 +116,6 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: Scor
     tracker.log_file(stage.paths.lock)
 
 
-@contextmanager
-def _rows(path: Path) -> Iterator[Any]:
-    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        yield csv.writer(file, lineterminator="\n")
+def _shortest(value: np.float32) -> str:
+    """Return the shortest digits that read back as the same number."""
+    return np.format_float_positional(value, unique=True, trim="0")

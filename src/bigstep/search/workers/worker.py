@@ -23,6 +23,7 @@ from bigstep.errors import UserError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.environment import guard_libraries
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 from bigstep.search.confirmation import planned_reruns
 from bigstep.search.initial_points import ensure_noise_start
@@ -43,6 +44,7 @@ POLL_SECONDS = 0.5  # while others train the remaining trials
 
 def main() -> int:
     """Read a request from standard input, and work until nothing is left to do or a signal stops the process."""
+    guard_libraries()
     request = SearchRequest(**json.load(sys.stdin))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     show_log()
