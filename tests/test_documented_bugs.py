@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bigstep import Accumulator, losses
 from bigstep.data.mixing import mix_batch
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import peak_growth
 from bigstep.training.loop import take_step, validate
@@ -109,7 +110,7 @@ def test_bug_13_the_logged_loss_is_the_weighted_mean_over_the_batch_the_last_one
     train = _train(effective_batch_size=100, epochs=1, precision="float64", augmentation="none", learning_rate=1e-30)
     state, batch = _begin(digits, train, 16)
     records = list(_epochs(state, train, batch, digits))
-    images, labels = next(ordered_batches(digits, 0, 2000))
+    images, labels = next(ordered_batches(digits, Split.TRAIN, 2000))
     with torch.no_grad():
         expected = F.cross_entropy(state.classifier(images), labels, label_smoothing=0.05)
     assert isinstance(records[-1], EpochRecord)
@@ -155,7 +156,7 @@ def test_bug_18_validation_and_zero_grad_do_not_wipe_a_gradient_on_its_way(digit
     state, _ = _begin(digits, _train(), 16)
     state.accumulator.backward(*_first_batch(digits))
     before = [p.grad.clone() for p in state.classifier.parameters()]
-    validate(state.classifier, ordered_batches(digits, 1, 50))
+    validate(state.classifier, ordered_batches(digits, Split.VALIDATION, 50))
     assert all((p.grad == g).all() for p, g in zip(state.classifier.parameters(), before, strict=True))
     assert state.classifier.training
 

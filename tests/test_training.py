@@ -12,6 +12,7 @@ from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
@@ -36,7 +37,7 @@ def _begin(
     manifest = store.manifest
     torch.manual_seed(train.seed)
     classifier = build_classifier(section, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
-    samples = len(store.indices(0))
+    samples = len(store.indices(Split.TRAIN))
     state = build_state(classifier, train, batch, num_samples=samples, num_classes=10, class_weights=weights, model=section)
     return state, batch
 
@@ -244,11 +245,11 @@ def test_class_weights_weigh_the_loss(digits: Store) -> None:
 
 def test_validation_is_a_mean_over_samples_however_they_are_cut(digits: Store) -> None:
     state, _ = _begin(digits, _train(precision="float64"))
-    images, labels = next(ordered_batches(digits, 1, 10_000))
+    images, labels = next(ordered_batches(digits, Split.VALIDATION, 10_000))
     with torch.no_grad():
         logits = state.classifier.eval()(images)
     for size in (1000, 100, 7):
-        found = validate(state.classifier, ordered_batches(digits, 1, size))
+        found = validate(state.classifier, ordered_batches(digits, Split.VALIDATION, size))
         assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
         assert found.accuracy == float((logits.argmax(1) == labels).double().mean())
 
@@ -282,7 +283,12 @@ def test_measuring_the_noise_scale_changes_no_bit(precision: str, digits: Store)
         batch = resolve_batch(train, HardwareConfig(micro_batch_size=16), section)
         torch.manual_seed(0)
         classifier = build_classifier(section, InputShape(1, 8, 10), mean=digits.manifest.mean, std=digits.manifest.std)
-        options: Any = {"num_samples": len(digits.indices(0)), "num_classes": 10, "class_weights": None, "model": section}
+        options: Any = {
+            "num_samples": len(digits.indices(Split.TRAIN)),
+            "num_classes": 10,
+            "class_weights": None,
+            "model": section,
+        }
         state = build_state(classifier, train, batch, noise=noise, **options)
         list(_epochs(state, train, batch, digits))
         return _flat(state)

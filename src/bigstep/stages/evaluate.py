@@ -15,6 +15,7 @@ from bigstep.config.evaluate import EvaluateConfig
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.tracking import TrackingConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
 from bigstep.models.model_files import ModelCard, load_classifier
@@ -28,7 +29,6 @@ from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]
 
-TEST = 2
 BATCH = 256  # images of a forward pass
 
 
@@ -53,8 +53,8 @@ def evaluate(stage: Stage, evaluate: EvaluateConfig, hardware: HardwareConfig, t
     store.verify()
     classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[hardware.memory_format])
     classifier.to(choose_device(hardware))
-    probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
-    labels = store.labels[store.indices(TEST)]
+    probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
+    labels = store.labels[store.indices(Split.TEST)]
     scores = score(probabilities, labels, card.classes, calibration_bins=evaluate.calibration_bins)
     stage.inputs.check()
     _write_results(stage.paths.evaluate, store, probabilities, scores, card, evaluate)
@@ -68,7 +68,7 @@ def evaluate(stage: Stage, evaluate: EvaluateConfig, hardware: HardwareConfig, t
 def _write_results(
     folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: EvaluateConfig
 ) -> None:
-    indices = store.indices(TEST)
+    indices = store.indices(Split.TEST)
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     names = store.names()
     with _rows(folder / "predictions.csv") as writer:
@@ -95,7 +95,7 @@ def _write_results(
 
 
 def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: EvaluateConfig) -> None:
-    indices, classes = store.indices(TEST), store.manifest.classes
+    indices, classes = store.indices(Split.TEST), store.manifest.classes
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")][: evaluate.num_mistakes]

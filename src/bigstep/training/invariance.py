@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
@@ -55,5 +56,5 @@ def find_invariance(model: nn.Module, inputs: Tensor, *, keyed: bool) -> Invaria
 def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store) -> Invariance:
     """Check on three training images whether the micro-batch size can change what is learned."""
     set_training_mode(state)
-    images, _ = next(ordered_batches(store, 0, 3))
+    images, _ = next(ordered_batches(store, Split.TRAIN, 3))
     return find_invariance(state.classifier, images.to(state.classifier.mean.device), keyed=train.keyed_randomness)

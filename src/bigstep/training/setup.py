@@ -11,6 +11,7 @@ from bigstep.config.memory import MemoryConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.seeding import derive_key
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
@@ -39,7 +40,7 @@ def build_training(
         ConfigError: BatchNorm would have a micro-batch of one sample.
         ModelError: the weights do not fit the model.
     """
-    _check_batch_norm(model, batch, len(store.indices(0)))
+    _check_batch_norm(model, batch, len(store.indices(Split.TRAIN)))
     set_threads(hardware)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
@@ -58,7 +59,7 @@ def build_training(
         classifier,
         train,
         batch,
-        num_samples=len(store.indices(0)),
+        num_samples=len(store.indices(Split.TRAIN)),
         num_classes=len(manifest.classes),
         class_weights=class_weights(train, store),
         model=model,
