@@ -9,7 +9,7 @@ import test_storage
 from bigstep.search.samplers import choose_sampler
 from conftest import copy_project
 from faults.project import Project
-from test_search_run import QUICK, kill_and_finish
+from searching import QUICK, kill_and_finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 CAP, ASKS = 6, 100
