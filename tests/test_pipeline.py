@@ -21,6 +21,7 @@ from bigstep.runtime.local_port import free_port
 from conftest import copy_project, random_images, read_rows
 from images import add_damaged, encode
 from serving import wait_for_port
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -227,10 +228,8 @@ def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(
     before = {run.info.run_id for run in _runs(trained)}
     command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=30", "-P", "overrides=checkpoint.every=0.2s")
     process = subprocess.Popen(command, cwd=trained, env=_environment(), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((trained / ".bigstep" / "checkpoints").glob("*/step-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    checkpoints = trained / ".bigstep" / "checkpoints"
+    wait_until(lambda: list(checkpoints.glob("*/step-*")), "there is no checkpoint", seconds=120)
     for item in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
         item.kill()
     process.wait()
