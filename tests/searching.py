@@ -3,19 +3,48 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
+import psycopg
 
 from bigstep.search.storage import open_storage
 from bigstep.search.studies import confirmation_study_name
 from bigstep.search.trial_queue import counts_toward_budget
 from faults.project import Project
+from waiting import wait_until
 
 QUICK = ("train.epochs=2", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
+
+
+def searching_project(root: Path, prepared: Path, plans: Path, *settings: str) -> Project:
+    """A project with prepared data that measures its plan only where no other has."""
+    shutil.copytree(prepared, root, symlinks=True)
+    project = Project(root)
+    project.set(*settings)
+    (root / ".bigstep").mkdir(exist_ok=True)
+    (root / ".bigstep" / "plans").symlink_to(plans)
+    return project
+
+
+def wait_until_it_trains(address: str, process: "subprocess.Popen[str]", after: int = 0) -> int:
+    """Wait until trials reported more than ``after`` epochs to the database at ``address``; return how many."""
+    found = after
+
+    def trains() -> bool:
+        nonlocal found
+        assert process.poll() is None, "the search ended"
+        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(address) as connection:
+            (found,) = connection.execute("SELECT count(*) FROM trial_intermediate_values").fetchone()
+        return found > after
+
+    wait_until(trains, "no trial trained", seconds=180)
+    return found
 
 
 def search_runs(project: Project) -> tuple[list, list]:
@@ -29,13 +58,9 @@ def open_stored_study(project: Project, name: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) -> None:
+def kill_and_finish(project: Project, seed: int, *, kills: int) -> None:
     """Kill workers and parents of a search, each time after a while, and begin it again; look at how it ends."""
     chance, trials = random.Random(seed), 2 + 3 * kills
-    project.set(*QUICK)
-    (project.root / ".bigstep").mkdir()
-    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
-    project.run("dvc", "repro", "-q", "prepare")
     for _ in range(kills):
         process = project.start(
             sys.executable, "-m", "bigstep.cli", "search", "--trials", str(trials), "--workers", "2",

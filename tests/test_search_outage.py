@@ -1,14 +1,11 @@
 """`bigstep search` on a PostgreSQL server that is away: at the start, and while a trial trains."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import optuna
-import psycopg
 import pytest
 from optuna.trial import FrozenTrial
 
@@ -18,35 +15,19 @@ from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.studies import confirmation_study_name
 from bigstep.search.trial_queue import counts_toward_budget
-from conftest import copy_project
 from faults.project import Project
-from postgres import Server, postgres_server
+from postgres import postgres_server
+from searching import searching_project, wait_until_it_trains
 from waiting import Clock, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 QUICK = ("train.epochs=4", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
 TRIALS, AWAY = 6, "the study's storage does not answer"
-TRAINS = """
-    SELECT count(*) FROM trials JOIN trial_intermediate_values USING (trial_id)
-    WHERE state = 'RUNNING' AND number >= 1
-"""
 
 
 @pytest.fixture
-def project(tmp_path: Path, empty_database: Path) -> Project:
-    project = Project(copy_project(tmp_path / "project", empty_database))
-    project.set(*QUICK)
-    return project
-
-
-def _wait_until_a_trial_trains(server: Server, process: "subprocess.Popen[str]") -> None:
-    def trains() -> bool:
-        assert process.poll() is None, "the search ended"
-        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(server.address) as connection:
-            return connection.execute(TRAINS).fetchone() != (0,)
-        return False
-
-    wait_until(trains, "no trial trained", seconds=180)
+def project(tmp_path: Path, prepared_root: Path, plans: Path) -> Project:
+    return searching_project(tmp_path / "project", prepared_root, plans, *QUICK)
 
 
 def _wait_until_noticed(project: Project, workers: int) -> None:
@@ -74,7 +55,7 @@ def test_a_search_outlives_a_crash_of_its_database(project: Project) -> None:
         process = project.start(
             sys.executable, "-m", "bigstep.cli", *command, server.address, PYTHONPATH=str(project.root / "src")
         )
-        _wait_until_a_trial_trains(server, process)
+        wait_until_it_trains(server.address, process)
         server.stop("immediate")
         _wait_until_noticed(project, 2)
         assert process.poll() is None, "the search ended while its database was away"
@@ -98,7 +79,7 @@ def test_a_search_stopped_while_its_database_is_away_ends_at_once_and_is_complet
         process = project.start(
             sys.executable, "-m", "bigstep.cli", *command, server.address, PYTHONPATH=str(project.root / "src")
         )
-        _wait_until_a_trial_trains(server, process)
+        wait_until_it_trains(server.address, process)
         server.stop("immediate")
         _wait_until_noticed(project, 1)
         os.killpg(process.pid, signal.SIGINT)

@@ -1,9 +1,7 @@
 """`bigstep search` as people run it: the same bytes twice, killed and begun again, adopted, told to MLflow."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,10 +14,10 @@ from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
 from bigstep.search.trial_queue import counts_toward_budget
 from browser import look
-from conftest import copy_project, read_rows
+from conftest import read_rows
 from faults.project import Project
 from postgres import postgres
-from searching import QUICK, kill_and_finish, open_stored_study, search_runs
+from searching import QUICK, kill_and_finish, open_stored_study, search_runs, searching_project, wait_until_it_trains
 from serving import wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -27,10 +25,9 @@ RESULTS = ("trials.csv", "again.csv", "best_params.yaml", "summary.json")
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Project:
+def quick(tmp_path_factory: pytest.TempPathFactory, prepared_root: Path, plans: Path) -> Project:
     """A project that searched once: four trials, one worker."""
-    project = Project(copy_project(tmp_path_factory.mktemp("search") / "project", empty_database))
-    project.set(*QUICK)
+    project = searching_project(tmp_path_factory.mktemp("search") / "project", prepared_root, plans, *QUICK)
     project.search_output = project.bigstep("search", "--trials", "4", "--workers", "1")  # type: ignore[attr-defined]
     return project
 
@@ -82,11 +79,10 @@ def test_a_search_by_mlflow_run_has_its_run_in_the_same_experiment(quick: Projec
     assert pointer.data.tags["bigstep.run_id"] == parent.info.run_id
 
 
-def test_a_second_search_on_an_empty_store_gives_the_same_bytes(quick: Project, tmp_path: Path, empty_database: Path) -> None:
-    second = Project(copy_project(tmp_path / "second", empty_database))
-    second.set(*QUICK)
-    (second.root / ".bigstep").mkdir()
-    (second.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+def test_a_second_search_on_an_empty_store_gives_the_same_bytes(
+    quick: Project, tmp_path: Path, prepared_root: Path, plans: Path
+) -> None:
+    second = searching_project(tmp_path / "second", prepared_root, plans, *QUICK)
     second.bigstep("search", "--trials", "4", "--workers", "1")
     assert _results(second) == _results(quick)
 
@@ -114,28 +110,24 @@ def test_another_space_or_model_does_not_mix_with_the_study(quick: Project) -> N
     assert "--warm-start: no study 'nosuch' in this storage" in output
 
 
+@pytest.mark.usefixtures("quick")  # measures the plan
 def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(
-    quick: Project, tmp_path: Path, empty_database: Path
+    tmp_path: Path, prepared_root: Path, plans: Path
 ) -> None:
     """`make faults` kills twenty times."""
-    kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), quick, 0, kills=1)
+    kill_and_finish(searching_project(tmp_path / "killed", prepared_root, plans, *QUICK), 0, kills=1)
 
 
 def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(
-    quick: Project, tmp_path: Path, empty_database: Path
+    tmp_path: Path, prepared_root: Path, plans: Path
 ) -> None:
-    """The default sampler, an empty database, two workers; killed and run again."""
-    project = Project(copy_project(tmp_path / "postgresql", empty_database))
-    project.set(*QUICK)
-    (project.root / ".bigstep").mkdir()
-    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+    """The default sampler, an empty database, two workers; killed while a trial trains, and run again."""
+    project, epochs = searching_project(tmp_path / "postgresql", prepared_root, plans, *QUICK), 0
     with postgres() as address:
         command = ("search", "--trials", "8", "--workers", "2", "--storage", address)
         for _ in range(2):
             process = project.start(sys.executable, "-m", "bigstep.cli", *command, PYTHONPATH=str(project.root / "src"))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(12)
-                raise AssertionError("the search ended before it could be killed; use more trials")
+            epochs = wait_until_it_trains(address, process, after=epochs)
             for victim in project.processes(wait=0):
                 victim.kill()
             process.wait(30)
@@ -153,15 +145,12 @@ def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(
     assert [path for path in left if b"study:secret" in path.read_bytes()] == []
 
 
-def test_a_search_whose_worker_failed_names_no_winner(quick: Project, tmp_path: Path, empty_database: Path) -> None:
-    project = Project(copy_project(tmp_path / "failed", empty_database))
-    project.set(*QUICK)
+def test_a_search_whose_worker_failed_names_no_winner(tmp_path: Path, prepared_root: Path, plans: Path) -> None:
+    project = searching_project(tmp_path / "failed", prepared_root, plans, *QUICK)
     module = project.root / "src" / "bigstep" / "search" / "samplers.py"
     text = module.read_text(encoding="utf-8")
     broken = 'AUTO = {}\n\n\ndef choose_sampler(*args: object, **kwargs: object) -> None:\n    raise ValueError("broken")\n'
     module.write_text(broken, encoding="utf-8")
-    (project.root / ".bigstep").mkdir()
-    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
     output = project.bigstep("search", "--trials", "4", "--workers", "1", code=1)
     assert "the search failed, so there is no winner" in output
     assert "winner: trial" not in output
