@@ -25,7 +25,7 @@ from images import add_damaged, encode
 from serving import wait_for_port
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 

@@ -20,7 +20,7 @@ from postgres import postgres_server
 from searching import searching_project, wait_until_it_trains
 from waiting import Clock, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 QUICK = ("train.epochs=4", "model.width=8", "search.top=1", "search.replicates=1", "checkpoint.every=0.2s")
 TRIALS, AWAY = 6, "the study's storage does not answer"
 

@@ -20,7 +20,7 @@ from postgres import postgres
 from searching import QUICK, kill_and_finish, open_stored_study, search_runs, searching_project, wait_until_it_trains
 from serving import wait_for_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 RESULTS = ("trials.csv", "again.csv", "best_params.yaml", "summary.json")
 
 

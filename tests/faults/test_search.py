@@ -9,7 +9,7 @@ import test_storage
 from bigstep.search.samplers import choose_sampler
 from searching import QUICK, kill_and_finish, searching_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 CAP, ASKS = 6, 100
 
 
