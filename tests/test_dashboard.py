@@ -20,7 +20,7 @@ from browser import look
 from faults.project import Project
 from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 
 
 @pytest.fixture(scope="module")
