@@ -100,7 +100,6 @@ def test_code_written_while_it_is_imported_is_refused(folder: Path) -> None:
 
 
 @slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("what", ["params", "code", "branch"])
 def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     what: str, trained: Project, tmp_path: Path, empty_database: Path
@@ -154,7 +153,6 @@ def _commit_branch(project: Project, path: Path, before: str, after: str) -> Non
 
 
 @slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("stage", "module", "line", "edit"),
     [
@@ -201,7 +199,6 @@ def test_an_edit_while_results_are_written_ends_no_run_well(
 
 
 @slow
-@pytest.mark.filterwarnings("ignore")
 def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Path, empty_database: Path) -> None:
     """DVC reads params.yaml once more when the stage has ended: here its last act is the edit."""
     project = Project(copy_project(tmp_path / "project", empty_database))

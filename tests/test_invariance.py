@@ -18,6 +18,7 @@ from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.models.classifier import Classifier
@@ -103,7 +104,12 @@ def _run(store: Store, train: TrainConfig, micro: int, workers: int) -> Training
     classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
     batch = BatchSizes(64, micro, -(-64 // micro))
     weights = torch.linspace(0.5, 1.5, 10).double()
-    options = {"num_samples": len(store.indices(0)), "num_classes": 10, "class_weights": weights, "model": ModelConfig()}
+    options = {
+        "num_samples": len(store.indices(Split.TRAIN)),
+        "num_classes": 10,
+        "class_weights": weights,
+        "model": ModelConfig(),
+    }
     state = build_state(classifier, train, batch, **options)
     steps = 0
     kind = train.augmentation if isinstance(train.augmentation, str) else "transforms"
@@ -179,7 +185,7 @@ def print_cuts(folder: str) -> None:
 
     def judge(seed: int, micro: int) -> tuple[float, int]:
         state = _run(store, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
-        found = validate(state.evaluated_model, ordered_batches(store, 2, 359))
+        found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359))
         return found.loss, round(found.accuracy * 359)
 
     sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(5)], [judge(0, micro) for micro in (16, 7)]]) + "\n")

@@ -16,7 +16,11 @@ import pytest
 
 from faults.project import EndState, Project, kill_group
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # pipes of processes that are killed
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+]
 LONGEST = 36.0  # seconds, about as long as an undisturbed run takes
 
 

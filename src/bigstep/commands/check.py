@@ -7,6 +7,7 @@ from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.mixing import mix_batch
 from bigstep.data.seeding import derive_key
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError, RandomnessError
 from bigstep.models.building import InputShape
@@ -37,7 +38,7 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
     store = Store(paths.prepared)
     train = params.train.model_copy(update={"precision": "float64"})
     state = _state(project, store, params)
-    size = min(num_samples, params.batch.effective_batch_size, len(store.indices(0)))
+    size = min(num_samples, params.batch.effective_batch_size, len(store.indices(Split.TRAIN)))
     images, labels = next(TrainingBatches(store, train, size, 0).epoch(0))
     options = {"mixup_alpha": train.mixup_alpha, "cutmix_alpha": train.cutmix_alpha, "seed": train.seed, "step": 0}
     inputs, targets = mix_batch(images, labels, state.num_classes, **options)  # type: ignore[arg-type] # each of its own type
@@ -77,7 +78,7 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
         classifier,
         params.train.model_copy(update={"precision": "float64"}),
         params.batch,
-        num_samples=len(store.indices(0)),
+        num_samples=len(store.indices(Split.TRAIN)),
         num_classes=len(manifest.classes),
         class_weights=class_weights(params.train, store),
         model=params.model,

@@ -21,13 +21,13 @@ from bigstep.diagnostics.state_files import (
     find_state_files,
 )
 from bigstep.diagnostics.studies import find_studies
+from bigstep.errors import ExitCode
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.environment import SITE_CACHE, is_set
 from bigstep.tracking.database import tracking_uri
 
 __all__ = ["doctor", "examine", "keep_site_cache_private"]
 
-LEFT = 4  # exit code where problems stay
 LEAST_FREE = 2**30  # bytes
 FLOORS = {  # below: holes that are known, see SECURITY.md
     "torch": "2.10",
@@ -58,7 +58,7 @@ def doctor(root: Path, *, fix: bool) -> int:
             console.print(f"not repaired: {finding.text}")
     if not left:
         console.print("no problems found" if not repaired else "all problems fixed")
-    return LEFT if left else 0
+    return ExitCode.DAMAGED if left else ExitCode.OK
 
 
 def examine(root: Path) -> Iterator[Problem]:

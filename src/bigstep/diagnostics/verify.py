@@ -14,7 +14,7 @@ from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.diagnostics.state_files import is_lock
-from bigstep.errors import ModelError, ProjectError, UserError
+from bigstep.errors import ExitCode, ModelError, ProjectError, UserError
 from bigstep.models.model_files import load_classifier
 from bigstep.project.dvc import cache_folder
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["find_damage", "verify"]
-
-DAMAGED = 4  # exit code
 
 
 def verify(root: Path, params: Params) -> int:
@@ -50,9 +48,9 @@ def verify(root: Path, params: Params) -> int:
         raise unread
     if count:
         console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
-        return DAMAGED
+        return ExitCode.DAMAGED
     console.print("all files match their recorded checksums: sources, store, checkpoints, models, DVC's cache and outputs")
-    return 0
+    return ExitCode.OK
 
 
 def find_damage(root: Path, params: Params) -> Iterator[str]:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -15,13 +16,13 @@ __all__ = ["exit_with_parent"]
 INTERVAL = 0.5  # seconds
 
 
-def exit_with_parent(signals: Signals) -> None:
+def exit_with_parent(signals: Signals, sleep: Callable[[float], None] = time.sleep) -> None:
     """If DVC runs this process, send this process SIGTERM when DVC has ended."""
     if not is_set(DVC_STAGE):
         return
     line = _ancestors()
     if line:
-        threading.Thread(target=_watch, args=(line, signals), name="bigstep-lifeline", daemon=True).start()
+        threading.Thread(target=_watch, args=(line, signals, sleep), name="bigstep-lifeline", daemon=True).start()
 
 
 def _ancestors() -> list[tuple[int, int]]:
@@ -35,10 +36,10 @@ def _ancestors() -> list[tuple[int, int]]:
     return found
 
 
-def _watch(line: list[tuple[int, int]], signals: Signals) -> None:
+def _watch(line: list[tuple[int, int]], signals: Signals, sleep: Callable[[float], None]) -> None:
     own = os.getpid()
     while all((os.getppid() if child == own else _parent_of(child)) == parent for child, parent in line):
-        time.sleep(INTERVAL)
+        sleep(INTERVAL)
     if signals.received is None:
         os.kill(own, signal.SIGTERM)
 

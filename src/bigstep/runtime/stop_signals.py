@@ -39,8 +39,9 @@ class StopRequestedError(BaseException):
 class Signals:
     """The stop signals received: the process stops at once, but within :meth:`deferred` only at :meth:`raise_if_received`."""
 
-    def __init__(self) -> None:
-        """No signal was received yet."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """No signal was received yet; two within half a second of ``clock`` are one."""
+        self._clock = clock
         self.received: int | None = None
         self._deferred = False
         self._at = 0.0
@@ -75,9 +76,9 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.received is not None:
-            if time.monotonic() - self._at > DUPLICATE_WINDOW_SECONDS:
+            if self._clock() - self._at > DUPLICATE_WINDOW_SECONDS:
                 os._exit(128 + number)
             return
-        self.received, self._at = number, time.monotonic()
+        self.received, self._at = number, self._clock()
         if not self._deferred:
             raise StopRequestedError(number)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from bigstep.atomic_files import read_json, whole_file, write_csv, write_json
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
 from bigstep.models.model_files import ModelCard, load_classifier
@@ -22,7 +23,6 @@ from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]
 
-TEST = 2
 BATCH = 256  # images of a forward pass
 
 
@@ -44,8 +44,8 @@ def evaluate(stage: Stage) -> None:
     store.verify()
     classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[params.hardware.memory_format])
     classifier.to(choose_device(params.hardware))
-    probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
-    labels = store.labels[store.indices(TEST)]
+    probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
+    labels = store.labels[store.indices(Split.TEST)]
     scores = score(probabilities, labels, card.classes, calibration_bins=params.evaluate.calibration_bins)
     stage.inputs.check()
     _write_results(stage.paths.evaluate, store, probabilities, scores, card, params.evaluate)
@@ -59,7 +59,7 @@ def evaluate(stage: Stage) -> None:
 def _write_results(
     folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: EvaluateConfig
 ) -> None:
-    indices = store.indices(TEST)
+    indices = store.indices(Split.TEST)
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     names = store.names()
     rows = (
@@ -86,7 +86,7 @@ def _write_results(
 
 
 def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: EvaluateConfig) -> None:
-    indices, classes = store.indices(TEST), store.manifest.classes
+    indices, classes = store.indices(Split.TEST), store.manifest.classes
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")][: evaluate.num_mistakes]

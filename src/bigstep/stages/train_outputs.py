@@ -7,6 +7,7 @@ import numpy as np
 from bigstep.atomic_files import whole_file, write_csv, write_json
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
@@ -82,7 +83,9 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         tracker.log_file(path, "train")
     tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
-    example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
+    example = np.pad(
+        np.asarray(store.images[store.indices(Split.VALIDATION)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge"
+    )
     tags = {
         "bigstep.weights_sha256": card.weights_sha256,
         "bigstep.validation_digest": card.validation_digest,

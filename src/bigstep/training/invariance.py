@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
@@ -76,7 +77,7 @@ def _squares(outputs: Any, targets: Any) -> Tensor:
 def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store) -> Invariance:
     """Check on three training images whether the micro-batch size can change what is learned."""
     set_training_mode(state)
-    images, labels = next(ordered_batches(store, 0, 3))
+    images, labels = next(ordered_batches(store, Split.TRAIN, 3))
     device = state.classifier.mean.device
     return find_invariance(
         state.classifier, images.to(device), keyed=train.keyed_randomness, loss=state.loss, targets=labels.to(device)

@@ -8,6 +8,7 @@ from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params
 from bigstep.data.seeding import derive_key
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
@@ -27,7 +28,7 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         ModelError: the weights do not fit the model.
     """
     model, train, hardware = params.model, params.train, params.hardware
-    _check_batch_norm(model, batch, len(store.indices(0)))
+    _check_batch_norm(model, batch, len(store.indices(Split.TRAIN)))
     set_threads(hardware)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
@@ -46,7 +47,7 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         classifier,
         train,
         batch,
-        num_samples=len(store.indices(0)),
+        num_samples=len(store.indices(Split.TRAIN)),
         num_classes=len(manifest.classes),
         class_weights=class_weights(train, store),
         model=model,

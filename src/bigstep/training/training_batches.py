@@ -15,6 +15,7 @@ from bigstep.config.train import TrainConfig
 from bigstep.data.augmentation import augment
 from bigstep.data.order import effective_batches, epoch_order
 from bigstep.data.ordered_batches import ImageBatch, to_tensors
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_sample
 
@@ -34,7 +35,7 @@ class TrainingBatches:
         self.store = store
         self.train = train
         self.size = size
-        self._ids = store.indices(0)
+        self._ids = store.indices(Split.TRAIN)
         self._loader: DataLoader[Any] | None = None
         if not isinstance(train.augmentation, str):
             workers = max(1, (os.cpu_count() or 1) // 2) if num_workers is None else num_workers

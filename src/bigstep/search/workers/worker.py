@@ -156,12 +156,12 @@ class Worker:
 
 
 @contextmanager
-def sending_heartbeats(ledger: TrialQueue, trial: optuna.Trial) -> Iterator[None]:
-    """Send heartbeats of a trial while the block runs."""
+def sending_heartbeats(ledger: TrialQueue, trial: optuna.Trial, interval: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+    """Send a heartbeat of a trial every ``interval`` seconds while the block runs."""
     done = threading.Event()
 
     def heartbeat() -> None:
-        while not done.wait(HEARTBEAT_SECONDS):
+        while not done.wait(interval):
             with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may have been reassigned
                 ledger.heartbeat(trial)
 
