@@ -64,7 +64,7 @@ def test_train_loss_is_the_mean_of_an_epoch_in_mlflow_as_in_the_rows() -> None:
 
 
 def test_epochs_count_from_one_in_rows_in_mlflow_and_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    clock, tracker = _Clock(), RecordingTracker()
+    clock, tracker = Clock(), RecordingTracker()
     log = _log(tracker, clock)
     for number in range(2):
         clock.now += 1.0
@@ -74,7 +74,7 @@ def test_epochs_count_from_one_in_rows_in_mlflow_and_on_the_screen(capsys: pytes
 
 
 def test_rows_of_a_former_checkpoint_that_counted_from_zero_are_counted_from_one() -> None:
-    log = _log(RecordingTracker(), _Clock())
+    log = _log(RecordingTracker(), Clock())
     rows = [{"epoch": number, "val_loss": 1.0 - number} for number in range(3)]
     log.load_state_dict({**log.state_dict(), "rows": rows}, 12)
     assert log.rows == [{**row, "epoch": row["epoch"] + 1} for row in rows]

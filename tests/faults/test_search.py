@@ -38,7 +38,7 @@ def test_an_orphan_lock(round_number: int, tmp_path: Path) -> None:
     test_storage.test_the_lock_of_a_killed_holder_costs_no_waiting(tmp_path)
 
 
-@pytest.mark.fault(25, "workers and parent of a search are killed at twenty moments", rounds=1, rare=True)
+@pytest.mark.fault(25, "workers and parent of a search killed at twenty moments", rounds=1, rare=True)
 def test_twenty_kills(round_number: int, tmp_path: Path, prepared_root: Path, plans: Path) -> None:
     first = searching_project(tmp_path / "plans", prepared_root, plans, *QUICK)
     first.bigstep(

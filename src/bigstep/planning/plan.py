@@ -58,7 +58,7 @@ def find_plan(
     key = folder.name
     effective = params.batch.effective_batch_size
     if not remeasure:
-        stored = readmeasured(folder, key)
+        stored = read_measured(folder, key)
         if stored is not None and _covers(stored.ladders[0], effective) and (stored.others or not others):
             return stored
     ladders = measure(params, store, seconds, others=others)
@@ -86,7 +86,7 @@ def _covers(ladder: ThroughputCurve, effective_batch_size: int) -> bool:
     return ladder.complete or ladder.rungs[-1].micro_batch_size >= effective_batch_size
 
 
-def readmeasured(folder: Path, key: str) -> Plan | None:
+def read_measured(folder: Path, key: str) -> Plan | None:
     """Read a plan; None if it cannot be read."""
     try:
         content = read_json(folder / "measured.json")
