@@ -121,8 +121,7 @@ def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: 
         step=state.step,
     )
     result = state.accumulator.backward(mixed, targets, step=state.step)
-    if state.scaler is not None:
-        state.scaler.unscale_(state.optimizer)
+    state.scaler.unscale_(state.optimizer)
     norm = _gradient_norm(state, result)
     if train.clip_norm is not None and math.isfinite(float(norm)):
         clip_grads_with_norm_(state.classifier.parameters(), train.clip_norm, norm)
@@ -149,10 +148,8 @@ def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
 
 
 def _drop(state: TrainingState, *, has_weight: bool) -> None:
-    if state.statistics is not None:
-        state.statistics.discard()
-    if state.scaler is not None:  # the scale backs off, or it would overflow forever; without a gradient it stays
-        state.scaler.update(None if has_weight else state.scaler.get_scale())
+    state.statistics.discard()
+    state.scaler.update(None if has_weight else state.scaler.get_scale())  # it backs off, or would overflow forever
 
 
 def _judge(state: TrainingState, store: Store) -> Validation:
