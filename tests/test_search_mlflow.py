@@ -29,7 +29,7 @@ from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT
 from serving import wait_for_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own, and Optuna's on what is new
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 PAGE = (ROOT / "docs" / "mlflow_callback.md").read_text(encoding="utf-8")
 
 
