@@ -1,6 +1,6 @@
 """The naive implementations that the clever ones are compared with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ from bigstep.step.preserved_state import preserved_state
 def full_batch_gradients(model: nn.Module, mean_loss: Any, inputs: Any, targets: Any) -> tuple[list[Tensor], Tensor]:
     """One backward pass over the whole batch: gradients of the parameters, and the loss."""
     model.zero_grad()
-    outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    loss = mean_loss(outputs, targets)
+    loss = mean_loss(call(model, inputs), targets)
     loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     return gradients, loss.detach()
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def relative_error(model: nn.Module, expected: list[Tensor]) -> float:
@@ -28,24 +33,27 @@ def relative_error(model: nn.Module, expected: list[Tensor]) -> float:
     return difference / sum(float((b**2).sum()) for b in expected) ** 0.5
 
 
-def probe(model: nn.Module, inputs: Tensor) -> Callable[[int], None]:
+def probe(model: nn.Module, inputs: Any) -> Callable[[int], None]:
     """What the random calls of a model are found with."""
 
     def run(count: int) -> None:
         with preserved_state(model):
-            model(inputs[:count])
+            call(
+                model, {key: value[:count] for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:count]
+            )
 
     return run
 
 
 def keyed_gradients(
-    model: nn.Module, seed: int, step: int, mean_loss: Any, inputs: Tensor, targets: Any
+    model: nn.Module, seed: int, step: int, mean_loss: Any, inputs: Any, targets: Any
 ) -> tuple[list[Tensor], Tensor]:
     """One backward pass over the whole batch, with the masks that ``seed`` and ``step`` key."""
     keyed = KeyedRandomness(model, seed)
-    calls = keyed.step(step, probe(model, inputs), inputs.device)
-    with calls.forward(torch.arange(len(inputs))):
-        loss = mean_loss(model(inputs), targets)
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    calls = keyed.step(step, probe(model, inputs), first.device)
+    with calls.forward(torch.arange(len(first))):
+        loss = mean_loss(call(model, inputs), targets)
     model.zero_grad()
     with calls.backward():
         loss.backward()

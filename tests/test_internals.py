@@ -18,6 +18,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna_dashboard import save_note
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
+from torch.nn.attention.flex_attention import flex_attention
 
 import bigstep
 from bigstep.diagnostics.dvc_internals import matches_lock_schema
@@ -140,6 +141,21 @@ def test_torchs_kernels_are_replaced_on_the_thread_that_asks_only() -> None:
         thread.join()
     assert others[0].max() < 1
     assert torch.empty(2).normal_().tolist() != [7.0, 7.0]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_operators_that_take_functions_pass_through_the_mode() -> None:
+    """Flex attention is one; compilers insert others."""
+    query = torch.rand(2, 1, 5, 8)
+    expected = flex_attention(query, query, query)
+
+    class Nothing:
+        def draw(self, operation: str, _shape: torch.Size, _values: Any) -> torch.Tensor:
+            raise AssertionError(operation)
+
+    with drawing_from(Nothing()):
+        assert not random_internals.is_compiling()
+        assert torch.equal(flex_attention(query, query, query), expected)
 
 
 def test_every_operation_that_torch_marks_as_drawing_is_keyed_refused_or_built_of_others() -> None:

@@ -176,3 +176,29 @@ def test_the_norms_of_the_default_take_under_two_percent_of_a_step(monkeypatch: 
         accumulator.backward(inputs, labels)
     assert spent[0] > 0
     assert spent[0] / (time.perf_counter() - started) < 0.02
+
+
+class _WatchesInput(nn.Module):
+    """Asks for the gradient of its input in the forward pass, as Wav2Vec2 does."""
+
+    def __init__(self, *, watches: bool) -> None:
+        super().__init__()
+        self.watches, self.layer = watches, nn.Linear(4, 3).double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.clone()
+        inputs.requires_grad = self.watches
+        outputs: Tensor = self.layer(inputs)
+        return outputs
+
+
+@pytest.mark.parametrize("kind", ["first", "every"])
+def test_the_gradient_of_a_tensor_made_in_the_forward_pass_is_not_counted_and_passes_the_self_check(kind: str) -> None:
+    inputs, labels = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    found = []
+    for watches in (False, True):
+        torch.manual_seed(0)
+        model = _WatchesInput(watches=watches)
+        found.append(Accumulator(model, losses.CrossEntropy(), micro_batch_size=3, noise=kind).backward(inputs, labels).noise)
+    assert found[0] is not None
+    assert found[0] == found[1]

@@ -160,8 +160,9 @@ was no GPU). Each loop is the one in the library's documentation.
 {header}{rule}{rows}
 How it is measured: `benchmarks/peers/cases.py` holds the cases, `benchmarks/peers/systems.py` the loops. The optimizer is plain
 SGD, so the gradient of each step follows from the weights. A step that a library never takes counts as an error of 100 %. With
-transformers the model returns its mean loss, as a custom module does; its language models pass token counts, and their
-gradients are correct. The tutorial loop applies schedule and clipping to every micro-batch.
+transformers the model returns its mean loss, as a custom module does. In the row of the causal language model it takes the
+number of tokens instead and uses the library's loss, as the models of its loss type ForCausalLM do: correct, and rounded to
+float32. The tutorial loop applies schedule and clipping to every micro-batch.
 
 Known bugs of other libraries that concern memory have separate tests (`tests/test_transaction.py` and
 `tests/test_out_of_memory.py`). One cannot occur here: an option of a batch-size finder is lost if the finder is used as a

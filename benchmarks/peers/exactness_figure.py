@@ -20,6 +20,7 @@ CASES = {
     "unequal micro-batches": "unequal micro-batches",
     "class weights": "class weights",
     "ignore_index": "ignored labels",
+    "causal language model": "ragged tokens",
     "mixup": "mixup",
 }
 """How a row of the page starts, and what the figure calls it."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cases import Case, make_model
+from cases import CAUSAL, Case
 
 __all__ = ["RATE", "SYSTEMS", "Outcome", "System"]
 
@@ -81,7 +81,7 @@ class _Counted(torch.optim.lr_scheduler.LRScheduler):
 
 
 def _parts(case: Case, options: Options) -> tuple[nn.Module, torch.optim.SGD, DataLoader[Any], _Recorder]:
-    model = make_model(batch_norm=options.batch_norm)
+    model = case.make(batch_norm=options.batch_norm)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     recorder = _Recorder(model)
     optimizer.register_step_post_hook(recorder.note)
@@ -219,15 +219,6 @@ class Transformers:
         model, optimizer, _, recorder = _parts(case, options)
         schedule = _Counted(optimizer)
 
-        class Wrapped(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-                logits = self.model(inputs)
-                return {"loss": case.loss(logits, labels), "logits": logits}
-
         class InOrder(Trainer):
             def _get_train_sampler(self, *_: Any) -> Any:
                 return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -247,9 +238,36 @@ class Transformers:
                 disable_tqdm=True,
             )
             InOrder(
-                model=Wrapped(), args=arguments, train_dataset=rows, optimizers=(optimizer, schedule), data_collator=_collate
+                model=_wrapped(case, model),
+                args=arguments,
+                train_dataset=rows,
+                optimizers=(optimizer, schedule),
+                data_collator=_collate,
             ).train()
         return Outcome(recorder.gradients, model, schedule.count)
+
+
+def _wrapped(case: Case, model: nn.Module) -> nn.Module:
+    """Return a model as Trainer wants it: a custom one with its mean loss, or a language model as the library has them."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            logits = self.model(inputs)
+            return {"loss": case.loss(logits, labels), "logits": logits}
+
+    class LanguageModel(Wrapped):
+        loss_type = "ForCausalLM"  # Trainer counts the tokens that such a loss predicts, and passes their number
+
+        def forward(self, inputs: Tensor, labels: Tensor, **counts: Any) -> dict[str, Tensor]:
+            logits = self.model(inputs)
+            return {"loss": ForCausalLMLoss(logits, labels, logits.shape[-1], **counts), "logits": logits}
+
+    return LanguageModel() if case is CAUSAL else Wrapped()
 
 
 def _collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,10 +6,13 @@ source lies in torch's thread-local stash, which the engine of autograd carries 
 Operations that are built of others (``rand``, ``dropout``, recurrent layers, attention) reach these kernels by themselves.
 """
 
+import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +22,7 @@ from bigstep.errors import RandomnessError
 from bigstep.randomness.counter_rng import bernoulli_mask, normal_values, uniform_values
 from bigstep.randomness.torch_internals import (
     get_thread_object,
+    is_compiling,
     is_traced,
     mode_is_on,
     operation_arguments,
@@ -30,6 +34,7 @@ from bigstep.randomness.torch_internals import (
 __all__ = ["IGNORED", "KEYED", "REFUSED", "RandomSource", "drawing_from"]
 
 SOURCE = "bigstep.random_source"  # name of the stashed object
+INDUCTOR = f"torch{os.sep}_inductor{os.sep}"  # part of the path of what calls the code that inductor wrote
 _registering = threading.Lock()
 _registered: list[bool] = []
 
@@ -133,7 +138,7 @@ def _outside_mode(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keyed(name: str, kernel: Callable[..., Any], *args: Any, generator: Any = None, **named: Any) -> Any:
-    if is_traced(args[0]):  # a compiler looks at the operation, nothing is drawn
+    if is_traced(args[0]) or is_compiling():  # a compiler looks at the operation, the model draws nothing
         return _operation(name)(*args, **named)
     if generator is not None and generator is not torch.default_generator:
         raise RandomnessError(
@@ -145,12 +150,24 @@ def _keyed(name: str, kernel: Callable[..., Any], *args: Any, generator: Any = N
 
 def _refuse(name: str, *args: Any, **named: Any) -> Any:
     operation = _operation(name)
-    if _draws(operation, args, named) and not is_traced(*args):
+    if _draws(operation, args, named) and not is_traced(*args) and not is_compiling():
+        if _in_compiled_code():
+            raise RandomnessError(
+                "model: expected random calls that can be keyed by sample, got code compiled by inductor, which draws its own "
+                "numbers; compile with options={'fallback_random': True} or backend='aot_eager', or leave out the seed"
+            )
         raise RandomnessError(
             f"model: expected random calls that can be keyed by sample, got {CALLED_BY.get(name, name)}, which cannot; "
             "leave out the seed to draw natively, or replace the layer"
         )
     return operation(*args, **named)
+
+
+def _in_compiled_code() -> bool:
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and INDUCTOR not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _operation(name: str) -> Any:

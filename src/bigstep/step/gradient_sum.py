@@ -64,6 +64,7 @@ class GradientSum:
         """
         self._apart, self._shared_memory = apart, shared_memory
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._own = frozenset(self._parameters)
         self._aside: dict[Tensor, Tensor] = {}
         self._earlier: dict[Tensor, _Earlier] = {}
         self._complete = False
@@ -105,20 +106,21 @@ class GradientSum:
                 parameter.grad = None
 
     def latest(self) -> list[Tensor]:
-        """Return what is in ``.grad``: the last micro-batch's gradients where they are kept apart, else the sums so far."""
-        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        """Return the parameters' ``.grad``: of the last micro-batch where they are kept apart, else the sums so far."""
+        return [parameter.grad for parameter in self._parameters if parameter in self._own and parameter.grad is not None]
 
     def current(self) -> list[Tensor]:
-        """Return the sums so far."""
-        return self.latest() + list(self._aside.values())
+        """Return the parameters' sums so far."""
+        return self.latest() + [total for parameter, total in self._aside.items() if parameter in self._own]
 
     def scale(self, factor: float) -> None:
         """Multiply the sums by ``factor``."""
         if factor != 1.0:
-            dense = [gradient for gradient in self.current() if not gradient.is_sparse]
+            everything = [p.grad for p in self._parameters if p.grad is not None] + list(self._aside.values())
+            dense = [gradient for gradient in everything if not gradient.is_sparse]
             if dense:
                 scale_all(dense, factor)
-            for gradient in self.current():
+            for gradient in everything:
                 if gradient.is_sparse:
                     gradient.mul_(factor)
 
