@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.randomness.keyed_randomness import KeyedStep, RandomCallsChangedError
-from bigstep.step.batch_structure import map_tensors
+from bigstep.step.batch_structure import find_tensors
 from bigstep.step.comparison import Comparison, Passes, evaluating
 from bigstep.step.preserved_state import preserved_state
 
@@ -116,9 +116,7 @@ def _hooks(model: nn.Module, events: list[_Event]) -> Iterator[None]:
 
 
 def _tensors(values: Any) -> tuple[Tensor, ...]:
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor.detach().to("cpu", copy=True)), values)
-    return tuple(found)
+    return tuple(tensor.detach().to("cpu", copy=True) for tensor in find_tensors(values))
 
 
 def _agree(whole: Tensor, pieces: list[Tensor]) -> bool:
