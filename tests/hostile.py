@@ -209,9 +209,12 @@ def arcface_in_a_function() -> Trial:
 
 
 def learned_inputs() -> Trial:
-    inputs, weight = batch()[0].requires_grad_(), torch.tensor([1.0, 2.0, 3.0, 0.5])
-    mean = functools.partial(F.cross_entropy, weight=weight)
-    return Trial(mlp(), losses.CrossEntropy(weight), inputs, mean=mean, others=(inputs,))
+    inputs, weights = batch()[0].requires_grad_(), torch.tensor([1.0, 2.0, 3.0, 0.5])
+
+    def weighted(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return F.cross_entropy(outputs, targets, reduction="none"), weights[targets]
+
+    return Trial(mlp(), weighted, inputs, mean=functools.partial(F.cross_entropy, weight=weights), others=(inputs,))
 
 
 def encoded_inputs() -> Trial:

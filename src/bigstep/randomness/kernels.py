@@ -7,9 +7,11 @@ Operations that are built of others (``rand``, ``dropout``, recurrent layers, at
 """
 
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from bigstep.errors import RandomnessError
 from bigstep.randomness.counter_rng import bernoulli_mask, normal_values, uniform_values
 from bigstep.randomness.torch_internals import (
     get_thread_object,
+    is_compiling,
     is_traced,
     mode_is_on,
     operation_arguments,
@@ -69,6 +72,7 @@ REFUSED = (
 )
 """Operations that draw and cannot be keyed by sample; those with a share to drop pass where it is zero."""
 
+INDUCTOR = str(Path(torch.__file__).parent / "_inductor")
 CALLED_BY = {"random_.from": "randint", "random_.to": "randint", "random_": "random_ of whole numbers"}
 
 IGNORED = (
@@ -133,7 +137,7 @@ def _outside_mode(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keyed(name: str, kernel: Callable[..., Any], *args: Any, generator: Any = None, **named: Any) -> Any:
-    if is_traced(args[0]):  # a compiler looks at the operation, nothing is drawn
+    if is_compiling() or is_traced(args[0]):  # a compiler looks at the operation
         return _operation(name)(*args, **named)
     if generator is not None and generator is not torch.default_generator:
         raise RandomnessError(
@@ -145,12 +149,22 @@ def _keyed(name: str, kernel: Callable[..., Any], *args: Any, generator: Any = N
 
 def _refuse(name: str, *args: Any, **named: Any) -> Any:
     operation = _operation(name)
-    if _draws(operation, args, named) and not is_traced(*args):
+    if is_compiling() or is_traced(*args) or not _draws(operation, args, named):
+        return operation(*args, **named)
+    if _in_generated_code():
         raise RandomnessError(
-            f"model: expected random calls that can be keyed by sample, got {CALLED_BY.get(name, name)}, which cannot; "
-            "leave out the seed to draw natively, or replace the layer"
+            "model: expected random calls that can be keyed by sample, got compiled code (torch.compile with inductor), which "
+            "draws its own; leave out the seed to draw natively, or compile with backend='aot_eager'"
         )
-    return operation(*args, **named)
+    raise RandomnessError(
+        f"model: expected random calls that can be keyed by sample, got {CALLED_BY.get(name, name)}, which cannot; "
+        "leave out the seed to draw natively, or replace the layer"
+    )
+
+
+def _in_generated_code() -> bool:
+    """Return whether code that inductor wrote is among the callers."""
+    return any(frame.filename.startswith(INDUCTOR) for frame in traceback.extract_stack())
 
 
 def _operation(name: str) -> Any:

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import CompileContext, TracingContext
 from torch.library import Library, fallthrough_kernel
 
 __all__ = [
     "get_thread_object",
+    "is_compiling",
     "is_traced",
     "mode_is_on",
     "operation_arguments",
@@ -55,6 +57,11 @@ def set_thread_object(name: str, value: object) -> None:
 def get_thread_object(name: str) -> Any:
     """Return the object of :func:`set_thread_object`, or None."""
     return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None  # noqa: SLF001
+
+
+def is_compiling() -> bool:
+    """Return whether a compiler is at work on this thread, its code generator included, which ``torch.compiler`` leaves out."""
+    return CompileContext.try_get() is not None or TracingContext.try_get() is not None
 
 
 def is_traced(*values: Any) -> bool:
