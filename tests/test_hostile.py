@@ -84,7 +84,7 @@ def outcome(case: Case, size: int) -> tuple[str, str]:
 @pytest.mark.parametrize(("case", "size"), CASES)
 def test_every_hole_is_closed(case: Case, size: int) -> None:
     if case.outcome == "exact":
-        check_exact(case, size, steps=20 if "skipped" in case.name else 1)
+        check_exact(case, size, steps=10 if "skipped" in case.name else 1)
         return
     found, words = outcome(case, size)
     assert (found, case.words in words) == (case.outcome, True), words

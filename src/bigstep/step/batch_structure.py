@@ -235,4 +235,4 @@ def _rebuilt(batch: Any, items: dict[Any, Any]) -> Any:
         return items if type(batch) is dict else type(batch)(items)  # type: ignore[call-arg] # as dict, OrderedDict, UserDict do
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return dataclasses.replace(batch, **items)
-    return batch._make(items.values()) if hasattr(batch, "_fields") else type(batch)(items.values())
+    return type(batch)(*items.values()) if hasattr(batch, "_fields") else type(batch)(items.values())

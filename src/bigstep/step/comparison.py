@@ -197,7 +197,7 @@ def _forward(passes: Passes, randomness: KeyedStep, part: slice) -> tuple[Tensor
 
 
 def _backward(total: Tensor, randomness: KeyedStep) -> None:
-    with randomness.backward():
+    with randomness.backward(), torch.autocast(total.device.type, enabled=False):
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call] # torch's
 
