@@ -23,6 +23,7 @@ N, CLASSES = 16, 4
 EACH_LOSS = "loss: expected a sum over samples, each treated apart from the others"
 APART = "whose result for a sample depends on the others in the pass or on their number"
 STATE = "expected a state that does not depend on micro_batch_size, got the buffer"
+BACKWARD = "model: expected backward passes that treat samples apart"
 UNCHECKED = "not checked whether gradients depend on micro_batch_size"
 
 

@@ -252,6 +252,7 @@ class Failing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head, self.passes = nn.Linear(6, CLASSES), 0
+        self.seen, self.by_size = [], {"sizes": [0]}
         self.register_buffer("assigned", torch.zeros(6))
         self.register_buffer("written", torch.zeros(6))
 
@@ -259,6 +260,8 @@ class Failing(nn.Module):
         self.passes += 1
         self.assigned = 0.9 * self.assigned + inputs.detach().mean(0)
         self.written.add_(1)
+        self.seen.append(len(inputs))
+        self.by_size["sizes"].append(len(inputs))
         if self.passes == 3:
             raise OSError("third pass")
         return self.head(F.dropout(inputs, 0.5))
@@ -274,7 +277,7 @@ def test_an_exception_leaves_everything_as_it_was(seed: int | None) -> None:
     states = _states()
     with pytest.raises(OSError, match="third pass"):
         Accumulator(model, CROSS_ENTROPY, micro_batch_size=2, seed=seed, self_check=False).backward(*batch())
-    assert model.passes == 0
+    assert (model.passes, model.seen, model.by_size) == (0, [], {"sizes": [0]})
     assert model.assigned.tolist() == model.written.tolist() == [0.0] * 6
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is gradient
@@ -303,6 +306,10 @@ def _states() -> tuple[Any, ...]:
     return torch.random.get_rng_state().tolist(), random.getstate(), (kind, keys.tolist(), *rest)
 
 
+def _plain(model: nn.Module) -> dict[str, str]:
+    return {key: repr(value) for key, value in vars(model).items() if type(value) in (int, float, list, dict)}
+
+
 def _draw_from_everywhere(hidden: Tensor) -> Tensor:
     return F.dropout(hidden, 0.5) * random.random() * float(np.random.rand())  # noqa: NPY002
 
@@ -324,12 +331,12 @@ def test_the_self_check_leaves_everything_as_it_was(make: Callable[[], nn.Module
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         parameter.grad = gradient
     buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
-    plain = {key: value for key, value in vars(model).items() if isinstance(value, (int, float))}
+    plain = _plain(model)
     states = _states()
     with outcome:
         SelfCheck(model, CROSS_ENTROPY, None).check(BatchStructure(*batch()), 8, CPU)
     assert _states() == states
-    assert {key: value for key, value in vars(model).items() if isinstance(value, (int, float))} == plain
+    assert _plain(model) == plain
     for name, buffer in model.named_buffers():
         assert buffer is buffers[name][0]
         assert torch.equal(buffer, buffers[name][1])
@@ -339,44 +346,47 @@ def test_the_self_check_leaves_everything_as_it_was(make: Callable[[], nn.Module
 
 
 class Counted(nn.Module):
-    """Counts its passes where nothing puts the count back, and notes whether autocast was on."""
+    """Notes for each pass whether autocast was on, in a list that is not its own, so that nothing puts it back."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: list[bool]) -> None:
         super().__init__()
-        self.inner, self.passes = mlp(), []
+        self.inner, self.note = mlp(), passes.append
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.passes.append(torch.is_autocast_enabled("cpu"))
+        self.note(torch.is_autocast_enabled("cpu"))
         return self.inner(inputs)
 
 
 def test_the_self_check_runs_on_the_first_batch_and_after_modes_changed() -> None:
-    model = Counted()
+    passes: list[bool] = []
+    model = Counted(passes)
     accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=8)
     counts = []
     for mode in (True, True, False, False, True):
         model.train(mode)
-        model.passes.clear()
+        passes.clear()
         accumulator.backward(*batch())
-        counts.append(len(model.passes))
+        counts.append(len(passes))
     assert counts == [8, 2, 8, 2, 2]
     model.inner[1] = nn.ReLU()
-    model.passes.clear()
+    passes.clear()
     accumulator.backward(*batch())
-    assert len(model.passes) == 8
+    assert len(passes) == 8
 
 
 def test_the_self_checks_switch_turns_it_off() -> None:
-    model = Counted()
+    passes: list[bool] = []
+    model = Counted(passes)
     Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, self_check=False).backward(*batch())
-    assert len(model.passes) == 2
+    assert len(passes) == 2
     Accumulator(Between(lambda z: z - z.mean(0)), CROSS_ENTROPY, micro_batch_size=8, self_check=False).backward(*batch())
 
 
 def test_the_self_check_runs_without_autocast() -> None:
-    model = Counted().float()
+    passes: list[bool] = []
+    model = Counted(passes).float()
     inputs, labels = batch()
     with torch.autocast("cpu", torch.bfloat16):
         Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, autocast=torch.bfloat16).backward(inputs.float(), labels)
-    assert model.passes[-2:] == [True, True]
-    assert not any(model.passes[:-2])
+    assert passes[-2:] == [True, True]
+    assert not any(passes[:-2])

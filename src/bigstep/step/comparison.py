@@ -51,6 +51,8 @@ class Comparison:
     buffer: str | None
     """The first buffer that differs, if any."""
     parts: tuple[slice, ...]
+    loss_agrees: bool
+    """Whether the loss and its weight are the same up to rounding, so that only gradients or buffers may differ."""
     has_gradient: bool
     """False where the gradient of the whole is zero, so that little was compared."""
 
@@ -181,6 +183,7 @@ def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, st
         (_difference(float(total.detach()), [loss for loss, _ in sums]), forward_tolerance, "the loss"),
         (_difference(weight, [weight for _, weight in sums]), forward_tolerance, "its weight"),
     ]
+    loss_agrees = all(error <= limit for error, limit, _ in errors)
     errors += [
         (rest / max(norm, FLOOR * whole, TINY), tolerance, f"the gradient of {passes.name_of(leaf)}")
         for leaf, norm, rest in zip(leaves, norms, rests, strict=True)
@@ -188,7 +191,7 @@ def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, st
     ]
     worst, limit, where = max(errors, key=lambda item: item[0] / item[1])
     buffer = _first_difference(buffers, other_buffers, forward_tolerance)
-    return Comparison(worst, where, worst <= limit, buffer, parts, whole > 0)
+    return Comparison(worst, where, worst <= limit, buffer, parts, loss_agrees, whole > 0)
 
 
 def _forward(passes: Passes, randomness: KeyedStep, part: slice) -> tuple[Tensor, float]:

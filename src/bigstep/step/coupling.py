@@ -39,6 +39,12 @@ def describe(passes: Passes, comparison: Comparison) -> str:
             "moves once in every forward pass; freeze it (evaluation mode), or accept that with self_check=False"
         )
     off = f"{comparison.where} is off by {comparison.error:.2g} of its size"
+    if culprit is None and comparison.loss_agrees:
+        return (
+            f"model: expected backward passes that treat samples apart, got gradients that depend on the others in the pass "
+            f"where results do not ({off}); look for hooks and autograd functions that compute across samples, or accept that "
+            "with self_check=False"
+        )
     if culprit is None:
         return (
             f"loss: expected a sum over samples, each treated apart from the others, got another result for the same samples "

@@ -17,8 +17,7 @@ __all__ = ["SelfCheck"]
 
 MAX_SAMPLES = 8
 NUM_DRAWS = 3  # comparisons, where random numbers are drawn for fewer samples than that, or the gradient is zero
-NUM_DRAWS_OF_FEW = {2: 5, 3: 2}  # comparisons of two or three samples, which agree by chance more often
-MAX_DRAWS = 5
+NUM_DRAWS_OF_FEW, NUM_DRAWS_OF_TWO = 2, 5  # comparisons of fewer samples, which agree by chance more often
 MAX_TRIES = 3  # batches on which nothing could be compared, before no more are tried
 
 
@@ -57,7 +56,7 @@ class SelfCheck:
         try:
             passes = Passes(self._model, self._loss, batch, choose_samples(places, micro_batch_size), device, self._seed or 0)
             comparison = compare_passes(passes, micro_batch_size)
-            for draw in range(1, MAX_DRAWS):
+            for draw in range(1, NUM_DRAWS_OF_TWO):
                 if comparison.is_exact and draw < _num_draws(passes, comparison):
                     passes.use(choose_samples(places, micro_batch_size, draw), step=draw)
                     comparison = compare_passes(passes, micro_batch_size)
@@ -82,8 +81,11 @@ def weighty_samples(batch: BatchStructure, loss: Any) -> Tensor:
 
 def _num_draws(passes: Passes, comparison: Comparison) -> int:
     count = len(passes.indices)
-    doubtful = not comparison.has_gradient or (count < MAX_SAMPLES and bool(passes.randomness().calls))
-    return max(NUM_DRAWS_OF_FEW.get(count, 1), NUM_DRAWS if doubtful else 1)
+    if count == 2:
+        return NUM_DRAWS_OF_TWO
+    if not comparison.has_gradient or (count < MAX_SAMPLES and passes.randomness().calls):
+        return NUM_DRAWS
+    return NUM_DRAWS_OF_FEW if count < MAX_SAMPLES else 1
 
 
 def choose_samples(places: Tensor, micro_batch_size: int, draw: int = 0) -> list[int]:
@@ -93,7 +95,7 @@ def choose_samples(places: Tensor, micro_batch_size: int, draw: int = 0) -> list
     shows. It comes second there where that is possible: what shifts samples by one would fetch the same sample otherwise.
     """
     count = min(MAX_SAMPLES, max(micro_batch_size, 2), len(places))
-    rolled = places.roll(-draw * (len(places) // (MAX_DRAWS * count) + 1))
+    rolled = places.roll(-draw * (len(places) // (NUM_DRAWS_OF_TWO * count) + 1))
     chosen = [int(rolled[index]) for index in torch.linspace(0, len(places) - 1, count).round().long()]
     if (draw % 2 == 0) == (count > 2):
         second = parts_of(count)[1]
