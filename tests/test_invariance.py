@@ -238,7 +238,7 @@ def test_the_verdict_and_its_reason(layer: nn.Module, keyed: bool, holds: bool, 
 
 
 class _Mixing(nn.Module):
-    """Subtracts the mean of the batch, which is nobody's layer."""
+    """Subtracts the mean of the batch: no layer that is known by its class."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden - hidden.mean(dim=0)
