@@ -15,7 +15,7 @@ from bigstep.step.batch_structure import BatchStructure, check_usable, map_tenso
 from bigstep.step.exactness import EXACT, LayerCheck, check_cuts
 from bigstep.step.loss_arguments import resolve_loss
 from bigstep.step.preserved_state import preserved_gradients, preserved_state
-from bigstep.step.self_check import SelfCheck
+from bigstep.step.self_check import SelfCheck, weighty_samples
 
 __all__ = ["CheckResult", "check"]
 
@@ -125,15 +125,20 @@ def _double(tensor: Tensor) -> Tensor:
 def _check(
     model: nn.Module, loss: Any, batch: tuple[Any, Any], cuts: tuple[int, ...], seed: int | None, *, given: bool
 ) -> CheckResult:
-    joined = _Joined(model, loss)
+    joined, structure = _Joined(model, loss), BatchStructure(*batch)
     try:
         layers = check_cuts(joined, loss, *batch, cuts, seed=seed)
-    except ValueError:
-        size = BatchStructure(*batch).num_samples
-        larger = tuple(cut for cut in cuts if cut > 1 and size % cut != 1)  # BatchNorm takes no single sample
-        if given or not larger or larger == cuts:
+    except ValueError as error:
+        larger = tuple(cut for cut in cuts if cut > 1 and structure.num_samples % cut != 1)
+        if larger == cuts:
             raise
+        if given or not larger:
+            raise ValueError(
+                f"cuts: expected micro-batches that the model takes, got the error {str(error)!r}; BatchNorm needs two samples"
+            ) from error
         cuts, layers = larger, check_cuts(joined, loss, *batch, larger, seed=seed)
+    if len(weighty_samples(structure, loss)) < 2:
+        raise ValueError("targets: expected at least two samples with a weight, got fewer; pass some that are not ignored")
     layers = tuple(replace(layer, name=_own_name(layer.name)) for layer in layers)
     tolerance = _tolerance(joined.parameters())
     found = CheckResult(layers, cuts, "", tolerance)
