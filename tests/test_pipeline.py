@@ -294,6 +294,16 @@ def test_batch_norm_is_named_recalibrated_and_tagged(trained: Path) -> None:
     assert run.data.tags["slice_invariant_reason"].startswith("BatchNorm2d in network.features.2")
 
 
+def test_sixteen_bits_say_what_holds_in_the_tag_and_on_screen(trained: Path) -> None:
+    runs = _runs(trained)
+    output = _repro(trained, "--stage", "train", "--set", "train.precision=bfloat16", "--set", "train.epochs=1")
+    (run,) = _runs(trained)[len(runs) :]
+    reason = run.data.tags["slice_invariant_reason"]
+    assert run.data.tags["slice_invariant"] == "true"
+    assert reason.endswith("with precision bfloat16 results agree up to rounding to 16 bits, not to the bit")
+    assert f"slice-invariant up to rounding: {reason}" in output
+
+
 def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # newer kernels reorder more than the limit below, which is of AVX2
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")

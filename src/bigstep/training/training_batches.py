@@ -18,8 +18,11 @@ from bigstep.data.ordered_batches import ImageBatch, to_tensors
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_sample
+from bigstep.errors import ConfigError
 
 __all__ = ["TrainingBatches"]
+
+_NAME = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
 
 
 @final
@@ -61,7 +64,13 @@ class TrainingBatches:
                 yield self._augmented(chosen, epoch)
         else:
             self._order.batches = [[(epoch, int(index)) for index in chosen] for chosen in batches]
-            yield from self._loader
+            yield from self._loaded()
+
+    def _loaded(self) -> Iterator[ImageBatch]:
+        try:
+            yield from self._loader or ()
+        except ConfigError as error:  # from another process, with its traceback as the text
+            raise ConfigError(str(error).strip().splitlines()[-1].removeprefix(f"{_NAME}: ")) from None
 
     def _augmented(self, chosen: "np.ndarray[Any, np.dtype[np.int64]]", epoch: int) -> ImageBatch:
         kind = str(self.train.augmentation)
