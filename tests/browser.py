@@ -14,11 +14,11 @@ def look(address: str, screenshot: Path, seconds: float = 15) -> str:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip(HOW)
-    shared = [
+    command = [
         program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1500,1300",
         f"--virtual-time-budget={int(1000 * seconds)}", f"--user-data-dir={screenshot.parent / 'profile'}",
+        f"--screenshot={screenshot}", "--dump-dom",
     ]  # fmt: skip
-    for extra in ([f"--screenshot={screenshot}"], ["--dump-dom"]):
-        output = subprocess.run([*shared, *extra, address], check=True, capture_output=True, text=True, timeout=120).stdout
+    output = subprocess.run([*command, address], check=True, capture_output=True, text=True, timeout=120).stdout
     assert screenshot.stat().st_size > 20_000
     return output

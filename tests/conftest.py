@@ -19,6 +19,8 @@ from bigstep.config.data import DataConfig
 from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
+from bigstep.runtime.environment import guard_libraries
+from faults.project import Project
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,17 +28,8 @@ settings.register_profile("bigstep", deadline=None, derandomize=True, suppress_h
 settings.load_profile("bigstep")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several run side by side
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ["DVC_NO_ANALYTICS"] = "1"
-MAY_CHANGE = {
-    "PYTEST_CURRENT_TEST",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION",
-    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT",
-}
+guard_libraries()  # the tests are an entry point like the command
+MAY_CHANGE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
 
 LONGEST = (
     "test_pipeline",
@@ -111,6 +104,20 @@ def copy_project(root: Path, database: Path | None = None) -> Path:
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "project"]):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *command], cwd=root, check=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def prepared_root(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """A copy of this project whose data is prepared, to be copied in turn: the stage takes seconds, copying does not."""
+    root = copy_project(tmp_path_factory.mktemp("prepared") / "project", empty_database)
+    Project(root).run("dvc", "repro", "-q", "prepare")
+    return root
+
+
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of measured plans that projects of the same model share: the first search measures, the next ones read."""
+    return tmp_path_factory.mktemp("plans")
 
 
 def random_images(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,6 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bigstep.runtime.local_port import free_port
+from waiting import wait_until
 
 # another for each process of a test run: a server that is stopped for a while keeps its port
 FIRST_PORT = 15000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -97,12 +97,12 @@ def _unprivileged(folder: Path):
 def _wait_for(address: str, server: "subprocess.Popen[bytes]") -> None:
     import psycopg
 
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
+    def answers() -> bool:
+        assert server.poll() is None, "the server did not come up"
         try:
             psycopg.connect(address).close()
         except psycopg.OperationalError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("the server did not come up")
+            return False
+        return True
+
+    wait_until(answers, "the server did not come up")

@@ -1,15 +1,15 @@
-"""Servers that tests begin."""
+"""Servers that tests start."""
 
 import socket
-import time
+
+from waiting import wait_until
 
 
 def wait_for_port(port: int) -> None:
-    """Wait until somebody answers on a port of this machine."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("the server did not come up")
+    """Wait until something answers on a port of this machine."""
+    wait_until(lambda: _answers(port), f"nothing answers on port {port}")
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

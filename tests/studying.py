@@ -1,6 +1,7 @@
-"""A worker of a study without training, for tests: python studying.py ADDRESS BUDGET [SECONDS [START]]
+"""A worker of a study without training, for tests: python studying.py ADDRESS BUDGET [wait | hold]
 
-It begins at the moment START (of time.time), takes trials by the ledger until the budget is used up, and prints how many.
+It takes trials from the queue until the budget is used up, and prints how many. With ``wait`` it prints that it is ready, and
+starts when a line of its standard input tells it to; with ``hold`` it keeps each trial until a line comes or the input ends.
 """
 
 import sys
@@ -15,9 +16,11 @@ from bigstep.search.trial_queue import TrialQueue
 
 def main() -> None:
     address, budget = sys.argv[1], int(sys.argv[2])
-    seconds, start = (float(text) for text in [*sys.argv[3:5], "0", "0"][:2])
+    waits, holds = (mode in sys.argv[3:] for mode in ("wait", "hold"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    time.sleep(max(0.0, start - time.time()))
+    if waits:
+        print("ready", flush=True)
+        sys.stdin.readline()
     ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), budget, 10 * budget)
     count = 0
     while True:
@@ -30,7 +33,8 @@ def main() -> None:
             continue
         value = trial.suggest_float("x", 0, 1)
         print("took", trial.number, flush=True)
-        time.sleep(seconds)
+        if holds:
+            sys.stdin.readline()
         ledger.study.tell(trial, value)
         count += 1
     print("count", count)

@@ -1,18 +1,27 @@
 """`bigstep check` and what it rests on: exact where it should be, not where it cannot be, nothing left behind."""
 
+import copy
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import bigstep
 from bigstep import losses
 from bigstep.commands.check import check, cut_sizes
 from bigstep.config.params import parse_params
 from bigstep.data.store import Store
-from bigstep.errors import ModelError
+from bigstep.errors import LossError, ModelError, RandomnessError
+from bigstep.models.model_files import build_classifier
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.step.exactness import check_cuts
+from dvc_dependencies import ROOT
 
 
 def _model(norm: nn.Module) -> nn.Module:
@@ -83,3 +92,226 @@ def test_a_model_that_cannot_take_a_single_sample_is_told_so(digits: Store, tmp_
     model = {"name": "resnet18", "norm": "batch", "ghost_batch_size": 8}
     with pytest.raises(ModelError, match="BatchNorm needs at least two samples"):
         _check(digits, tmp_path, model=model, hardware={"micro_batch_size": 8})
+
+
+class _Mixing(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden.mean(dim=0)
+
+
+def test_a_coupled_layer_is_named_by_the_command(
+    digits: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        classifier = build_classifier(*args, **kwargs)
+        classifier.network = nn.Sequential(classifier.network, _Mixing())
+        return classifier
+
+    monkeypatch.setattr("bigstep.commands.check.build_classifier", build)
+    assert _check(digits, tmp_path, model={"width": 8}) == 1
+    printed = capsys.readouterr().out
+    assert "because model: expected layers that treat samples apart, got 'network.1' (_Mixing), whose result" in printed
+    assert "custom layer" not in printed
+
+
+def test_random_numbers_without_keys_are_named_by_the_command(
+    digits: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _check(digits, tmp_path, model={"width": 8, "dropout": 0.3}, train={"keyed_randomness": False}) == 1
+    assert "because the model draws random numbers that are not keyed by sample" in capsys.readouterr().out
+
+
+class _Margin(nn.Module):
+    """A loss with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centers, self.scale = nn.Parameter(torch.randn(5, 5)), nn.Parameter(torch.ones(1))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(F.normalize(outputs) @ self.centers.T * self.scale, targets, reduction="none")
+
+
+def _plain(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def _infonce(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs @ outputs.T, torch.arange(len(targets)), reduction="none")
+
+
+def _small(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), *layers, nn.Linear(16, 5))
+
+
+def _floats() -> tuple[Tensor, Tensor]:
+    inputs, targets = _batch()
+    return inputs.float(), targets
+
+
+@pytest.mark.parametrize(
+    ("layer", "loss"),
+    [
+        (nn.LayerNorm(16), losses.CrossEntropy()),
+        (nn.Dropout(0.3), nn.CrossEntropyLoss(weight=torch.tensor([0.2, 0.7, 1.0, 3.0, 5.0]))),
+        (nn.Dropout(0.3), _plain),
+        (nn.Tanh(), _Margin()),
+        (nn.BatchNorm1d(16).eval(), _plain),
+    ],
+)
+def test_a_model_and_loss_of_ones_own_are_exact_and_left_as_they_were(layer: nn.Module, loss: Any) -> None:
+    model = _small(layer)
+    parameters = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 7.0)
+    gradients, modes = [p.grad for p in parameters], [module.training for module in model.modules()]
+    batch = _floats()
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    found = bigstep.check(model, loss, batch)
+    assert found.is_exact
+    assert found.reason == ""
+    assert found.tolerance == 1e-10
+    assert found.worst < 1e-12
+    assert found.cuts == (10, 7, 5, 1)
+    kinds = ["Linear", "LayerNorm", "Linear"] if isinstance(layer, nn.LayerNorm) else ["Linear", "Linear"]
+    kinds += ["_Margin"] if isinstance(loss, _Margin) else ["BatchNorm1d"] if isinstance(layer, nn.BatchNorm1d) else []
+    assert sorted(item.kind for item in found.layers) == sorted(kinds)
+    assert all(p.grad is g and bool((g == 7).all()) for p, g in zip(parameters, gradients, strict=True))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(
+    ("layer", "loss", "seed", "reason"),
+    [
+        (_Mixing(), _plain, 0, r"got '1' \(_Mixing\), whose result for a sample depends on the others"),
+        (nn.Softmax(dim=0), losses.CrossEntropy(), 0, r"got '1' \(Softmax\)"),
+        (nn.Tanh(), _infonce, 0, "loss: expected a sum over samples, each treated apart"),
+        (nn.BatchNorm1d(16), _plain, 0, r"model: 1 \(BatchNorm1d\) normalises each micro-batch"),
+        (nn.Dropout(0.5), _plain, None, "random numbers that are not keyed by sample"),
+    ],
+)
+def test_what_is_not_exact_has_a_reason_with_a_name(layer: nn.Module, loss: Any, seed: int | None, reason: str) -> None:
+    model = _small(layer)
+    before = copy.deepcopy(model.state_dict())
+    found = bigstep.check(model, loss, _floats(), seed=seed)
+    assert not found.is_exact
+    assert re.search(reason, found.reason)
+    assert found.worst > 0.01
+    assert found.reason in str(found)
+    assert "0 (Linear)" in str(found)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_batch_norm_is_compared_where_it_takes_the_micro_batches() -> None:
+    assert bigstep.check(_small(nn.BatchNorm1d(16)), _plain, _floats()).cuts == (10, 7, 5)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        bigstep.check(_small(nn.BatchNorm1d(16)), _plain, _floats(), cuts=(1,))
+
+
+def test_statistics_that_move_are_found_though_gradients_are_exact() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten(), nn.Linear(8, 5))
+    inputs, targets = _floats()
+    found = bigstep.check(model, _plain, (inputs[:, None], targets))
+    assert found.worst < 1e-10
+    assert "1 (InstanceNorm1d) keeps running statistics" in found.reason
+
+
+def test_a_model_that_is_no_float64_is_checked_as_it_is() -> None:
+    class Single(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs.float())
+
+    found = bigstep.check(Single(6, 5), _plain, _floats(), cuts=(3,))
+    assert found.is_exact
+    assert found.tolerance == 1e-4
+    assert 0 < found.worst < 1e-5
+    assert [(layer.name, layer.kind) for layer in found.layers] == [("", "Single")]
+
+
+def test_inputs_may_be_a_dictionary() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.head = nn.Embedding(9, 4), nn.Linear(4, 5)
+
+        def forward(self, ids: Tensor, weight: Tensor) -> Tensor:
+            return self.head((self.tokens(ids) * weight[..., None]).sum(dim=1))
+
+    batch = {"ids": torch.randint(0, 9, (12, 6)), "weight": torch.rand(12, 6)}
+    assert bigstep.check(Named(), _plain, (batch, torch.randint(0, 5, (12,)))).is_exact
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "batch", "options", "kind", "message"),
+    [
+        (nn.Linear(6, 5), _plain, torch.ones(4, 6), {}, ValueError, r"batch: expected \(inputs, targets\), got Tensor"),
+        (nn.Linear(6, 5), _plain, (torch.ones(1, 6), torch.zeros(1).long()), {}, ValueError, "at least two samples, got 1"),
+        (nn.Linear(6, 5), _plain, (torch.ones(4, 6), torch.zeros(3).long()), {}, ValueError, "same number of samples"),
+        (
+            nn.Linear(6, 5),
+            _plain,
+            (torch.ones(4, 6), torch.zeros(4).long()),
+            {"cuts": (9,)},
+            ValueError,
+            r"from 1 to 4, got \[9\]",
+        ),
+        (nn.Linear(6, 5), _plain, (torch.ones(4, 6), torch.zeros(4).long()), {"cuts": ()}, ValueError, "pass at least one"),
+        (
+            nn.Linear(6, 5),
+            losses.CrossEntropy(),
+            (torch.ones(4, 6), torch.full((4,), -100)),
+            {},
+            ValueError,
+            "two samples with a",
+        ),
+        (
+            nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)),
+            _plain,
+            (torch.ones(3, 6), torch.zeros(3).long()),
+            {},
+            ValueError,
+            "cuts: expected micro-batches that the model takes, got the error 'Expected more than 1 value per channel",
+        ),
+        (nn.Tanh(), _plain, (torch.ones(4, 6), torch.zeros(4).long()), {}, ValueError, "model: expected parameters"),
+        (nn.Linear(6, 5), 3, (torch.ones(4, 6), torch.zeros(4).long()), {}, TypeError, "loss: expected a bigstep loss"),
+        (nn.Linear(6, 5), F.cross_entropy, (torch.ones(4, 6), torch.zeros(4).long()), {}, LossError, "loss"),
+        (
+            nn.Sequential(nn.Linear(6, 5), nn.RReLU()),
+            _plain,
+            (torch.ones(4, 6), torch.zeros(4).long()),
+            {},
+            RandomnessError,
+            "rrelu",
+        ),
+        (nn.Linear(3, 5), _plain, (torch.ones(4, 6), torch.zeros(4).long()), {}, RuntimeError, "shapes cannot be multiplied"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(
+    model: nn.Module, loss: Any, batch: Any, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        bigstep.check(model, loss, batch, **options)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import bigstep.commands.check; from bigstep import check; assert callable(check)",
+        "from bigstep import check; import bigstep.commands.check, bigstep; assert bigstep.check is check",
+        "import bigstep.step.checking, bigstep; assert bigstep.check is bigstep.step.checking.check",
+    ],
+)
+def test_the_function_and_the_command_do_not_get_in_each_others_way(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_documented_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8").partition("## Check your own model")[2]
+    code, printed = re.findall(r"```(?:python|text)\n(.*?)```", text, re.DOTALL)
+    exec(code, {})  # the page is the project's own
+    assert capsys.readouterr().out == printed

@@ -9,6 +9,7 @@ import torch
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import CheckpointError
 from bigstep.models.building import InputShape
@@ -134,7 +135,7 @@ def _begin(store: Store, train: TrainConfig, batch: BatchSizes, model: ModelConf
         classifier,
         train,
         batch,
-        num_samples=len(store.indices(0)),
+        num_samples=len(store.indices(Split.TRAIN)),
         num_classes=10,
         class_weights=None,
         model=model,

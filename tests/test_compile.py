@@ -15,7 +15,7 @@ from bigstep.errors import ExactnessWarning, RandomnessError
 from oracles import full_batch_gradients, keyed_gradients, relative_error
 
 N, CUTS = 11, (11, 4, 3, 1)
-OWN_NUMBERS = "got code compiled by inductor, which draws its own numbers; compile with options={'fallback_random': True}"
+OWN_NUMBERS = "got compiled code (by inductor), which draws its own numbers; compile with options={'fallback_random': True}"
 needs_inductor = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
 inductors_warnings = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
 
@@ -84,7 +84,7 @@ def test_inductors_own_random_numbers_are_refused_by_name(cut: int, compiled_bef
 @pytest.mark.slow
 def test_without_a_seed_inductors_numbers_are_its_own_and_the_check_is_left_out_with_a_warning() -> None:
     accumulator = Accumulator(torch.compile(_model()), losses.CrossEntropy(), micro_batch_size=4)
-    with pytest.warns(ExactnessWarning, match="not checked whether gradients depend on micro_batch_size.*compiled by inductor"):
+    with pytest.warns(ExactnessWarning, match="not checked whether gradients depend on micro_batch_size.*compiled code"):
         accumulator.backward(*_batch())
 
 

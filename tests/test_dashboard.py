@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,8 +18,9 @@ from bigstep.search.optuna_dashboard import attach_file, note_ended, note_run, s
 from bigstep.search.storage import open_storage, open_study
 from browser import look
 from faults.project import Project
+from waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,7 @@ def test_the_page_knows_which_trials_are_feasible_and_new_ones_appear(page: tupl
     trial = study.ask()
     trial.suggest_float("train.learning_rate", 1e-4, 1e-1, log=True)
     study.tell(trial, state=TrialState.FAIL)
-    time.sleep(2.5)  # the page reads anew every two seconds
-    assert len(_ask(f"{address}/api/studies/0")["trials"]) == 9
+    wait_until(lambda: len(_ask(f"{address}/api/studies/0")["trials"]) == 9, "the page does not show the new trial", seconds=10)
 
 
 def test_a_browser_shows_the_trials_their_feasibility_and_our_plot(page: tuple[str, optuna.Study], tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from bigstep import Accumulator, losses
 from bigstep.data.mixing import mix_batch
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import peak_growth
 from bigstep.training.loop import take_step, validate
 from bigstep.training.records import EpochRecord, StepRecord
+from building import build_digits_training, first_batch, flat_weights, quick_train, train_all
 from conftest import random_images
 from oracles import full_batch_gradients, relative_error
-from test_training import _begin, _epochs, _first_batch, _flat, _train
 
 CLASSES = 4
 WEIGHTS = torch.tensor([0.2, 1.0, 3.0, 5.0]).double()
@@ -77,9 +78,9 @@ def test_bug_2_label_smoothing_is_not_multiplied_by_the_steps(soft: bool) -> Non
 def test_bug_3_the_ragged_last_batch_is_divided_by_what_it_holds(left: int, digits: Store) -> None:
     """1,222 images in effective batches of 4 micro-batches: the last holds fewer, and its gradient is its own mean."""
     size = next(size for size in range(32, 1222) if -(-(1222 % size) // 8) == left and size % 8 == 0)
-    train = _train(effective_batch_size=size, epochs=1, precision="float64", augmentation="none", label_smoothing=0.0)
-    state, batch = _begin(digits, train, 8)
-    steps = [record for record in _epochs(state, train, batch, digits) if isinstance(record, StepRecord)]
+    train = quick_train(effective_batch_size=size, epochs=1, precision="float64", augmentation="none", label_smoothing=0.0)
+    state, batch = build_digits_training(digits, train, 8)
+    steps = [record for record in train_all(state, train, batch, digits) if isinstance(record, StepRecord)]
     assert steps[-1].num_samples == 1222 % size
     assert _error(losses.CrossEntropy(), F.cross_entropy, LABELS[: 20 + left], 8) <= 1e-12
 
@@ -90,23 +91,23 @@ def test_bug_4_a_smaller_micro_batch_counts_by_its_samples(total: int, micro: in
 
 
 def test_bug_5_average_decay_and_clipping_happen_once_a_step(digits: Store) -> None:
-    train = _train(ema_decay=0.5, clip_norm=0.01, weight_decay=0.5, optimizer="sgd", precision="float64", epochs=1)
+    train = quick_train(ema_decay=0.5, clip_norm=0.01, weight_decay=0.5, optimizer="sgd", precision="float64", epochs=1)
     results = []
     for micro in (64, 8):
-        state, _ = _begin(digits, train, micro)
-        take_step(state, train, *_first_batch(digits))
-        take_step(state, train, *_first_batch(digits))
+        state, _ = build_digits_training(digits, train, micro)
+        take_step(state, train, *first_batch(digits))
+        take_step(state, train, *first_batch(digits))
         averaged = torch.cat([p.detach().flatten() for p in state.evaluated_model.parameters()])
-        results.append((averaged, _flat(state)))
+        results.append((averaged, flat_weights(state)))
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-14)
 
 
 def test_bug_13_the_logged_loss_is_the_weighted_mean_over_the_batch_the_last_one_too(digits: Store) -> None:
-    train = _train(effective_batch_size=100, epochs=1, precision="float64", augmentation="none", learning_rate=1e-30)
-    state, batch = _begin(digits, train, 16)
-    records = list(_epochs(state, train, batch, digits))
-    images, labels = next(ordered_batches(digits, 0, 2000))
+    train = quick_train(effective_batch_size=100, epochs=1, precision="float64", augmentation="none", learning_rate=1e-30)
+    state, batch = build_digits_training(digits, train, 16)
+    records = list(train_all(state, train, batch, digits))
+    images, labels = next(ordered_batches(digits, Split.TRAIN, 2000))
     with torch.no_grad():
         expected = F.cross_entropy(state.classifier(images), labels, label_smoothing=0.05)
     assert isinstance(records[-1], EpochRecord)
@@ -115,9 +116,9 @@ def test_bug_13_the_logged_loss_is_the_weighted_mean_over_the_batch_the_last_one
 
 
 def test_bug_14_nothing_is_left_over_for_the_next_epoch(digits: Store) -> None:
-    train = _train(effective_batch_size=100, epochs=2)
-    state, batch = _begin(digits, train, 16)
-    for record in _epochs(state, train, batch, digits):
+    train = quick_train(effective_batch_size=100, epochs=2)
+    state, batch = build_digits_training(digits, train, 16)
+    for record in train_all(state, train, batch, digits):
         assert all(p.grad is None for p in state.classifier.parameters())
         if isinstance(record, EpochRecord):
             assert record.num_updates == 13 * (record.epoch + 1)
@@ -125,36 +126,36 @@ def test_bug_14_nothing_is_left_over_for_the_next_epoch(digits: Store) -> None:
 
 
 def test_bug_15_unscaled_once_then_clipped_and_the_scale_is_constant_within_a_step(digits: Store) -> None:
-    train = _train(precision="float16", clip_norm=0.01, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.0)
-    state, _ = _begin(digits, train, 16)
+    train = quick_train(precision="float16", clip_norm=0.01, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.0)
+    state, _ = build_digits_training(digits, train, 16)
     scaler = state.scaler
     assert scaler is not None
     scales: list[float] = []
     state.classifier.register_forward_hook(lambda *_: scales.append(scaler.get_scale()))
-    before = _flat(state)
-    record = take_step(state, train, *_first_batch(digits))
+    before = flat_weights(state)
+    record = take_step(state, train, *first_batch(digits))
     assert record.applied
     assert record.gradient_norm < 100, "the norm is that of unscaled gradients"
-    assert float((_flat(state) - before).norm()) == pytest.approx(0.01, rel=0.01)
+    assert float((flat_weights(state) - before).norm()) == pytest.approx(0.01, rel=0.01)
     assert len(scales) >= 4
     assert len(set(scales)) == 1
 
 
 @pytest.mark.parametrize("micro", [64, 8, 5])
 def test_bug_16_the_schedule_moves_once_an_update_for_any_number_of_steps(micro: int, digits: Store) -> None:
-    train = _train(
+    train = quick_train(
         schedule="step", lr_decay_epochs=1, lr_decay_factor=0.5, epochs=3, effective_batch_size=64, learning_rate=0.01
     )
-    state, batch = _begin(digits, train, micro)
-    rates = [record.learning_rate for record in _epochs(state, train, batch, digits) if isinstance(record, StepRecord)]
+    state, batch = build_digits_training(digits, train, micro)
+    rates = [record.learning_rate for record in train_all(state, train, batch, digits) if isinstance(record, StepRecord)]
     assert rates == pytest.approx([0.01] * 20 + [0.005] * 20 + [0.0025] * 20)
 
 
 def test_bug_18_validation_and_zero_grad_do_not_wipe_a_gradient_on_its_way(digits: Store) -> None:
-    state, _ = _begin(digits, _train(), 16)
-    state.accumulator.backward(*_first_batch(digits))
+    state, _ = build_digits_training(digits, quick_train(), 16)
+    state.accumulator.backward(*first_batch(digits))
     before = [p.grad.clone() for p in state.classifier.parameters()]
-    validate(state.classifier, ordered_batches(digits, 1, 50))
+    validate(state.classifier, ordered_batches(digits, Split.VALIDATION, 50))
     assert all((p.grad == g).all() for p, g in zip(state.classifier.parameters(), before, strict=True))
     assert state.classifier.training
 
@@ -173,12 +174,12 @@ def test_bug_19_class_weights_and_ignored_labels_weigh_across_the_whole_batch(na
 @pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha", "both"])
 def test_bug_21_mixing_is_drawn_for_the_whole_batch_before_it_is_cut(kind: str, digits: Store) -> None:
     options = {"mixup_alpha": 0.4, "cutmix_alpha": 1.0} if kind == "both" else {kind: 0.4}
-    train = _train(precision="float64", epochs=1, effective_batch_size=100, **options)
+    train = quick_train(precision="float64", epochs=1, effective_batch_size=100, **options)
     flat = []
     for micro in (100, 16, 7):
-        state, batch = _begin(digits, train, micro)
-        list(_epochs(state, train, batch, digits))
-        flat.append(_flat(state))
+        state, batch = build_digits_training(digits, train, micro)
+        list(train_all(state, train, batch, digits))
+        flat.append(flat_weights(state))
     for other in flat[1:]:
         assert float((other - flat[0]).norm() / flat[0].norm()) <= 1e-9
 

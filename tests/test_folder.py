@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bigstep.data.image_folder import list_folder
+from bigstep.data.split import Split
 from bigstep.errors import DataError
 
 
@@ -29,10 +30,10 @@ def test_class_folders_are_classes_and_nested_files_belong_to_them(tmp_path: Pat
 def test_split_folders_are_parts(tmp_path: Path) -> None:
     listing = list_folder(_make(tmp_path, "train/a/1", "train/b/1", "val/a/2", "test/b/3"))
     assert sorted((entry.name, entry.split) for entry in listing.entries) == [
-        ("test/b/3", "test"),
-        ("train/a/1", "train"),
-        ("train/b/1", "train"),
-        ("val/a/2", "validation"),
+        ("test/b/3", Split.TEST),
+        ("train/a/1", Split.TRAIN),
+        ("train/b/1", Split.TRAIN),
+        ("val/a/2", Split.VALIDATION),
     ]
     assert listing.classes == ("a", "b")
 

@@ -8,21 +8,12 @@ import torch
 from bigstep.runs.metric_log import FLUSH_SECONDS, MetricLog
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from recording import RecordingTracker
+from waiting import Clock
 
 CPU = torch.device("cpu")
 
 
-class _Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def _log(tracker: RecordingTracker, clock: _Clock) -> MetricLog:
+def _log(tracker: RecordingTracker, clock: Clock) -> MetricLog:
     return MetricLog(tracker, CPU, num_epochs=2, steps_per_epoch=4, clock=clock)
 
 
@@ -35,7 +26,7 @@ def _step(number: int, loss: float = 1.0) -> StepRecord:
 
 
 def test_a_resumed_training_counts_the_images_and_seconds_before_it() -> None:
-    clock = _Clock()
+    clock = Clock()
     first = _log(RecordingTracker(), clock)
     for number in range(3):
         first.add(_step(number))
@@ -52,7 +43,7 @@ def test_a_resumed_training_counts_the_images_and_seconds_before_it() -> None:
 
 
 def test_metrics_are_sent_in_batches_and_none_is_lost() -> None:
-    clock, tracker = _Clock(), RecordingTracker()
+    clock, tracker = Clock(), RecordingTracker()
     log = _log(tracker, clock)
     log.add(_step(0))
     assert _values(tracker, "step_loss") == []
@@ -62,7 +53,7 @@ def test_metrics_are_sent_in_batches_and_none_is_lost() -> None:
 
 
 def test_train_loss_is_the_mean_of_an_epoch_in_mlflow_as_in_the_rows() -> None:
-    clock, tracker = _Clock(), RecordingTracker()
+    clock, tracker = Clock(), RecordingTracker()
     log = _log(tracker, clock)
     log.add(_step(0, 1.0))
     log.add(_step(1, 3.0))
@@ -73,7 +64,7 @@ def test_train_loss_is_the_mean_of_an_epoch_in_mlflow_as_in_the_rows() -> None:
 
 
 def test_epochs_count_from_one_in_rows_in_mlflow_and_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    clock, tracker = _Clock(), RecordingTracker()
+    clock, tracker = Clock(), RecordingTracker()
     log = _log(tracker, clock)
     for number in range(2):
         clock.now += 1.0
@@ -83,7 +74,7 @@ def test_epochs_count_from_one_in_rows_in_mlflow_and_on_the_screen(capsys: pytes
 
 
 def test_rows_of_a_former_checkpoint_that_counted_from_zero_are_counted_from_one() -> None:
-    log = _log(RecordingTracker(), _Clock())
+    log = _log(RecordingTracker(), Clock())
     rows = [{"epoch": number, "val_loss": 1.0 - number} for number in range(3)]
     log.load_state_dict({**log.state_dict(), "rows": rows}, 12)
     assert log.rows == [{**row, "epoch": row["epoch"] + 1} for row in rows]
@@ -93,7 +84,7 @@ def test_rows_of_a_former_checkpoint_that_counted_from_zero_are_counted_from_one
 
 
 def test_a_checkpoint_without_images_and_seconds_still_loads() -> None:
-    log = _log(RecordingTracker(), _Clock())
+    log = _log(RecordingTracker(), Clock())
     kept = {name: value for name, value in log.state_dict().items() if name not in ("images", "seconds")}
     log.load_state_dict(kept, 3)
     assert log.num_images == 0

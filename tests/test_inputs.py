@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bigstep.errors import ProjectError
-from bigstep.project.stage_inputs import read_inputs
+from bigstep.project.stage_inputs import INPUTS, check_earlier_stages, read_inputs
 from conftest import copy_project
 from faults.project import Project
 
@@ -56,6 +56,29 @@ def test_what_the_stage_does_not_read_may_change(folder: Path) -> None:
     inputs.check()
 
 
+def test_a_stage_refuses_what_an_earlier_one_did_not_run_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"data": {"root": "raw"}, "train": {"rate": 0.001}, "evaluate": {"bins": 3}}
+    check_earlier_stages(folder, "evaluate", content)  # without a record there is nothing to compare
+    (folder / "dvc.lock").write_text(
+        "stages:\n"
+        "  prepare: {cmd: p, params: {params.yaml: {data: {root: raw}}}}\n"
+        "  train: {cmd: t, params: {params.yaml: {train: {rate: 1e-3}}}}\n"
+        "  evaluate: {cmd: e, params: {params.yaml: {evaluate: {bins: 4}}}}\n",
+        encoding="utf-8",
+    )
+    check_earlier_stages(folder, "evaluate", content)
+    check_earlier_stages(folder, "train", {**content, "train": {"rate": 0.1}})
+    check_earlier_stages(folder, "prepare", {})
+    with pytest.raises(ProjectError, match=r'prepare ran with, but data\.root was "raw" and is "other"; restore it'):
+        check_earlier_stages(folder, "train", {**content, "data": {"root": "other"}})
+    with pytest.raises(ProjectError, match=r"train ran with, but train\.more was not there and is 1, train\.rate was 0\.001"):
+        check_earlier_stages(folder, "evaluate", {**content, "train": {"rate": 0.1, "more": 1}})
+    monkeypatch.setenv(INPUTS, str(folder))
+    (folder / "train.json").write_text('{"params": {"train.rate": "0.01"}}', encoding="utf-8")
+    with pytest.raises(ProjectError, match=r"train ran with, but train\.rate was 0\.01 and is 0\.001"):
+        check_earlier_stages(folder, "evaluate", content)  # whatever DVC has recorded since
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Project:
     """A project that trained without any change."""
@@ -77,7 +100,6 @@ def test_code_written_while_it_is_imported_is_refused(folder: Path) -> None:
 
 
 @slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("what", ["params", "code", "branch"])
 def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
     what: str, trained: Project, tmp_path: Path, empty_database: Path
@@ -131,7 +153,6 @@ def _commit_branch(project: Project, path: Path, before: str, after: str) -> Non
 
 
 @slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("stage", "module", "line", "edit"),
     [
@@ -178,7 +199,6 @@ def test_an_edit_while_results_are_written_ends_no_run_well(
 
 
 @slow
-@pytest.mark.filterwarnings("ignore")
 def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Path, empty_database: Path) -> None:
     """DVC reads params.yaml once more when the stage has ended: here its last act is the edit."""
     project = Project(copy_project(tmp_path / "project", empty_database))
@@ -198,3 +218,38 @@ def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Pat
     output = project.bigstep("train")
     assert "is cached" not in output
     assert "learning_rate: 0.04\n" in (project.root / "dvc.lock").read_text(encoding="utf-8")
+
+
+@slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("script", "when"), [("train", "atexit.register(_edit)"), ("evaluate", "_edit()")])
+def test_an_edit_between_two_stages_judges_no_model_by_other_parameters(
+    script: str, when: str, tmp_path: Path, empty_database: Path
+) -> None:
+    """The last act of train, before DVC records it, or the first act of evaluate, after that, is the edit, once."""
+    project = Project(copy_project(tmp_path / "project", empty_database))
+    project.set("train.epochs=1", "model.width=8")
+    params, code = project.root / "params.yaml", project.root / "pipelines" / f"{script}.py"
+    original = params.read_text(encoding="utf-8")
+    edit = (
+        "import atexit, pathlib\n"
+        "def _edit():\n"
+        "    path = pathlib.Path('params.yaml')\n"
+        "    path.write_text(path.read_text().replace('learning_rate: 0.004', 'learning_rate: 0.04'))\n"
+        "    pathlib.Path('edited').touch()\n"
+        "if not pathlib.Path('edited').exists():\n"
+        f"    {when}\n"
+    )
+    first, _, rest = code.read_text(encoding="utf-8").partition("\n\n")
+    code.write_text(f"{first}\n\n{edit}{rest}", encoding="utf-8")
+    output = project.bigstep("repro", code=2)
+    assert "expected what stage train ran with, but train.learning_rate was 0.004 and is 0.04" in output
+    assert "learning_rate: 0.04\n" not in (project.root / "dvc.lock").read_text(encoding="utf-8")
+    assert not (project.root / "results" / "evaluate" / "metrics.json").exists()
+    (run,) = project.runs()
+    assert run.data.params["train.learning_rate"] == "0.004"
+    params.write_text(original, encoding="utf-8")
+    project.bigstep("repro")
+    (run,) = project.runs()
+    assert run.info.status == "FINISHED"
+    assert {"train_loss", "val_loss", "epoch", "best_val_loss", "test_loss"} <= set(run.data.metrics)

@@ -1,7 +1,8 @@
-"""The private names of torch and Optuna that bigstep uses: each is there, and does what it is used for."""
+"""The private names of other libraries that bigstep uses: each is there, and does what it is used for."""
 
 import ast
 import importlib
+import shutil
 import threading
 import tomllib
 from importlib.metadata import version
@@ -11,25 +12,33 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from alembic.script import ScriptDirectory
 from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna_dashboard import save_note
 from packaging.requirements import Requirement
+from ruamel.yaml import YAML
 from torch.nn.attention.flex_attention import flex_attention
 
 import bigstep
+from bigstep.diagnostics.dvc_internals import matches_lock_schema
 from bigstep.errors import ProjectError
 from bigstep.memory import torch_internals as memory_internals
+from bigstep.models.torch_internals import assert_flag
 from bigstep.optuna_mlflow.callback import MLflowCallback
 from bigstep.optuna_mlflow.optuna_internals import StoragePlace, id_of, storage_of, storage_place, trial_id_of
 from bigstep.optuna_mlflow.study_identity import storage_identity
 from bigstep.optuna_mlflow.study_lock import study_lock
 from bigstep.randomness import torch_internals as random_internals
 from bigstep.randomness.kernels import IGNORED, KEYED, REFUSED, drawing_from
+from bigstep.search.dashboard_internals import note_of, open_ended
 from bigstep.step import torch_internals as step_internals
+from bigstep.tracking.database import open_client
+from bigstep.tracking.mlflow_internals import forget_engine, migrations_folder
 from dvc_dependencies import ROOT
 
 SOURCE = ROOT / "src" / "bigstep"
-HOMES = ["memory.torch_internals", "optuna_mlflow.optuna_internals", "randomness.torch_internals", "step.torch_internals"]
+HOMES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for path in SOURCE.rglob("*_internals.py"))
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
@@ -54,26 +63,49 @@ def test_every_private_name_is_there(name: str) -> None:
     assert [item for item in home.__all__ if not hasattr(home, item)] == []
 
 
-@pytest.mark.parametrize("package", ["memory", "optuna_mlflow", "randomness", "step"])
-def test_private_names_are_used_in_their_homes_only(package: str) -> None:
-    for path in sorted((SOURCE / package).glob("*.py")):
-        if not path.stem.endswith("_internals"):
-            text = path.read_text(encoding="utf-8")
-            assert "SLF001" not in text, path.name
-            tree = ast.parse(text)
-            assert [name for name in _imports(tree) if "._" in name] == [], path.name
-            assert [name for name in _foreign_attributes(tree) if name.startswith("_")] == [], path.name
+def test_each_library_has_its_home() -> None:
+    """Torch has four, as `step` imports nothing of the others."""
+    found = {name.rpartition(".")[2].removesuffix("_internals") for name in HOMES}
+    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc"}
+    assert len(HOMES) == 8
+
+
+def test_private_names_are_used_in_their_homes_only() -> None:
+    others = [path for path in SOURCE.rglob("*.py") if not path.stem.endswith("_internals")]
+    assert len(others) > 150
+    for path in others:
+        text = path.read_text(encoding="utf-8")
+        assert "SLF001" not in text, path.name
+        tree = ast.parse(text)
+        assert [name for name in _imports(tree) if "._" in name] == [], path.name
+        assert [name for name in _foreign_attributes(tree) if name.startswith("_")] == [], path.name
+        assert not [node for node in ast.walk(tree) if _asks_for_private(node)], path.name
+        assert "dvc" not in {name.partition(".")[0] for name in _imports(tree)}, "its modules are not public"
 
 
 def _imports(tree: ast.Module) -> list[str]:
-    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return modules + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    """Return modules, and modules with the names that are imported from them."""
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [f"{node.module}.{alias.name}" for node in froms for alias in node.names if not alias.name.startswith("__")]
+    return names + [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
 
 
 def _foreign_attributes(tree: ast.Module) -> list[str]:
-    """Return the attributes of what is not the object itself; those with two underscores are public."""
+    """Return the attributes of what is not the object itself; those with two underscores are public, as is `os._exit`."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and not node.attr.startswith("__")]
-    return [node.attr for node in nodes if ast.unparse(node.value) != "self"]
+    return [node.attr for node in nodes if ast.unparse(node.value) != "self" and ast.unparse(node) != "os._exit"]
+
+
+def _asks_for_private(node: ast.AST) -> bool:
+    """Return whether a node is ``getattr(library, "_name")``, which no linter sees; ``_fields`` of named tuples is public."""
+    is_call = isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr")
+    return (
+        is_call
+        and len(node.args) > 1
+        and isinstance(node.args[1], ast.Constant)
+        and str(node.args[1].value).startswith("_")
+        and not str(node.args[1].value).startswith(("__", "_fields"))
+    )
 
 
 def test_torchs_private_names_do_what_they_are_used_for() -> None:
@@ -177,6 +209,55 @@ def test_a_storage_of_an_unknown_kind_is_refused_and_not_left_without_a_lock(tmp
         with pytest.raises(ProjectError, match="got OtherBackend, which cannot be locked; use JournalFileBackend"):
             use()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_notes_text_is_read_back() -> None:
+    study = optuna.create_study()
+    study.tell(study.ask(), 1.0)
+    subject = open_ended(study, study.trials[0])
+    assert note_of(subject) == ""
+    save_note(subject, "a *note*")
+    assert note_of(subject) == "a *note*"
+
+
+def test_an_engine_that_mlflow_keeps_is_closed(tmp_path: Path, empty_database: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path = tmp_path / "mlflow.db"
+    shutil.copyfile(empty_database, path)
+    uri = f"sqlite:///{path}"
+    forget_engine(uri)  # there is none yet
+    open_client(uri).search_experiments()
+    assert uri in SqlAlchemyStore._engine_map
+    forget_engine(uri)
+    assert uri not in SqlAlchemyStore._engine_map
+
+
+def test_mlflows_schema_has_one_newest_version() -> None:
+    scripts = ScriptDirectory(str(migrations_folder()))
+    (newest,) = scripts.get_heads()
+    assert len(list(scripts.walk_revisions())) > 30
+    assert scripts.get_revision(newest).down_revision
+
+
+def test_a_lock_of_dvc_is_told_from_other_yaml() -> None:
+    own = YAML(typ="safe").load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
+    assert matches_lock_schema(own)
+    assert not matches_lock_schema({**own, "stages": ["prepare"]})
+    assert not matches_lock_schema("schema")
+
+
+def test_a_flag_that_is_not_set_is_an_error_in_an_exported_model_too() -> None:
+    class Checked(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert_flag((x > 0).all().float().item(), "not all positive")
+            return x + 1
+
+    exported = torch.export.export(Checked(), (torch.ones(2),)).module()
+    for model in (Checked(), exported):
+        assert model(torch.ones(2)).tolist() == [2.0, 2.0]
+        with pytest.raises(RuntimeError, match="not all positive"):
+            model(torch.zeros(2))
 
 
 def test_a_private_name_that_optuna_renamed_is_an_error(tmp_path: Path) -> None:

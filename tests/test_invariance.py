@@ -18,12 +18,13 @@ from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.models.classifier import Classifier
 from bigstep.step.batch_norm import freeze_statistics
-from bigstep.training.invariance import find_invariance
-from bigstep.training.loop import train_epochs, validate
+from bigstep.training.invariance import Invariance, check_slice_invariance, find_invariance
+from bigstep.training.loop import set_training_mode, train_epochs, validate
 from bigstep.training.records import StepRecord
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
@@ -103,7 +104,12 @@ def _run(store: Store, train: TrainConfig, micro: int, workers: int) -> Training
     classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
     batch = BatchSizes(64, micro, -(-64 // micro))
     weights = torch.linspace(0.5, 1.5, 10).double()
-    options = {"num_samples": len(store.indices(0)), "num_classes": 10, "class_weights": weights, "model": ModelConfig()}
+    options = {
+        "num_samples": len(store.indices(Split.TRAIN)),
+        "num_classes": 10,
+        "class_weights": weights,
+        "model": ModelConfig(),
+    }
     state = build_state(classifier, train, batch, **options)
     steps = 0
     kind = train.augmentation if isinstance(train.augmentation, str) else "transforms"
@@ -179,7 +185,7 @@ def print_cuts(folder: str) -> None:
 
     def judge(seed: int, micro: int) -> tuple[float, int]:
         state = _run(store, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
-        found = validate(state.evaluated_model, ordered_batches(store, 2, 359))
+        found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359))
         return found.loss, round(found.accuracy * 359)
 
     sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(5)], [judge(0, micro) for micro in (16, 7)]]) + "\n")
@@ -235,6 +241,81 @@ def test_the_verdict_and_its_reason(layer: nn.Module, keyed: bool, holds: bool, 
     if isinstance(layer, nn.BatchNorm1d):
         freeze_statistics(model)
         assert find_invariance(model, torch.randn(3, 3), keyed=keyed).holds
+
+
+class _Mixing(nn.Module):
+    """Subtracts the mean of the batch: no layer that is known by its class."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden.mean(dim=0)
+
+
+class _Coupled(nn.Module):
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.middle = middle
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.head(self.middle(self.stem(images)))
+        return result
+
+
+def _checked(store: Store, network: nn.Module, **values: Any) -> Invariance:
+    manifest, train = store.manifest, _train(**values)
+    torch.manual_seed(0)
+    classifier = Classifier(network, mean=manifest.mean, std=manifest.std, network_channels=1)
+    options = {"num_samples": 1000, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    state = build_state(classifier, train, BatchSizes(64, 16, 4), **options)
+    found = check_slice_invariance(state, train, store)
+    state.guard.close()
+    return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "float16"])
+def test_a_module_that_couples_samples_is_named_in_the_tag_and_on_screen(precision: str, digits: Store) -> None:
+    found = _checked(digits, _Coupled(_Mixing()), precision=precision)
+    assert found.tags["slice_invariant"] == "false"
+    reason = found.tags["slice_invariant_reason"]
+    assert "got 'network.middle' (_Mixing), whose result for a sample depends on the others in the pass" in reason
+    assert "self_check" not in reason
+    assert found.line == f"not slice-invariant: {reason}"
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "float16"])
+def test_the_tag_says_what_the_precision_leaves(precision: str, digits: Store) -> None:
+    found = _checked(digits, _Coupled(nn.Dropout(0.1)), precision=precision)
+    assert found.tags["slice_invariant"] == "true"
+    coarse = precision in ("bfloat16", "float16")
+    assert (f"with precision {precision} results agree up to rounding to 16 bits" in found.reason) is coarse
+    assert found.line == (f"slice-invariant up to rounding: {found.reason}" if coarse else "")
+
+
+def _gradient(store: Store, precision: str, micro: int) -> Tensor:
+    manifest, train = store.manifest, _train(precision=precision, mixup_alpha=None, cutmix_alpha=None)
+    torch.manual_seed(0)
+    classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
+    options = {"num_samples": 1000, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    state = build_state(classifier, train, BatchSizes(64, micro, -(-64 // micro)), **options)
+    set_training_mode(state)
+    images, labels = next(ordered_batches(store, 0, 64))
+    state.accumulator.backward(images, labels, step=0)
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    state.guard.close()
+    return torch.cat([p.grad.flatten().double() for p in classifier.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "most"),
+    [("float64", 0, 1e-13), ("float32", 0, 1e-5), ("bfloat16", 1e-4, 0.03), ("float16", 1e-5, 0.005)],
+)
+def test_what_the_cut_changes_in_a_gradient_is_rounding(precision: str, least: float, most: float, digits: Store) -> None:
+    """The figures in docs/concepts.md: a gradient of digits in micro-batches, against one pass in the same precision."""
+    whole = _gradient(digits, precision, 64)
+    for micro in (16, 7):
+        assert least <= float((_gradient(digits, precision, micro) - whole).norm() / whole.norm()) <= most
 
 
 def test_what_cannot_be_keyed_is_one_line_with_the_way_out() -> None:

@@ -52,7 +52,7 @@ def test_a_process_of_another_pid_namespace_cannot_be_judged_from_here_nor_we_fr
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_trial_of_a_worker_in_another_pid_namespace_is_not_taken_from_it(tmp_path: Path) -> None:
     address = str(tmp_path / "study.journal")
-    with _python(str(Path(__file__).with_name("studying.py")), address, "1", "2") as worker:
+    with _python(str(Path(__file__).with_name("studying.py")), address, "1", "hold") as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "took 0\n"
         ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), 1, 10)

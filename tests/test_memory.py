@@ -1,6 +1,7 @@
 """Peaks predicted before a step is run, against peaks measured; activation checkpointing; the mark of a step."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from bigstep.runs import low_memory_marker as marks
 from bigstep.runs.low_memory_marker import LowMemoryMarker, failed_micro_batch_size
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.optimization import build_optimizer
+from dvc_dependencies import ROOT
 
 aten = torch.ops.aten
 # where gradient and input lie differently, torch is asked, and for these its fake tensors have other strides than the real ones
@@ -306,3 +308,110 @@ def test_a_mark_is_set_only_while_memory_is_scarce(tmp_path: Path, monkeypatch: 
     assert failed_micro_batch_size(path) is None
     path.write_text("{", encoding="utf-8")
     assert failed_micro_batch_size(path) is None
+
+
+class _Transformer(nn.Module):
+    """Token ids and an attention mask in, logits out; with ``extra``, features of each sample are added."""
+
+    def __init__(self, *, extra: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(500, 64), nn.Embedding(32, 64)
+        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.extra = nn.Linear(5, 64) if extra else None
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, extra: Any = None) -> Tensor:
+        hidden = self.tokens(input_ids) + self.places(torch.arange(input_ids.shape[1], device=input_ids.device))
+        if self.extra is not None:
+            hidden = hidden + self.extra(extra[0]["features"])[:, None]
+        hidden = self.encoder(hidden, src_key_padding_mask=attention_mask == 0)
+        result: Tensor = self.head(hidden[:, 0])
+        return result
+
+
+IDS = {"input_ids": (32,), "attention_mask": (32,)}
+TOKENS: list[tuple[Any, Any, bool]] = [
+    (IDS, torch.int64, False),
+    (((32,), (32,)), (torch.int64, torch.int32), False),
+    (
+        {**IDS, "extra": ({"features": (5,)},)},
+        {"input_ids": torch.int64, "attention_mask": torch.bool, "extra": ({"features": None},)},
+        True,
+    ),
+]
+
+
+def _of_tokens(shape: Any, dtype: Any, count: int) -> Any:
+    if isinstance(shape, dict):
+        return {
+            key: _of_tokens(item, dtype if isinstance(dtype, torch.dtype) else dtype[key], count) for key, item in shape.items()
+        }
+    if isinstance(shape[0], int):
+        return torch.ones(count, *shape, dtype=dtype or torch.float32)
+    return tuple(_of_tokens(item, kind, count) for item, kind in zip(shape, dtype, strict=True))
+
+
+def _measured_on_tokens(shape: Any, dtype: Any, micro: int, optimizer: str, *, extra: bool) -> int:
+    def run() -> None:
+        model = _Transformer(extra=extra).train()
+        kinds = {"sgd": lambda p: torch.optim.SGD(p, lr=1e-9, momentum=0.9), "adamw": torch.optim.AdamW}
+        made = kinds[optimizer](model.parameters())
+        inputs, labels = _of_tokens(shape, dtype, micro), torch.zeros(micro, dtype=torch.int64)
+        for _ in range(2):
+            made.zero_grad()
+            for _ in range(2):
+                outputs = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+                loss = F.cross_entropy(outputs, labels, reduction="sum") / micro
+                del outputs
+                loss.backward()
+                del loss
+            made.step()
+
+    return peak_growth(run)
+
+
+@pytest.mark.parametrize(("micro", "optimizer"), [(16, "sgd"), (5, "adamw")])
+@pytest.mark.parametrize(("shape", "dtype", "extra"), TOKENS, ids=["dictionary", "tuple", "nested"])
+def test_token_ids_and_masks_are_predicted_within_a_percent(
+    shape: Any, dtype: Any, micro: int, optimizer: str, *, extra: bool
+) -> None:
+    model = _Transformer(extra=extra).train()
+    predicted = predict_memory(model, shape, micro, input_dtype=dtype, optimizer=optimizer)
+    assert predicted.method == "fake"
+    measured = _measured_on_tokens(shape, dtype, micro, optimizer, extra=extra)
+    assert predicted.peak_bytes == pytest.approx(measured, rel=0.01)
+
+
+def test_a_held_batch_of_tokens_is_counted() -> None:
+    model = _Transformer().train()
+    plain = predict_memory(model, IDS, 8, input_dtype=torch.int64)
+    held = predict_memory(model, IDS, 8, input_dtype=torch.int64, effective_batch_size=1008)
+    assert held.peak_bytes - plain.peak_bytes == 1000 * 2 * 32 * 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ({"input_ids": ("L",)}, torch.int64, r"sample_shape\['input_ids'\]\[0\]: expected a shape such as"),
+        ((-3, 4), None, r"sample_shape\[0\]: expected a shape such as .*got -3"),
+        ({}, None, "sample_shape: expected a shape such as .*, or a dictionary or tuple of shapes, got {}"),
+        (IDS, {"input_ids": torch.int64}, r"input_dtype: expected one torch.dtype or the structure of sample_shape"),
+        (IDS, (torch.int64, torch.int64), "input_dtype: expected one torch.dtype or the structure"),
+        (IDS, {"input_ids": "int64", "attention_mask": None}, r"input_dtype\['input_ids'\]: expected a torch.dtype or None"),
+        ((3, 4), {"x": torch.int64}, "input_dtype: expected a torch.dtype or None"),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_are_refused(shape: Any, dtype: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict_memory(nn.Linear(2, 2), shape, 2, input_dtype=dtype)
+
+
+def test_the_documented_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "memory.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)  # the page is the project's own
+    peak, largest = map(int, capsys.readouterr().out.split())
+    assert names["prediction"].method == "fake"
+    assert peak > 2**20
+    assert largest > 16

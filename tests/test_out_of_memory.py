@@ -13,6 +13,7 @@ import torch
 
 from bigstep.config.params import parse_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.memory_budget import OVERHEAD_BYTES, choose_slicing
@@ -21,7 +22,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.stages import train as stage
 from conftest import ROOT, copy_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 TRIES, QUICK_TRIES = 20, 8  # `make faults` makes all
 
 
@@ -92,4 +93,4 @@ def test_bug_8_the_effective_batch_is_as_asked_for_twenty_pairs_of_batch_and_bud
         micro, steps = (int(run.data.tags[f"bigstep.{key}"]) for key in ("micro_batch_size", "accumulation_steps"))
         assert (steps - 1) * micro < effective <= steps * micro
         updates = json.loads((root / "results/train/metrics.json").read_text(encoding="utf-8"))["num_updates"]
-        assert updates == -(-len(digits.indices(0)) // effective)
+        assert updates == -(-len(digits.indices(Split.TRAIN)) // effective)

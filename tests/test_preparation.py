@@ -10,6 +10,7 @@ import pytest
 
 from bigstep.config.data import DataConfig
 from bigstep.data.sources import Source, open_source
+from bigstep.data.split import Split
 from bigstep.data.store import Manifest, Store
 from bigstep.data.store_writer import prepare_store
 from bigstep.errors import DataError
@@ -46,7 +47,7 @@ def test_digits_are_all_there_and_split(digits: Store) -> None:
     assert manifest.classes == tuple("0123456789")
     assert manifest.files[0].name == "digits.csv.gz"
     assert len(manifest.files[0].sha256) == 64
-    training = digits.images[digits.indices(0)].astype(np.float64) / 255
+    training = digits.images[digits.indices(Split.TRAIN)].astype(np.float64) / 255
     np.testing.assert_allclose(manifest.mean, [training.mean()], atol=1e-8)
     np.testing.assert_allclose(manifest.std, [training.std()], atol=1e-8)
 
@@ -173,7 +174,7 @@ def test_missing_sources_say_how_to_get_them(tmp_path: Path) -> None:
 def test_debians_fashion_mnist_is_whole(tmp_path: Path) -> None:
     store = _prepare(DataConfig(source="fashion-mnist"), FASHION, tmp_path / "store")
     assert np.bincount(store.labels).tolist() == [7000] * 10
-    assert len(store.indices(2)) == 10_000
+    assert len(store.indices(Split.TEST)) == 10_000
 
 
 def test_cifar10_is_read_as_torchvision_lays_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

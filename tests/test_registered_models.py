@@ -30,7 +30,7 @@ from bigstep.tracking.model_registry import promote
 from bigstep.tracking.sealing import SEAL_TAG
 from bigstep.tracking.tracker import ModelPackage
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own
+pytestmark = pytest.mark.slow
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_further_parameters_are_dimensions() -> None:
     assert study.best_params["train.optimizer"] == "adamw"
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "cmaes", "random", "qmc"])
 def test_a_sampler_made_anew_for_each_ask_finds_the_bowl_and_is_the_same_twice(sampler: str) -> None:
     def bowl(point: dict[str, Any]) -> float:
@@ -112,7 +112,7 @@ def test_a_sampler_made_anew_for_each_ask_finds_the_bowl_and_is_the_same_twice(s
     assert first.best_value < (0.3 if sampler in ("random", "qmc") else 0.06)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_the_default_learns_from_pruned_trials_and_asks_for_nothing_twice() -> None:
     """Without either, the Gaussian process asked for one pruned point fourteen times in a row."""
     study, space = optuna.create_study(), _space()

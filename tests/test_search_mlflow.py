@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT
 from serving import wait_for_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own, and Optuna's on what is new
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 PAGE = (ROOT / "docs" / "mlflow_callback.md").read_text(encoding="utf-8")
 
 
@@ -335,10 +336,18 @@ def test_threads_share_a_callback(uri: str, tmp_path: Path) -> None:
     assert [int(run.data.tags["optuna.trial_number"]) for run in _children(uri)] == list(range(12))
 
 
-def _work(uri: str, address: str, start: float) -> str:
+_meeting: list[Barrier] = []
+
+
+def _meet(barrier: Barrier) -> None:
+    """Keep the place where the processes of a pool meet."""
+    _meeting.append(barrier)
+
+
+def _work(uri: str, address: str) -> str:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(storage=open_storage(address), study_name="s", load_if_exists=True)
-    time.sleep(max(0.0, start - time.time()))
+    _meeting[0].wait(60)
     study.optimize(_square, n_trials=5, callbacks=[MLflowCallback(uri)])
     return str(study.user_attrs[RUN_ID])
 
@@ -346,8 +355,9 @@ def _work(uri: str, address: str, start: float) -> str:
 @pytest.mark.parametrize("kind", ["journal", "database"])
 def test_four_processes_at_once_begin_one_run_and_tell_each_trial_once(uri: str, tmp_path: Path, kind: str) -> None:
     address = str(tmp_path / "j") if kind == "journal" else f"sqlite:///{tmp_path / 'o.db'}"
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        ids = pool.starmap(_work, [(uri, address, time.time() + 15)] * 4, chunksize=1)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4, _meet, (context.Barrier(4),)) as pool:
+        ids = pool.starmap(_work, [(uri, address)] * 4, chunksize=1)
     (parent,) = _parents(uri)
     assert set(ids) == {parent.info.run_id}
     deleted = open_client(uri).search_runs([parent.info.experiment_id], run_view_type=2)

@@ -1,30 +1,26 @@
 """`bigstep search` on a PostgreSQL server that is away: at the start, and while a trial trains."""
 
-import contextlib
 import os
 import signal
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import optuna
-import psycopg
 import pytest
 from optuna.trial import FrozenTrial
 
 from bigstep.errors import ProjectError
 from bigstep.runtime.local_port import free_port
-from bigstep.search.patience import patiently
+from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.studies import confirmation_study_name
 from bigstep.search.trial_queue import counts_toward_budget
-from conftest import copy_project
 from faults.project import Project
-from postgres import Server, postgres_server
+from postgres import postgres_server
+from searching import searching_project, wait_until_it_trains
+from waiting import Clock, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 QUICK = (
     "train.epochs=4",
     "model.width=8",
@@ -32,28 +28,17 @@ QUICK = (
     "search.confirm_seeds=1",
     "hardware.checkpoint_interval=0.2s",
 )
-TRIALS, AWAY = 6, 10.0
-TRAINS = """
-    SELECT count(*) FROM trials JOIN trial_intermediate_values USING (trial_id)
-    WHERE state = 'RUNNING' AND number >= 1
-"""
+TRIALS, AWAY = 6, "the study's storage does not answer"
 
 
 @pytest.fixture
-def project(tmp_path: Path, empty_database: Path) -> Project:
-    project = Project(copy_project(tmp_path / "project", empty_database))
-    project.set(*QUICK)
-    return project
+def project(tmp_path: Path, prepared_root: Path, plans: Path) -> Project:
+    return searching_project(tmp_path / "project", prepared_root, plans, *QUICK)
 
 
-def _wait_until_a_trial_trains(server: Server, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(server.address) as connection:
-            if connection.execute(TRAINS).fetchone() != (0,):
-                return
-        time.sleep(0.1)
-    raise AssertionError("no trial trained")
+def _wait_until_noticed(project: Project, workers: int) -> None:
+    """Each worker finds out by itself: when it next needs the storage."""
+    wait_until(lambda: sum(AWAY in text for text in _logs(project)) == workers, "a worker did not miss the storage")
 
 
 def _trials(address: str, name: str) -> list[FrozenTrial]:
@@ -64,9 +49,10 @@ def _trials(address: str, name: str) -> list[FrozenTrial]:
     return trials
 
 
-def _logs(project: Project) -> str:
+def _logs(project: Project) -> list[str]:
+    """Return what each worker printed."""
     logs = (project.root / ".bigstep" / "search").rglob("worker-*.log")
-    return "".join(path.read_text(encoding="utf-8") for path in logs)
+    return [path.read_text(encoding="utf-8") for path in logs]
 
 
 def test_a_search_outlives_a_crash_of_its_database(project: Project) -> None:
@@ -75,9 +61,9 @@ def test_a_search_outlives_a_crash_of_its_database(project: Project) -> None:
         process = project.start(
             sys.executable, "-m", "bigstep.cli", *command, server.address, PYTHONPATH=str(project.root / "src")
         )
-        _wait_until_a_trial_trains(server, process)
+        wait_until_it_trains(server.address, process)
         server.stop("immediate")
-        time.sleep(AWAY)
+        _wait_until_noticed(project, 2)
         assert process.poll() is None, "the search ended while its database was away"
         server.start()
         output, _ = process.communicate(timeout=300)
@@ -87,8 +73,7 @@ def test_a_search_outlives_a_crash_of_its_database(project: Project) -> None:
     assert "winner: trial" in output
     assert len(counts_toward_budget(found["search"])) == TRIALS
     assert [trial for trials in found.values() for trial in trials if not trial.state.is_finished()] == []
-    assert "the study's storage does not answer" in _logs(project)
-    assert "Traceback" not in _logs(project)
+    assert "Traceback" not in "".join(_logs(project))
     runs = {run.info.run_id: run.info.status for run in project.runs()}
     assert "RUNNING" not in runs.values()
     assert {runs[trial.user_attrs["mlflow_run_id"]] for trial in counts_toward_budget(found["search"])} == {"FINISHED"}
@@ -100,13 +85,13 @@ def test_a_search_stopped_while_its_database_is_away_ends_at_once_and_is_complet
         process = project.start(
             sys.executable, "-m", "bigstep.cli", *command, server.address, PYTHONPATH=str(project.root / "src")
         )
-        _wait_until_a_trial_trains(server, process)
+        wait_until_it_trains(server.address, process)
         server.stop("immediate")
-        time.sleep(2)
+        _wait_until_noticed(project, 1)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 130, output
-        assert "Traceback" not in output + _logs(project)
+        assert "Traceback" not in "".join([output, *_logs(project)])
         assert "winner" not in output
         server.start()
         output = project.bigstep(*command, server.address)
@@ -118,17 +103,15 @@ def test_a_search_stopped_while_its_database_is_away_ends_at_once_and_is_complet
 
 def test_what_needs_a_storage_is_done_again_until_it_answers(capsys: pytest.CaptureFixture[str]) -> None:
     with postgres_server() as server:
-        storage = open_storage(server.address)
+        storage, clock = open_storage(server.address), Clock()
         study = open_study(storage, "study", ["minimize"])
         server.stop("immediate")
         with pytest.raises(ProjectError, match=r"search\.storage: expected an answer from postgresql") as caught:
-            patiently(study.get_trials, server.address, seconds=1)
+            patiently(study.get_trials, server.address, clock=clock, sleep=clock.sleep)
         assert len(str(caught.value).splitlines()) == 1
         assert "secret" not in str(caught.value)
-        timer = threading.Timer(2, server.start)
-        timer.start()
-        assert patiently(study.get_trials, server.address) == []
-        timer.join()
+        assert clock.now == 100.0 + OUTAGE
+        assert patiently(study.get_trials, server.address, sleep=lambda _: server.start()) == []
         storage.remove_session()
         storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage
     assert capsys.readouterr().out.count("the study's storage does not answer") == 2

@@ -1,10 +1,7 @@
 """`bigstep search` as people run it: the same bytes twice, killed and begun again, adopted, told to MLflow."""
 
-import contextlib
 import os
-import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,42 +12,28 @@ import pytest
 from bigstep.config.yaml_files import read_yaml
 from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
-from bigstep.search.studies import confirmation_study_name
 from bigstep.search.trial_queue import counts_toward_budget
 from browser import look
-from conftest import copy_project, read_rows
+from conftest import read_rows
 from faults.project import Project
 from postgres import postgres
+from searching import QUICK, kill_and_finish, open_stored_study, search_runs, searching_project, wait_until_it_trains
 from serving import wait_for_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-QUICK = (
-    "train.epochs=2",
-    "model.width=8",
-    "search.confirm_top=1",
-    "search.confirm_seeds=1",
-    "hardware.checkpoint_interval=0.2s",
-)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 RESULTS = ("trials.csv", "again.csv", "best_params.yaml", "summary.json")
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Project:
+def quick(tmp_path_factory: pytest.TempPathFactory, prepared_root: Path, plans: Path) -> Project:
     """A project that searched once: four trials, one worker."""
-    project = Project(copy_project(tmp_path_factory.mktemp("search") / "project", empty_database))
-    project.set(*QUICK)
+    project = searching_project(tmp_path_factory.mktemp("search") / "project", prepared_root, plans, *QUICK)
     project.search_output = project.bigstep("search", "--trials", "4", "--workers", "1")  # type: ignore[attr-defined]
     return project
 
 
 def _results(project: Project) -> dict[str, bytes]:
     return {name: (project.root / "results" / "search" / name).read_bytes() for name in RESULTS}
-
-
-def _runs(project: Project) -> tuple[list, list]:
-    runs = project.runs()
-    parents = [run for run in runs if run.data.tags.get("bigstep.kind") == "search"]
-    return parents, [run for run in runs if "mlflow.parentRunId" in run.data.tags]
 
 
 def test_a_search_writes_its_tables_and_says_what_it_found(quick: Project) -> None:
@@ -74,7 +57,7 @@ def test_a_search_writes_its_tables_and_says_what_it_found(quick: Project) -> No
 
 
 def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quick: Project) -> None:
-    parents, children = _runs(quick)
+    parents, children = search_runs(quick)
     (parent,) = parents
     assert parent.info.status == "FINISHED"
     assert len(children) == 4 + 3
@@ -91,7 +74,7 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quic
 
 
 def test_a_search_by_mlflow_run_has_its_run_in_the_same_experiment(quick: Project) -> None:
-    (parent,), before = _runs(quick)[0], {run.info.run_id for run in quick.runs()}
+    (parent,), before = search_runs(quick)[0], {run.info.run_id for run in quick.runs()}
     quick.run("mlflow", "run", ".", "-e", "search", "--env-manager", "local", "-P", "trials=4", "-P", "workers=1")
     (pointer,) = (run for run in quick.runs() if run.info.run_id not in before)
     assert pointer.info.experiment_id == "0"
@@ -99,16 +82,10 @@ def test_a_search_by_mlflow_run_has_its_run_in_the_same_experiment(quick: Projec
     assert pointer.data.tags["bigstep.run_id"] == parent.info.run_id
 
 
-def open_stored_study(project: Project, name: str) -> optuna.Study:
-    storage = open_storage(str(project.root / ".bigstep" / "search" / "search.journal"))
-    return optuna.load_study(study_name=name, storage=storage)
-
-
-def test_a_second_search_on_an_empty_store_gives_the_same_bytes(quick: Project, tmp_path: Path, empty_database: Path) -> None:
-    second = Project(copy_project(tmp_path / "second", empty_database))
-    second.set(*QUICK)
-    (second.root / ".bigstep").mkdir()
-    (second.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+def test_a_second_search_on_an_empty_store_gives_the_same_bytes(
+    quick: Project, tmp_path: Path, prepared_root: Path, plans: Path
+) -> None:
+    second = searching_project(tmp_path / "second", prepared_root, plans, *QUICK)
     second.bigstep("search", "--trials", "4", "--workers", "1")
     assert _results(second) == _results(quick)
 
@@ -136,66 +113,24 @@ def test_another_space_or_model_does_not_mix_with_the_study(quick: Project) -> N
     assert "--warm-start: no study 'nosuch' in this storage" in output
 
 
+@pytest.mark.usefixtures("quick")  # measures the plan
 def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(
-    quick: Project, tmp_path: Path, empty_database: Path
+    tmp_path: Path, prepared_root: Path, plans: Path
 ) -> None:
     """`make faults` kills twenty times."""
-    kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), quick, 0, kills=1)
-
-
-def kill_and_finish(project: Project, quick: Project, seed: int, *, kills: int) -> None:
-    """Kill workers and parents of a search, each time after a while, and begin it again; look at how it ends."""
-    chance, trials = random.Random(seed), 2 + 3 * kills
-    project.set(*QUICK)
-    (project.root / ".bigstep").mkdir()
-    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
-    project.run("dvc", "repro", "-q", "prepare")
-    for _ in range(kills):
-        process = project.start(
-            sys.executable, "-m", "bigstep.cli", "search", "--trials", str(trials), "--workers", "2",
-            PYTHONPATH=str(project.root / "src"),
-        )  # fmt: skip
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(6, 16))
-            raise AssertionError("the search ended before it could be killed; give it more trials")
-        for victim in [item for item in project.processes(wait=0) if item.pid != process.pid or chance.random() < 0.5]:
-            if chance.random() < 0.7:
-                victim.kill()
-        time.sleep(0.5)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-        if process.stdout is not None:
-            process.stdout.close()
-    project.bigstep("search", "--trials", str(trials), "--workers", "2")
-    for name in ("search", confirmation_study_name("search")):
-        found = open_stored_study(project, name).get_trials()
-        assert not [trial for trial in found if not trial.state.is_finished()]
-        if name == "search":
-            assert len(counts_toward_budget(found)) == trials
-        else:
-            keys = [trial.user_attrs["key"] for trial in found if trial.state.name == "COMPLETE"]
-            assert len(keys) == len(set(keys))
-            assert sum(key.startswith("replicate") for key in keys) in (1, 2)
-    parents, children = _runs(project)
-    assert len(parents) == 1
-    assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
+    kill_and_finish(searching_project(tmp_path / "killed", prepared_root, plans, *QUICK), 0, kills=1)
 
 
 def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(
-    quick: Project, tmp_path: Path, empty_database: Path
+    tmp_path: Path, prepared_root: Path, plans: Path
 ) -> None:
-    """The default sampler, an empty database, two workers; killed and run again."""
-    project = Project(copy_project(tmp_path / "postgresql", empty_database))
-    project.set(*QUICK)
-    (project.root / ".bigstep").mkdir()
-    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
+    """The default sampler, an empty database, two workers; killed while a trial trains, and run again."""
+    project, epochs = searching_project(tmp_path / "postgresql", prepared_root, plans, *QUICK), 0
     with postgres() as address:
         command = ("search", "--trials", "8", "--workers", "2", "--storage", address)
         for _ in range(2):
             process = project.start(sys.executable, "-m", "bigstep.cli", *command, PYTHONPATH=str(project.root / "src"))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(12)
-                raise AssertionError("the search ended before it could be killed; use more trials")
+            epochs = wait_until_it_trains(address, process, after=epochs)
             for victim in project.processes(wait=0):
                 victim.kill()
             process.wait(30)
@@ -213,15 +148,12 @@ def test_a_search_on_postgresql_survives_two_kills_and_leaves_no_password(
     assert [path for path in left if b"study:secret" in path.read_bytes()] == []
 
 
-def test_a_search_whose_worker_failed_names_no_winner(quick: Project, tmp_path: Path, empty_database: Path) -> None:
-    project = Project(copy_project(tmp_path / "failed", empty_database))
-    project.set(*QUICK)
+def test_a_search_whose_worker_failed_names_no_winner(tmp_path: Path, prepared_root: Path, plans: Path) -> None:
+    project = searching_project(tmp_path / "failed", prepared_root, plans, *QUICK)
     module = project.root / "src" / "bigstep" / "search" / "samplers.py"
     text = module.read_text(encoding="utf-8")
     broken = 'AUTO = {}\n\n\ndef choose_sampler(*args: object, **kwargs: object) -> None:\n    raise ValueError("broken")\n'
     module.write_text(broken, encoding="utf-8")
-    (project.root / ".bigstep").mkdir()
-    (project.root / ".bigstep" / "plans").symlink_to(quick.root / ".bigstep" / "plans")
     output = project.bigstep("search", "--trials", "4", "--workers", "1", code=1)
     assert "the search failed, so there is no winner" in output
     assert "winner: trial" not in output

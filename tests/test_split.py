@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigstep.data.split import SPLITS, split_samples
+from bigstep.data.split import Split, split_samples
 from bigstep.errors import DataError
 
 FRACTIONS = {"validation_fraction": 0.15, "test_fraction": 0.2}
@@ -32,7 +32,7 @@ def test_another_seed_is_another_split() -> None:
 
 
 def test_a_given_test_set_stays_the_test_set() -> None:
-    test = SPLITS.index("test")
+    test = Split.TEST
     parts = _split([0] * 20 + [1] * 20 + [0, 1], [-1] * 40 + [test, test])
     assert (parts == test).sum() == 2
     assert (parts[40:] == test).all()

@@ -15,6 +15,7 @@ from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
+from waiting import Clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,13 +158,14 @@ def test_a_store_that_was_deleted_is_told_everything_again(uri: str, tmp_path: P
 
 def test_a_server_that_is_gone_holds_nothing_up_and_is_told_later(uri: str, tmp_path: Path) -> None:
     tracker = _begin(tmp_path / "spools" / "key.1", "http://127.0.0.1:9")  # nobody listens
-    courier = SpoolDelivery(tracker.spool)
+    clock = Clock()
+    courier = SpoolDelivery(tracker.spool, clock=lambda: clock.sleep(1.0) or clock())
     started = time.monotonic()
     courier.start()
     for step in range(2000):
         tracker.log_metrics([Metric("loss", float(step), step, step)])
     assert time.monotonic() - started < 2
-    assert not courier.flush(1.0)
+    assert not courier.flush(10.0)
     assert courier.problem is not None
     assert not tracker.spool.is_delivered()
     tracker.spool.close()
@@ -187,10 +189,11 @@ def test_a_store_that_fails_for_a_while_is_tried_again(uri: str, tmp_path: Path,
         real(*arguments)
 
     monkeypatch.setattr(delivery, "deliver", failing)
-    monkeypatch.setattr(delivery, "INTERVAL", 0.05)
     tracker = _begin(tmp_path / "s", uri)
     tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
-    assert _drain(tracker.spool)
+    courier = SpoolDelivery(tracker.spool, interval=0.05)
+    courier.start()
+    assert courier.flush()
     assert next(failures, None) is None
     assert _history(uri, tracker.spool.sent.run_id) == [(0, 1.0)]
 

@@ -13,10 +13,12 @@ import pytest
 from optuna.trial import TrialState
 
 from bigstep.errors import ProjectError
+from bigstep.search import storage
 from bigstep.search import trial_queue as ledgers
 from bigstep.search.storage import open_storage, open_study, without_password
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from postgres import postgres
+from waiting import Clock
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 WORKER = Path(__file__).with_name("studying.py")
@@ -28,9 +30,23 @@ def server() -> Iterator[str]:
         yield address
 
 
-def _worker(address: str, budget: int, seconds: float = 0.0, start: float = 0.0) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(WORKER), address, str(budget), str(seconds), str(start)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _worker(address: str, budget: int, *modes: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(WORKER), address, str(budget), *modes]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, text=True, **pipes)
+
+
+def _start_at_once(address: str, budget: int) -> list["subprocess.Popen[str]"]:
+    """Start four workers that have imported everything, so that they meet in the storage."""
+    workers = [_worker(address, budget, "wait") for _ in range(4)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    return workers
 
 
 def _finish(workers: list["subprocess.Popen[str]"]) -> int:
@@ -46,16 +62,14 @@ def _study(address: str) -> optuna.Study:
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
 def test_four_workers_that_start_on_nothing_share_a_budget(kind: str, tmp_path: Path) -> None:
     address = str(tmp_path / "a" / "study.journal") if kind == "journal" else f"sqlite:///{tmp_path / 'study.db'}"
-    start = time.time() + 5
-    assert _finish([_worker(address, 24, start=start) for _ in range(4)]) == 24
+    assert _finish(_start_at_once(address, 24)) == 24
     states = [trial.state for trial in _study(address).get_trials()]
     assert states.count(TrialState.COMPLETE) == 24
     assert TrialState.RUNNING not in states
 
 
 def test_four_workers_on_postgresql_do_two_hundred_trials(server: str) -> None:
-    start = time.time() + 6
-    assert _finish([_worker(server, 200, start=start) for _ in range(4)]) == 200
+    assert _finish(_start_at_once(server, 200)) == 200
     study = _study(server)
     trials = study.get_trials()
     study._storage.remove_session()
@@ -95,10 +109,10 @@ def test_the_lock_of_a_killed_holder_costs_no_waiting(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     _study(str(path))
     code = (
-        "import sys, time; from pathlib import Path; from bigstep.search.storage import RepairingLock; "
-        "RepairingLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from bigstep.search.storage import RepairingLock; "
+        "RepairingLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         holder.kill()
@@ -116,7 +130,10 @@ def test_the_lock_of_a_killed_holder_costs_no_waiting(tmp_path: Path) -> None:
         ("{tmp}/text.journal", "search.storage: expected a journal of Optuna, got "),
     ],
 )
-def test_what_is_no_storage_is_one_line_without_a_password(address: str, text: str, tmp_path: Path) -> None:
+def test_what_is_no_storage_is_one_line_without_a_password(
+    address: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "START_SECONDS", 0.0)  # to wait for a database that is starting
     (tmp_path / "text.journal").write_text("hello\nworld\n", encoding="utf-8")
     with pytest.raises(ProjectError, match=text) as caught:
         open_storage(address.format(tmp=tmp_path))
@@ -134,7 +151,7 @@ def test_a_study_keeps_its_directions_and_addresses_their_secret(tmp_path: Path)
 
 def test_a_killed_workers_trial_is_retried_once_and_the_budget_holds(tmp_path: Path) -> None:
     address = str(tmp_path / "study.journal")
-    worker = _worker(address, 3, seconds=60)
+    worker = _worker(address, 3, "hold")
     assert worker.stdout is not None
     assert worker.stdout.readline() == "took 0\n"
     worker.kill()
@@ -154,17 +171,19 @@ def test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(
     """Rows 29 and 30: as on another machine, of whose processes nothing is known."""
     address = str(tmp_path / "study.journal")
     monkeypatch.setattr(ledgers, "is_alive", dict[str, bool]().get)
-    monkeypatch.setattr(ledgers, "PATIENCE", 1.0)
-    worker = _worker(address, 1, seconds=2)
+    worker = _worker(address, 1, "hold")
     assert worker.stdout is not None
     worker.stdout.readline()
     os.kill(worker.pid, signal.SIGSTOP)
-    ledger = TrialQueue(_study(address), 1, 10)
+    clock = Clock()
+    ledger = TrialQueue(_study(address), 1, 10, clock)
     assert ledger.reclaim_dead() == []
     for hours in (1, -1):
         monkeypatch.setattr(time, "time", lambda hours=hours: 1.7e9 + 3600 * hours)
         assert ledger.reclaim_dead() == []
-    time.sleep(1.2)
+    clock.now += ledgers.PATIENCE
+    assert ledger.reclaim_dead() == []
+    clock.now += 1.0
     assert ledger.reclaim_dead() == [0]
     assert ledger.reclaim_dead() == []
     mine = ledger.take(None)

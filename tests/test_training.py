@@ -12,54 +12,27 @@ from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.step.losses import CrossEntropy
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
-from bigstep.training.loop import take_step, train_epochs, validate
+from bigstep.training.loop import take_step, validate
 from bigstep.training.optimization import build_optimizer, build_schedule
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
-
-
-def _train(**values: Any) -> TrainConfig:
-    return TrainConfig.model_validate({"epochs": 2, "warmup_fraction": 0.0, **values})
-
-
-def _begin(
-    store: Store, train: TrainConfig, micro: int | None = 16, weights: Tensor | None = None, **model: Any
-) -> tuple[TrainingState, Any]:
-    section = ModelConfig.model_validate({"width": 4, **model})
-    batch = resolve_batch(train, HardwareConfig(micro_batch_size=micro), section)
-    manifest = store.manifest
-    torch.manual_seed(train.seed)
-    classifier = build_classifier(section, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
-    samples = len(store.indices(0))
-    state = build_state(classifier, train, batch, num_samples=samples, num_classes=10, class_weights=weights, model=section)
-    return state, batch
-
-
-def _first_batch(store: Store) -> tuple[Tensor, Tensor]:
-    return next(TrainingBatches(store, _train(augmentation="none"), 64).epoch(0))
-
-
-def _epochs(state: TrainingState, train: TrainConfig, batch: Any, store: Store) -> Any:
-    return train_epochs(state, train, store, TrainingBatches(store, train, batch.effective_batch_size, 0))
+from building import build_digits_training, first_batch, flat_weights, quick_train, train_all
 
 
 def _run(store: Store, train: TrainConfig, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
-    state, batch = _begin(store, train, micro, **model)
-    return state, list(_epochs(state, train, batch, store))
-
-
-def _flat(state: TrainingState) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in state.classifier.parameters()])
+    state, batch = build_digits_training(store, train, micro, **model)
+    return state, list(train_all(state, train, batch, store))
 
 
 def test_the_loop_yields_every_step_and_every_epoch(digits: Store) -> None:
-    _, records = _run(digits, _train(effective_batch_size=100))
+    _, records = _run(digits, quick_train(effective_batch_size=100))
     steps = [record for record in records if isinstance(record, StepRecord)]
     epochs = [record for record in records if isinstance(record, EpochRecord)]
     assert [record.step for record in steps] == list(range(26))
@@ -74,11 +47,11 @@ def test_the_loop_yields_every_step_and_every_epoch(digits: Store) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_micro_batch_size_does_not_change_what_is_learned(optimizer: str, digits: Store) -> None:
-    train = _train(effective_batch_size=100, optimizer=optimizer, precision="float64", learning_rate=0.01, ema_decay=0.9)
+    train = quick_train(effective_batch_size=100, optimizer=optimizer, precision="float64", learning_rate=0.01, ema_decay=0.9)
     reference, records = _run(digits, train, micro=100)
     for micro in (32, 7):
         other, others = _run(digits, train, micro=micro)
-        assert float((_flat(other) - _flat(reference)).norm() / _flat(reference).norm()) <= 1e-9
+        assert float((flat_weights(other) - flat_weights(reference)).norm() / flat_weights(reference).norm()) <= 1e-9
         for one, two in zip(records, others, strict=True):
             if isinstance(one, StepRecord):
                 torch.testing.assert_close(one.loss, two.loss, rtol=1e-9, atol=0)
@@ -86,29 +59,29 @@ def test_the_micro_batch_size_does_not_change_what_is_learned(optimizer: str, di
 
 def test_a_run_is_a_plain_loop_in_torch(digits: Store) -> None:
     """Parity: ten lines of torch over whole batches give the same weights."""
-    train = _train(
+    train = quick_train(
         effective_batch_size=64, precision="float64", optimizer="sgd", schedule="constant", weight_decay=0.0, clip_norm=None
     )
     state, _ = _run(digits, train, micro=16)
-    plain, _ = _begin(digits, train)
+    plain, _ = build_digits_training(digits, train)
     optimizer = torch.optim.SGD(plain.classifier.parameters(), lr=train.learning_rate, momentum=0.9)
     for epoch in range(2):
         for images, labels in TrainingBatches(digits, train, 64).epoch(epoch):
             optimizer.zero_grad()
             F.cross_entropy(plain.classifier(images), labels, label_smoothing=0.05).backward()
             optimizer.step()
-    assert float((_flat(plain) - _flat(state)).norm() / _flat(state).norm()) <= 1e-12
+    assert float((flat_weights(plain) - flat_weights(state)).norm() / flat_weights(state).norm()) <= 1e-12
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(digits: Store) -> None:
-    one, two, other = (_flat(_run(digits, _train(seed=seed))[0]) for seed in (0, 0, 1))
+    one, two, other = (flat_weights(_run(digits, quick_train(seed=seed))[0]) for seed in (0, 0, 1))
     assert (one == two).all()
     assert (one != other).any()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
 def test_every_precision_learns(precision: str, digits: Store) -> None:
-    state, records = _run(digits, _train(precision=precision, epochs=3, learning_rate=0.01))
+    state, records = _run(digits, quick_train(precision=precision, epochs=3, learning_rate=0.01))
     assert records[-1].validation.accuracy > 0.5
     expected = torch.float64 if precision == "float64" else torch.float32
     assert {p.dtype for p in state.classifier.parameters()} == {expected}
@@ -124,7 +97,7 @@ SCHEDULES: dict[str, Callable[[int], float]] = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_move_once_per_update(name: str) -> None:
-    train = _train(schedule=name, epochs=4, learning_rate=0.5, lr_decay_epochs=2)
+    train = quick_train(schedule=name, epochs=4, learning_rate=0.5, lr_decay_epochs=2)
     optimizer = build_optimizer(train, nn.Linear(2, 2).parameters())
     schedule = build_schedule(train, optimizer, updates_per_epoch=10)
     for step in range(40):
@@ -134,7 +107,7 @@ def test_schedules_move_once_per_update(name: str) -> None:
 
 
 def test_warm_up_rises_to_the_peak_and_the_rest_follows() -> None:
-    train = _train(schedule="cosine", epochs=4, learning_rate=1.0, warmup_fraction=0.125)
+    train = quick_train(schedule="cosine", epochs=4, learning_rate=1.0, warmup_fraction=0.125)
     optimizer = build_optimizer(train, nn.Linear(2, 2).parameters())
     schedule = build_schedule(train, optimizer, updates_per_epoch=10)
     rates = []
@@ -148,7 +121,7 @@ def test_warm_up_rises_to_the_peak_and_the_rest_follows() -> None:
 
 
 def test_plateau_cuts_after_validations_without_gain(digits: Store) -> None:
-    train = _train(
+    train = quick_train(
         schedule="plateau",
         epochs=6,
         learning_rate=1e-12,
@@ -162,31 +135,35 @@ def test_plateau_cuts_after_validations_without_gain(digits: Store) -> None:
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:
-    optimizer = build_optimizer(_train(weight_decay=0.3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)).parameters())
+    optimizer = build_optimizer(
+        quick_train(weight_decay=0.3), nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2)).parameters()
+    )
     assert [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [(0.3, 1), (0.0, 3)]
 
 
 def test_the_gradient_of_the_whole_batch_is_clipped(digits: Store) -> None:
-    train = _train(clip_norm=1e-3, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.0, effective_batch_size=64)
-    state, _ = _begin(digits, train)
-    before = _flat(state)
-    record = take_step(state, train, *_first_batch(digits))
+    train = quick_train(
+        clip_norm=1e-3, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0.0, effective_batch_size=64
+    )
+    state, _ = build_digits_training(digits, train)
+    before = flat_weights(state)
+    record = take_step(state, train, *first_batch(digits))
     assert record.gradient_norm > 0.1
-    assert float((_flat(state) - before).norm()) == pytest.approx(1e-3, rel=1e-3)
+    assert float((flat_weights(state) - before).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_step_with_a_gradient_that_is_not_finite_leaves_no_trace(digits: Store) -> None:
-    train = _train(ema_decay=0.9)
-    state, _ = _begin(digits, train)
-    images, labels = _first_batch(digits)
+    train = quick_train(ema_decay=0.9)
+    state, _ = build_digits_training(digits, train)
+    images, labels = first_batch(digits)
     take_step(state, train, images, labels)
-    before, rate = _flat(state), state.optimizer.param_groups[0]["lr"]
+    before, rate = flat_weights(state), state.optimizer.param_groups[0]["lr"]
     moments = {name: value.clone() for name, value in next(iter(state.optimizer.state.values())).items()}
     hook = state.classifier.network.register_forward_hook(lambda _m, _i, logits: logits * float("inf"))
     record = take_step(state, train, images, labels)
     hook.remove()
     assert not record.applied
-    assert (_flat(state) == before).all()
+    assert (flat_weights(state) == before).all()
     assert state.optimizer.param_groups[0]["lr"] == rate
     assert all((value == moments[name]).all() for name, value in next(iter(state.optimizer.state.values())).items())
     assert (state.step, state.num_updates, state.num_dropped) == (2, 1, 1)
@@ -194,10 +171,10 @@ def test_a_step_with_a_gradient_that_is_not_finite_leaves_no_trace(digits: Store
 
 
 def test_a_scale_that_overflows_backs_off_and_training_goes_on(digits: Store) -> None:
-    train = _train(precision="float16")
-    state, _ = _begin(digits, train)
-    assert state.scaler is not None
-    images, labels = _first_batch(digits)
+    train = quick_train(precision="float16")
+    state, _ = build_digits_training(digits, train)
+    assert state.scaler.is_enabled()
+    images, labels = first_batch(digits)
     take_step(state, train, images, labels)
     state.scaler.update(1e38)
     assert not take_step(state, train, images, labels).applied
@@ -207,7 +184,9 @@ def test_a_scale_that_overflows_backs_off_and_training_goes_on(digits: Store) ->
 
 
 def test_the_best_epoch_is_kept_and_early_stopping_ends(digits: Store) -> None:
-    train = _train(epochs=30, learning_rate=1e-12, early_stopping_patience=2, monitor="val_accuracy", effective_batch_size=600)
+    train = quick_train(
+        epochs=30, learning_rate=1e-12, early_stopping_patience=2, monitor="val_accuracy", effective_batch_size=600
+    )
     state, records = _run(digits, train)
     epochs = [record for record in records if isinstance(record, EpochRecord)]
     assert len(epochs) == 3
@@ -217,12 +196,12 @@ def test_the_best_epoch_is_kept_and_early_stopping_ends(digits: Store) -> None:
 
 
 def test_the_average_is_moved_once_per_update_and_is_what_is_kept(digits: Store) -> None:
-    train = _train(ema_decay=0.9, epochs=1, effective_batch_size=600, precision="float64")
-    state, batch = _begin(digits, train)
+    train = quick_train(ema_decay=0.9, epochs=1, effective_batch_size=600, precision="float64")
+    state, batch = build_digits_training(digits, train)
     averages = []
-    for record in _epochs(state, train, batch, digits):
+    for record in train_all(state, train, batch, digits):
         if isinstance(record, StepRecord):
-            weights = _flat(state)
+            weights = flat_weights(state)
             averages.append(weights if not averages else 0.9 * averages[-1] + 0.1 * weights)
     judged = torch.cat([p.detach().flatten() for p in state.evaluated_model.parameters()])
     torch.testing.assert_close(judged, averages[-1])
@@ -232,21 +211,21 @@ def test_the_average_is_moved_once_per_update_and_is_what_is_kept(digits: Store)
 
 
 def test_class_weights_weigh_the_loss(digits: Store) -> None:
-    train = _train(label_smoothing=0.0, precision="float64")
+    train = quick_train(label_smoothing=0.0, precision="float64")
     weights = torch.linspace(0.1, 2.0, 10).double()
-    state, _ = _begin(digits, train, weights=weights)
-    images, labels = _first_batch(digits)
+    state, _ = build_digits_training(digits, train, weights=weights)
+    images, labels = first_batch(digits)
     expected = F.cross_entropy(state.classifier(images), labels, weight=weights)
     torch.testing.assert_close(take_step(state, train, images, labels).loss, expected.detach())
 
 
 def test_validation_is_a_mean_over_samples_however_they_are_cut(digits: Store) -> None:
-    state, _ = _begin(digits, _train(precision="float64"))
-    images, labels = next(ordered_batches(digits, 1, 10_000))
+    state, _ = build_digits_training(digits, quick_train(precision="float64"))
+    images, labels = next(ordered_batches(digits, Split.VALIDATION, 10_000))
     with torch.no_grad():
         logits = state.classifier.eval()(images)
     for size in (1000, 100, 7):
-        found = validate(state.classifier, ordered_batches(digits, 1, size))
+        found = validate(state.classifier, ordered_batches(digits, Split.VALIDATION, size))
         assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
         assert found.accuracy == float((logits.argmax(1) == labels).double().mean())
 
@@ -261,12 +240,12 @@ def test_auxiliary_heads_add_their_share() -> None:
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store) -> None:
-    train = _train(epochs=1, effective_batch_size=600)
-    state, batch = _begin(digits, train, None, norm="batch", ghost_batch_size=16, batch_norm_statistics="plain")
+    train = quick_train(epochs=1, effective_batch_size=600)
+    state, batch = build_digits_training(digits, train, None, norm="batch", ghost_batch_size=16, batch_norm_statistics="plain")
     for parameter in state.classifier.network.features.parameters():  # type: ignore[union-attr]
         parameter.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in state.classifier.network.state_dict().items() if "running" in name}
-    list(_epochs(state, train, batch, digits))
+    list(train_all(state, train, batch, digits))
     after = state.classifier.network.state_dict()
     assert before
     assert all((after[name] == tensor).all() for name, tensor in before.items())
@@ -275,14 +254,19 @@ def test_a_frozen_batch_norm_keeps_its_statistics(digits: Store) -> None:
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_measuring_the_noise_scale_changes_no_bit(precision: str, digits: Store) -> None:
     def weights(noise: str) -> Tensor:
-        train = _train(precision=precision, clip_norm=0.1, epochs=1)
+        train = quick_train(precision=precision, clip_norm=0.1, epochs=1)
         section = ModelConfig(width=4)
         batch = resolve_batch(train, HardwareConfig(micro_batch_size=16), section)
         torch.manual_seed(0)
         classifier = build_classifier(section, InputShape(1, 8, 10), mean=digits.manifest.mean, std=digits.manifest.std)
-        options: Any = {"num_samples": len(digits.indices(0)), "num_classes": 10, "class_weights": None, "model": section}
+        options: Any = {
+            "num_samples": len(digits.indices(Split.TRAIN)),
+            "num_classes": 10,
+            "class_weights": None,
+            "model": section,
+        }
         state = build_state(classifier, train, batch, noise=noise, **options)
-        list(_epochs(state, train, batch, digits))
-        return _flat(state)
+        list(train_all(state, train, batch, digits))
+        return flat_weights(state)
 
     assert torch.equal(weights("first"), weights("none"))

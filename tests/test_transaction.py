@@ -128,7 +128,7 @@ def test_bugs_6_7_and_12_fifty_random_failures_leave_the_bits_of_an_undisturbed_
         quiet.accumulator.micro_batch_size = size
         take_step(quiet, section, images, labels)
     assert all(torch.equal(a, b) for a, b in zip(_bits(disturbed), _bits(quiet), strict=True))
-    if disturbed.scaler is not None and quiet.scaler is not None:
+    if disturbed.scaler.is_enabled():
         assert disturbed.scaler.state_dict() == quiet.scaler.state_dict()
 
 

@@ -1,5 +1,6 @@
 """What a trial records: names that former versions wrote, and the way through a storage and back."""
 
+import threading
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue
 from bigstep.search.trial_record import TrialRecord
+from bigstep.search.workers.worker import sending_heartbeats
+from waiting import wait_until
 
 FORMER = {  # attributes of a trial as version 0.2 wrote them
     "key": "replicate-3-7",
@@ -87,3 +90,15 @@ def test_a_trial_that_is_queued_again_keeps_its_record_but_not_its_worker(tmp_pa
     assert queue.fail(again.number)
     queue.requeue(queue.trials()[1], retries=1)
     assert len(queue.trials()) == 2, "it was retried once"
+
+
+def test_heartbeats_are_sent_while_the_block_runs_and_no_longer(tmp_path: Path) -> None:
+    study = _study(tmp_path)
+    queue = TrialQueue(study, budget=1, max_asks=1)
+    queue.enqueue_once("start-0", {"x": 1.0}, TrialRecord())
+    trial = queue.take(None)
+    assert trial is not None
+    assert TrialRecord.read(queue.trials()[0]).heartbeat is None
+    with sending_heartbeats(queue, trial, interval=0.01):
+        wait_until(lambda: TrialRecord.read(queue.trials()[0]).heartbeat, "no heartbeat was sent")
+    assert "bigstep-heartbeat" not in [thread.name for thread in threading.enumerate()]

@@ -19,6 +19,42 @@ accumulation steps A (`hardware.accumulation_steps`) belong together: give two o
 one of the two must be B, because DVC does not follow `hardware`.
 """
 
+TRANSFORMS = """## Lists of transforms
+
+`train.augmentation` takes a list of transforms of torchvision.transforms.v2: each is a name, or a name with arguments. They run
+in this order, one image at a time, on uint8 images of the store's size, and must return that size. `RandomApply`,
+`RandomChoice`, `RandomOrder` and `Compose` nest: their argument `transforms` is such a list.
+
+```yaml
+train:
+  augmentation:
+    - RandomHorizontalFlip
+    - RandomCrop: {size: 8, padding: 1}
+    - RandomApply:
+        transforms: [{ColorJitter: {brightness: 0.2, contrast: 0.2}}]
+        p: 0.3
+    - RandomChoice:
+        transforms:
+          - {GaussianBlur: {kernel_size: 3}}
+          - {RandomAdjustSharpness: {sharpness_factor: 2.0}}
+          - RandomOrder: {transforms: [RandomAutocontrast, {RandomPosterize: {bits: 4}}]}
+        p: [0.4, 0.4, 0.2]
+```
+
+Types and policies are names (`{ToDtype: {dtype: float32, scale: true}}`, `{AutoAugment: {policy: cifar10}}`). Before training
+starts, the list is tried on 32 training images of the store, also with every `p` between 0 and 1 set to 1 and to 0. What fails
+or changes the size is refused in one line. Refused by name:
+
+| transforms | why, and what to use |
+| --- | --- |
+| `MixUp`, `CutMix` | mix two samples: `train.mixup_alpha`, `train.cutmix_alpha` |
+| `FiveCrop`, `TenCrop` | return several images: `RandomCrop` |
+| `RandomIoUCrop` and what acts on boxes or key points | the images have no boxes: `RandomResizedCrop` |
+| `Lambda` | needs a function, which a file cannot hold |
+| `Normalize`, `LinearTransformation` | would change training images only; the model normalizes: `data.pixel_statistics` |
+| `UniformTemporalSubsample` | acts on videos |
+"""
+
 
 def parameters_page() -> str:
     """Return the page in Markdown: a table for each section, with a row for each key."""
@@ -27,7 +63,7 @@ def parameters_page() -> str:
         summary = str(section.__doc__).splitlines()[0].partition(" (")[0].rstrip(".")
         followed = "DVC follows it" if section.learning else "DVC does not follow it"
         parts.append(f"## {section.title}\n\n{summary}; {followed}.\n\n{_table(section)}")
-    return "\n".join(parts)
+    return "\n".join([*parts, TRANSFORMS])
 
 
 def _table(section: type[Section]) -> str:

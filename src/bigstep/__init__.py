@@ -10,15 +10,27 @@ if TYPE_CHECKING:
     from bigstep.memory.prediction import MemoryPrediction, predict_memory
     from bigstep.step import losses
     from bigstep.step.accumulate import Accumulator, BackwardResult
+    from bigstep.step.checking import CheckResult, check
 
-__all__ = ["Accumulator", "BackwardResult", "MemoryPrediction", "__version__", "losses", "predict_memory"]
+__all__ = [
+    "Accumulator",
+    "BackwardResult",
+    "CheckResult",
+    "MemoryPrediction",
+    "__version__",
+    "check",
+    "losses",
+    "predict_memory",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Accumulator": "bigstep.step.accumulate",
     "BackwardResult": "bigstep.step.accumulate",
+    "CheckResult": "bigstep.step.checking",
     "MemoryPrediction": "bigstep.memory.prediction",
+    "check": "bigstep.step.checking",
     "predict_memory": "bigstep.memory.prediction",
 }
 

@@ -1,14 +1,16 @@
 """Atomic writes: a temporary file in the same folder is written, flushed to disk and renamed."""
 
+import csv
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from bigstep.errors import ProjectError
@@ -22,6 +24,7 @@ __all__ = [
     "sync",
     "whole_file",
     "whole_folder",
+    "write_csv",
     "write_json",
 ]
 
@@ -61,7 +64,7 @@ def _sweep(path: Path) -> None:
     """Delete unfinished folders of processes that no longer exist."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         number = left.name.split(".")[-2]
-        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+        if number.isdigit() and not psutil.pid_exists(int(number)):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -103,6 +106,14 @@ def write_json(content: Any, path: Path) -> None:
     """Write JSON atomically, with keys in the given order."""
     with whole_file(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: Path) -> None:
+    """Write a table atomically; what UTF-8 cannot hold, as a file's name may, is escaped."""
+    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def read_record(kind: type[T], path: Path) -> T:

@@ -1,7 +1,6 @@
 """The command `bigstep`: parse the arguments, call a command, print a user's error in one line."""
 
 import argparse
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from bigstep.commands.arguments import STAGES, build_parser, check_numbers, with_new_names
 from bigstep.commands.overrides import chosen_overrides, read_preset
 from bigstep.errors import ConfigError, UserError
+from bigstep.runtime.environment import GIVEN_RUN, guard_libraries, is_set
 
 __all__ = ["main"]
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after a user's error, 1 if a stage failed for another reason, 130 after Ctrl-C.
     """
+    guard_libraries()
     given, lines = with_new_names(sys.argv[1:] if arguments is None else arguments)
     if not given:
         build_parser().print_help()
@@ -60,15 +61,18 @@ def _repro(options: argparse.Namespace) -> int:
     from bigstep.project.paths import ProjectPaths
 
     root = find_project_root(Path.cwd())
-    if getattr(options, "ignore_code_change", False):
-        os.environ["BIGSTEP_RESUME_ANYWAY"] = "1"
     groups = (read_preset(root, options.preset), chosen_overrides(options))
     stage = {"repro": getattr(options, "stage", None), "check": "prepare", "plan": "prepare"}.get(
         options.command, options.command
     )
     claiming = threading.Thread(target=_claim_run, args=(root,), name="bigstep-claim")
     claiming.start()  # while the stages run: importing MLflow takes seconds
-    request = Request(None if stage == "evaluate" else stage, tuple(group for group in groups if group), options.force)
+    request = Request(
+        None if stage == "evaluate" else stage,
+        tuple(group for group in groups if group),
+        options.force,
+        ignore_code_change=getattr(options, "ignore_code_change", False),
+    )
     code, paths, params = run_pipeline(root, request)
     claiming.join()
     if options.command == "check" and code == 0:
@@ -84,7 +88,7 @@ def _repro(options: argparse.Namespace) -> int:
 
 
 def _claim_run(root: Path) -> None:
-    if "MLFLOW_RUN_ID" in os.environ:
+    if is_set(GIVEN_RUN):
         from bigstep.tracking.dead_runs import claim_given_run
 
         claim_given_run(root)

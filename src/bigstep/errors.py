@@ -18,6 +18,8 @@
     ExactnessWarning              a gradient depends on the micro-batch size for a known reason, or could not be checked
 """
 
+from enum import IntEnum
+
 __all__ = [
     "BigstepError",
     "CheckpointError",
@@ -26,6 +28,7 @@ __all__ = [
     "DivergedError",
     "ExactnessError",
     "ExactnessWarning",
+    "ExitCode",
     "LossError",
     "ModelError",
     "OutOfMemoryError",
@@ -35,6 +38,16 @@ __all__ = [
 ]
 
 
+class ExitCode(IntEnum):
+    """What a command or stage exits with; after a signal it is 128 and the signal's number."""
+
+    OK = 0
+    FAILED = 1
+    USER_ERROR = 2
+    DIVERGED = 3
+    DAMAGED = 4
+
+
 class BigstepError(Exception):
     """The root of the tree above."""
 
@@ -42,7 +55,7 @@ class BigstepError(Exception):
 class UserError(BigstepError):
     """An error that the user can fix; shown as one line, exit code 2."""
 
-    exit_code = 2
+    exit_code = ExitCode.USER_ERROR
 
 
 class ConfigError(UserError, ValueError):
@@ -56,13 +69,13 @@ class DataError(UserError):
 class CheckpointError(UserError):
     """Every checkpoint of a training run is damaged; the user has to decide whether to start over."""
 
-    exit_code = 4
+    exit_code = ExitCode.DAMAGED
 
 
 class DivergedError(UserError):
     """The gradient was not finite in too many steps in a row."""
 
-    exit_code = 3
+    exit_code = ExitCode.DIVERGED
 
 
 class ModelError(UserError):

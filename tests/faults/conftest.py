@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import copy_project
 from faults.project import EndState, Project
 
 RESULTS: list[Path] = []  # where the lines go, if anywhere; a round passes where all of its lines do
@@ -62,12 +61,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, prepared_root: Path) -> Path:
     """A project whose data is prepared, to be copied."""
-    root = copy_project(tmp_path_factory.mktemp("faults") / "prepared", empty_database)
-    project = Project(root)
-    project.set("train.epochs=3", "hardware.checkpoint_interval=0.2s")
-    project.run("dvc", "repro", "-q", "prepare")
+    root = tmp_path_factory.mktemp("faults") / "prepared"
+    shutil.copytree(prepared_root, root, symlinks=True)
+    Project(root).set("train.epochs=3", "hardware.checkpoint_interval=0.2s")
     return root
 
 

@@ -1,5 +1,6 @@
 """A project under test: start it, hurt it, look at how it ended."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -71,6 +72,22 @@ class Project:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def run_while(self, progress: Callable[[], int], *command: str, patience: float = 120) -> str:
+        """Run a command to its end, however long it takes, while ``progress`` grows within each ``patience`` seconds."""
+        process = self.start(*command, PYTHONPATH=str(self.root / "src"))
+        best, since = progress(), time.monotonic()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what was read so far is kept
+                output, _ = process.communicate(timeout=5)
+                assert process.returncode == 0, output[-4000:]
+                return output
+            now = progress()
+            if now > best:
+                best, since = now, time.monotonic()
+            if time.monotonic() - since > patience:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise AssertionError(f"no progress beyond {best} in {patience} s:\n{process.communicate()[0][-4000:]}")
 
     def until(self, process: "subprocess.Popen[str]", sign: Callable[[str], bool]) -> list[str]:
         """Read lines until one that ``sign`` takes."""

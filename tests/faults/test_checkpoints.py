@@ -10,7 +10,7 @@ import pytest
 
 from faults.project import EndState, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 WRITING = {
     "before anything": ("os.mkdir", r"\.step-\d+\.\d+\.tmp$"),
     "between the two files": ("open", r"\.step-\d+\.\d+\.tmp/values\.json$"),

@@ -9,7 +9,7 @@ import pytest
 from bigstep.config.params import SECTIONS
 from faults.project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 KEYS = [f"{section.title}.{key}" for section in SECTIONS for key in section.model_fields]
 VALUES = (
     "",

@@ -18,7 +18,7 @@ from conftest import random_images, read_rows
 from faults.project import EndState, Project
 from images import add_damaged, encode, png_header
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.slow
 EVIL = [
     "plain",
     'it\'s "quoted"',

@@ -7,11 +7,9 @@ import pytest
 
 import test_storage
 from bigstep.search.samplers import choose_sampler
-from conftest import copy_project
-from faults.project import Project
-from test_search_run import QUICK, kill_and_finish
+from searching import QUICK, kill_and_finish, searching_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 CAP, ASKS = 6, 100
 
 
@@ -41,13 +39,12 @@ def test_an_orphan_lock(round_number: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(25, "workers and parent of a search killed at twenty moments", rounds=1, rare=True)
-def test_twenty_kills(round_number: int, tmp_path: Path, empty_database: Path) -> None:
-    plans = Project(copy_project(tmp_path / "plans", empty_database))
-    plans.set(*QUICK)
-    plans.bigstep(
+def test_twenty_kills(round_number: int, tmp_path: Path, prepared_root: Path, plans: Path) -> None:
+    first = searching_project(tmp_path / "plans", prepared_root, plans, *QUICK)
+    first.bigstep(
         "search", "--trials", "1", "--workers", "2", "--set", "search.confirm_top=0", "--set", "search.audit_fraction=0"
     )
-    kill_and_finish(Project(copy_project(tmp_path / "killed", empty_database)), plans, round_number, kills=20)
+    kill_and_finish(searching_project(tmp_path / "killed", prepared_root, plans, *QUICK), round_number, kills=20)
 
 
 @pytest.mark.fault(26, "four workers start at the same time without a study", rounds=5, rare=True)

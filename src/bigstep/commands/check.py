@@ -2,24 +2,28 @@
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.mixing import mix_batch
 from bigstep.data.seeding import derive_key
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError, RandomnessError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.project.paths import ProjectPaths, StagePaths
-from bigstep.step.batch_norm import BatchLayer, find_batch_layers
 from bigstep.step.exactness import LayerCheck, check_cuts
 from bigstep.training.class_weights import class_weights
+from bigstep.training.invariance import find_invariance
 from bigstep.training.loop import set_training_mode
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
 
 __all__ = ["check", "cut_sizes"]
+
+NUM_SAMPLES = 8  # in which the cause is looked for
 
 
 def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples: int) -> int:
@@ -37,7 +41,7 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
     store = Store(paths.prepared)
     train = params.train.model_copy(update={"precision": "float64"})
     state = _state(project, store, params)
-    size = min(num_samples, params.batch.effective_batch_size, len(store.indices(0)))
+    size = min(num_samples, params.batch.effective_batch_size, len(store.indices(Split.TRAIN)))
     images, labels = next(TrainingBatches(store, train, size, 0).epoch(0))
     options = {"mixup_alpha": train.mixup_alpha, "cutmix_alpha": train.cutmix_alpha, "seed": train.seed, "step": 0}
     inputs, targets = mix_batch(images, labels, state.num_classes, **options)  # type: ignore[arg-type] # each of its own type
@@ -53,8 +57,12 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
             f"model: expected every micro-batch to pass through it, got the error {str(error)!r}; "
             "BatchNorm needs at least two samples"
         ) from None
-    _print(layers, find_batch_layers(state.classifier), cuts, size)
-    return 0 if all(layer.is_exact for layer in layers) else 1
+    _print(layers, cuts, size)
+    if all(layer.is_exact for layer in layers):
+        return 0
+    for cause in _causes(state, inputs, targets, keyed=train.keyed_randomness):
+        console.print(f"  because {cause}")
+    return 1
 
 
 def cut_sizes(size: int, micro_batch_size: int) -> tuple[int, ...]:
@@ -77,14 +85,21 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
         classifier,
         params.train.model_copy(update={"precision": "float64"}),
         params.batch,
-        num_samples=len(store.indices(0)),
+        num_samples=len(store.indices(Split.TRAIN)),
         num_classes=len(manifest.classes),
         class_weights=class_weights(params.train, store),
         model=params.model,
     )
 
 
-def _print(layers: tuple[LayerCheck, ...], across: tuple[BatchLayer, ...], cuts: tuple[int, ...], size: int) -> None:
+def _causes(state: TrainingState, inputs: Tensor, targets: Tensor, *, keyed: bool) -> list[str]:
+    found = find_invariance(state.classifier, inputs[:NUM_SAMPLES], keyed=keyed, loss=state.loss, targets=targets[:NUM_SAMPLES])
+    if found.holds:
+        return [f"of a cause that {NUM_SAMPLES} samples do not show; compare the layers above"]
+    return [f"{layer.name} ({layer.kind}) {layer.reason}" for layer in found.layers] or [found.reason]
+
+
+def _print(layers: tuple[LayerCheck, ...], cuts: tuple[int, ...], size: int) -> None:
     table = Table(title=f"accumulated vs. full-batch gradients, float64, {size} samples", title_justify="left")
     table.add_column("layer")
     for cut in cuts:
@@ -101,10 +116,6 @@ def _print(layers: tuple[LayerCheck, ...], across: tuple[BatchLayer, ...], cuts:
         )
         return
     console.print(f"not exact: gradients depend on the micro-batch size, by up to {_share(worst)}")
-    for cause in across:
-        console.print(f"  because {cause.name} ({cause.kind}) {cause.reason}")
-    if not across:
-        console.print("  because the model draws random numbers that are not keyed, or a custom layer mixes samples")
 
 
 def _share(error: float) -> str:

@@ -1,12 +1,12 @@
 """`bigstep mlflow`: the MLflow UI, by default for this machine only."""
 
-import os
 import sys
 from pathlib import Path
 
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.runtime.child_process import run_child
+from bigstep.runtime.environment import SERVER_GUARDS, child_environment
 from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.tracking.database import open_client, tracking_uri
 
@@ -27,8 +27,7 @@ def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
     if host is not None:
         console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete runs (no authentication)")
     console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C to stop)")
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    code = run_child(mlflow_command(uri, host or LOOPBACK, port), root, environment)
+    code = run_child(mlflow_command(uri, host or LOOPBACK, port), root, child_environment(SERVER_GUARDS))
     return 0 if code == 130 else code
 
 

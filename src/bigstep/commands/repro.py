@@ -12,6 +12,7 @@ from bigstep.console import console
 from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.tracking.given_run import given_run, pointing_run
 
 if TYPE_CHECKING:
@@ -93,5 +94,5 @@ def _point(project: ProjectPaths, params: Params, values: dict[str, float], poin
 
 
 def _attempt(project: ProjectPaths, params: Params) -> PipelineAttempt | None:
-    key = find_key(project.attempts, learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    key = find_key(project.attempts, learning_values(params), read_variable(DVC_EXPERIMENT))
     return read_attempt(project.attempts, key)

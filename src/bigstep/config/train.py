@@ -56,7 +56,7 @@ class TrainConfig(Section):
     augmentation: Augmentation = Field(
         "shift",
         description="mirroring, shifts by up to one eighth, or torchvision.transforms.v2 by name; random numbers depend "
-        "on (seed, epoch, sample) only",
+        "on (seed, epoch, sample) only; RandomApply, RandomChoice and RandomOrder nest: see the end of docs/parameters.md",
         json_schema_extra={
             "rule": "one of none, flip, shift, shift-flip, or a list of transforms: a name, or {name: {argument: value}}"
         },

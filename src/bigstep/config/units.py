@@ -1,9 +1,9 @@
 """Sizes and durations as people write them: 4GiB, 1.5GB, 60s, 10min."""
 
+from pydantic import ByteSize, TypeAdapter
+
 __all__ = ["DURATION", "DURATION_UNITS", "SIZE", "SIZE_UNITS", "parse_duration", "parse_size"]
-SIZE_UNITS = {"B": 1} | {
-    f"{letter}{mark}B": base**power for base, mark in ((1000, ""), (1024, "i")) for power, letter in enumerate("KMGT", 1)
-}
+SIZE_UNITS = ("B", *(f"{letter}{mark}B" for mark in ("", "i") for letter in "KMGT"))
 SIZE = rf"^(auto|none|[0-9]+(\.[0-9]+)? ?({'|'.join(SIZE_UNITS)}))$"
 DURATION = r"^(none|[0-9]+(\.[0-9]+)? ?(s|min|h))$"
 DURATION_UNITS = {"s": 1, "min": 60, "h": 3600}
@@ -11,8 +11,7 @@ DURATION_UNITS = {"s": 1, "min": 60, "h": 3600}
 
 def parse_size(text: str) -> int:
     """Return the bytes of a size such as ``4GiB`` or ``1.5 GB``."""
-    digits = text.rstrip("BKMGTi ")
-    return int(float(digits) * SIZE_UNITS[text[len(digits) :].strip()])
+    return int(TypeAdapter(ByteSize).validate_python(text))
 
 
 def parse_duration(text: str) -> float:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import stat
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from bigstep.data.resize import centre_resize
 __all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-Image.MAX_IMAGE_PIXELS = None  # the limit is Layout.max_pixels, checked before anything is decoded
 MAX_FILE_BYTES = 1 << 28  # a compressed image above 256 MiB is no photograph
 
 MAX_SCANS = 32  # encoders write about ten
 MAX_SCANNED_PIXELS = 500e6
+
+_pillow_limit = threading.Lock()  # Pillow's limit is one for the process
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _decode(content: bytes, layout: Layout) -> NDArray[np.uint8] | str:
     pieces, scans = count_pieces(content)
     if pieces > MAX_PIECES:
         return f"more than {MAX_PIECES} chunks or segments"
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _open_of_any_size(content) as image:
         width, height = image.size
         if width * height > layout.max_pixels:
             return f"{width} x {height} pixels, more than {layout.max_pixels / 1e6:g} megapixels"
@@ -115,6 +117,16 @@ def _decode(content: bytes, layout: Layout) -> NDArray[np.uint8] | str:
         image.load()
         pixels = _to_array(image, layout.channels)
         return pixels if layout.size is None else resize_array(pixels, layout.size)
+
+
+def _open_of_any_size(content: bytes) -> Image.Image:
+    """Read the header. Pillow's own limit must be off for it: ours is checked before the pixels are decoded."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigstep.data.counting import MAX_ENTRIES, EntryCount
+from bigstep.data.split import Split
 from bigstep.errors import DataError
 
 __all__ = ["Entry", "Listing", "list_folder"]
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+FOLDER_SPLITS = {
+    "train": Split.TRAIN,
+    "training": Split.TRAIN,
+    "val": Split.VALIDATION,
+    "valid": Split.VALIDATION,
+    "validation": Split.VALIDATION,
+    "test": Split.TEST,
+    "testing": Split.TEST,
 }
 
 
@@ -33,7 +34,7 @@ class Entry:
 
     name: str
     label: int
-    split: str | None
+    split: Split | None
     refusal: str | None = None
 
 
@@ -61,12 +62,12 @@ def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
         raise DataError(f"data.root: {root} is not a directory; set it to a directory with one sub-directory per class")
     count = EntryCount(max_entries)
     folders, ignored = _children(root, EntryCount(max_entries))
-    splits = {name: SPLITS.get(name.lower()) for name in folders}
-    if "train" in splits.values() and all(splits.values()):
+    splits = {name: FOLDER_SPLITS.get(name.lower()) for name in folders}
+    if Split.TRAIN in splits.values() and None not in splits.values():
         homes = [(root / name, split) for name, split in splits.items()]
     else:
         homes = [(root, None)]
-    found: dict[str, list[tuple[Path, str | None]]] = {}
+    found: dict[str, list[tuple[Path, Split | None]]] = {}
     for home, split in homes:
         names, beside = _children(home, count)
         ignored += beside if home != root else 0
@@ -107,7 +108,7 @@ def _check_names(classes: tuple[str, ...], root: Path) -> None:
         seen[alike] = name
 
 
-def _entries(folder: Path, root: Path, label: int, split: str | None, seen: "_Seen", count: EntryCount) -> Iterator[Entry]:
+def _entries(folder: Path, root: Path, label: int, split: Split | None, seen: "_Seen", count: EntryCount) -> Iterator[Entry]:
     for path, refusal in _files(folder, root, seen, count):
         yield Entry(path.relative_to(root).as_posix(), label, split, refusal)
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bigstep.data.order import effective_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 
 __all__ = ["ImageBatch", "ordered_batches", "to_tensors"]
@@ -15,9 +16,9 @@ __all__ = ["ImageBatch", "ordered_batches", "to_tensors"]
 ImageBatch = tuple[Tensor, Tensor]  # images uint8 (n, channels, size, size), labels int64 (n,)
 
 
-def ordered_batches(store: Store, part: int, size: int) -> Iterator[ImageBatch]:
-    """Yield the samples of a part in order, at most ``size`` at a time."""
-    for chosen in effective_batches(store.indices(part), size):
+def ordered_batches(store: Store, split: Split, size: int) -> Iterator[ImageBatch]:
+    """Yield the samples of a split in order, at most ``size`` at a time."""
+    for chosen in effective_batches(store.indices(split), size):
         yield to_tensors(np.asarray(store.images[chosen]), store.labels[chosen])
 
 

@@ -14,7 +14,7 @@ from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array
 from bigstep.data.image_folder import Listing, list_folder
 from bigstep.data.parallel_decoding import decode_files
-from bigstep.data.split import SPLITS
+from bigstep.data.split import UNASSIGNED, Split
 from bigstep.data.store import SourceFile
 from bigstep.errors import DataError
 
@@ -112,7 +112,7 @@ class FolderSource:
         decoded = decode_files(paths, self.layout, self.num_workers)
         for entry in self.listing.entries:
             result = next(decoded) if entry.refusal is None else Refusal(entry.refusal)
-            yield Sample(entry.name, entry.label, -1 if entry.split is None else SPLITS.index(entry.split), result)
+            yield Sample(entry.name, entry.label, UNASSIGNED if entry.split is None else entry.split, result)
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ def _fashion_mnist(data: DataConfig, root: Path) -> Source:
         data,
         tuple(FashionMNIST.classes),
         files,
-        (train_images[..., None], train_labels.astype(np.int64), -1),
-        (test_images[..., None], test_labels.astype(np.int64), SPLITS.index("test")),
+        (train_images[..., None], train_labels.astype(np.int64), UNASSIGNED),
+        (test_images[..., None], test_labels.astype(np.int64), Split.TEST),
     )
 
 
@@ -238,8 +238,8 @@ def _cifar10(data: DataConfig, root: Path) -> Source:
         data,
         tuple(train.classes),
         tuple(SourceFile.hashed(folder / name, folder) for name in names),
-        (train.data, np.asarray(train.targets, np.int64), -1),
-        (test.data, np.asarray(test.targets, np.int64), SPLITS.index("test")),
+        (train.data, np.asarray(train.targets, np.int64), UNASSIGNED),
+        (test.data, np.asarray(test.targets, np.int64), Split.TEST),
     )
 
 

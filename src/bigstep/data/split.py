@@ -1,16 +1,26 @@
 """Stratified, seeded split: within each class, so that every part holds every class."""
 
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.errors import DataError
 
-__all__ = ["SPLITS", "split_samples"]
+__all__ = ["SPLITS", "UNASSIGNED", "Split", "split_samples"]
 
-SPLITS = ("train", "validation", "test")
-TRAIN, VALIDATION, TEST = range(3)
+
+class Split(IntEnum):
+    """A part of the samples, by its number in a store."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+SPLITS = tuple(split.name.lower() for split in Split)
+UNASSIGNED = -1  # by the source
 
 
 def split_samples(
@@ -22,7 +32,7 @@ def split_samples(
     test_fraction: float,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """Assign each sample to a part: an index into :data:`SPLITS`.
+    """Assign each sample to a part: a :class:`Split`.
 
     Args:
         labels: class index of each sample, shape ``(n,)``.
@@ -37,10 +47,10 @@ def split_samples(
         DataError: a class is empty, alone, missing from training, or too small to be in every part.
     """
     _check_classes(labels, given, classes)
-    draw_test, draw_validation = not (given == TEST).any(), not (given == VALIDATION).any()
-    parts = np.where(given == -1, TRAIN, given).astype(np.uint8)
+    draw_test, draw_validation = not (given == Split.TEST).any(), not (given == Split.VALIDATION).any()
+    parts = np.where(given == UNASSIGNED, Split.TRAIN, given).astype(np.uint8)
     for label, name in enumerate(classes):
-        mine = np.flatnonzero((labels == label) & (parts == TRAIN))
+        mine = np.flatnonzero((labels == label) & (parts == Split.TRAIN))
         needed = 1 + draw_test + draw_validation
         if len(mine) < needed:
             raise DataError(
@@ -50,8 +60,8 @@ def split_samples(
         order = np.random.default_rng([seed, label]).permutation(mine)
         num_test = _share(len(mine), test_fraction, spare=needed - 1) if draw_test else 0
         num_validation = _share(len(mine) - num_test, validation_fraction, spare=1) if draw_validation else 0
-        parts[order[:num_test]] = TEST
-        parts[order[num_test : num_test + num_validation]] = VALIDATION
+        parts[order[:num_test]] = Split.TEST
+        parts[order[num_test : num_test + num_validation]] = Split.VALIDATION
     return parts
 
 
@@ -63,7 +73,7 @@ def _check_classes(labels: NDArray[np.int64], given: NDArray[np.int8], classes: 
     if len(classes) < 2:
         raise DataError(f"classes: expected at least two, got only {classes[0]!r}; add another class folder")
     counts = np.bincount(labels, minlength=len(classes))
-    trainable = np.bincount(labels[(given == -1) | (given == TRAIN)], minlength=len(classes))
+    trainable = np.bincount(labels[(given == UNASSIGNED) | (given == Split.TRAIN)], minlength=len(classes))
     for label, name in enumerate(classes):
         if counts[label] == 0:
             raise DataError(f"class {name!r}: expected at least one readable image, got none; add images or remove the class")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.atomic_files import read_record, sha256
-from bigstep.data.split import SPLITS
+from bigstep.data.split import SPLITS, Split
 from bigstep.errors import DataError
 
 __all__ = ["FORMAT", "Manifest", "SourceFile", "Store", "StorePaths", "digest_parts"]
@@ -193,9 +193,9 @@ class Store:
                     "delete the folder and run `bigstep prepare --force` (`bigstep verify` checks DVC's cache)"
                 )
 
-    def indices(self, part: int) -> NDArray[np.int64]:
-        """Return the samples of a part (an index into :data:`bigstep.data.split.SPLITS`), in order."""
-        return np.flatnonzero(self.parts == part)
+    def indices(self, split: Split) -> NDArray[np.int64]:
+        """Return the samples of a split, in order."""
+        return np.flatnonzero(self.parts == split)
 
     def names(self) -> list[str]:
         """Return the source's name of each sample.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Refusal
 from bigstep.data.sources import Sample, Source
-from bigstep.data.split import SPLITS, split_samples
+from bigstep.data.split import SPLITS, Split, split_samples
 from bigstep.data.store import Manifest, SourceFile, StorePaths, digest_parts
 from bigstep.errors import DataError
 
@@ -98,7 +98,9 @@ def _manifest(
     size, channels = source.layout.size, source.layout.channels
     assert size is not None
     images: NDArray[np.uint8] = np.memmap(paths.images, np.uint8, "r", shape=(len(labels), size, size, channels))
-    mean, std = _measure(images, np.flatnonzero(parts == 0)) if data.pixel_statistics == "measured" else _imagenet(channels)
+    mean, std = (
+        _measure(images, np.flatnonzero(parts == Split.TRAIN)) if data.pixel_statistics == "measured" else _imagenet(channels)
+    )
     files = source.files or (SourceFile.hashed(paths.samples, paths.root),)
     return Manifest(
         source=data.source,

@@ -1,6 +1,7 @@
 """Any pipeline of torchvision.transforms.v2, keyed: what a sample becomes is a function of (seed, epoch, sample)."""
 
 import random
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,43 +10,80 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigstep.config.yaml_files import nearest
 from bigstep.data.seeding import derive_key
+from bigstep.data.transform_building import build_transforms, first_line
 from bigstep.errors import ConfigError
 
-__all__ = ["build_transforms", "keyed_random", "transform_sample"]
+__all__ = ["build_transforms", "check_transforms", "keyed_random", "transform_sample"]
+
+ALLOCATOR = "DefaultCPUAllocator"  # names itself where memory ran out
 
 
-def build_transforms(items: Sequence[str | dict[str, dict[str, Any]]]) -> Any:
-    """Build the transforms of ``train.augmentation``.
+def check_transforms(items: Sequence[str | dict[str, dict[str, Any]]], images: Sequence[Tensor], seed: int) -> None:
+    """Run the transforms of ``train.augmentation`` on some images; also with every random choice made, and with none.
 
     Args:
-        items: each the name of a class in torchvision.transforms.v2, or one such name with its arguments.
+        items: as of :func:`build_transforms`.
+        images: uint8 ``(channels, size, size)``.
+        seed: of the training.
 
     Raises:
-        ConfigError: a name is unknown, or its arguments are refused.
+        ConfigError: they do not accept such images, or do not always return images of the same shape and type.
     """
-    from torchvision.transforms import v2
-
-    return v2.Compose([_build(name, arguments) for item in items for name, arguments in _named(item)])
+    dtypes = set()
+    for p in (None, 1.0, 0.0):
+        transforms = build_transforms(items)
+        if p is not None:
+            _force(transforms, p)
+        for index, image in enumerate(images):
+            dtypes.add(transform_sample(transforms, image, seed, 0, index).dtype)
+    if len(dtypes) > 1:
+        raise ConfigError(
+            "train.augmentation: expected either always uint8 or always floating-point images, got both, by chance; "
+            "end with {ToDtype: {dtype: uint8, scale: true}}"
+        )
 
 
 def transform_sample(transforms: Any, image: Tensor, seed: int, epoch: int, index: int) -> Tensor:
     """Transform one image, uint8 ``(channels, size, size)``; numbers from 0 to 255 come out, of the same shape.
 
     Raises:
-        ConfigError: the transforms change the shape.
+        ConfigError: the transforms fail, change the shape, or return something other than an image.
     """
     from torchvision.tv_tensors import Image
 
     with keyed_random(derive_key("augment", seed, epoch, index)):
-        result: Tensor = transforms(Image(image)).as_subclass(Tensor)
-    if result.shape != image.shape:
-        raise ConfigError(
-            f"train.augmentation: expected images of shape {tuple(image.shape)}, got {tuple(result.shape)}; "
-            "end with a crop or resize to that size"
-        )
+        try:
+            found = transforms(Image(image.clone()))
+        except Exception as error:  # whatever torchvision raises, in one line
+            if isinstance(error, MemoryError) or ALLOCATOR in str(error):
+                raise
+            raise ConfigError(
+                f"train.augmentation: expected transforms that accept images of shape {tuple(image.shape)}, got from "
+                f"{_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
+            ) from None
+    _check_result(found, image)
+    result: Tensor = found.as_subclass(Tensor)
     return result.float() * 255 if result.is_floating_point() else result
+
+
+def _check_result(result: Any, image: Tensor) -> None:
+    if not isinstance(result, Tensor) or not (result.dtype == torch.uint8 or result.is_floating_point()):
+        found = (
+            str(result.dtype).removeprefix("torch.")
+            if isinstance(result, Tensor)
+            else f"an object of class {type(result).__name__}"
+        )
+        raise ConfigError(
+            f"train.augmentation: expected uint8 or floating-point numbers in the end, got {found}; end with ToImage"
+        )
+    if result.shape != image.shape:
+        fix = "end with a crop or resize to that size"
+        if result.shape[:-2] != image.shape[:-2]:
+            fix = "leave out what changes the number of channels, or set data.channels"
+        raise ConfigError(
+            f"train.augmentation: expected images of shape {tuple(image.shape)}, got {tuple(result.shape)}; {fix}"
+        )
 
 
 @contextmanager
@@ -63,24 +101,20 @@ def keyed_random(key: int) -> Iterator[None]:
         np.random.set_state(states[2])  # noqa: NPY002 # as above
 
 
-def _named(item: str | dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    return [(item, {})] if isinstance(item, str) else list(item.items())
+def _force(transforms: Any, p: float) -> None:
+    """Set the probability of every transform that is applied now and then, and make choices equally likely."""
+    found = getattr(transforms, "p", None)
+    if isinstance(found, float) and 0 < found < 1:
+        transforms.p = p
+    elif isinstance(found, list):
+        transforms.p = [float(share > 0) / sum(other > 0 for other in found) for share in found]
+    for inner in getattr(transforms, "transforms", ()):
+        _force(inner, p)
 
 
-def _build(name: str, arguments: dict[str, Any]) -> Any:
+def _culprit(error: Exception) -> str:
+    """Return the name of the innermost transform that was running."""
     from torchvision.transforms import v2
 
-    kinds = {key: kind for key, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, v2.Transform)}
-    if name not in kinds:
-        raise ConfigError(f"train.augmentation: no transform {name!r} in torchvision.transforms.v2; {_hint(name, kinds)}")
-    try:
-        return kinds[name](**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"train.augmentation: {name} does not accept these arguments ({str(error).splitlines()[0]}); fix them"
-        ) from None
-
-
-def _hint(name: str, kinds: dict[str, Any]) -> str:
-    hint = nearest(name, kinds)
-    return hint if hint.startswith("did") else "see torchvision's documentation"
+    running = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [type(item).__name__ for item in running if isinstance(item, v2.Transform)][-1]

@@ -3,7 +3,6 @@
 Nothing is lost by a repair: what cannot be read is moved to ``.bigstep/set-aside``.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -22,12 +21,13 @@ from bigstep.diagnostics.state_files import (
     find_state_files,
 )
 from bigstep.diagnostics.studies import find_studies
+from bigstep.errors import ExitCode
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.environment import SITE_CACHE, is_set
 from bigstep.tracking.database import tracking_uri
 
 __all__ = ["doctor", "examine", "keep_site_cache_private"]
 
-LEFT = 4  # exit code where problems stay
 LEAST_FREE = 2**30  # bytes
 FLOORS = {  # below: holes that are known, see SECURITY.md
     "torch": "2.10",
@@ -58,7 +58,7 @@ def doctor(root: Path, *, fix: bool) -> int:
             console.print(f"not repaired: {finding.text}")
     if not left:
         console.print("no problems found" if not repaired else "all problems fixed")
-    return LEFT if left else 0
+    return ExitCode.DAMAGED if left else ExitCode.OK
 
 
 def examine(root: Path) -> Iterator[Problem]:
@@ -83,7 +83,7 @@ def _permissions(project: ProjectPaths) -> Iterator[Problem]:
         yield Problem(f"{project.state} can be written by other users, and DVC unpickles files in it", lambda: _close(project))
     local = project.root / ".dvc" / "config.local"
     configured = local.exists() and "site_cache_dir" in local.read_text(encoding="utf-8")
-    if (project.root / ".dvc").exists() and not configured and "DVC_SITE_CACHE_DIR" not in os.environ:
+    if (project.root / ".dvc").exists() and not configured and not is_set(SITE_CACHE):
         yield Problem(
             "a plain `dvc` unpickles files in /var/tmp/dvc, where other users can write (CVE-2025-69872)",
             lambda: keep_site_cache_private(project),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 from bigstep.diagnostics.finding import Problem, Quarantine
@@ -15,6 +14,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runs.tracked_run import deliver_others
 from bigstep.tracking.database import set_aside_unused, sqlite_file, tracking_uri
 from bigstep.tracking.dead_runs import end_dead_runs
+from bigstep.tracking.mlflow_internals import migrations_folder
 from bigstep.tracking.spool import unfinished_spools
 
 __all__ = ["find_database", "find_runs", "schema_state"]
@@ -74,10 +74,7 @@ def _place(revision: str) -> str:
     from alembic.script import ScriptDirectory
     from alembic.util.exc import CommandError
 
-    package = find_spec("mlflow")
-    assert package is not None
-    assert package.origin is not None
-    scripts = ScriptDirectory(str(Path(package.origin).parent / "store" / "db_migrations"))
+    scripts = ScriptDirectory(str(migrations_folder()))
     if revision in scripts.get_heads():
         return "current"
     try:

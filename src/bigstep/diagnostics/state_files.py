@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 from ruamel.yaml.error import YAMLError
 
 from bigstep.atomic_files import parse_json, read_json
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import format_bytes
+from bigstep.diagnostics.dvc_internals import matches_lock_schema
 from bigstep.diagnostics.finding import Problem, Quarantine, remove
 from bigstep.project.attempts import read_attempt
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -40,8 +42,8 @@ def find_dvc_locks(root: Path, aside: Quarantine) -> Iterator[Problem]:
 
 def _is_dvc(pid: int) -> bool:
     try:
-        return b"dvc" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        return "dvc" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
         return False
 
 
@@ -56,14 +58,10 @@ def find_dvc_lock(root: Path, aside: Quarantine) -> Iterator[Problem]:
 
 def is_lock(path: Path) -> bool:
     """Return whether DVC can read dvc.lock: a truncated file may be valid YAML, but not a valid lock."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
-    from voluptuous import Invalid
-
     try:
-        COMPILED_LOCKFILE_SCHEMA(load_plain(path.read_text(encoding="utf-8")))
-    except (YAMLError, ValueError, Invalid):
+        return matches_lock_schema(load_plain(path.read_text(encoding="utf-8")))
+    except (YAMLError, ValueError):
         return False
-    return True
 
 
 def _restore_lock(root: Path, path: Path, aside: Quarantine) -> str:
@@ -81,7 +79,7 @@ def find_half_written(root: Path) -> Iterator[Problem]:
     for folder in (root / "results", root / "data", root / ".bigstep", root / "docs"):
         for path in sorted(folder.rglob(".*.tmp*")):
             match = HALF.match(path.name)
-            if match is not None and path.exists() and not Path(f"/proc/{match[2]}").exists():
+            if match is not None and path.exists() and not psutil.pid_exists(int(match[2])):
                 yield Problem(f"{path} was left incomplete by process {match[2]}", partial(remove, path))
 
 

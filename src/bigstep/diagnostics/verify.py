@@ -4,7 +4,6 @@ DVC does not: it trusts a cache object by its name and file mode, and checks out
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,12 @@ from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.diagnostics.state_files import is_lock
-from bigstep.errors import ModelError, ProjectError, UserError
+from bigstep.errors import ExitCode, ModelError, ProjectError, UserError
 from bigstep.models.model_files import load_classifier
 from bigstep.project.dvc import cache_folder
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.runs.checkpoint_files import check_folder
+from bigstep.runtime.environment import TRACKING_URI, is_set
 from bigstep.tracking.sealing import SEAL_TAG, checked_copy
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["find_damage", "verify"]
-
-DAMAGED = 4  # exit code
 
 
 def verify(root: Path, params: Params) -> int:
@@ -50,9 +48,9 @@ def verify(root: Path, params: Params) -> int:
         raise unread
     if count:
         console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
-        return DAMAGED
+        return ExitCode.DAMAGED
     console.print("all files match their recorded checksums: sources, store, checkpoints, models, DVC's cache and outputs")
-    return 0
+    return ExitCode.OK
 
 
 def find_damage(root: Path, params: Params) -> Iterator[str]:
@@ -87,7 +85,7 @@ def _registered(root: Path) -> Iterator[str]:
     """Hash the files of registered models that have a digest, if there is a store."""
     from bigstep.tracking.database import connect, tracking_uri, without_login
 
-    if "MLFLOW_TRACKING_URI" not in os.environ and not (root / "mlflow.db").exists():
+    if not is_set(TRACKING_URI) and not (root / "mlflow.db").exists():
         return
     from mlflow.exceptions import MlflowException
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from bigstep.memory.measurement import held_bytes, peak_growth
+from bigstep.memory.sample_inputs import DtypeTree, ShapeTree, build_inputs, call_model, check_shapes, first_samples
 from bigstep.memory.storage_tracker import OperationCall, StorageTracker, TensorShape
 from bigstep.memory.torch_internals import FakeCopyMode, FakeTensorMode, tree_leaves, tree_map, without_modes
 from bigstep.step.precision import PRECISIONS
@@ -58,7 +59,8 @@ class MemoryPrediction:
 @dataclass(frozen=True)
 class _Step:
     model: nn.Module
-    sample_shape: tuple[int, ...]
+    sample_shape: ShapeTree
+    input_dtype: DtypeTree
     dtype: torch.dtype
     optimizer: OptimizerFactory
     autocast: torch.dtype | None
@@ -69,12 +71,12 @@ class _Step:
 
 def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
     model: nn.Module,
-    sample_shape: Sequence[int],
+    sample_shape: ShapeTree,
     micro_batch_size: int,
     *,
     optimizer: str | OptimizerFactory = "sgd",
     precision: str = "float32",
-    input_dtype: torch.dtype | None = None,
+    input_dtype: DtypeTree = None,
     loss: Callable[[Any], Tensor] | None = None,
     effective_batch_size: int | None = None,
     average: bool = False,
@@ -83,18 +85,20 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
 
     Args:
         model: on the CPU or a GPU, in the mode in which it is trained; it is not changed.
-        sample_shape: of one sample, without the batch dimension.
+        sample_shape: of one sample, without the batch dimension; a dictionary of shapes is passed as keywords, a tuple of
+            shapes as arguments, and both may be nested.
         micro_batch_size: samples of a forward and backward pass.
         optimizer: ``sgd`` (with momentum), ``adam``, ``adamw``, or a function of the parameters.
         precision: ``float32``, ``bfloat16``, ``float16`` or ``float64``, as ``train.precision``.
-        input_dtype: of the samples; None is that of the parameters.
+        input_dtype: of the samples, for all or in the structure of ``sample_shape``; None is that of the parameters.
         loss: from the model's output to a scalar; None is the cross-entropy of logits, or the mean of other outputs.
         effective_batch_size: samples held while the step runs, where they lie on the model's device; None holds a micro-batch.
         average: whether an exponential moving average of the weights is kept beside them.
 
     Raises:
-        ValueError: ``micro_batch_size`` is below 1, or a name is unknown.
+        ValueError: ``micro_batch_size`` is below 1, a name is unknown, or shapes and types do not fit together.
     """
+    check_shapes(sample_shape, input_dtype)
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size: expected an integer >= 1, got {micro_batch_size}; pass a larger one")
     if precision not in PRECISIONS:
@@ -106,8 +110,9 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
     kind = PRECISIONS[precision]
     step = _Step(
         model=model,
-        sample_shape=tuple(sample_shape),
-        dtype=input_dtype or kind.parameter_dtype,
+        sample_shape=sample_shape,
+        input_dtype=input_dtype,
+        dtype=kind.parameter_dtype,
         optimizer=OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer,
         autocast=kind.autocast,
         loss=loss or _mean_loss,
@@ -147,7 +152,7 @@ def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
         for size in sorted(sizes):  # the smaller one's probes take less, and spare most of the larger one's
             inputs = _inputs(step, model, size)
             tracker.restart()
-            _micro_batch(step, model, inputs[:size])
+            _micro_batch(step, model, first_samples(inputs, size))
             inner, known = _inner_peak(tracker.calls, tracker.peak_bytes, known)
             before = tracker.current_bytes
             if not peaks:  # what the update takes on top does not depend on the size
@@ -160,17 +165,17 @@ def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
 
 
 def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
-    optimizer, peaks = _prepare(step, model), []
+    optimizer, peaks, device = _prepare(step, model), [], next(model.parameters()).device
     for size in sizes:
         inputs = _inputs(step, model, size)
         held = step.extra_bytes + held_bytes(model, optimizer, inputs)
 
-        def run(inputs: Tensor = inputs, size: int = size) -> None:
-            _micro_batch(step, model, inputs[:size])
+        def run(inputs: Any = inputs, size: int = size) -> None:
+            _micro_batch(step, model, first_samples(inputs, size))
             optimizer.step()
 
         run()
-        peaks.append(held + peak_growth(run, inputs.device))
+        peaks.append(held + peak_growth(run, device))
     return peaks
 
 
@@ -183,15 +188,16 @@ def _prepare(step: _Step, model: nn.Module) -> Optimizer:
     return optimizer
 
 
-def _inputs(step: _Step, model: nn.Module, size: int) -> Tensor:
-    shape = (max(size, step.held_samples), *step.sample_shape)
-    return torch.ones(shape, dtype=step.dtype, device=next(model.parameters()).device)
+def _inputs(step: _Step, model: nn.Module, size: int) -> Any:
+    count, device = max(size, step.held_samples), next(model.parameters()).device
+    return build_inputs(step.sample_shape, step.input_dtype, count, device, step.dtype)
 
 
-def _micro_batch(step: _Step, model: nn.Module, inputs: Tensor) -> None:
-    context = torch.autocast(inputs.device.type, step.autocast) if step.autocast else contextlib.nullcontext()
+def _micro_batch(step: _Step, model: nn.Module, inputs: Any) -> None:
+    device = next(model.parameters()).device
+    context = torch.autocast(device.type, step.autocast) if step.autocast else contextlib.nullcontext()
     with context:
-        value = step.loss(model(inputs))
+        value = step.loss(call_model(model, inputs))
     value.backward()  # type: ignore[no-untyped-call] # torch's
 
 

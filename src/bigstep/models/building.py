@@ -13,6 +13,7 @@ from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
+from bigstep.step.preserved_state import preserved_state
 
 __all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "check_model", "head_parameters"]
 
@@ -128,17 +129,13 @@ def _check_size(network: nn.Module, model: ModelConfig, shape: InputShape) -> No
     if model.name == "small_cnn":
         check_small_cnn(shape.size)
     images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
-    random_state, buffers = torch.random.get_rng_state(), {name: buffer.clone() for name, buffer in network.named_buffers()}
     modes = (False, True) if model.name in AUXILIARY_WEIGHTS else (False,)  # auxiliary heads run in training only
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_state(network):
             for training in modes:
                 network.train(training)(images)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise _wrong_size(model, shape, error) from None
-    torch.random.set_rng_state(random_state)
-    for name, buffer in network.named_buffers():
-        buffer.copy_(buffers[name])
     network.train()
 
 

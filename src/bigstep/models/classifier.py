@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.data.resize import centre_resize
+from bigstep.models.torch_internals import assert_flag
 
 __all__ = ["CheckedClassifier", "Classifier", "ServedClassifier"]
 
@@ -93,7 +94,5 @@ class CheckedClassifier(nn.Module):
         are_pixels = ((images == images.round()) & (images >= 0) & (images <= 255)).all()
         are_shares = (images == 1).any() & (images <= 1).all()
         flag = (are_pixels & ~are_shares).float().item()
-        # asserted on the host: on a GPU an assertion that fails ends the CUDA context, and with it the server. The bare
-        # operator, because torch.scalar_tensor notes a device, which MLflow moves to the GPU.
-        torch.ops.aten._assert_async.msg(torch.ops.aten.scalar_tensor.default(flag), NO_PIXELS)  # noqa: SLF001
+        assert_flag(flag, NO_PIXELS)
         return self.served(images.to(torch.uint8))

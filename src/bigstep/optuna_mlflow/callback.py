@@ -52,7 +52,8 @@ class MLflowCallback:
     Any number of threads and processes may work on the study, each process with its own callback.
 
     Args:
-        tracking_uri: of MLflow's store; None takes the one that MLflow is set to.
+        tracking_uri: of MLflow's store; None takes the one that MLflow is set to. How often a server that does
+            not answer is tried is MLflow's setting: ``MLFLOW_HTTP_REQUEST_MAX_RETRIES=2`` keeps the study from waiting minutes.
         experiment: its name, which is created if missing; None uses the name of the study.
         metric_names: of the objectives. With one name and several objectives they are ``name_0``, ``name_1``, ...; the names
             of ``study.set_metric_names`` replace the default.

@@ -1,4 +1,4 @@
-"""Every private name of Optuna that this package uses, each with its reason; tests/test_internals.py tries them all.
+"""Every private name of Optuna that bigstep uses, each with its reason; tests/test_internals.py tries them all.
 
 A name that is missing is an error and never a default: without the storage's file or address there would be no lock.
 """
@@ -10,11 +10,12 @@ import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage  # what optuna.storages.get_storage puts around a database
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock  # the type that a journal's lock must have
 from optuna.trial import FrozenTrial
 
 from bigstep.errors import ProjectError
 
-__all__ = ["StoragePlace", "id_of", "storage_of", "storage_place", "trial_id_of"]
+__all__ = ["BaseJournalFileLock", "StoragePlace", "id_of", "storage_of", "storage_place", "trial_id_of"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bigstep.optuna_mlflow.optuna_internals import storage_place
 from bigstep.runtime.file_locks import exclusive_lock
 from bigstep.tracking.database import sqlite_file
 
-__all__ = ["CREATION", "study_lock"]
+__all__ = ["CREATION", "alone_in", "study_lock"]
 CREATION = zlib.crc32(b"bigstep: tables of a study")  # PostgreSQL's advisory locks have numbers
 
 
@@ -28,14 +28,15 @@ def study_lock(storage: BaseStorage) -> Iterator[None]:
         with exclusive_lock(path.with_name(f"{path.name}.claim")):
             yield
     elif place.address is not None:
-        with _alone_in(place.address):
+        with alone_in(place.address):
             yield
     else:
         yield
 
 
 @contextmanager
-def _alone_in(address: str) -> Iterator[None]:
+def alone_in(address: str) -> Iterator[None]:
+    """Run the block in one process at a time, on all machines that use a PostgreSQL database; other databases have no lock."""
     import sqlalchemy
 
     if not address.startswith("postgresql"):

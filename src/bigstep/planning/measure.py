@@ -15,7 +15,7 @@ from bigstep.errors import ProjectError
 from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve
 from bigstep.runtime.child_process import start_module
 
-__all__ = ["MeasurementRequest", "climb_configured"]
+__all__ = ["MeasurementRequest", "climb_configured", "measure"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class MeasurementRequest:
         return parse_section(kind, self.sections, "plan")
 
 
-def _measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[ThroughputCurve, ...]:
+def measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[ThroughputCurve, ...]:
+    """Measure speed and memory of slicings, in at most ``seconds``; ``others``: of other precisions and memory formats, too."""
     end = time.perf_counter() + seconds
     chosen = (params.train.precision, params.hardware.memory_format)
     every = [(p, f) for p in ("float32", "bfloat16") for f in ("contiguous", "channels_last")]

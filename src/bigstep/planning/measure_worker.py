@@ -23,6 +23,7 @@ from bigstep.planning.measure import MeasurementRequest
 from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, measure_until_flat
 from bigstep.planning.training_memory import predict_training
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.runtime.environment import guard_libraries
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState, build_state
@@ -35,6 +36,7 @@ STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 
 def main() -> int:
     """Read a request from standard input, and write a line of JSON for each size; the first line holds what all share."""
+    guard_libraries()
     request = MeasurementRequest(**json.load(sys.stdin))
     train: TrainConfig = request.section(TrainConfig)
     set_threads(request.section(HardwareConfig))

@@ -20,7 +20,7 @@ from bigstep.config.params import Params
 from bigstep.console import format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
-from bigstep.planning.measure import _measure
+from bigstep.planning.measure import measure
 from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device, total_memory_bytes
@@ -61,7 +61,7 @@ def find_plan(
         stored = read_measured(folder, key)
         if stored is not None and _covers(stored.ladders[0], effective) and (stored.others or not others):
             return stored
-    ladders = _measure(params, store, seconds, others=others)
+    ladders = measure(params, store, seconds, others=others)
     if not ladders or not ladders[0].rungs:
         raise OutOfMemoryError(
             f"memory: expected room for a step of {params.model.name} with one image, got too little; use a smaller model"

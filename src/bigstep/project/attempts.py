@@ -5,8 +5,6 @@ it is killed and started again; once a stage has finished in it and DVC knows, s
 So does a change of the data or of code that decides learning: a run must not be resumed with either changed.
 """
 
-import fcntl
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +15,7 @@ from typing import Any
 from bigstep.atomic_files import read_record, write_json
 from bigstep.config.former_keys import former_values
 from bigstep.errors import ProjectError
+from bigstep.runtime.file_locks import Timeout, exclusive_lock
 
 __all__ = [
     "PipelineAttempt",
@@ -99,25 +98,15 @@ def writer_lock(path: Path, patience: float = 30.0) -> Iterator[None]:
     Raises:
         ProjectError: another process keeps it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        started = time.monotonic()
-        while not _taken(file.fileno()):
-            if time.monotonic() - started > patience:
-                raise ProjectError(
-                    "one process at a time can run a stage with the same parameters, and another is running; "
-                    f"wait for it, or stop it ({path.name} is its lock)"
-                )
-            time.sleep(0.2)
-        yield
-
-
-def _taken(handle: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock = exclusive_lock(path, patience)
+    except Timeout:
+        raise ProjectError(
+            "one process at a time can run a stage with the same parameters, and another is running; "
+            f"wait for it, or stop it ({path.name} is its lock)"
+        ) from None
+    with lock:
+        yield
 
 
 def _differs(known: str | None, new: str | None) -> bool:

@@ -1,14 +1,13 @@
 """Run stages through DVC: in the project, or with overrides in a private copy of it."""
 
-import fcntl
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,19 @@ from bigstep.project.dvc_record import check_record, read_record_before
 from bigstep.project.dvcignore import ignore_unhashable
 from bigstep.project.parameters import check_followed_by_dvc, check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
-from bigstep.project.stage_inputs import INPUTS
 from bigstep.project.workspace import private_workspace
 from bigstep.runtime.child_process import run_child
+from bigstep.runtime.environment import (
+    EXIT_FILE,
+    INPUTS,
+    RESUME_ANYWAY,
+    ROOT,
+    SITE_CACHE,
+    child_environment,
+    read_variable,
+    search_path,
+)
+from bigstep.runtime.file_locks import Timeout, exclusive_lock
 
 __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
 
@@ -37,11 +46,15 @@ LOCK_SECONDS = 30.0  # dvc itself waits for 3
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: up to ``stage`` (None: all), with overrides in groups, later ones last; ``force`` runs all of them again."""
+    """What to run: up to ``stage`` (None: all), with overrides in groups, later ones last.
+
+    ``force`` runs all stages again; ``ignore_code_change`` resumes a training that other code has started.
+    """
 
     stage: str | None = None
     overrides: tuple[tuple[Override, ...], ...] = ()
     force: bool = False
+    ignore_code_change: bool = False
 
 
 def find_project_root(start: Path) -> Path:
@@ -140,29 +153,23 @@ def wait_for_lock(folder: Path, patience: float = LOCK_SECONDS) -> None:
         ProjectError: another process keeps it, or this user may not write it.
     """
     path = folder / ".dvc" / "tmp" / "lock"
-    try:
-        with path.open("r+b") as file:
-            _wait_for_lock(path, file.fileno(), patience)
-    except FileNotFoundError:
+    if not path.exists():
         return
+    try:
+        with _waited(path, patience):
+            return
+    except Timeout:
+        raise ProjectError(f"{path} is locked by another dvc; wait for it, or stop it") from None
     except OSError as error:
         raise _not_writable(path, error) from None
 
 
-def _wait_for_lock(path: Path, file: int, patience: float) -> None:
-    deadline, waits = time.monotonic() + patience, False
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ProjectError(f"{path} is locked by another dvc; wait for it, or stop it") from None
-            if not waits:
-                console.print("another dvc is running in this project; waiting for its lock")
-            waits = True
-            time.sleep(0.2)
-        else:
-            return
+def _waited(path: Path, patience: float) -> AbstractContextManager[object]:
+    try:
+        return exclusive_lock(path, 0)
+    except Timeout:
+        console.print("another dvc is running in this project; waiting for its lock")
+        return exclusive_lock(path, patience)
 
 
 def _not_writable(path: Path, error: OSError) -> ProjectError:
@@ -206,7 +213,7 @@ def _is_json(text: str) -> bool:
 
 def _may_be_dying(number: int, waited: float) -> bool:
     try:
-        is_zombie = psutil.Process(number).status() == psutil.STATUS_ZOMBIE  # type: ignore[no-untyped-call] # psutil's
+        is_zombie = psutil.Process(number).status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
     return is_zombie or waited < DYING_SECONDS
@@ -218,9 +225,11 @@ def _run_dvc(folder: Path, root: Path, request: Request) -> int:
     arguments = ["repro", *(["--force"] if request.force else []), *([request.stage] if request.stage else [])]
     with tempfile.TemporaryDirectory() as scratch:
         exit_file = Path(scratch, "exit")
-        environment = {**_environment(root), "BIGSTEP_EXIT_FILE": str(exit_file), INPUTS: scratch}
+        environment = {**_environment(root), EXIT_FILE: str(exit_file), INPUTS: scratch}
         if folder != root:
-            environment["BIGSTEP_ROOT"] = str(root)
+            environment[ROOT] = str(root)
+        if request.ignore_code_change:
+            environment[RESUME_ANYWAY] = "1"
         before = read_record_before(StagePaths(folder).lock)
         code = run_child([sys.executable, "-m", "dvc", *arguments], folder, environment)
         check_record(folder, Path(scratch), before, lambda: cache_folder(folder))
@@ -237,5 +246,5 @@ def _environment(root: Path) -> dict[str, str]:
     cache = ProjectPaths(root).site_cache
     cache.mkdir(parents=True, exist_ok=True)
     cache.parent.chmod(0o700)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {"DVC_SITE_CACHE_DIR": str(cache), **os.environ, "PATH": path}
+    path = search_path("PATH", str(Path(sys.executable).parent))
+    return child_environment({SITE_CACHE: read_variable(SITE_CACHE, str(cache)), "PATH": path})

@@ -1,8 +1,9 @@
 """The files and folders of a project."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from bigstep.runtime.environment import DVC_ROOT, ROOT, read_variable
 
 __all__ = ["ProjectPaths", "StagePaths", "find_project"]
 
@@ -104,5 +105,5 @@ def find_project(start: Path) -> ProjectPaths:
 
     ``$BIGSTEP_ROOT`` is set for private copies; DVC sets ``$DVC_ROOT``, to the parent project in its temporary experiments.
     """
-    named = os.environ.get("BIGSTEP_ROOT") or os.environ.get("DVC_ROOT")
+    named = read_variable(ROOT) or read_variable(DVC_ROOT)
     return ProjectPaths(Path(named).resolve() if named else start.resolve())

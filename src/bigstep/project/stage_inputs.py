@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigstep.atomic_files import read_json
 from bigstep.config.yaml_files import read_yaml
 from bigstep.errors import ProjectError
+from bigstep.runtime.environment import INPUTS, is_set, read_variable
 
-__all__ = ["INPUTS", "StageInputs", "flat_text", "read_inputs"]
+__all__ = ["StageInputs", "check_earlier_stages", "flat_text", "read_inputs"]
 
 MAX_NAMED = 3  # differences in an error's line
-INPUTS = "BIGSTEP_INPUTS"  # a folder
+EARLIER = {"train": ("prepare",), "evaluate": ("prepare", "train")}
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,9 @@ class StageInputs:
         now = read_inputs(self.root, self.stage)
         changed = [*_differences(self.params, now.params), *_changed(self.files, now.files)]
         if changed:
-            more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
             raise ProjectError(
                 f"dependencies of stage {self.stage}: expected no change while the stage runs, got changes of "
-                f"{', '.join(changed[:MAX_NAMED])}{more}; restore it and run the same command to keep this result, or run the "
+                f"{_shown(changed)}; restore it and run the same command to keep this result, or run the "
                 "command with the change"
             )
 
@@ -83,6 +84,41 @@ def read_inputs(root: Path, stage: str, content: Mapping[str, Any] | None = None
     return StageInputs(root, stage, params, {name: _signature(root / name) for name in names})
 
 
+def check_earlier_stages(root: Path, stage: str, content: Mapping[str, Any]) -> None:
+    """Check that the stages before ``stage`` ran with these parameters.
+
+    DVC reads params.yaml once more for each stage: after an edit between two stages, the later one would log the new values
+    with what the earlier one made from the former.
+
+    Args:
+        root: of the project, or of the private copy that the stage runs in.
+        stage: its name in dvc.yaml.
+        content: of params.yaml, as the stage has read it.
+
+    Raises:
+        ConfigError: dvc.lock cannot be read.
+        ProjectError: a parameter differs.
+    """
+    for name in EARLIER.get(stage, ()):
+        before = _ran_with(root, name)
+        sections = {key.partition(".")[0] for key in before}
+        changed = [*_differences(before, flat_text({section: content.get(section) or {} for section in sections}))]
+        if changed:
+            raise ProjectError(
+                f"params.yaml: expected what stage {name} ran with, but {_shown(changed)}; "
+                "restore it, or run all stages with the change"
+            )
+
+
+def _ran_with(root: Path, stage: str) -> dict[str, str]:
+    """Return the parameters of a stage that ran: as it left them for a `bigstep` above DVC, or as DVC recorded them."""
+    note, lock = Path(read_variable(INPUTS) or root, f"{stage}.json"), root / "dvc.lock"
+    if is_set(INPUTS) and note.exists():
+        return dict(read_json(note)["params"])
+    recorded = (read_yaml(lock).get("stages") or {}) if lock.exists() else {}
+    return flat_text(((recorded.get(stage) or {}).get("params") or {}).get("params.yaml") or {})
+
+
 def flat_text(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return each value as JSON, by ``section.key``."""
     return {
@@ -90,6 +126,11 @@ def flat_text(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         for section, values in sections.items()
         for key, value in values.items()
     }
+
+
+def _shown(changed: list[str]) -> str:
+    more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+    return f"{', '.join(changed[:MAX_NAMED])}{more}"
 
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

@@ -4,7 +4,6 @@ It holds copies of the code and of dvc.yaml, its own params.yaml, and links to t
 is up to date is taken from there. The same overrides come back to the same folder, which is how a killed run is resumed.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +16,7 @@ from bigstep.atomic_files import whole_file
 from bigstep.config.yaml_files import write_yaml
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.file_locks import Timeout, exclusive_lock
 
 __all__ = ["private_workspace", "workspace_name"]
 
@@ -58,14 +58,13 @@ def private_workspace(project: ProjectPaths, content: Mapping[str, Any], cache: 
 
 @contextmanager
 def _workspace_lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProjectError(
-                "one process at a time can run with the same overrides, and another is running; "
-                "wait for it, or change an override"
-            ) from None
+    try:
+        lock = exclusive_lock(path, 0)
+    except Timeout:
+        raise ProjectError(
+            "one process at a time can run with the same overrides, and another is running; wait for it, or change an override"
+        ) from None
+    with lock:
         yield
 
 

@@ -138,7 +138,7 @@ def _outside_mode(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keyed(name: str, kernel: Callable[..., Any], *args: Any, generator: Any = None, **named: Any) -> Any:
-    if is_traced(args[0]) or is_compiling():  # a compiler looks at the operation, the model draws nothing
+    if is_compiling() or is_traced(args[0]):  # a compiler looks at the operation
         return _operation(name)(*args, **named)
     if generator is not None and generator is not torch.default_generator:
         raise RandomnessError(
@@ -150,17 +150,17 @@ def _keyed(name: str, kernel: Callable[..., Any], *args: Any, generator: Any = N
 
 def _refuse(name: str, *args: Any, **named: Any) -> Any:
     operation = _operation(name)
-    if _draws(operation, args, named) and not is_traced(*args) and not is_compiling():
-        if _in_compiled_code():
-            raise RandomnessError(
-                "model: expected random calls that can be keyed by sample, got code compiled by inductor, which draws its own "
-                "numbers; compile with options={'fallback_random': True} or backend='aot_eager', or leave out the seed"
-            )
+    if is_compiling() or is_traced(*args) or not _draws(operation, args, named):
+        return operation(*args, **named)
+    if _in_compiled_code():
         raise RandomnessError(
-            f"model: expected random calls that can be keyed by sample, got {CALLED_BY.get(name, name)}, which cannot; "
-            "leave out the seed to draw natively, or replace the layer"
+            "model: expected random calls that can be keyed by sample, got compiled code (by inductor), which draws its own "
+            "numbers; compile with options={'fallback_random': True} or backend='aot_eager', or leave out the seed"
         )
-    return operation(*args, **named)
+    raise RandomnessError(
+        f"model: expected random calls that can be keyed by sample, got {CALLED_BY.get(name, name)}, which cannot; "
+        "leave out the seed to draw natively, or replace the layer"
+    )
 
 
 def _in_compiled_code() -> bool:

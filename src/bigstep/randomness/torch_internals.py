@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import CompileContext, TracingContext
 from torch.library import Library, fallthrough_kernel
 
 __all__ = [
@@ -66,11 +67,11 @@ def get_thread_object(name: str) -> Any:
     return torch._C._get_obj_in_tls(name) if torch._C._is_key_in_tls(name) else None  # noqa: SLF001
 
 
+def is_compiling() -> bool:
+    """Return whether a compiler is at work on this thread, its code generator included, which ``torch.compiler`` leaves out."""
+    return CompileContext.try_get() is not None or TracingContext.try_get() is not None
+
+
 def is_traced(*values: Any) -> bool:
     """Return whether a tensor among ``values`` is a placeholder of a compiler; there is no public test for it."""
     return any(isinstance(value, Tensor) and type(value).__name__ in ("FakeTensor", "FunctionalTensor") for value in values)
-
-
-def is_compiling() -> bool:
-    """Return whether torch.compile is at work on this thread; the public test of that name is false in some of its parts."""
-    return torch._guards.CompileContext.try_get() is not None  # noqa: SLF001

@@ -1,14 +1,14 @@
 """The page of an evaluation and its plots. Names from the data are escaped; no time or path is written."""
 
 import base64
-import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jinja2 import Environment
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
 
 from bigstep.evaluation import Scores
 from bigstep.report.figures import INK, LINE, save_figure
@@ -16,11 +16,45 @@ from bigstep.report.figures import INK, LINE, save_figure
 __all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", "write_page"]
 
 
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: {{ ink }}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 0 2rem 1.5rem 0; display: inline-table; vertical-align: top }
+th, td { padding: .2rem .8rem; border-bottom: 1px solid #e5e7eb; text-align: right; font-variant-numeric: tabular-nums }
+th { text-align: left; font-weight: 500 } img { max-width: 100% } figure { margin: 0 0 2rem }
+figcaption { color: #6b7280 }
+</style>
+<h1>{{ title }}</h1>
+<table><caption>Test set</caption>
+{%- for name, value in totals.items() -%}
+<tr><th>{{ name }}</th><td>{{ "%.4f" | format(value) }}</td></tr>
+{%- endfor -%}
+</table><table><caption>Model</caption>
+{%- for name, value in facts.items() -%}
+<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
+{%- endfor -%}
+</table>
+<h2>By class</h2>
+<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>images</th></tr>
+{%- for item in classes -%}
+<tr><th>{{ item.name }}</th>
+{%- for score in (item.precision, item.recall, item.f1) %}<td>{{ "%.3f" | format(score) }}</td>{% endfor -%}
+<td>{{ item.support }}</td></tr>
+{%- endfor -%}
+</table>
+<h2>Pictures</h2>
+{% for caption, picture in pictures.items() -%}
+<figure><img src="{{ picture }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
+{%- endfor %}
+</html>
+"""
+
+
 def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix, as shares of the true class."""
     count = len(classes)
-    matrix = np.zeros((count, count))
-    np.add.at(matrix, (labels, predicted), 1)
+    matrix = confusion_matrix(labels, predicted, labels=range(count))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(16.0, 2.5 + 0.45 * count)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -29,7 +63,7 @@ def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], clas
     if count <= 30:
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if shares[row, column] > 0.5 else INK
-            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=7)
         names = [short_name(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=90, fontsize=8, parse_math=False)
         axes.set_yticks(range(count), names, fontsize=8, parse_math=False)
@@ -75,48 +109,21 @@ def draw_mistakes(
 
 def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: dict[str, str], path: Path) -> None:
     """Write one HTML page: totals, facts, scores per class, and embedded pictures (caption -> file in the same folder)."""
-    totals = "".join(f"<tr><th>{_text(name)}</th><td>{value:.4f}</td></tr>" for name, value in scores.summary().items())
-    rows = "".join(
-        f"<tr><th>{_text(item.name)}</th><td>{item.precision:.3f}</td><td>{item.recall:.3f}</td><td>{item.f1:.3f}</td>"
-        f"<td>{item.support}</td></tr>"
-        for item in scores.classes
+    template = Environment(autoescape=True, keep_trailing_newline=True).from_string(PAGE)
+    text = template.render(
+        title=title,
+        ink=INK,
+        totals=scores.summary(),
+        facts=facts,
+        classes=scores.classes,
+        pictures={caption: _embedded(path.parent / file) for caption, file in pictures.items()},
     )
-    noted = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in facts.items())
-    figures = "".join(
-        f'<figure><img src="{_embedded(path.parent / file)}" alt="{_text(caption)}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-        for caption, file in pictures.items()
-    )
-    path.write_text(
-        f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_text(title)}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; margin: 0 2rem 1.5rem 0; display: inline-table; vertical-align: top }}
-th, td {{ padding: .2rem .8rem; border-bottom: 1px solid #e5e7eb; text-align: right; font-variant-numeric: tabular-nums }}
-th {{ text-align: left; font-weight: 500 }} img {{ max-width: 100% }} figure {{ margin: 0 0 2rem }}
-figcaption {{ color: #6b7280 }}
-</style>
-<h1>{_text(title)}</h1>
-<table><caption>Test set</caption>{totals}</table><table><caption>Model</caption>{noted}</table>
-<h2>By class</h2>
-<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>images</th></tr>{rows}</table>
-<h2>Pictures</h2>
-{figures}
-</html>
-""",
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _embedded(picture: Path) -> str:
     """Return a picture as a data URI: MLflow's artifact view loads a page without the files beside it."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
 
 
 def short_name(name: str, length: int = 18) -> str:

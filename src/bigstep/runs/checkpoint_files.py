@@ -5,7 +5,6 @@ SHA-256 of both. It is written beside, flushed to the disk, committed by a renam
 newest two are kept. Which is the latest is read from the commits; nothing points at it. Nothing is pickled.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError
 
-from bigstep.atomic_files import read_json, read_record, sync, write_json
+from bigstep.atomic_files import read_json, read_record, sha256, sync, write_json
 from bigstep.errors import CheckpointError
 from bigstep.training.snapshot import Snapshot
 
@@ -115,7 +114,7 @@ def check_folder(path: Path) -> str | None:
         expected, file = commit.files.get(name), path / name
         if expected is None or not file.is_file() or file.stat().st_size != expected.num_bytes:
             return f"{file} has another size than was committed"
-        if _sha256(file) != expected.sha256:
+        if sha256(file) != expected.sha256:
             return f"{file} has other bytes than were committed"
     return None
 
@@ -151,7 +150,7 @@ def _fill(folder: Path, snapshot: Snapshot, versions: Mapping[str, str]) -> None
     files = {}
     for name in (TENSORS, VALUES):
         sync(folder / name)
-        files[name] = FileSum((folder / name).stat().st_size, _sha256(folder / name))
+        files[name] = FileSum((folder / name).stat().st_size, sha256(folder / name))
     write_json(asdict(Commit(snapshot.step, files, dict(versions))), folder / COMMIT)
     sync(folder)
 
@@ -167,8 +166,3 @@ def _purge(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name.startswith(".step-") or not (path / COMMIT).exists():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from typing import final
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
 from bigstep.console import console, live_line
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.runs.checkpoints import CheckpointWriter, ResumePoint
@@ -57,7 +58,7 @@ class TrainingRun:
     ) -> None:
         """Start, or resume where ``resumed`` says that ``state`` was restored from a checkpoint."""
         self.job, self.state, self._tracker, self._signals = job, state, tracker, signals
-        self._num_samples = len(job.store.indices(0))
+        self._num_samples = len(job.store.indices(Split.TRAIN))
         steps_per_epoch = -(-self._num_samples // job.batch.effective_batch_size)
         self._num_steps = job.params.train.epochs * steps_per_epoch
         self.log = MetricLog(tracker, state.classifier.mean.device, job.params.train.epochs, steps_per_epoch)

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,9 @@ from types import FrameType
 from typing import Any
 
 import psutil
+
+from bigstep.runtime.environment import child_environment, search_path
+from bigstep.runtime.stop_signals import handling
 
 __all__ = ["run_child", "set_parent_death_signal", "start_module"]
 
@@ -32,12 +34,8 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
         if number == signal.SIGTERM:
             _pass_on(process)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(handle):
         code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return 128 + received[0] if received and code else min(abs(code), 1)
 
 
@@ -55,7 +53,7 @@ def set_parent_death_signal() -> None:
 def _pass_on(process: "subprocess.Popen[bytes]") -> None:
     """Send SIGTERM to the stage that runs below `dvc`, or to `dvc` if no stage runs: `dvc` would die and leave the stage."""
     with contextlib.suppress(psutil.Error):
-        below = psutil.Process(process.pid).children(recursive=True)  # type: ignore[no-untyped-call] # psutil's
+        below = psutil.Process(process.pid).children(recursive=True)
         stages = [child for child in below if any("pipelines/" in word for word in child.cmdline()[1:2])]
         for child in stages:
             child.send_signal(signal.SIGTERM)
@@ -69,6 +67,6 @@ def start_module(module: str, **options: Any) -> "subprocess.Popen[str]":
     Its standard input is a pipe of text. The current folder is not searched for modules (``-P``).
     """
     source = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = child_environment({"PYTHONPATH": search_path("PYTHONPATH", str(source))})
     command = [sys.executable, "-P", "-m", module]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, **options)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, **options)

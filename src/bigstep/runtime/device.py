@@ -1,10 +1,10 @@
 """The machine a stage runs on: device, threads, memory in use."""
 
-import os
 import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 from bigstep.config.hardware import HardwareConfig
@@ -40,23 +40,18 @@ def total_memory_bytes(device: torch.device) -> int:
     """Return the memory of the GPU, or of the machine or the container that holds this process, free or not."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit())
+    return min(int(psutil.virtual_memory().total), _container_limit())
 
 
 def headroom_bytes() -> int:
     """Return the bytes this process may still take: of available memory, of its container's and its own address-space limit."""
-    page = resource.getpagesize()
-    found = [sys.maxsize]
-    info = Path("/proc/meminfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    found = [int(psutil.virtual_memory().available)]
     used = CONTAINER / "memory.current"
     if used.exists():
         found.append(_container_limit() - int(used.read_text()))
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        found.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * page)
+        found.append(limit - int(psutil.Process().memory_info().vms))
     return min(found)
 
 

@@ -4,8 +4,11 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 
+import psutil
+
+from bigstep.runtime.environment import DVC_STAGE, is_set
 from bigstep.runtime.stop_signals import Signals
 
 __all__ = ["exit_with_parent"]
@@ -13,13 +16,13 @@ __all__ = ["exit_with_parent"]
 INTERVAL = 0.5  # seconds
 
 
-def exit_with_parent(signals: Signals) -> None:
+def exit_with_parent(signals: Signals, sleep: Callable[[float], None] = time.sleep) -> None:
     """If DVC runs this process, send this process SIGTERM when DVC has ended."""
-    if "DVC_STAGE" not in os.environ:
+    if not is_set(DVC_STAGE):
         return
     line = _ancestors()
     if line:
-        threading.Thread(target=_watch, args=(line, signals), name="bigstep-lifeline", daemon=True).start()
+        threading.Thread(target=_watch, args=(line, signals, sleep), name="bigstep-lifeline", daemon=True).start()
 
 
 def _ancestors() -> list[tuple[int, int]]:
@@ -33,24 +36,24 @@ def _ancestors() -> list[tuple[int, int]]:
     return found
 
 
-def _watch(line: list[tuple[int, int]], signals: Signals) -> None:
+def _watch(line: list[tuple[int, int]], signals: Signals, sleep: Callable[[float], None]) -> None:
     own = os.getpid()
     while all((os.getppid() if child == own else _parent_of(child)) == parent for child, parent in line):
-        time.sleep(INTERVAL)
+        sleep(INTERVAL)
     if signals.received is None:
         os.kill(own, signal.SIGTERM)
 
 
 def _is_shell(number: int) -> bool:
     try:
-        words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+        words = psutil.Process(number).cmdline()
+    except psutil.Error:
         return False
-    return b"-c" in words[1:3] and any(b"pipelines/" in word for word in words)
+    return "-c" in words[1:3] and any("pipelines/" in word for word in words)
 
 
 def _parent_of(number: int) -> int:
     try:
-        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
+        return int(psutil.Process(number).ppid())
+    except psutil.Error:
         return 0

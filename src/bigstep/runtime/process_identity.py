@@ -35,7 +35,10 @@ def _namespace() -> str:
 
 
 def _started(number: int) -> str:
-    """Return when a process started, in clock ticks since boot; empty if there is no such process."""
+    """Return when a process started, in ticks since the machine did; empty if there is no such process.
+
+    Not psutil's ``create_time``: that is a time of day, which changes when the clock is set, and the name would with it.
+    """
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -4,15 +4,26 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-__all__ = ["Signals", "StopRequestedError"]
+__all__ = ["Signals", "StopRequestedError", "handling"]
 
 DUPLICATE_WINDOW_SECONDS = 0.5  # seconds within which two signals are one, sent to the group and passed on besides
 WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGTERM and SIGINT with ``handler`` within the block, in the main thread; then as before."""
+    before = {number: signal.signal(number, handler) for number in WATCHED}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 class StopRequestedError(BaseException):
@@ -28,8 +39,9 @@ class StopRequestedError(BaseException):
 class Signals:
     """The stop signals received: the process stops at once, but within :meth:`deferred` only at :meth:`raise_if_received`."""
 
-    def __init__(self) -> None:
-        """No signal was received yet."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """No signal was received yet; two within half a second of ``clock`` are one."""
+        self._clock = clock
         self.received: int | None = None
         self._deferred = False
         self._at = 0.0
@@ -40,12 +52,8 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in WATCHED}
-        try:
+        with handling(self._handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -68,9 +76,9 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.received is not None:
-            if time.monotonic() - self._at > DUPLICATE_WINDOW_SECONDS:
+            if self._clock() - self._at > DUPLICATE_WINDOW_SECONDS:
                 os._exit(128 + number)
             return
-        self.received, self._at = number, time.monotonic()
+        self.received, self._at = number, self._clock()
         if not self._deferred:
             raise StopRequestedError(number)

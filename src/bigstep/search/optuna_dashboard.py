@@ -3,24 +3,22 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.trial import FrozenTrial
 
-from bigstep.optuna_mlflow.study_identity import storage_of
+from bigstep.optuna_mlflow.optuna_internals import trial_id_of
+from bigstep.search.dashboard_internals import CONSTRAINTS, note_of, open_ended
 
 __all__ = ["attach_file", "note_ended", "note_run", "show_constraints", "show_plots"]
-
-LEGACY = "constraints"  # the attribute that optuna-dashboard 0.21 reads; set_constraint writes others
 
 
 def show_constraints(trial: optuna.Trial) -> None:
     """Show the dashboard the values of :meth:`optuna.Trial.set_constraint`; without it, infeasible trials look feasible."""
     values = list(trial.study.get_trials(deepcopy=False)[trial.number].constraints.values())
-    trial.storage.set_trial_system_attr(trial._trial_id, LEGACY, values)  # noqa: SLF001 # there is no public way to write it
+    trial.storage.set_trial_system_attr(trial_id_of(trial), CONSTRAINTS, values)
 
 
 def note_run(subject: optuna.Trial | optuna.Study, text: str) -> None:
@@ -33,10 +31,9 @@ def note_run(subject: optuna.Trial | optuna.Study, text: str) -> None:
 def note_ended(study: optuna.Study, trial: FrozenTrial, text: str) -> None:
     """Write a note to a trial that has ended, unless it has the same note already."""
     from optuna_dashboard import save_note
-    from optuna_dashboard._note import get_note
 
-    subject = SimpleNamespace(storage=storage_of(study), study=study, _trial_id=trial._trial_id)  # noqa: SLF001 # as above
-    if get_note(subject) != text:
+    subject = open_ended(study, trial)
+    if note_of(subject) != text:
         save_note(subject, text)
 
 

@@ -18,7 +18,15 @@ def _never_stop() -> None:
     """Do not stop."""
 
 
-def patiently(action: Callable[[], T], address: str, *, seconds: float = OUTAGE, check: Callable[[], None] = _never_stop) -> T:
+def patiently(
+    action: Callable[[], T],
+    address: str,
+    *,
+    seconds: float = OUTAGE,
+    check: Callable[[], None] = _never_stop,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
     """Do something that needs the storage at ``address``, and retry while the storage does not answer.
 
     Args:
@@ -26,6 +34,8 @@ def patiently(action: Callable[[], T], address: str, *, seconds: float = OUTAGE,
         address: of the storage, for the error message.
         seconds: how long to try.
         check: called before each try; what it raises ends the waiting.
+        clock: in seconds.
+        sleep: waits between two tries.
 
     Returns:
         What ``action`` returns.
@@ -39,10 +49,10 @@ def patiently(action: Callable[[], T], address: str, *, seconds: float = OUTAGE,
         try:
             return action()
         except STORAGE_ERRORS as error:
-            now = time.monotonic()
+            now = clock()
             if now - (now if since is None else since) >= seconds:
                 raise storage_is_gone(address, error) from None
             if since is None:
                 since = now
                 console.print(f"the study's storage does not answer ({first_line(error)}); waiting up to {seconds:.0f} s")
-        time.sleep(POLL)
+        sleep(POLL)

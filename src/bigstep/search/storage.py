@@ -5,25 +5,25 @@ last line, whose operation did not happen. The line is removed before the next i
 releases when its holder dies; Optuna's own locks wait for 30 seconds in that case.
 """
 
-import fcntl
 import os
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO, final
+from typing import final
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock  # the type that the backend's lock must have
 from sqlalchemy import exc
 
 from bigstep.atomic_files import parse_json, whole_file
 from bigstep.console import console
 from bigstep.errors import ProjectError
-from bigstep.optuna_mlflow.study_lock import _alone_in
-from bigstep.runtime.file_locks import exclusive_lock
+from bigstep.optuna_mlflow.optuna_internals import BaseJournalFileLock
+from bigstep.optuna_mlflow.study_lock import alone_in
+from bigstep.runtime.file_locks import exclusive_lock, file_lock
+from bigstep.tracking.database import sqlite_file
 
 __all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
 
@@ -77,20 +77,17 @@ class RepairingLock(BaseJournalFileLock):
     def __init__(self, path: Path) -> None:
         """Lock the journal ``path`` through a file in the same folder."""
         self.path = path
-        self._file: TextIO | None = None
+        self._lock = file_lock(path.with_name(f"{path.name}.flock"))
 
     def acquire(self) -> bool:
         """Wait for the lock."""
-        self._file = self.path.with_name(f"{self.path.name}.flock").open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock.acquire()
         _cut_torn_line(self.path)
         return True
 
     def release(self) -> None:
         """Release it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lock.release()
 
 
 def _open_journal(path: Path) -> BaseStorage:
@@ -192,9 +189,9 @@ def _with_driver(address: str) -> str:
 
 def _create(address: str) -> RDBStorage:
     """Create the tables under a lock: two processes that do so at once fail."""
-    if address.startswith("sqlite:///"):
-        path = Path(address.removeprefix("sqlite:///"))
+    path = sqlite_file(address)
+    if path is not None:
         with exclusive_lock(path.with_name(f"{path.name}.lock")):
             return RDBStorage(address, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
-    with _alone_in(address):
+    with alone_in(address):
         return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})

@@ -67,11 +67,16 @@ def sort_value(value: float, direction: StudyDirection) -> float:
 @final
 @dataclass
 class TrialQueue:
-    """One worker's view of a study; ``max_asks`` limits all trials, infeasible ones included."""
+    """One worker's view of a study.
+
+    ``max_asks`` limits all trials, infeasible ones included. Workers count as dead by ``clock``, in seconds.
+    """
 
     study: optuna.Study
     budget: int
     max_asks: int
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     seen: dict[int, tuple[str, float]] = field(default_factory=dict)
 
     def enqueue_once(self, key: str, params: Mapping[str, Any], record: TrialRecord) -> None:
@@ -116,10 +121,10 @@ class TrialQueue:
 
     def settle(self) -> None:
         """End what dead workers left RUNNING, including trials whose worker died before it wrote its name."""
-        deadline = time.monotonic() + CLAIM_GRACE_SECONDS + 2 * POLL_SECONDS
+        deadline = self.clock() + CLAIM_GRACE_SECONDS + 2 * POLL_SECONDS
         self.reclaim_dead()
-        while time.monotonic() < deadline and any(TrialRecord.read(trial).worker is None for trial in self._running()):
-            time.sleep(POLL_SECONDS)
+        while self.clock() < deadline and any(TrialRecord.read(trial).worker is None for trial in self._running()):
+            self.sleep(POLL_SECONDS)
             self.reclaim_dead()
 
     def _running(self) -> list[FrozenTrial]:
@@ -156,7 +161,7 @@ class TrialQueue:
         alive = None if record.worker is None else is_alive(record.worker)
         if alive is not None:
             return not alive
-        sign, now = f"{record.worker} {record.heartbeat}", time.monotonic()
+        sign, now = f"{record.worker} {record.heartbeat}", self.clock()
         before, since = self.seen.get(trial.number, (None, now))
         if sign != before:
             self.seen[trial.number] = (sign, now)

@@ -1,19 +1,19 @@
 """The checkpoints of a stage: they belong to one attempt, one data set and one state of the code."""
 
 import hashlib
-import os
 from pathlib import Path
 
+from bigstep.atomic_files import sha256
 from bigstep.config.model import ModelConfig
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.project.attempts import begin_stage, read_attempt
 from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.runs.code_digest import digest_code
+from bigstep.runtime.environment import RESUME_ANYWAY, is_set
 from bigstep.stages.stage_runner import Stage
 
-__all__ = ["ANYWAY", "open_checkpoints"]
-ANYWAY = "BIGSTEP_RESUME_ANYWAY"
+__all__ = ["open_checkpoints"]
 
 
 def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_seconds: float) -> "CheckpointWriter":
@@ -24,7 +24,7 @@ def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_secon
     data, code = _digest_data(store, stage.project.starting_weights(model.weights)), digest_code()
     latest = read_attempt(stage.project.attempts, stage.key)
     known = None if latest is None or stage.name in latest.finished else latest.fingerprint
-    anyway = ANYWAY in os.environ and known is not None and known.partition("-")[0] == data
+    anyway = is_set(RESUME_ANYWAY) and known is not None and known.partition("-")[0] == data
     fingerprint = known if anyway else f"{data}-{code}"
     if known is not None and known != fingerprint:
         console.print(_began_otherwise(known, data))
@@ -47,6 +47,5 @@ def _began_otherwise(known: str, data: str) -> str:
 def _digest_data(store: Store, weights: Path | None) -> str:
     digest = hashlib.sha256(store.manifest.digest.encode())
     if weights is not None:
-        with weights.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(weights)))
     return digest.hexdigest()[:12]

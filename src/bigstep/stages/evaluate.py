@@ -1,18 +1,15 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
-import csv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.atomic_files import read_json, whole_file, write_json
+from bigstep.atomic_files import read_json, whole_file, write_csv, write_json
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation import Scores, predict_probabilities, score
 from bigstep.models.model_files import ModelCard, load_classifier
@@ -26,7 +23,6 @@ from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]
 
-TEST = 2
 BATCH = 256  # images of a forward pass
 
 
@@ -48,8 +44,8 @@ def evaluate(stage: Stage) -> None:
     store.verify()
     classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[params.hardware.memory_format])
     classifier.to(choose_device(params.hardware))
-    probabilities = predict_probabilities(classifier, ordered_batches(store, TEST, BATCH))
-    labels = store.labels[store.indices(TEST)]
+    probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
+    labels = store.labels[store.indices(Split.TEST)]
     scores = score(probabilities, labels, card.classes, calibration_bins=params.evaluate.calibration_bins)
     stage.inputs.check()
     _write_results(stage.paths.evaluate, store, probabilities, scores, card, params.evaluate)
@@ -63,17 +59,17 @@ def evaluate(stage: Stage) -> None:
 def _write_results(
     folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: EvaluateConfig
 ) -> None:
-    indices = store.indices(TEST)
+    indices = store.indices(Split.TEST)
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     names = store.names()
-    with _rows(folder / "predictions.csv") as writer:
-        writer.writerow(["index", "name", "actual", "predicted", *(f"p:{name}" for name in card.classes)])
-        for row, index in enumerate(indices):
-            shares = (np.format_float_positional(value, unique=True, trim="0") for value in probabilities[row])
-            writer.writerow([index, names[index], card.classes[labels[row]], card.classes[predicted[row]], *shares])
-    with _rows(folder / "classes.csv") as writer:
-        writer.writerow(["class", "precision", "recall", "f1", "support"])
-        writer.writerows([*asdict(item).values()] for item in scores.classes)
+    rows = (
+        [index, names[index], card.classes[labels[row]], card.classes[predicted[row]], *map(_shortest, probabilities[row])]
+        for row, index in enumerate(indices)
+    )
+    header = ["index", "name", "actual", "predicted", *(f"p:{name}" for name in card.classes)]
+    write_csv(header, rows, folder / "predictions.csv")
+    header = ["class", "precision", "recall", "f1", "support"]
+    write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
     _draw(folder, store, probabilities, evaluate)
     facts = {
         "architecture": card.model["name"],
@@ -90,7 +86,7 @@ def _write_results(
 
 
 def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: EvaluateConfig) -> None:
-    indices, classes = store.indices(TEST), store.manifest.classes
+    indices, classes = store.indices(Split.TEST), store.manifest.classes
     labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")][: evaluate.num_mistakes]
@@ -120,7 +116,6 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: Scor
     tracker.log_file(stage.paths.lock)
 
 
-@contextmanager
-def _rows(path: Path) -> Iterator[Any]:
-    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        yield csv.writer(file, lineterminator="\n")
+def _shortest(value: np.float32) -> str:
+    """Return the shortest digits that read back as the same number."""
+    return np.format_float_positional(value, unique=True, trim="0")

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from bigstep.errors import UserError
 from bigstep.project.attempts import begin_stage, find_key, finish_stage, writer_lock
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
-from bigstep.project.stage_inputs import INPUTS, StageInputs, read_inputs
+from bigstep.project.stage_inputs import StageInputs, check_earlier_stages, read_inputs
+from bigstep.runtime.environment import DVC_EXPERIMENT, DVC_STAGE, EXIT_FILE, INPUTS, guard_libraries, is_set, read_variable
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 
@@ -59,6 +59,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
     Returns:
         The exit code: 0, that of a user's error (2 for most), or 143 and 130 after SIGTERM and SIGINT.
     """
+    guard_libraries()
     signals = Signals()
     show_log()
     try:
@@ -91,7 +92,7 @@ def report_user_error(error: UserError) -> int:
 def _is_recorded(stage: Stage) -> bool:
     """Return whether DVC recorded what this stage left when it last finished; it does so right after, if it lives."""
     noted = _note_path(stage)
-    if "DVC_STAGE" not in os.environ or not noted.exists():
+    if not is_set(DVC_STAGE) or not noted.exists():
         return True
     lock = stage.paths.lock
     return lock.exists() and noted.read_text(encoding="utf-8") in lock.read_text(encoding="utf-8", errors="replace")
@@ -110,16 +111,16 @@ def _note_path(stage: Stage) -> Path:
 
 def _hand_over(stage: Stage) -> None:
     """Leave what the stage started with for a `bigstep` above DVC, which compares it with what DVC records."""
-    if INPUTS in os.environ:
+    if is_set(INPUTS):
         with contextlib.suppress(OSError):  # the bigstep above may have been killed
             record = {"params": stage.inputs.params, "files": stage.inputs.files}
-            write_json(record, Path(os.environ[INPUTS], f"{stage.name}.json"))
+            write_json(record, Path(read_variable(INPUTS), f"{stage.name}.json"))
 
 
 def _leave_code(code: int) -> int:
-    if "BIGSTEP_EXIT_FILE" in os.environ:
+    if is_set(EXIT_FILE):
         with contextlib.suppress(OSError):  # the bigstep above may have been killed
-            Path(os.environ["BIGSTEP_EXIT_FILE"]).write_text(str(code), encoding="utf-8")
+            Path(read_variable(EXIT_FILE)).write_text(str(code), encoding="utf-8")
     return code
 
 
@@ -127,13 +128,15 @@ def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
+    if is_set(DVC_STAGE):
+        check_earlier_stages(paths.root, name, content)  # under the names that DVC compares, former ones included
     lines = update_content(content)
-    if "BIGSTEP_EXIT_FILE" not in os.environ:  # a `bigstep` above has printed them
+    if not is_set(EXIT_FILE):  # a `bigstep` above has printed them
         for line in lines:
             print(f"bigstep: {line}", file=sys.stderr)
     params = check_params(content)
-    if "DVC_STAGE" in os.environ:
+    if is_set(DVC_STAGE):
         check_followed_by_dvc(params)
     project = find_project(Path.cwd())
-    key = find_key(project.attempts, learning_values(params), os.environ.get("DVC_EXP_NAME", ""))
+    key = find_key(project.attempts, learning_values(params), read_variable(DVC_EXPERIMENT))
     return Stage(name, paths, project, params, key, signals, inputs)

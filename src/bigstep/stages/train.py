@@ -56,7 +56,7 @@ def train(stage: Stage) -> None:
     resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     with stage_run(stage, params.tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))
-        tracker.set_tags({"slice_invariant": str(invariance.holds).lower(), "slice_invariant_reason": invariance.reason})
+        tracker.set_tags(invariance.tags)
         slicing = {"bigstep.micro_batch_size": batch.micro_batch_size, "bigstep.accumulation_steps": batch.accumulation_steps}
         tracker.set_tags({key: str(value) for key, value in slicing.items()})
         tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
@@ -76,8 +76,8 @@ def train(stage: Stage) -> None:
 
 
 def _report_invariance(invariance: Invariance, model: ModelConfig) -> None:
-    if not invariance.holds:
-        console.print(f"not slice-invariant: {invariance.reason}")
+    if invariance.line:
+        console.print(invariance.line)
     for layer in invariance.layers:
         console.print(f"  {layer.name} ({layer.kind}) {layer.reason}; running statistics: {model.batch_norm_statistics}")
 

@@ -1,13 +1,13 @@
 """Write a training run's outputs, which depend only on what was learned, and log them to MLflow."""
 
-import csv
 from typing import Any
 
 import numpy as np
 
-from bigstep.atomic_files import whole_file, write_json
+from bigstep.atomic_files import whole_file, write_csv, write_json
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
@@ -45,10 +45,7 @@ def write_results(
         "num_updates": state.num_updates,
         "num_dropped": state.num_dropped,
     }
-    with whole_file(folder / "history.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(list(rows[0]), ([row[name] for name in rows[0]] for row in rows), folder / "history.csv")
     with whole_file(folder / "curves.png") as beside:
         draw_curves(rows, beside)
     write_json(metrics, folder / "metrics.json")
@@ -86,7 +83,9 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         tracker.log_file(path, "train")
     tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
-    example = np.pad(np.asarray(store.images[store.indices(1)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
+    example = np.pad(
+        np.asarray(store.images[store.indices(Split.VALIDATION)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge"
+    )
     tags = {
         "bigstep.weights_sha256": card.weights_sha256,
         "bigstep.validation_digest": card.validation_digest,

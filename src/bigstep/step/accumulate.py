@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bigstep.errors import LossError, RandomnessError
 from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
-from bigstep.step.batch_norm import DeferredStatistics, holding
+from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure, check_usable
 from bigstep.step.gradient_sum import GradientSum
 from bigstep.step.loss_arguments import resolve_loss
@@ -102,6 +102,8 @@ class Accumulator:
             raise ValueError(f"noise: expected None, 'first' or 'every', got {noise!r}")
         self.micro_batch_size = micro_batch_size
         loss = resolve_loss(loss)
+        scaler = torch.amp.GradScaler(enabled=False) if scaler is None else scaler
+        statistics = DeferredStatistics(nn.Module()) if statistics is None else statistics  # of no layer
         self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
         self._shared = tuple(shared)
         self._randomness = None if seed is None else KeyedRandomness(unwrapped(model), seed)
@@ -211,7 +213,7 @@ class Accumulator:
                 GradientSum(
                     self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
                 ) as gradients,
-                holding(settings.statistics),
+                settings.statistics.hold(),
                 self._state_guard.step(),
             ):
                 run = MicroBatchLoop(settings, gradients, device, divisor, self._step_randomness(first, step, device, attempt))

@@ -25,10 +25,8 @@ __all__ = [
     "BatchLayer",
     "DeferredStatistics",
     "batch_modules",
-    "collecting",
     "find_batch_layers",
     "freeze_statistics",
-    "holding",
     "recalibrate",
 ]
 
@@ -130,16 +128,6 @@ class DeferredStatistics:
     def _watch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self._collecting and layer.training:
             self._layers[layer].add(inputs[0].detach())  # type: ignore[index] # only these layers have the hook
-
-
-def collecting(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
-    """Return ``statistics.collect()``, or nothing to do."""
-    return contextlib.nullcontext() if statistics is None else statistics.collect()
-
-
-def holding(statistics: DeferredStatistics | None) -> contextlib.AbstractContextManager[None]:
-    """Return ``statistics.hold()``, or nothing to do."""
-    return contextlib.nullcontext() if statistics is None else statistics.hold()
 
 
 class _Pool:

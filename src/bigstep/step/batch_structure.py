@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["BatchStructure", "check_usable", "map_tensors"]
+__all__ = ["BatchStructure", "check_usable", "find_tensors", "map_tensors"]
 
 PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, torch.dtype, torch.device, torch.Size, slice)
 
@@ -26,6 +26,15 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
         return function(batch)
     parts = _parts(batch)
     return batch if parts is None else _rebuilt(batch, {key: map_tensors(function, item) for key, item in parts})
+
+
+def find_tensors(batch: Any) -> Iterator[Tensor]:
+    """Return every tensor in nested containers."""
+    if isinstance(batch, Tensor):
+        yield batch
+    else:
+        for _, item in _parts(batch) or ():
+            yield from find_tensors(item)
 
 
 @final
@@ -166,9 +175,7 @@ def check_usable(parameters: Iterable[Tensor], batch: BatchStructure) -> None:
         raise ValueError(
             "model: expected initialised parameters, got a lazy module that has not run yet; run it on a sample before"
         )
-    tensors: list[Tensor] = []
-    map_tensors(tensors.append, (batch.inputs, batch.targets))
-    for tensor in tensors:
+    for tensor in find_tensors((batch.inputs, batch.targets)):
         if tensor.grad_fn is not None:
             raise ValueError(
                 f"inputs and targets: expected tensors without a graph behind them, got the result of {tensor.grad_fn.name()}; "

@@ -27,6 +27,10 @@ TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}  # of gradients; roundin
 COARSE_TOLERANCE = 0.1  # of gradients in 16 bits
 TF32_TOLERANCE = 0.02  # of gradients in float32 on a GPU, whose convolutions round to 10 bits by default
 TINY = 1e-300  # instead of 0, to divide by
+NOTE = (
+    "bigstep ran the model on {} samples of the batch, to check that they are treated apart; name inputs that all samples "
+    "share in shared=, or leave the check out with self_check=False"
+)
 FORWARD_SHARE = 0.1  # of the tolerance of gradients: the forward pass rounds less
 
 
@@ -47,6 +51,8 @@ class Comparison:
     buffer: str | None
     """The first buffer that differs, if any."""
     parts: tuple[slice, ...]
+    loss_agrees: bool
+    """Whether the loss and its weight are the same up to rounding, so that only gradients or buffers may differ."""
     has_gradient: bool
     """False where the gradient of the whole is zero, so that little was compared."""
 
@@ -104,8 +110,13 @@ class Passes:
 
     def _forward(self, indices: list[int]) -> tuple[Tensor, float]:
         inputs, targets = self.batch.take(indices, self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            total, weights = weighted_loss(self.loss, self.batch.call(self.model, inputs), targets, len(indices))
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                total, weights = weighted_loss(self.loss, self.batch.call(self.model, inputs), targets, len(indices))
+        except Exception as error:
+            if not isinstance(error, (RandomCallsChangedError, RandomnessError)):
+                error.add_note(NOTE.format(len(indices)))
+            raise
         return total, self.loss.weight(targets) if weights is None else float(weights.sum())
 
 
@@ -151,14 +162,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, state: Any, *, may_fail: bool) -> Comparison:
     everything = slice(0, len(passes.indices))
-    try:
-        total, weight = _forward(passes, randomness, everything)
-    except Exception as error:
-        error.add_note(
-            f"bigstep ran the model on {len(passes.indices)} samples of the batch, to check that they are treated apart; "
-            "name inputs that all samples share in shared=, or leave the check out with self_check=False"
-        )
-        raise
+    total, weight = _forward(passes, randomness, everything)
     parameters = [parameter for module in passes.modules for parameter in module.parameters() if parameter.requires_grad]
     leaves = list(dict.fromkeys((*parameters, *find_leaves(total))))  # reentrant checkpointing hides leaves from the graph
     reached: set[Tensor] = set(parameters)
@@ -180,6 +184,7 @@ def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, st
         (_difference(float(total.detach()), [loss for loss, _ in sums]), forward_tolerance, "the loss"),
         (_difference(weight, [weight for _, weight in sums]), forward_tolerance, "its weight"),
     ]
+    loss_agrees = all(error <= limit for error, limit, _ in errors)
     errors += [
         (rest / max(norm, FLOOR * whole, TINY), tolerance, f"the gradient of {passes.name_of(leaf)}")
         for leaf, norm, rest in zip(leaves, norms, rests, strict=True)
@@ -187,7 +192,7 @@ def _compare(passes: Passes, parts: tuple[slice, ...], randomness: KeyedStep, st
     ]
     worst, limit, where = max(errors, key=lambda item: item[0] / item[1])
     buffer = _first_difference(buffers, other_buffers, forward_tolerance)
-    return Comparison(worst, where, worst <= limit, buffer, parts, whole > 0)
+    return Comparison(worst, where, worst <= limit, buffer, parts, loss_agrees, whole > 0)
 
 
 def _forward(passes: Passes, randomness: KeyedStep, part: slice) -> tuple[Tensor, float]:
@@ -196,7 +201,7 @@ def _forward(passes: Passes, randomness: KeyedStep, part: slice) -> tuple[Tensor
 
 
 def _backward(total: Tensor, randomness: KeyedStep) -> None:
-    with randomness.backward():
+    with randomness.backward(), torch.autocast(total.device.type, enabled=False):
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call] # torch's
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.randomness.keyed_randomness import KeyedStep, RandomCallsChangedError
-from bigstep.step.batch_structure import map_tensors
+from bigstep.step.batch_structure import find_tensors
 from bigstep.step.comparison import Comparison, Passes, evaluating
 from bigstep.step.preserved_state import preserved_state
 
@@ -39,6 +39,12 @@ def describe(passes: Passes, comparison: Comparison) -> str:
             "moves once in every forward pass; freeze it (evaluation mode), or accept that with self_check=False"
         )
     off = f"{comparison.where} is off by {comparison.error:.2g} of its size"
+    if culprit is None and comparison.loss_agrees:
+        return (
+            f"model: expected backward passes that treat samples apart, got gradients that depend on the others in the pass "
+            f"where results do not ({off}); look for hooks and autograd functions that compute across samples, or accept that "
+            "with self_check=False"
+        )
     if culprit is None:
         return (
             f"loss: expected a sum over samples, each treated apart from the others, got another result for the same samples "
@@ -116,9 +122,7 @@ def _hooks(model: nn.Module, events: list[_Event]) -> Iterator[None]:
 
 
 def _tensors(values: Any) -> tuple[Tensor, ...]:
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor.detach().to("cpu", copy=True)), values)
-    return tuple(found)
+    return tuple(tensor.detach().to("cpu", copy=True) for tensor in find_tensors(values))
 
 
 def _agree(whole: Tensor, pieces: list[Tensor]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bigstep.errors import LossError
 from bigstep.randomness.keyed_randomness import StepRandomness
-from bigstep.step.batch_norm import DeferredStatistics, collecting
+from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.gradient_sum import GradientSum, find_leaves, squared_norm
 from bigstep.step.losses import Loss, sample_weights
@@ -29,9 +29,9 @@ class AccumulationSettings:
     model: nn.Module
     loss: Loss | PerSampleLoss
     autocast: torch.dtype | None
-    scaler: torch.amp.GradScaler | None
+    scaler: torch.amp.GradScaler
     noise: str | None
-    statistics: DeferredStatistics | None
+    statistics: DeferredStatistics
 
     def forward_context(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast, where it is on."""
@@ -81,7 +81,7 @@ class MicroBatchLoop:
         with (
             self.randomness.forward(micro_batch.positions),
             settings.forward_context(self.device),
-            collecting(settings.statistics),
+            settings.statistics.collect(),
         ):
             outputs = micro_batch.batch.call(settings.model, inputs)
             loss_sum, weights = weighted_loss(settings.loss, outputs, targets, size)
@@ -113,8 +113,7 @@ class MicroBatchLoop:
         return self.total / weight, weight, noise
 
     def _backward(self, loss: Tensor) -> None:
-        scaler = self.settings.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call] # torch's
+        self.settings.scaler.scale(loss).backward()  # type: ignore[no-untyped-call] # torch's
 
 
 @final
@@ -158,9 +157,8 @@ class _NoiseNorms:
         )
         return sample if sample.is_usable else None
 
-    def _unscaled(self) -> Tensor | float:
-        scaler = self._settings.scaler
-        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self._device)).double() ** -2
+    def _unscaled(self) -> Tensor:
+        return self._settings.scaler.scale(torch.ones((), device=self._device)).double() ** -2
 
 
 def weighted_loss(loss: Any, outputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor | None]:

@@ -15,11 +15,9 @@ class Precision:
     autocast: torch.dtype | None = None
     scaled: bool = False
 
-    def build_scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
-        """Make the loss scaler that this precision needs, or None."""
-        if not self.scaled:
-            return None
-        scaler = torch.amp.GradScaler(device.type)
+    def build_scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Make the loss scaler; it is disabled, and changes nothing, where this precision needs none."""
+        scaler = torch.amp.GradScaler(device.type, enabled=self.scaled)
         scaler.scale(torch.zeros((), device=device))  # makes its state, which otherwise the first loss would
         return scaler
 

@@ -1,6 +1,7 @@
 """One way to put back what a pass through a model may change beside its gradients: buffers, attributes, random states."""
 
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,25 +14,64 @@ from bigstep.step.torch_internals import buffers_of, version_of
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
 
 OWN = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}  # what every module keeps: parameters, children, hooks, ...
-PLAIN = (Tensor, int, float, bool, str, type(None))
+CONTAINERS = (list, dict, set, deque)
+PLAIN = (Tensor, int, float, bool, str, type(None), *CONTAINERS)
+MAX_DEPTH = 3  # of containers in containers
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a container held, and containers in it, by reference."""
+
+    container: Any
+    items: list[tuple[Any, Any]]
+
+    @classmethod
+    def of(cls, container: Any, depth: int = 0) -> "_Contents":
+        items = _items(container)
+        if depth < MAX_DEPTH:
+            items = [(key, cls.of(item, depth + 1) if isinstance(item, CONTAINERS) else item) for key, item in items]
+        return cls(container, items)
+
+    def changed(self) -> bool:
+        now = _items(self.container)
+        return len(now) != len(self.items) or any(
+            key is not old_key or _held(old) is not item or (isinstance(old, _Contents) and old.changed())
+            for (key, item), (old_key, old) in zip(now, self.items, strict=True)
+        )
+
+    def restore(self) -> None:
+        for _, item in self.items:
+            if isinstance(item, _Contents) and item.changed():
+                item.restore()
+        self.container.clear()
+        for key, item in self.items:
+            if isinstance(self.container, dict):
+                self.container[key] = _held(item)
+            elif isinstance(self.container, set):
+                self.container.add(item)
+            else:
+                self.container.append(_held(item))
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A tensor or a plain value that a module holds, as it was."""
+    """A tensor, a container or a plain value that a module holds, as it was."""
 
     holder: dict[str, Any]
     name: str
     prefix: str
     value: Any
     version: int
-    copy: Tensor | None
+    copy: Any
 
     @classmethod
     def of(cls, holder: dict[str, Any], name: str, prefix: str, *, copied: bool) -> "_Slot":
         value = holder[name]
         if not isinstance(value, Tensor):
-            return cls(holder, name, prefix, value, 0, None)
+            return cls(
+                holder, name, prefix, value, 0, _Contents.of(value) if copied and isinstance(value, CONTAINERS) else None
+            )
         return cls(holder, name, prefix, value, version_of(value), value.detach().clone() if copied else None)
 
     @property
@@ -50,6 +90,8 @@ class _Slot:
         value = self.holder.get(self.name)
         if value is not self.value:
             return True
+        if isinstance(self.copy, _Contents):
+            return self.copy.changed()
         if not isinstance(value, Tensor) or version_of(value) != self.version:
             return isinstance(value, Tensor)
         return self.copy is not None and not torch.equal(value, self.copy)  # batch_norm writes without counting versions
@@ -60,13 +102,16 @@ class _Slot:
 
     def restore(self) -> None:
         self.holder[self.name] = self.value
-        if self.copy is not None and not torch.equal(self.value, self.copy):
+        if isinstance(self.copy, _Contents):
+            if self.copy.changed():
+                self.copy.restore()
+        elif self.copy is not None and not torch.equal(self.value, self.copy):
             self.value.copy_(self.copy)
 
 
 @final
 class ModuleState:
-    """Buffers and plain attributes of a model, as they were; in-place changes and assigned objects are put back alike."""
+    """Buffers, plain attributes and containers of a model, as they were; changes in place and assignments are put back."""
 
     def __init__(self, *models: nn.Module, skip: frozenset[tuple[int, str]] = frozenset()) -> None:
         """Copy the tensors, but those of ``skip``, which are kept by reference."""
@@ -141,6 +186,14 @@ def preserved_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for parameter, gradient in kept:
             parameter.grad = gradient
+
+
+def _items(container: Any) -> list[tuple[Any, Any]]:
+    return list(container.items()) if isinstance(container, dict) else [(None, item) for item in container]
+
+
+def _held(item: Any) -> Any:
+    return item.container if isinstance(item, _Contents) else item
 
 
 def _state_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:

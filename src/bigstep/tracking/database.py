@@ -1,7 +1,6 @@
 """MLflow's store: its address, and creating it once when several processes start."""
 
 import logging
-import os
 import re
 import sqlite3
 import time
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigstep.errors import ProjectError
+from bigstep.runtime.environment import TRACKING_URI, read_variable
 from bigstep.runtime.file_locks import exclusive_lock
+from bigstep.tracking.mlflow_internals import forget_engine
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,16 +23,10 @@ log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-os.environ.setdefault("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server that is gone is tried again by the courier
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
 
 def tracking_uri(root: Path) -> str:
     """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    return read_variable(TRACKING_URI) or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def open_client(uri: str) -> "MlflowClient":
@@ -49,7 +44,7 @@ def open_client(uri: str) -> "MlflowClient":
             return _answering(uri)
         except Exception as error:
             if set_aside_unused(path):
-                _forget_engine(uri)
+                forget_engine(uri)
                 return _answering(uri)
             if path is None or not path.exists() or PASSING.search(str(error)):
                 raise
@@ -59,15 +54,6 @@ def open_client(uri: str) -> "MlflowClient":
 def _does_not_open(path: Path, error: Exception) -> ProjectError:
     cause = str(error).splitlines()[0][:120].partition(". ")[0]
     return ProjectError(f"MLflow cannot open {path}: {cause}; it may contain runs and was not changed: run `bigstep doctor`")
-
-
-def _forget_engine(uri: str) -> None:
-    """Close MLflow's connections, which would keep using the renamed file; MLflow keeps them for good."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    engine = getattr(SqlAlchemyStore, "_engine_map", {}).pop(uri, None)  # private, and there is no public way
-    if engine is not None:
-        engine.dispose()
 
 
 def _answering(uri: str) -> "MlflowClient":

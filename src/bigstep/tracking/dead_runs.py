@@ -1,9 +1,9 @@
 """Runs whose process has ended: found by the name of the process that writes to them, and ended."""
 
 import contextlib
-import os
 from pathlib import Path
 
+from bigstep.runtime.environment import GIVEN_RUN, read_variable
 from bigstep.runtime.process_identity import is_alive, process_name
 from bigstep.tracking.database import open_client, sqlite_file, tracking_uri
 
@@ -16,8 +16,8 @@ def claim_given_run(root: Path) -> None:
 
     The stages name themselves later; a kill before them would leave a run that looks like a living one.
     """
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given is None:
+    given = read_variable(GIVEN_RUN)
+    if not given:
         return
     with contextlib.suppress(Exception):  # whatever is wrong with MLflow, the stages report it
         open_client(tracking_uri(root)).set_tag(given, PROCESS, process_name())

@@ -1,6 +1,6 @@
 """The run that `mlflow run` starts before our code: it is used if an experiment was named for it."""
 
-import os
+from bigstep.runtime.environment import GIVEN_EXPERIMENT, GIVEN_RUN, read_variable
 
 __all__ = ["given_run", "pointing_run"]
 
@@ -17,13 +17,13 @@ def given_run(experiment: str) -> str | None:
     Returns:
         Its id; None if there is no such run, or no experiment was named for it.
     """
-    return None if _is_unnamed(experiment) else os.environ.get("MLFLOW_RUN_ID")
+    return None if _is_unnamed(experiment) else read_variable(GIVEN_RUN) or None
 
 
 def pointing_run(experiment: str) -> str | None:
     """Return the run of `mlflow run` that is not written to and only points to the one that is."""
-    return os.environ.get("MLFLOW_RUN_ID") if _is_unnamed(experiment) else None
+    return (read_variable(GIVEN_RUN) or None) if _is_unnamed(experiment) else None
 
 
 def _is_unnamed(experiment: str) -> bool:
-    return os.environ.get("MLFLOW_EXPERIMENT_ID") == UNNAMED and experiment != DEFAULT
+    return read_variable(GIVEN_EXPERIMENT) == UNNAMED and experiment != DEFAULT

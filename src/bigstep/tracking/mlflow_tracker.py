@@ -2,13 +2,13 @@
 
 import getpass
 import json
-import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
+from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.tracking.database import open_client, open_experiment
 from bigstep.tracking.sealing import seal_source
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite, split_params
@@ -173,8 +173,8 @@ def _exists(client: "MlflowClient", run_id: str) -> bool:
 
 def _origin() -> dict[str, str]:
     tags = {"mlflow.user": getpass.getuser(), "mlflow.source.type": "PROJECT", "mlflow.source.name": "bigstep"}
-    experiment = os.environ.get("DVC_EXP_NAME")
-    return {**tags, **({"DVC_EXP_NAME": experiment} if experiment else {})}
+    experiment = read_variable(DVC_EXPERIMENT)
+    return {**tags, **({DVC_EXPERIMENT: experiment} if experiment else {})}
 
 
 def git_tags(root: Path) -> dict[str, str]:

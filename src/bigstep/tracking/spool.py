@@ -12,7 +12,6 @@ again changes nothing (a metric keeps the time of its line, and MLflow stores an
 ==================  =============================================================================
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, final
 
 from bigstep.atomic_files import read_record, whole_folder, write_json
+from bigstep.runtime.file_locks import Timeout, exclusive_lock
 from bigstep.tracking.entries import read_entry
 
 __all__ = ["Origin", "Sent", "Spool", "prune_spools", "spool_lock", "unfinished_spools"]
@@ -180,12 +180,12 @@ class Spool:
 def spool_lock(folder: Path) -> Iterator[bool]:
     """Hold the lock of a spool while the block runs; returns False if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    try:
+        lock = exclusive_lock(folder.with_name(f"{folder.name}.lock"), 0)
+    except Timeout:
+        yield False
+        return
+    with lock:
         yield True
 
 

@@ -7,6 +7,7 @@ locked or full, it is retried at longer and longer intervals; what could not be 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -83,14 +84,21 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
 class SpoolDelivery:
     """Delivers one spool on its own thread: light entries while the stage works, all of them in :meth:`drain`."""
 
-    def __init__(self, spool: Spool) -> None:
-        """Deliver ``spool``, which has a run, to it, or to a new one."""
+    def __init__(self, spool: Spool, *, clock: Callable[[], float] = time.monotonic, interval: float = INTERVAL) -> None:
+        """Deliver ``spool``, which has a run, to it, or to a new one.
+
+        Args:
+            spool: what to deliver.
+            clock: seconds, by which :meth:`flush` loses patience.
+            interval: seconds between two tries.
+        """
         self.spool = spool
+        self._clock, self._interval = clock, interval
         self.problem: str | None = None
         self._tracker: MlflowTracker | None = None
         self._draining = self._warned = False
         self._wake, self._told, self._done = threading.Event(), threading.Event(), threading.Event()
-        self._moved = time.monotonic()
+        self._moved = clock()
         self._thread = threading.Thread(target=self._work, name="bigstep-courier", daemon=True)
 
     def start(self, wait_seconds: float = 0.0) -> None:
@@ -100,20 +108,20 @@ class SpoolDelivery:
 
     def flush(self, patience: float = PATIENCE) -> bool:
         """Deliver everything; False where nothing could be delivered for ``patience`` seconds: the rest stays in the spool."""
-        self._moved, self._draining = time.monotonic(), True
+        self._moved, self._draining = self._clock(), True
         self._wake.set()
         while not self._done.wait(0.1):
-            waited = time.monotonic() - self._moved
+            waited = self._clock() - self._moved
             if waited > (patience if self.problem is not None else STALL_TIMEOUT_SECONDS):
                 return False
         return True
 
     def _work(self) -> None:
-        pause = INTERVAL
+        pause = self._interval
         while not (self._deliver() and self._draining and self.spool.is_delivered()):
             self._told.set()
             if self.problem is None:
-                pause, self._warned = INTERVAL, False
+                pause, self._warned = self._interval, False
             else:
                 self._warn()
                 pause = min(2 * pause, LONGEST_DRAINING if self._draining else LONGEST)
@@ -136,7 +144,7 @@ class SpoolDelivery:
                         break
                     self._deliver_entry(tracker, entry)
                     self.spool.sent = Sent(tracker.run_id, offset)
-                    self._moved = time.monotonic()
+                    self._moved = self._clock()
         except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage continues
             self.problem, self._tracker = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200], None
             return False

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from bigstep.config.train import TrainConfig
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 
@@ -20,7 +21,7 @@ def class_weights(train: TrainConfig, store: Store) -> torch.Tensor | None:
         return None
     classes = store.manifest.classes
     if train.class_weights == "balanced":
-        counts = np.bincount(store.labels[store.indices(0)], minlength=len(classes))
+        counts = np.bincount(store.labels[store.indices(Split.TRAIN)], minlength=len(classes))
         return torch.from_numpy(counts.sum() / (len(classes) * counts))  # as scikit-learn's class_weight="balanced"
     if len(train.class_weights) != len(classes):
         raise ConfigError(

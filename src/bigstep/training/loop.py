@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from bigstep.config.train import TrainConfig
 from bigstep.data.mixing import mix_batch
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, OutOfMemoryError
 from bigstep.memory.measurement import held_bytes, peak_growth
@@ -34,7 +35,6 @@ from bigstep.training.transaction import apply_update, compute_gradient, rehears
 __all__ = ["EpochBatches", "recalibrate_best", "set_training_mode", "take_step", "train_epochs", "validate"]
 
 T = TypeVar("T")
-TRAIN, VALIDATION = 0, 1
 MEASURED = 3  # micro-batches: from the second on gradients are alive, which is where the peak is
 
 
@@ -121,8 +121,7 @@ def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: 
         step=state.step,
     )
     result = state.accumulator.backward(mixed, targets, step=state.step)
-    if state.scaler is not None:
-        state.scaler.unscale_(state.optimizer)
+    state.scaler.unscale_(state.optimizer)
     norm = _gradient_norm(state, result)
     if train.clip_norm is not None and math.isfinite(float(norm)):
         clip_grads_with_norm_(state.classifier.parameters(), train.clip_norm, norm)
@@ -149,15 +148,13 @@ def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
 
 
 def _drop(state: TrainingState, *, has_weight: bool) -> None:
-    if state.statistics is not None:
-        state.statistics.discard()
-    if state.scaler is not None:  # the scale backs off, or it would overflow forever; without a gradient it stays
-        state.scaler.update(None if has_weight else state.scaler.get_scale())
+    state.statistics.discard()
+    state.scaler.update(None if has_weight else state.scaler.get_scale())  # it backs off, or would overflow forever
 
 
 def _judge(state: TrainingState, store: Store) -> Validation:
     size = state.accumulator.micro_batch_size
-    return _evaluate(state, lambda: validate(state.evaluated_model, ordered_batches(store, VALIDATION, size)))
+    return _evaluate(state, lambda: validate(state.evaluated_model, ordered_batches(store, Split.VALIDATION, size)))
 
 
 def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
@@ -243,7 +240,7 @@ def recalibrate_best(state: TrainingState, store: Store) -> Validation:
     assert state.best is not None
     judged, device, size = state.evaluated_model, state.evaluated_model.mean.device, state.accumulator.micro_batch_size
     judged.network.load_state_dict(state.best.weights)
-    batches = partial(ordered_batches, store, TRAIN, size)
+    batches = partial(ordered_batches, store, Split.TRAIN, size)
     _evaluate(state, lambda: recalibrate(judged, batches, lambda batch: judged(batch[0].to(device))))
     validation = _judge(state, store)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in judged.network.state_dict().items()}

@@ -7,8 +7,12 @@ import torch
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params
+from bigstep.config.train import TrainConfig
+from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.seeding import derive_key
+from bigstep.data.split import Split
 from bigstep.data.store import Store
+from bigstep.data.transforms import check_transforms
 from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
@@ -18,16 +22,19 @@ from bigstep.training.state import TrainingState, build_state
 
 __all__ = ["build_training"]
 
+NUM_AUGMENTED = 32  # images on which a list of transforms is tried
+
 
 def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: Path | None) -> TrainingState:
     """Build what a training starts with; ``weights`` is the file of model.weights.
 
     Raises:
-        ConfigError: BatchNorm would have a micro-batch of one sample.
+        ConfigError: BatchNorm would have a micro-batch of one sample, or the images cannot be augmented as configured.
         ModelError: the weights do not fit the model.
     """
     model, train, hardware = params.model, params.train, params.hardware
-    _check_batch_norm(model, batch, len(store.indices(0)))
+    _check_batch_norm(model, batch, len(store.indices(Split.TRAIN)))
+    _check_augmentation(train, store)
     set_threads(hardware)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
@@ -46,12 +53,18 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         classifier,
         train,
         batch,
-        num_samples=len(store.indices(0)),
+        num_samples=len(store.indices(Split.TRAIN)),
         num_classes=len(manifest.classes),
         class_weights=class_weights(train, store),
         model=model,
         noise=params.tracking.noise_scale,
     )
+
+
+def _check_augmentation(train: TrainConfig, store: Store) -> None:
+    if not isinstance(train.augmentation, str):
+        images, _ = next(ordered_batches(store, Split.TRAIN, NUM_AUGMENTED))
+        check_transforms(train.augmentation, images.unbind(), train.seed)
 
 
 def _check_batch_norm(model: ModelConfig, batch: BatchSizes, num_samples: int) -> None:

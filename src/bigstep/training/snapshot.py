@@ -53,7 +53,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
         "optimizer": plain,
         "rates": [[group["lr"], group.get("initial_lr")] for group in optimizer["param_groups"]],
         "schedule": _plain_schedule(state.schedule),
-        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "scaler": state.scaler.state_dict() or None,
         "noise": None if state.noise is None else state.noise.sums(),
         "micro_batch_size": [micro_batch_size, state.accumulator.micro_batch_size],
     }
@@ -74,8 +74,7 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
         state.average.load_state_dict(_below(AVERAGE, tensors))
     _restore_optimizer(state, tensors, values)
     state.schedule.load_state_dict(_loaded_schedule(state.schedule, values["schedule"]))
-    if state.scaler is not None:
-        state.scaler.load_state_dict(values["scaler"])
+    state.scaler.load_state_dict(values["scaler"])
     if state.noise is not None and values["noise"] is not None:
         state.noise.restore(values["noise"])
     for name in COUNTERS:

@@ -45,9 +45,9 @@ class TrainingState:
     accumulator: Accumulator
     optimizer: Optimizer
     schedule: LRScheduler | ReduceLROnPlateau
-    scaler: torch.amp.GradScaler | None
+    scaler: torch.amp.GradScaler
     average: AveragedModel | None
-    statistics: DeferredStatistics | None
+    statistics: DeferredStatistics
     noise: NoiseScale | None
     num_classes: int
     frozen_statistics: bool
@@ -104,7 +104,7 @@ def build_state(
     if model.name in AUXILIARY_WEIGHTS:
         loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
     deferred = model.norm == "batch" and model.batch_norm_statistics in ("corrected", "recalibrated")
-    statistics = DeferredStatistics(classifier) if deferred else None
+    statistics = DeferredStatistics(classifier if deferred else nn.Module())
     optimizer = build_optimizer(train, classifier.parameters())
     return TrainingState(
         classifier=classifier,

@@ -15,10 +15,14 @@ from bigstep.config.train import TrainConfig
 from bigstep.data.augmentation import augment
 from bigstep.data.order import effective_batches, epoch_order
 from bigstep.data.ordered_batches import ImageBatch, to_tensors
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_sample
+from bigstep.errors import ConfigError
 
 __all__ = ["TrainingBatches"]
+
+_NAME = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
 
 
 @final
@@ -34,7 +38,7 @@ class TrainingBatches:
         self.store = store
         self.train = train
         self.size = size
-        self._ids = store.indices(0)
+        self._ids = store.indices(Split.TRAIN)
         self._loader: DataLoader[Any] | None = None
         if not isinstance(train.augmentation, str):
             workers = max(1, (os.cpu_count() or 1) // 2) if num_workers is None else num_workers
@@ -60,7 +64,13 @@ class TrainingBatches:
                 yield self._augmented(chosen, epoch)
         else:
             self._order.batches = [[(epoch, int(index)) for index in chosen] for chosen in batches]
-            yield from self._loader
+            yield from self._loaded()
+
+    def _loaded(self) -> Iterator[ImageBatch]:
+        try:
+            yield from self._loader or ()
+        except ConfigError as error:  # from another process, with its traceback as the text
+            raise ConfigError(str(error).strip().splitlines()[-1].removeprefix(f"{_NAME}: ")) from None
 
     def _augmented(self, chosen: "np.ndarray[Any, np.dtype[np.int64]]", epoch: int) -> ImageBatch:
         kind = str(self.train.augmentation)

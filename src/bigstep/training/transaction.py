@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bigstep.errors import OutOfMemoryError
 from bigstep.step.batch_norm import BATCH_NORMS
+from bigstep.step.preserved_state import ModuleState
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState
 
@@ -52,10 +53,8 @@ def apply_update(state: TrainingState) -> None:
     groups = list(state.optimizer.param_groups)
     for group in groups:
         _step_group(state, group, groups)
-    if state.scaler is not None:
-        state.scaler.update()
-    if state.statistics is not None:
-        state.statistics.commit()
+    state.scaler.update()
+    state.statistics.commit()
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
     if state.average is not None:
@@ -88,31 +87,26 @@ def _step_group(state: TrainingState, group: dict[str, object], groups: list[dic
 class _SavedState:
     """What a failed gradient may have touched: buffers, torch's random state, the scale."""
 
-    buffers: list[Tensor]
+    model: ModuleState
     random_state: Tensor
-    scale: float | None
+    scale: float
     device_states: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: TrainingState) -> "_SavedState":
-        buffers = [buffer.detach().clone() for buffer in state.classifier.network.buffers()]
-        scale = None if state.scaler is None else state.scaler.get_scale()
+        scale = state.scaler.get_scale()
         devices = torch.cuda.get_rng_state_all() if state.classifier.mean.is_cuda else []
-        return cls(buffers, torch.get_rng_state(), scale, devices)
+        return cls(ModuleState(state.classifier.network), torch.get_rng_state(), scale, devices)
 
-    @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
         for parameter in state.classifier.parameters():
             parameter.grad = None
-        for buffer, value in zip(state.classifier.network.buffers(), self.buffers, strict=True):
-            buffer.copy_(value)
+        self.model.restore()
         torch.set_rng_state(self.random_state)
         if self.device_states:
             torch.cuda.set_rng_state_all(self.device_states)
-        if state.statistics is not None:
-            state.statistics.discard()
-        if state.scaler is not None:
-            state.scaler.update(self.scale)  # with a value it only sets the scale, and forgets that it unscaled
+        state.statistics.discard()
+        state.scaler.update(self.scale)  # with a value it only sets the scale, and forgets that it unscaled
 
 
 def _halve_micro_batch(state: TrainingState, problem: str) -> None:

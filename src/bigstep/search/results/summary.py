@@ -1,6 +1,5 @@
 """The result files of a search: the winner, every trial, and in a separate file what depends on the clock."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from bigstep.atomic_files import whole_file, write_json
+from bigstep.atomic_files import whole_file, write_csv, write_json
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.planning.throughput import SizeMeasurement
@@ -124,11 +123,7 @@ def _row(trial: FrozenTrial, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(columns, ([row[name] for name in columns] for row in rows), path)
 
 
 def plot_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:

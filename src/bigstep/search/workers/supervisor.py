@@ -15,6 +15,7 @@ from typing import final
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.runtime.child_process import set_parent_death_signal, start_module
+from bigstep.runtime.stop_signals import handling
 from bigstep.search.request import SearchRequest
 from bigstep.search.storage import STORAGE_ERRORS
 from bigstep.search.trial_queue import TrialQueue
@@ -94,12 +95,8 @@ class _WorkerPool:
             if number == signal.SIGTERM:
                 self._stop(number)
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handling(handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _start(self, number: int) -> None:
         self._state.mkdir(parents=True, exist_ok=True)

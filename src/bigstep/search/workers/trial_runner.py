@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.config.params import Params
 from bigstep.console import console
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.trial_mapping import begin_tags
@@ -177,7 +178,7 @@ class TrialRunner:
     def _worst(self, objectives: Sequence[str]) -> list[float]:
         """Return values that no trial that was trained to its end can be worse than."""
         guessing = math.log(len(self.store.manifest.classes))
-        samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(0))
+        samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(Split.TRAIN))
         known = {
             "val_loss": WORST_LOSS * guessing,
             "val_accuracy": 0.0,

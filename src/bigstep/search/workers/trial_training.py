@@ -9,6 +9,7 @@ from bigstep.atomic_files import whole_file
 from bigstep.config.params import Params, flatten
 from bigstep.config.units import parse_duration
 from bigstep.console import console
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ModelError
 from bigstep.memory.measurement import peak_memory_bytes, restart_peak_memory
@@ -131,7 +132,7 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
         num_updates=state.num_updates,
         pruned=is_pruned,
         diverged=has_diverged or best is None,
-        seconds=state.epoch * len(run.job.store.indices(0)) / speed if speed else 0.0,
+        seconds=state.epoch * len(run.job.store.indices(Split.TRAIN)) / speed if speed else 0.0,
         images_per_second=speed,
         peak_bytes=0,
         noise_scale=None if state.noise is None else state.noise.value,

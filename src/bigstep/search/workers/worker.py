@@ -23,6 +23,7 @@ from bigstep.errors import UserError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.environment import guard_libraries
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 from bigstep.search.confirmation import planned_reruns
 from bigstep.search.initial_points import ensure_noise_start
@@ -43,6 +44,7 @@ POLL_SECONDS = 0.5  # while others train the remaining trials
 
 def main() -> int:
     """Read a request from standard input, and work until nothing is left to do or a signal stops the process."""
+    guard_libraries()
     request = SearchRequest(**json.load(sys.stdin))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     show_log()
@@ -154,12 +156,12 @@ class Worker:
 
 
 @contextmanager
-def sending_heartbeats(ledger: TrialQueue, trial: optuna.Trial) -> Iterator[None]:
-    """Send heartbeats of a trial while the block runs."""
+def sending_heartbeats(ledger: TrialQueue, trial: optuna.Trial, interval: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+    """Send a heartbeat of a trial every ``interval`` seconds while the block runs."""
     done = threading.Event()
 
     def heartbeat() -> None:
-        while not done.wait(HEARTBEAT_SECONDS):
+        while not done.wait(interval):
             with contextlib.suppress(optuna.exceptions.OptunaError, OSError, *STORAGE_ERRORS):  # it may have been reassigned
                 ledger.heartbeat(trial)
 

@@ -1,0 +1,105 @@
+"""Searches of a project under test: killed at random moments, and looked at afterwards."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psycopg
+
+from bigstep.search.storage import open_storage
+from bigstep.search.studies import confirmation_study_name
+from bigstep.search.trial_queue import counts_toward_budget
+from faults.project import Project
+from waiting import wait_until
+
+QUICK = (
+    "train.epochs=2",
+    "model.width=8",
+    "search.confirm_top=1",
+    "search.confirm_seeds=1",
+    "hardware.checkpoint_interval=0.2s",
+)
+
+
+def searching_project(root: Path, prepared: Path, plans: Path, *settings: str) -> Project:
+    """A project with prepared data that measures its plan only where no other has."""
+    shutil.copytree(prepared, root, symlinks=True)
+    project = Project(root)
+    project.set(*settings)
+    (root / ".bigstep").mkdir(exist_ok=True)
+    (root / ".bigstep" / "plans").symlink_to(plans)
+    return project
+
+
+def wait_until_it_trains(address: str, process: "subprocess.Popen[str]", after: int = 0) -> int:
+    """Wait until trials reported more than ``after`` epochs to the database at ``address``; return how many."""
+    found = after
+
+    def trains() -> bool:
+        nonlocal found
+        assert process.poll() is None, "the search ended"
+        with contextlib.suppress(psycopg.errors.UndefinedTable), psycopg.connect(address) as connection:
+            (found,) = connection.execute("SELECT count(*) FROM trial_intermediate_values").fetchone()
+        return found > after
+
+    wait_until(trains, "no trial trained", seconds=180)
+    return found
+
+
+def search_runs(project: Project) -> tuple[list, list]:
+    runs = project.runs()
+    parents = [run for run in runs if run.data.tags.get("bigstep.kind") == "search"]
+    return parents, [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+
+
+def open_stored_study(project: Project, name: str) -> optuna.Study:
+    storage = open_storage(str(project.root / ".bigstep" / "search" / "search.journal"))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def kill_and_finish(project: Project, seed: int, *, kills: int) -> None:
+    """Kill workers and parents of a search, each time after a while, and begin it again; look at how it ends."""
+    chance, trials = random.Random(seed), 2 + 3 * kills
+    for _ in range(kills):
+        process = project.start(
+            sys.executable, "-m", "bigstep.cli", "search", "--trials", str(trials), "--workers", "2",
+            PYTHONPATH=str(project.root / "src"),
+        )  # fmt: skip
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(6, 16))
+            raise AssertionError("the search ended before it could be killed; give it more trials")
+        for victim in [item for item in project.processes(wait=0) if item.pid != process.pid or chance.random() < 0.5]:
+            if chance.random() < 0.7:
+                victim.kill()
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
+    project.run_while(lambda: _num_ended(project), "bigstep", "search", "--trials", str(trials), "--workers", "2")
+    for name in ("search", confirmation_study_name("search")):
+        found = open_stored_study(project, name).get_trials()
+        assert not [trial for trial in found if not trial.state.is_finished()]
+        if name == "search":
+            assert len(counts_toward_budget(found)) == trials
+        else:
+            keys = [trial.user_attrs["key"] for trial in found if trial.state.name == "COMPLETE"]
+            assert len(keys) == len(set(keys))
+            assert sum(key.startswith("replicate") for key in keys) in (1, 2)
+    parents, children = search_runs(project)
+    assert len(parents) == 1
+    assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
+
+
+def _num_ended(project: Project) -> int:
+    """Count the trials that have ended and need no other in their place; there are only as many as were asked for."""
+    storage = open_storage(str(project.root / ".bigstep" / "search" / "search.journal"))
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    return sum(trial.state.is_finished() for study in studies for trial in counts_toward_budget(study.get_trials()))

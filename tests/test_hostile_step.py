@@ -1,0 +1,392 @@
+"""Threads, processes, compilers, the noise scale, and what a step leaves behind: what takes more than a model and a batch."""
+
+import contextlib
+import random
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bigstep import Accumulator, losses
+from bigstep.errors import ExactnessError, ExactnessWarning, RandomnessError
+from bigstep.step.batch_norm import DeferredStatistics
+from bigstep.step.batch_structure import BatchStructure
+from bigstep.step.noise_scale import NoiseScale
+from bigstep.step.self_check import SelfCheck
+from hostile import CLASSES, Average, Between, Codebook, N, around, batch, dropping, mlp
+from oracles import full_batch_gradients, keyed_gradients, relative_error
+
+CPU = torch.device("cpu")
+CROSS_ENTROPY = losses.CrossEntropy()
+
+
+@pytest.fixture(autouse=True)
+def wide() -> Iterator[None]:
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(former)
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(1)
+    return make()
+
+
+def train(model: nn.Module, steps: int) -> Tensor:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, seed=5)
+    for step in range(steps):
+        accumulator.backward(*batch(), step=step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_threads_that_draw_beside_a_keyed_step_change_nothing_and_are_not_changed() -> None:
+    """A1: one draws from the default generator, one from its own; this was a segmentation fault."""
+    alone = train(seeded(dropping), 300)
+    model, stop = seeded(dropping), threading.Event()
+    own, drawn = torch.Generator().manual_seed(9), ([], [])
+
+    def draw(into: list[Tensor], generator: torch.Generator | None) -> None:
+        while not stop.is_set():
+            into.append(torch.rand(24, generator=generator, dtype=torch.float64))
+
+    torch.manual_seed(77)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # take turns often
+    threads = [threading.Thread(target=draw, args=pair) for pair in zip(drawn, (None, own), strict=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        beside = train(model, 300)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert torch.equal(beside, alone)
+    for numbers, generator in zip(drawn, (torch.default_generator.manual_seed(77), own.manual_seed(9)), strict=True):
+        assert len(numbers) > 100
+        assert all(torch.equal(torch.rand(24, generator=generator), number) for number in numbers)
+
+
+PART = (slice(0, 10), slice(10, N))
+
+
+def _exchange(rank: int, place: str) -> None:
+    """One of two processes: unequal shares, unequally many ignored labels; whole-batch gradients are expected."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=rank, world_size=2)
+    inputs, labels = batch()
+    labels[:7] = -100
+    share = (inputs[PART[rank]], labels[PART[rank]])
+    expected, _ = keyed_gradients(seeded(dropping), 3, 0, F.cross_entropy, inputs, labels)
+    errors = []
+    for options in ({}, {"gradient_as_bucket_view": True}):
+        model = DistributedDataParallel(seeded(dropping), **options)
+        accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=3, seed=3, self_check=rank == 0)  # no collectives
+        for _ in range(3):
+            weight = CROSS_ENTROPY.weight(labels) / 2
+            accumulator.backward(*share, step=0, positions=torch.arange(N)[PART[rank]], weight=weight)
+            errors.append(relative_error(model, expected))
+            model.zero_grad(set_to_none=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ExactnessWarning)
+        Accumulator(model, CROSS_ENTROPY, micro_batch_size=3, seed=3).backward(*share)
+    torch.save((errors, [str(item.message) for item in caught]), f"{place}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_shares_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    """B8, B9: also with gradients that are views of DDP's buckets; without weight= there is a warning."""
+    torch.multiprocessing.spawn(_exchange, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        errors, warned = torch.load(tmp_path / f"{rank}.pt")
+        assert len(errors) == 6
+        assert max(errors) <= 1e-12
+        assert ["exact only where their weights are equal" in text for text in warned] == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_models_are_keyed_where_torch_runs_the_operations(backend: str) -> None:
+    """C8."""
+    model = seeded(dropping)
+    expected, _ = keyed_gradients(model, 5, 0, F.cross_entropy, *batch())
+    for size in (8, 3, 1):
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend=backend)
+        Accumulator(compiled, CROSS_ENTROPY, micro_batch_size=size, seed=5).backward(*batch(), step=0)
+        assert relative_error(model, expected) <= 1e-12
+        model.zero_grad()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not shutil.which("g++"), reason="NOT TESTED: inductor needs a C++ compiler, and g++ is not there")
+def test_inductors_own_random_numbers_are_refused_and_a_model_without_any_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C8."""
+    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")  # torch sets it: so it is removed again
+    torch.compiler.reset()
+    accumulator = Accumulator(torch.compile(seeded(dropping)), CROSS_ENTROPY, micro_batch_size=8, seed=5)
+    with pytest.raises(RandomnessError, match="compiled code"):
+        accumulator.backward(*batch())
+    with pytest.warns(ExactnessWarning, match="compiled code"):
+        Accumulator(torch.compile(seeded(dropping)), CROSS_ENTROPY, micro_batch_size=8).backward(*batch())
+    model = seeded(mlp)
+    expected, _ = full_batch_gradients(model, F.cross_entropy, *batch())
+    for seed in (5, None):
+        Accumulator(torch.compile(model), CROSS_ENTROPY, micro_batch_size=8, seed=seed).backward(*batch())
+        assert relative_error(model, expected) <= 1e-12
+        model.zero_grad()
+
+
+def test_gradients_that_are_views_of_a_flat_buffer_are_added_to_in_place() -> None:
+    """B10."""
+    model = seeded(mlp)
+    expected, _ = full_batch_gradients(model, F.cross_entropy, *batch())
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    flat = torch.ones(sum(sizes))
+    for parameter, piece in zip(model.parameters(), flat.split(sizes), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    Accumulator(model, CROSS_ENTROPY, micro_batch_size=3).backward(*batch())
+    torch.testing.assert_close(flat, torch.cat([gradient.flatten() for gradient in expected]) + 1, rtol=1e-12, atol=1e-14)
+    assert relative_error(model, [gradient + 1 for gradient in expected]) <= 1e-12
+
+
+@pytest.mark.parametrize("noise", [None, "first", "every"])
+def test_sparse_gradients_are_added_to_dense_ones(noise: str | None) -> None:
+    """C3."""
+    torch.manual_seed(1)
+    embedding = nn.Embedding(10, 4, sparse=True)
+    model, inputs = nn.Sequential(embedding, nn.Flatten(), nn.Linear(8, CLASSES)), torch.randint(0, 10, (N, 2))
+    F.cross_entropy(model(inputs), batch()[1]).backward()
+    expected = embedding.weight.grad.to_dense() + 1
+    embedding.weight.grad = torch.ones(10, 4)
+    Accumulator(model, CROSS_ENTROPY, micro_batch_size=3, noise=noise).backward(inputs, batch()[1])
+    assert float((embedding.weight.grad - expected).norm()) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["first", "every"])
+def test_the_noise_scale_of_very_unequal_weights_is_unbiased(kind: str) -> None:
+    """B11: 1 and 19, one in ten; for l = |w - x|^2 / 2 and x ~ N(mu, 1) S is the dimension and G2 is |w - mu|^2."""
+    generator = torch.Generator().manual_seed(0)
+    dim, distance = 20, torch.linspace(0.1, 0.8, 20)
+    model = nn.Linear(dim, 1, bias=False)
+    model.weight.data = distance[None].clone()
+
+    def loss(outputs: Tensor, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        points, weights = targets
+        return outputs.sum() * 0 + (model.weight - points).square().sum(dim=1) / 2, weights
+
+    accumulator = Accumulator(model, loss, micro_batch_size=16, noise=kind, self_check=False)
+    found, traces = [], []
+    for _ in range(400):
+        points = torch.randn(64, dim, generator=generator)
+        weights = torch.where(torch.rand(64, generator=generator) < 0.1, 19.0, 1.0)
+        sample = accumulator.backward(points, (points, weights)).noise
+        if sample is not None:
+            trace, gradient = sample.estimate()
+            found.append(gradient)
+            traces.append(trace * float(weights.sum() ** 2 / weights.square().sum()) / 64)
+        model.zero_grad()
+    assert len(found) > 300
+    for values, true in ((found, float(distance.square().sum())), (traces, float(dim))):
+        mean, error = float(np.mean(values)), float(np.std(values)) / len(values) ** 0.5
+        assert error < 0.1 * true
+        assert abs(mean - true) < 3 * error
+
+
+def _weighted(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return F.cross_entropy(outputs, targets.clamp(0), reduction="none"), (targets >= 0).double()
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, _weighted], ids=["bigstep's", "callable"])
+@pytest.mark.parametrize("kind", ["first", "every"])
+def test_a_micro_batch_without_weight_is_left_out_of_the_noise_scale(kind: str, loss: Any) -> None:
+    """B12, C1."""
+    model, scale = seeded(mlp), NoiseScale()
+    accumulator = Accumulator(model, loss, micro_batch_size=4, noise=kind)
+    inputs, labels = batch()
+    for count in (4, 0, 4, 0):
+        hidden = labels.clone()
+        hidden[:count] = -100
+        sample = accumulator.backward(inputs, hidden).noise
+        assert sample is not None
+        assert len(sample.sizes) == (3 if count else 4)
+        scale.update(sample)
+    assert all(np.isfinite(scale.sums()))
+
+
+def test_a_momentum_that_the_user_sets_is_kept() -> None:
+    """B13."""
+    layer = nn.BatchNorm1d(8)
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, CLASSES)))
+    statistics = DeferredStatistics(model)
+    layer.momentum = 0.01
+    accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, statistics=statistics, self_check=False)
+    accumulator.backward(*batch())
+    statistics.commit()
+    assert layer.momentum == 0.01
+    torch.testing.assert_close(layer.running_mean, 0.01 * model[0](batch()[0]).mean(0).detach())
+
+
+class Failing(nn.Module):
+    """Changes everything it can, and fails in its third pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.passes = nn.Linear(6, CLASSES), 0
+        self.seen, self.by_size = [], {"sizes": [0]}
+        self.register_buffer("assigned", torch.zeros(6))
+        self.register_buffer("written", torch.zeros(6))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        self.assigned = 0.9 * self.assigned + inputs.detach().mean(0)
+        self.written.add_(1)
+        self.seen.append(len(inputs))
+        self.by_size["sizes"].append(len(inputs))
+        if self.passes == 3:
+            raise OSError("third pass")
+        return self.head(F.dropout(inputs, 0.5))
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_an_exception_leaves_everything_as_it_was(seed: int | None) -> None:
+    """B14."""
+    model = seeded(Failing)
+    gradients = [torch.full_like(parameter, 7.0) for parameter in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    states = _states()
+    with pytest.raises(OSError, match="third pass"):
+        Accumulator(model, CROSS_ENTROPY, micro_batch_size=2, seed=seed, self_check=False).backward(*batch())
+    assert (model.passes, model.seen, model.by_size) == (0, [], {"sizes": [0]})
+    assert model.assigned.tolist() == model.written.tolist() == [0.0] * 6
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+        assert (gradient == 7).all()
+    assert _states()[0] == states[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_keyed_uniform_numbers_are_never_one(dtype: torch.dtype) -> None:
+    """B15: one in six hundred was, in bfloat16."""
+    seen = []
+
+    def draw(hidden: Tensor) -> Tensor:
+        numbers = torch.rand(len(hidden), 4096, dtype=dtype)
+        seen.append((float(numbers.min()), float(numbers.max())))
+        return hidden
+
+    Accumulator(Between(draw), CROSS_ENTROPY, micro_batch_size=8, seed=5).backward(*batch())
+    assert max(largest for _, largest in seen) < 1
+    assert min(smallest for smallest, _ in seen) >= 0
+    assert seen[-1][1] > 0.99
+
+
+def _states() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 # the one users draw from
+    return torch.random.get_rng_state().tolist(), random.getstate(), (kind, keys.tolist(), *rest)
+
+
+def _plain(model: nn.Module) -> dict[str, str]:
+    return {key: repr(value) for key, value in vars(model).items() if type(value) in (int, float, list, dict)}
+
+
+def _draw_from_everywhere(hidden: Tensor) -> Tensor:
+    return F.dropout(hidden, 0.5) * random.random() * float(np.random.rand())  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("make", "outcome"),
+    [
+        (lambda: Between(lambda hidden: F.dropout(hidden, 0.5)), contextlib.nullcontext()),
+        (lambda: Between(_draw_from_everywhere), pytest.warns(ExactnessWarning, match="not checked")),
+        (Average, pytest.raises(ExactnessError)),
+        (lambda: around(Codebook()).model, pytest.raises(ExactnessError)),
+        (Failing, pytest.raises(OSError, match="third pass")),
+    ],
+    ids=["dropout", "draws from everywhere", "assigns a buffer", "writes a buffer", "fails"],
+)
+def test_the_self_check_leaves_everything_as_it_was(make: Callable[[], nn.Module], outcome: Any) -> None:
+    model = seeded(make)
+    gradients = [torch.full_like(parameter, 7.0) for parameter in model.parameters()]
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    plain = _plain(model)
+    states = _states()
+    with outcome:
+        SelfCheck(model, CROSS_ENTROPY, None).check(BatchStructure(*batch()), 8, CPU)
+    assert _states() == states
+    assert _plain(model) == plain
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name][0]
+        assert torch.equal(buffer, buffers[name][1])
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+        assert (gradient == 7).all()
+
+
+class Counted(nn.Module):
+    """Notes for each pass whether autocast was on, in a list that is not its own, so that nothing puts it back."""
+
+    def __init__(self, passes: list[bool]) -> None:
+        super().__init__()
+        self.inner, self.note = mlp(), passes.append
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.note(torch.is_autocast_enabled("cpu"))
+        return self.inner(inputs)
+
+
+def test_the_self_check_runs_on_the_first_batch_and_after_modes_changed() -> None:
+    passes: list[bool] = []
+    model = Counted(passes)
+    accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=8)
+    counts = []
+    for mode in (True, True, False, False, True):
+        model.train(mode)
+        passes.clear()
+        accumulator.backward(*batch())
+        counts.append(len(passes))
+    assert counts == [8, 2, 8, 2, 2]
+    model.inner[1] = nn.ReLU()
+    passes.clear()
+    accumulator.backward(*batch())
+    assert len(passes) == 8
+
+
+def test_the_self_checks_switch_turns_it_off() -> None:
+    passes: list[bool] = []
+    model = Counted(passes)
+    Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, self_check=False).backward(*batch())
+    assert len(passes) == 2
+    Accumulator(Between(lambda z: z - z.mean(0)), CROSS_ENTROPY, micro_batch_size=8, self_check=False).backward(*batch())
+
+
+def test_the_self_check_runs_without_autocast() -> None:
+    passes: list[bool] = []
+    model = Counted(passes).float()
+    inputs, labels = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, autocast=torch.bfloat16).backward(inputs.float(), labels)
+    assert passes[-2:] == [True, True]
+    assert not any(passes[:-2])
