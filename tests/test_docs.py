@@ -8,6 +8,7 @@ import importlib
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,17 @@ def test_the_readmes_code_runs_as_it_stands() -> None:
         names = {"model": model, "loader": loader, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
         exec(code, names)  # the README is the project's own
         assert (model.weight != before).any()
+
+
+def test_the_code_of_the_page_of_the_library_runs_from_top_to_bottom() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 8
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for code in blocks:
+        exec(code, names)  # the page is the project's own
+    for accumulated in ("model", "tagger", "mixing"):
+        assert any(parameter.grad is not None for parameter in names[accumulated].parameters()), accumulated
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.stem)

@@ -89,7 +89,7 @@ class Accumulator:
             statistics: collects BatchNorm's statistics for one update per step.
             shared: keys or fields of the inputs, or positions in their tuple, that hold what all samples share, such as an
                 attention mask of shape ``(L, L)``: they are passed whole.
-            self_check: on the first batch, and after modules or their modes changed, compare one pass over at most four
+            self_check: on the first batch, and after modules or their modes changed, compare one pass over at most eight
                 samples with passes over parts of them; costs about two small steps, and calls forward hooks more often.
 
         Raises:
