@@ -6,12 +6,13 @@ source lies in torch's thread-local stash, which the engine of autograd carries 
 Operations that are built of others (``rand``, ``dropout``, recurrent layers, attention) reach these kernels by themselves.
 """
 
+import inspect
+import os
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,7 @@ from bigstep.randomness.torch_internals import (
 __all__ = ["IGNORED", "KEYED", "REFUSED", "RandomSource", "drawing_from"]
 
 SOURCE = "bigstep.random_source"  # name of the stashed object
+INDUCTOR = f"torch{os.sep}_inductor{os.sep}"  # part of the path of what calls the code that inductor wrote
 _registering = threading.Lock()
 _registered: list[bool] = []
 
@@ -72,7 +74,6 @@ REFUSED = (
 )
 """Operations that draw and cannot be keyed by sample; those with a share to drop pass where it is zero."""
 
-INDUCTOR = str(Path(torch.__file__).parent / "_inductor")
 CALLED_BY = {"random_.from": "randint", "random_.to": "randint", "random_": "random_ of whole numbers"}
 
 IGNORED = (
@@ -151,10 +152,10 @@ def _refuse(name: str, *args: Any, **named: Any) -> Any:
     operation = _operation(name)
     if is_compiling() or is_traced(*args) or not _draws(operation, args, named):
         return operation(*args, **named)
-    if _in_generated_code():
+    if _in_compiled_code():
         raise RandomnessError(
-            "model: expected random calls that can be keyed by sample, got compiled code (torch.compile with inductor), which "
-            "draws its own; leave out the seed to draw natively, or compile with backend='aot_eager'"
+            "model: expected random calls that can be keyed by sample, got compiled code (by inductor), which draws its own "
+            "numbers; compile with options={'fallback_random': True} or backend='aot_eager', or leave out the seed"
         )
     raise RandomnessError(
         f"model: expected random calls that can be keyed by sample, got {CALLED_BY.get(name, name)}, which cannot; "
@@ -162,9 +163,11 @@ def _refuse(name: str, *args: Any, **named: Any) -> Any:
     )
 
 
-def _in_generated_code() -> bool:
-    """Return whether code that inductor wrote is among the callers."""
-    return any(frame.filename.startswith(INDUCTOR) for frame in traceback.extract_stack())
+def _in_compiled_code() -> bool:
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and INDUCTOR not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _operation(name: str) -> Any:

@@ -31,12 +31,20 @@ def operation_arguments(operation: Any) -> Sequence[Any]:
 
 
 def register_mode_kernels(kernels: Mapping[str, Callable[..., Any]]) -> None:
-    """Register kernels for ``aten`` operations at the mode's key, for good; all other operations pass through it."""
+    """Register kernels for ``aten`` operations at the mode's key, for good; all others pass through it."""
     everything, aten = Library("_", "IMPL", MODE), Library("aten", "IMPL", MODE)  # type: ignore[no-untyped-call]
     everything.fallback(fallthrough_kernel)  # type: ignore[no-untyped-call]
     for name, kernel in kernels.items():
         aten.impl(name, kernel, MODE)  # type: ignore[no-untyped-call]
     _libraries.extend((everything, aten))
+    _pass_higher_order_operators()
+
+
+def _pass_higher_order_operators() -> None:
+    """Pass operators that take functions (flex attention, what compilers insert) through the mode's key, later ones too."""
+    torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(MODE_KEY)  # noqa: SLF001
+    for operator in torch._ops._higher_order_ops.values():  # noqa: SLF001
+        operator.fallthrough(MODE_KEY)  # type: ignore[no-untyped-call]
 
 
 def switch_mode(*, on: bool) -> None:
