@@ -43,8 +43,9 @@ format: $(READY)  ## format the code and mend what lint can
 dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 	@$(BIN)/python tools/dvc_dependencies.py
 
-documentation: $(READY)  ## write docs/parameters.md, the table of parameters, from the schema
+documentation: $(READY)  ## write docs/parameters.md from the schema, and docs/guarantees.md from the tests' lists
 	@$(BIN)/python tools/parameter_table.py
+	@$(BIN)/python tools/guarantees_table.py
 
 figure: $(READY)  ## write docs/figures: exactness.png and search.png, from docs/peers.md, docs/measurements and predicted memory
 	@$(BIN)/python benchmarks/peers/exactness_figure.py

@@ -7,6 +7,7 @@
 import dataclasses
 import functools
 import random
+import re
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,15 @@ from bigstep import losses
 
 N, CLASSES = 16, 4
 EACH_LOSS = "loss: expected a sum over samples, each treated apart from the others"
-APART = "whose result for a sample depends on the others in the pass or on their number"
-STATE = "expected a state that does not depend on micro_batch_size, got the buffer"
+APART = (
+    "model: expected layers that treat samples apart, got … whose result for a sample depends on the others in the pass or on "
+    "their number"
+)
+STATE = "model: expected a state that does not depend on micro_batch_size, got the buffer"
+RANDINT = "model: expected random calls that can be keyed by sample, got randint"
+RANDPERM = "model: expected random calls that can be keyed by sample, got randperm"
 BACKWARD = "model: expected backward passes that treat samples apart"
+FOREIGN = "model: expected random numbers from torch, got some from "
 UNCHECKED = "not checked whether gradients depend on micro_batch_size"
 
 
@@ -53,13 +60,17 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A line of the list; ``words`` are those that the user sees."""
+    """A line of the list; ``words`` are those that the user sees, with an ellipsis for what varies."""
 
     name: str
     make: Callable[[], Trial]
     outcome: str = "refused"
     words: str = APART
     sizes: tuple[int, ...] = (8, 3, 1)
+
+    def is_said_in(self, text: str) -> bool:
+        """Return whether the words are in ``text``, in this order."""
+        return re.search(".*".join(re.escape(words.strip()) for words in self.words.split("…")), text, re.DOTALL) is not None
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -390,15 +401,23 @@ HOLES: dict[str, list[Case]] = {
     ],
     "B3": [
         Case("loss with parameters and weights of its own (ArcFace)", arcface, "exact"),
-        Case("such a loss within a function", arcface_in_a_function, "exact"),
+        Case("such a loss within functools.partial", arcface_in_a_function, "exact"),
         Case("inputs that require a gradient", learned_inputs, "exact"),
-        Case("inputs computed by layers outside the model", encoded_inputs, words="without a graph behind them"),
+        Case(
+            "inputs computed by layers outside the model",
+            encoded_inputs,
+            words="inputs and targets: expected tensors without a graph behind them",
+        ),
     ],
     "B4": [
-        Case("torch.randint in the loss, with a seed", losing(negative_sampling, dropping, seed=5), words="got randint, which"),
-        Case("the same, without other random calls", losing(negative_sampling, seed=5), words="got randint, which"),
-        Case("torch.randperm in the loss, with a seed", losing(shuffled_negatives, dropping, seed=5), words="got randperm"),
-        Case("torch.randint in the loss, without a seed", losing(negative_sampling), "warned", UNCHECKED),
+        Case("torch.randint in the loss, with a seed", losing(negative_sampling, dropping, seed=5), words=RANDINT),
+        Case(
+            "torch.randint in the loss of a model that draws nothing, with a seed",
+            losing(negative_sampling, seed=5),
+            words=RANDINT,
+        ),
+        Case("torch.randperm in the loss, with a seed", losing(shuffled_negatives, dropping, seed=5), words=RANDPERM),
+        Case("torch.randint in the loss, without a seed", losing(negative_sampling), "warned", UNCHECKED + ": " + RANDINT),
     ],
     "B5": [
         Case("dropout over flattened time steps (time-major), with a seed", between(time_major, seed=5)),
@@ -409,49 +428,71 @@ HOLES: dict[str, list[Case]] = {
     ],
     "B6": [
         Case("shuffle by sorting random numbers, with a seed", between(lambda z: z[torch.rand(len(z)).argsort()], seed=5)),
-        Case("mask drawn from NumPy, with a seed", between(numpy_mask, seed=5), words="got some from NumPy's random"),
-        Case("factor drawn from Python, with a seed", between(lambda z: z * random.random(), seed=5), words="Python's random"),
-        Case("mask drawn from NumPy, without a seed", between(numpy_mask), "warned", UNCHECKED),
+        Case("mask drawn from NumPy, with a seed", between(numpy_mask, seed=5), words=FOREIGN + "NumPy's random"),
+        Case(
+            "factor drawn from Python, with a seed",
+            between(lambda z: z * random.random(), seed=5),
+            words=FOREIGN + "Python's random",
+        ),
+        Case(
+            "mask drawn from NumPy, without a seed",
+            between(numpy_mask),
+            "warned",
+            UNCHECKED + ": " + FOREIGN + "NumPy's random",
+        ),
     ],
     "B7": [
         Case("centring by the mean of the batch", between(lambda z: z - z.mean(0))),
         Case("softmax over the batch", between(lambda z: z.softmax(0))),
         Case("mixing neighbours (roll)", between(lambda z: 0.7 * z + 0.3 * z.roll(1, 0))),
-        Case("vector quantisation with moving codes", lambda: around(Codebook()), words="got '1' (Codebook), " + APART),
-        Case("fake quantisation with observers", lambda: around(torch.ao.quantization.FakeQuantize()), words="(FakeQuantize)"),
+        Case("vector quantisation with moving codes", lambda: around(Codebook()), words=APART.replace("…", "'1' (Codebook),")),
+        Case(
+            "fake quantisation with observers",
+            lambda: around(torch.ao.quantization.FakeQuantize()),
+            words=APART.replace("…", "'1' (FakeQuantize),"),
+        ),
         Case("spectral norm, by hook", lambda: spectral(nn.utils.spectral_norm)),
         Case("spectral norm, by parametrization", lambda: spectral(nn.utils.parametrizations.spectral_norm), words=STATE),
-        Case("InstanceNorm with running statistics", normalised, "warned", "(InstanceNorm1d) keeps running statistics"),
+        Case(
+            "InstanceNorm with running statistics",
+            normalised,
+            "warned",
+            "gradients depend on micro_batch_size: 1 (InstanceNorm1d) keeps running statistics of the batches it sees",
+        ),
         Case(
             "BatchNorm in training mode",
             lambda: around(nn.BatchNorm1d(8)),
             "warned",
-            "normalises each micro-batch by its own",
+            "gradients depend on micro_batch_size: 1 (BatchNorm1d) normalises each micro-batch by its own mean and variance",
             (8, 3),  # of a single sample torch refuses to normalise itself
         ),
     ],
     "B14": [Case("buffer that forward assigns", lambda: Trial(Average()), words=STATE + " 'average'")],
     "B16": [
         Case("mask of shape (L, L) where L is the batch size", masked, words="name inputs that all samples share in shared="),
-        Case("the same, named in shared=", lambda: masked(shared=(1,)), "exact"),
+        Case("mask of shape (L, L), named in shared=", lambda: masked(shared=(1,)), "exact"),
         Case(
             "outputs (N, 1) against targets (N,)",
             lambda: Trial(nn.Linear(6, 1), losses.MeanSquaredError(), targets=batch()[0][:, 0]),
-            words="which would broadcast or fail",
+            words="outputs: expected the shape of the targets … which would broadcast or fail",
         ),
     ],
     "B17": [
-        Case("per-sample cross-entropy with weight=", cross_entropy_of(weight=torch.ones(CLASSES)), words="with weight="),
-        Case("per-sample cross-entropy with ignored labels", cross_entropy_of(), words="expected no ignored label"),
         Case(
-            "the same, as a partial of the function",
+            "per-sample cross-entropy with weight=",
+            cross_entropy_of(weight=torch.ones(CLASSES)),
+            words="loss: expected one without class weights … got CrossEntropyLoss with weight=",
+        ),
+        Case("per-sample cross-entropy with ignored labels", cross_entropy_of(), words="targets: expected no ignored label"),
+        Case(
+            "ignored labels with functools.partial(F.cross_entropy, reduction='none')",
             lambda: Trial(mlp(), functools.partial(F.cross_entropy, reduction="none"), targets=ignored()),
-            words="expected no ignored label",
+            words="targets: expected no ignored label",
         ),
         Case(
             "mean of the batch, expanded to its samples",
             losing(lambda outputs, targets: F.cross_entropy(outputs, targets).expand(len(targets))),
-            words="one value expanded",
+            words="loss: expected one loss per sample, got one value expanded",
         ),
         Case("nn.CrossEntropyLoss with weight and ignored labels", torchs_loss, "exact"),
     ],
@@ -467,7 +508,11 @@ HOLES: dict[str, list[Case]] = {
         )
     ],
     "C5": [
-        Case("class indices as floats", lambda: Trial(mlp(), targets=batch()[1].double()), words="call .long()"),
+        Case(
+            "class indices as floats",
+            lambda: Trial(mlp(), targets=batch()[1].double()),
+            words="targets: expected class indices as integers … call .long() for class indices",
+        ),
         Case(
             "a tuple of targets", lambda: Trial(mlp(), targets=(batch()[1],) * 2), words="targets: expected a tensor, got tuple"
         ),
@@ -482,7 +527,7 @@ HOLES: dict[str, list[Case]] = {
         Case(
             "a lazy layer that has not run yet, with a seed",
             lambda: Trial(nn.Sequential(nn.LazyLinear(8), nn.Dropout(0.3), nn.Linear(8, CLASSES)), options={"seed": 5}),
-            words="expected initialised parameters",
+            words="model: expected initialised parameters",
         )
     ],
 }

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import guarantees_table
 from bigstep.commands.arguments import build_parser
 from dvc_dependencies import ROOT
 from parameter_table import PAGE, parameters_page
@@ -33,6 +34,10 @@ def test_examples_in_docstrings_run(path: Path) -> None:
 
 def test_the_page_of_parameters_is_the_schemas() -> None:
     assert PAGE.read_text(encoding="utf-8") == parameters_page(), "run `make documentation`"
+
+
+def test_the_page_of_guarantees_is_that_of_the_lists() -> None:
+    assert guarantees_table.PAGE.read_text(encoding="utf-8") == guarantees_table.guarantees_page(), "run `make documentation`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
