@@ -304,6 +304,20 @@ def test_sixteen_bits_say_what_holds_in_the_tag_and_on_screen(trained: Path) -> 
     assert f"slice-invariant up to rounding: {reason}" in output
 
 
+def test_nested_transforms_train_and_those_that_fail_are_refused_before_a_run_starts(trained: Path) -> None:
+    runs = _runs(trained)
+    rare = "{RandomApply: {transforms: [{RandomCrop: {size: 12}}], p: 0.001}}"
+    output = _repro(trained, "--stage", "train", "--set", f"train.augmentation=[{rare}]", code=2)
+    assert "train.augmentation: expected transforms that accept images of shape (1, 8, 8), got from RandomCrop: " in output
+    assert "Traceback" not in output
+    assert len(_runs(trained)) == len(runs)
+    nested = "{RandomChoice: {transforms: [RandomInvert, {RandomOrder: {transforms: [RandomHorizontalFlip]}}], p: [0.2, 0.8]}}"
+    _repro(trained, "--stage", "train", "--set", f"train.augmentation=[{nested}]", "--set", "train.epochs=1")
+    (run,) = _runs(trained)[len(runs) :]
+    assert run.info.status == "FINISHED"
+    assert "RandomOrder" in run.data.params["train.augmentation"]
+
+
 def test_a_plan_is_measured_once_and_adopted_and_auto_takes_it(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # newer kernels reorder more than the limit below, which is of AVX2
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
