@@ -457,7 +457,7 @@ HOLES: dict[str, list[Case]] = {
             "InstanceNorm with running statistics",
             normalised,
             "warned",
-            "gradients depend on micro_batch_size: 1 (InstanceNorm1d) keeps running statistics of the batches it sees",
+            "running statistics depend on micro_batch_size: 1 (InstanceNorm1d) keeps running statistics of the batches it sees",
         ),
         Case(
             "BatchNorm in training mode",

@@ -30,6 +30,7 @@ __all__ = [
     "recalibrate",
 ]
 
+NORMALISES = "normalises each micro-batch by its own mean and variance"
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -41,6 +42,11 @@ class BatchLayer:
     kind: str
     reason: str
 
+    @property
+    def dependent(self) -> str:
+        """What depends on the micro-batch size."""
+        return "gradients" if self.reason == NORMALISES else "running statistics"
+
 
 def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
     """Find layers in training mode that normalise by their batch or keep statistics of it."""
@@ -49,9 +55,7 @@ def find_batch_layers(model: nn.Module) -> tuple[BatchLayer, ...]:
         BatchLayer(
             names[module],
             type(module).__name__,
-            "normalises each micro-batch by its own mean and variance"
-            if isinstance(module, BATCH_NORMS)
-            else "keeps running statistics of the batches it sees",
+            NORMALISES if isinstance(module, BATCH_NORMS) else "keeps running statistics of the batches it sees",
         )
         for module in batch_modules(model)
     )

@@ -43,7 +43,7 @@ class SelfCheck:
             return
         if not self._tries:
             for layer in find_batch_layers(self._model):
-                _warn(f"gradients depend on micro_batch_size: {layer.name} ({layer.kind}) {layer.reason}")
+                _warn(f"{layer.dependent} depend on micro_batch_size: {layer.name} ({layer.kind}) {layer.reason}")
         places = weighty_samples(batch, self._loss)
         settled = len(places) > 1 and self._compare(batch, places, micro_batch_size, device)
         self._tries += 1
