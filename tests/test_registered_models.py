@@ -30,7 +30,7 @@ from bigstep.tracking.model_registry import promote
 from bigstep.tracking.sealing import SEAL_TAG
 from bigstep.tracking.tracker import ModelPackage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")]  # MLflow's own
 
 
 @dataclass(frozen=True)
