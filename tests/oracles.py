@@ -37,10 +37,10 @@ def probe(model: nn.Module, inputs: Any) -> Callable[[int], None]:
     """What the random calls of a model are found with."""
 
     def run(count: int) -> None:
+        size = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
+        rows = [index % size for index in range(count)]
         with preserved_state(model):
-            call(
-                model, {key: value[:count] for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:count]
-            )
+            call(model, {key: value[rows] for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows])
 
     return run
 

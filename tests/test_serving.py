@@ -32,7 +32,7 @@ from conftest import random_images
 from dvc_dependencies import ROOT
 from serving import wait_for_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")]  # MLflow's own
 
 CLASSES = ("cat", "dog", "owl")
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Serving the model\n")[2].partition("\n## ")[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigstep.errors import RandomnessError
-from bigstep.randomness.counter_rng import derive_seed
+from bigstep.randomness.counter_rng import CallKeys
 from bigstep.randomness.kernels import drawing_from
 
 __all__ = ["RandomCall", "find_random_calls"]
@@ -74,11 +74,11 @@ class _Recorder:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.calls: list[tuple[str, torch.Size]] = []
-        self._seed = seed
+        self._keys = CallKeys(seed)
         self._shared = torch.zeros(1, dtype=torch.int64, device=device)
 
     def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
-        key = derive_seed(self._seed, len(self.calls))
+        key = self._keys[len(self.calls)]
         self.calls.append((operation, shape))
         return values(key, self._shared, shape.numel()).reshape(shape)
 

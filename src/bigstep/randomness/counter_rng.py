@@ -7,11 +7,12 @@ k key of a random call, i sample (its position in the effective batch), j word o
 """
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor
 
-__all__ = ["bernoulli_mask", "derive_seed", "normal_values", "uniform_values"]
+__all__ = ["CallKeys", "bernoulli_mask", "derive_seed", "normal_values", "uniform_values"]
 
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 MIX_1, MIX_2 = -4658895280553007687, -7723592293110705685  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -25,6 +26,22 @@ def derive_seed(*parts: int) -> int:
     for part in parts:
         state = _mix_int((state + (part & MASK_64) + (GOLDEN & MASK_64)) & MASK_64)
     return state >> 1
+
+
+@final
+class CallKeys:
+    """The keys of the random calls of one step, by their number: drawn in order from a generator that is seeded by the step."""
+
+    def __init__(self, seed: int) -> None:
+        """Start with no key drawn."""
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keys: list[int] = []
+
+    def __getitem__(self, number: int) -> int:
+        """Return the key of a call."""
+        while len(self._keys) <= number:
+            self._keys.append(int(torch.randint(0, 2**63 - 1, (), generator=self._generator)))
+        return self._keys[number]
 
 
 def bernoulli_mask(key: int, ids: Tensor, count: int, probability: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bigstep.errors import RandomnessError
 from bigstep.randomness.calls import RandomCall, find_random_calls
-from bigstep.randomness.counter_rng import derive_seed
+from bigstep.randomness.counter_rng import CallKeys, derive_seed
 from bigstep.randomness.kernels import drawing_from
 
 __all__ = ["KeyedRandomness", "KeyedStep", "NativeRandomness", "RandomCallsChangedError", "StepRandomness"]
@@ -92,7 +92,7 @@ class KeyedStep:
 
     def __init__(self, seed: int, calls: tuple[RandomCall, ...], device: torch.device) -> None:
         """Start a step whose calls are keyed by ``seed``."""
-        self.seed = seed
+        self._keys = CallKeys(seed)
         self.calls = calls
         self.device = device
         self._ids = torch.zeros(1, dtype=torch.int64, device=device)
@@ -137,7 +137,7 @@ class KeyedStep:
     def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
         """Draw a tensor of ``shape``; ``values(key, ids, count)`` returns ``(len(ids), count)`` numbers."""
         number = self._next_number() if self._forward else self._repeated_number()
-        call, key = self.calls[number], derive_seed(self.seed, number)
+        call, key = self.calls[number], self._keys[number]
         if call.operation != operation or call.num_dims != len(shape):
             raise RandomCallsChangedError
         if call.batch_dim is None:
