@@ -13,7 +13,7 @@ from faults.project import Project
 
 FORMER = sorted(Path(__file__).with_name("former").glob("*.tar.xz"))
 HOME = "/srv/bigstep/project"  # where the state was written
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(params=FORMER, ids=lambda path: path.name.partition(".")[0])

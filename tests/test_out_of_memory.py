@@ -22,7 +22,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.stages import train as stage
 from conftest import ROOT, copy_project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow's own, in a thread that would retry
 TRIES, QUICK_TRIES = 20, 8  # `make faults` makes all
 
 
