@@ -120,6 +120,14 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plans")
 
 
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(former)
+
+
 def random_images(count: int, size: int, channels: int, seed: int = 0) -> np.ndarray:
     images = np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
     assert images.shape == (count, size, size, channels)

@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +14,8 @@ from hostile_couplings import COUPLINGS, MISSED
 from innocents import INNOCENTS
 from oracles import keyed_gradients
 
+pytestmark = pytest.mark.usefixtures("float64_by_default")
+
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5}
 CASES = [
     pytest.param(case, size, id=f"{hole} {case.name}, {size}")
@@ -22,15 +23,6 @@ CASES = [
     for case in cases
     for size in case.sizes
 ]
-
-
-@pytest.fixture(autouse=True)
-def wide() -> Iterator[None]:
-    """Everything here is float64."""
-    former = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(former)
 
 
 def make(case: Case) -> Trial:

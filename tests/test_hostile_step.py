@@ -6,7 +6,7 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,13 @@ from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.self_check import SelfCheck
-from hostile import CLASSES, Average, Between, Codebook, N, around, batch, dropping, mlp
+from hostile import CLASSES, Average, Between, Codebook, LayerDrop, N, around, batch, dropping, mlp
 from oracles import full_batch_gradients, keyed_gradients, relative_error
+
+pytestmark = pytest.mark.usefixtures("float64_by_default")
 
 CPU = torch.device("cpu")
 CROSS_ENTROPY = losses.CrossEntropy()
-
-
-@pytest.fixture(autouse=True)
-def wide() -> Iterator[None]:
-    former = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(former)
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
@@ -81,6 +75,17 @@ def test_threads_that_draw_beside_a_keyed_step_change_nothing_and_are_not_change
     for numbers, generator in zip(drawn, (torch.default_generator.manual_seed(77), own.manual_seed(9)), strict=True):
         assert len(numbers) > 100
         assert all(torch.equal(torch.rand(24, generator=generator), number) for number in numbers)
+
+
+def test_a_stream_of_a_model_that_skips_layers_by_chance_is_exact_in_every_step() -> None:
+    """A stream cannot be run again, so what a step will skip has to be known before its first micro-batch."""
+    whole, stream = (Accumulator(seeded(lambda: LayerDrop(0.3)), CROSS_ENTROPY, micro_batch_size=4, seed=5) for _ in range(2))
+    inputs, labels = torch.randn(12, 6), torch.randint(0, 4, (12,))
+    for step in range(40):
+        expected = whole.backward(inputs, labels, step=step)
+        parts = zip(inputs.split([5, 4, 3]), labels.split([5, 4, 3]), strict=True)
+        found = stream.backward_stream(parts, 12.0, step=step)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-12, atol=0)
 
 
 PART = (slice(0, 10), slice(10, N))

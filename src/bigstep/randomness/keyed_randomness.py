@@ -66,7 +66,9 @@ class KeyedRandomness:
         self.seed = seed
         self._calls_by_mode: dict[Any, tuple[RandomCall, ...]] = {}
 
-    def step(self, step: int, run: Callable[[int], object], device: torch.device, *, fresh: bool = False) -> "KeyedStep":
+    def step(
+        self, step: int, run: Callable[[int], object], device: torch.device, *, fresh: bool = False, only_once: bool = False
+    ) -> "KeyedStep":
         """Return the randomness of a step; its random calls are found by a probe where the model's mode is new.
 
         Args:
@@ -75,13 +77,17 @@ class KeyedRandomness:
                 probe.
             device: of the model.
             fresh: probe again, with the numbers of this step.
+            only_once: the step cannot be run again if its calls are others: probe wherever they may be, which is where
+                all samples share one, by which the model may take another branch.
 
         Raises:
             RandomnessError: a call cannot be keyed.
         """
         seed = derive_seed(self.seed, step)
         mode = tuple(module.training for module in self.model.modules())
-        if fresh or mode not in self._calls_by_mode:
+        known = self._calls_by_mode.get(mode)
+        may_branch = only_once and known is not None and any(call.batch_dim is None for call in known)
+        if fresh or may_branch or known is None:
             self._calls_by_mode[mode] = find_random_calls(run, device, seed)
         return KeyedStep(seed, self._calls_by_mode[mode], device)
 

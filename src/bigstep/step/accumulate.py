@@ -208,6 +208,7 @@ class Accumulator:
             check_usable(self._parameters(), first.batch)
             if self._self_check is not None:
                 self._self_check.check(first.batch, self.micro_batch_size, device)
+            randomness = self._step_randomness(first, step, device, fresh=attempt > 0, only_once=attempts == 1)
             with (
                 suppress(RandomCallsChangedError),
                 GradientSum(
@@ -216,7 +217,7 @@ class Accumulator:
                 settings.statistics.hold(),
                 self._state_guard.step(),
             ):
-                run = MicroBatchLoop(settings, gradients, device, divisor, self._step_randomness(first, step, device, attempt))
+                run = MicroBatchLoop(settings, gradients, device, divisor, randomness)
                 for part, is_last in _marked(first, iterator):
                     run.add(part, is_last=is_last)
                 return BackwardResult(*run.finish(weight), tuple(run.sizes))
@@ -229,7 +230,9 @@ class Accumulator:
         for module in self._modules:
             yield from module.parameters()
 
-    def _step_randomness(self, first: MicroBatch, step: int, device: torch.device, attempt: int) -> StepRandomness:
+    def _step_randomness(
+        self, first: MicroBatch, step: int, device: torch.device, *, fresh: bool, only_once: bool
+    ) -> StepRandomness:
         if self._randomness is None:
             return NativeRandomness()
 
@@ -240,7 +243,7 @@ class Accumulator:
             with preserved_state(*self._modules), settings.forward_context(device):
                 weighted_loss(settings.loss, first.batch.call(unwrapped(settings.model), inputs), targets, count)
 
-        return self._randomness.step(step, run, device, fresh=attempt > 0)
+        return self._randomness.step(step, run, device, fresh=fresh, only_once=only_once)
 
 
 def _marked(first: MicroBatch, others: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:

@@ -190,21 +190,15 @@ def sample_weights(loss: Loss, targets: Any, count: int) -> Tensor:
 
 def _logits(outputs: Any) -> Tensor:
     logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise LossError(
-            f"outputs: expected a tensor, or an object with a tensor 'logits', got {type(outputs).__name__}; "
-            "give a callable loss (outputs, targets) that returns one loss per sample"
-        )
-    return logits
+    return _tensor(logits, "outputs: expected a tensor, or an object with a tensor 'logits'", outputs)
 
 
-def _tensor(targets: Any) -> Tensor:
-    if not isinstance(targets, Tensor):
-        raise LossError(
-            f"targets: expected a tensor, got {type(targets).__name__}; "
-            "give a callable loss (outputs, targets) that returns one loss per sample"
-        )
-    return targets
+def _tensor(value: Any, rule: str = "targets: expected a tensor", given: Any = None) -> Tensor:
+    """Return ``value``, or refuse ``given``, of which it is a part, by the rule."""
+    if not isinstance(value, Tensor):
+        kind = type(value if given is None else given).__name__
+        raise LossError(f"{rule}, got {kind}; give a callable loss (outputs, targets) that returns one loss per sample")
+    return value
 
 
 def _labels(targets: Any) -> Tensor:
