@@ -1,8 +1,7 @@
-"""Threads, processes, compilers, the noise scale, and what a step leaves behind: what takes more than a model and a batch."""
+"""Threads, processes, the noise scale, and what a step leaves behind: what takes more than a model and a batch."""
 
 import contextlib
 import random
-import shutil
 import sys
 import threading
 import warnings
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigstep import Accumulator, losses
-from bigstep.errors import ExactnessError, ExactnessWarning, RandomnessError
+from bigstep.errors import ExactnessError, ExactnessWarning
 from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.noise_scale import NoiseScale
@@ -128,39 +127,6 @@ def test_processes_with_unequal_shares_have_the_gradient_of_the_whole_batch(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_models_are_keyed_where_torch_runs_the_operations(backend: str) -> None:
-    """C8."""
-    model = seeded(dropping)
-    expected, _ = keyed_gradients(model, 5, 0, F.cross_entropy, *batch())
-    for size in (8, 3, 1):
-        torch.compiler.reset()
-        compiled = torch.compile(model, backend=backend)
-        Accumulator(compiled, CROSS_ENTROPY, micro_batch_size=size, seed=5).backward(*batch(), step=0)
-        assert relative_error(model, expected) <= 1e-12
-        model.zero_grad()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.skipif(not shutil.which("g++"), reason="NOT TESTED: inductor needs a C++ compiler, and g++ is not there")
-def test_inductors_own_random_numbers_are_refused_and_a_model_without_any_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C8."""
-    monkeypatch.setenv("_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "")  # torch sets it: so it is removed again
-    torch.compiler.reset()
-    accumulator = Accumulator(torch.compile(seeded(dropping)), CROSS_ENTROPY, micro_batch_size=8, seed=5)
-    with pytest.raises(RandomnessError, match="compiled code"):
-        accumulator.backward(*batch())
-    with pytest.warns(ExactnessWarning, match="compiled code"):
-        Accumulator(torch.compile(seeded(dropping)), CROSS_ENTROPY, micro_batch_size=8).backward(*batch())
-    model = seeded(mlp)
-    expected, _ = full_batch_gradients(model, F.cross_entropy, *batch())
-    for seed in (5, None):
-        Accumulator(torch.compile(model), CROSS_ENTROPY, micro_batch_size=8, seed=seed).backward(*batch())
-        assert relative_error(model, expected) <= 1e-12
-        model.zero_grad()
-
-
 def test_gradients_that_are_views_of_a_flat_buffer_are_added_to_in_place() -> None:
     """B10."""
     model = seeded(mlp)
