@@ -1,4 +1,4 @@
-"""C8: models compiled by torch.compile, with dropout and a seed: exact, or refused where compiled code draws its own numbers."""
+"""C8: models compiled by torch.compile, with dropout and a seed: exact, or refused where compiled code draws its own."""
 
 import shutil
 from collections.abc import Iterator
