@@ -88,7 +88,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy_project(root: Path, database: Path | None = None) -> Path:
     """A copy of this project, a DVC project of its own with git, with quick parameters and an empty history."""
     root.mkdir()
-    for name in ("src", "pipelines", "presets", "weights"):
+    for name in ("src", "pipelines", "presets", "weights", "custom"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("dvc.yaml", "MLproject", "python_env.yaml", "requirements.txt", ".dvcignore", ".gitignore", "pyproject.toml"):
         shutil.copyfile(ROOT / name, root / name)

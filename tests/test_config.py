@@ -72,6 +72,8 @@ OUT_OF_RANGE: dict[str, Any] = {
     "search.effective_batch_size": [0, 8],
     "search.micro_batch_size": [1, 2, 3],
     "search.accumulation_steps": [0, 8],
+    "model.options": 3,
+    "data.options": [1],
     "search.parameters": {"train.weight_decay": [1]},
     "search.objective": "test_loss",
     "search.sampler": "grid",

@@ -16,7 +16,7 @@ from dvc_dependencies import ROOT, files_of, import_closure, imported_names
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LAYERS = [
     {"errors"},
-    {"console", "atomic_files", "randomness"},
+    {"console", "atomic_files", "randomness", "user_code"},
     {"config", "step"},
     {"data", "memory", "runtime"},
     {"models"},

@@ -10,6 +10,7 @@ from bigstep.commands.arguments import STAGES, build_parser, check_numbers, with
 from bigstep.commands.overrides import chosen_overrides, read_preset
 from bigstep.errors import ConfigError, UserError
 from bigstep.runtime.environment import GIVEN_RUN, guard_libraries, is_set
+from bigstep.user_code import user_code_line
 
 __all__ = ["main"]
 
@@ -39,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        problem = user_code_line(error)
+        if problem is None:
+            raise
+        print(f"bigstep: {problem}", file=sys.stderr)
+        return UserError.exit_code
 
 
 def _show_log() -> None:

@@ -1,5 +1,6 @@
 """Bytes of real files, damaged at random: each must be read, or be refused by one of our errors in one line."""
 
+import contextlib
 import copy
 import json
 import math
@@ -62,7 +63,8 @@ def mutated_json(content: bytes, dice: random.Random) -> bytes:
         elif change == 1 and isinstance(holder, dict):
             holder[dice.choice(["", "x", f"{key} ", "\n\x00\ud800"])] = copy.deepcopy(dice.choice(VALUES))
         elif change == 2 and isinstance(holder[key], int | float):
-            holder[key] = dice.choice([-1, 2, 0.5]) * holder[key] + dice.choice([0, 1, 0.5])
+            with contextlib.suppress(OverflowError):  # of an integer that no float can hold
+                holder[key] = dice.choice([-1, 2, 0.5]) * holder[key] + dice.choice([0, 1, 0.5])
         else:
             holder[key] = copy.deepcopy(dice.choice(VALUES))
     return json.dumps(record).encode()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bigstep.config.data import short_source
 from bigstep.console import console
 from bigstep.data.decoding import Layout, Refusal, decode_file
 from bigstep.errors import ModelError
@@ -46,8 +47,12 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
     from bigstep.config.params import read_params
 
     params = check_params({} if root is None else read_params(root / "params.yaml"))
-    name = model or params.tracking.registered_model or f"bigstep-{params.data.source}"
-    predictor = _from_folder(Path(name)) if root is None or is_exported(name) else _from_registry(ProjectPaths(root), name)
+    name = model or params.tracking.registered_model or f"bigstep-{short_source(params.data.source)}"
+    predictor = (
+        _from_folder(Path(name), params.model.name)
+        if root is None or is_exported(name)
+        else _from_registry(ProjectPaths(root), name)
+    )
     layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
     refused = 0
     for path in images:
@@ -68,13 +73,13 @@ def is_exported(name: str) -> bool:
     return (Path(name) / "model.json").is_file()
 
 
-def _from_folder(folder: Path) -> Predictor:
+def _from_folder(folder: Path, code: str) -> Predictor:
     import torch
 
     from bigstep.models.classifier import ServedClassifier
     from bigstep.models.model_files import load_classifier
 
-    classifier, card = load_classifier(folder)
+    classifier, card = load_classifier(folder, code=code)
     served = ServedClassifier(classifier, card.size).eval()
 
     def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:

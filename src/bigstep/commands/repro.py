@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from bigstep.atomic_files import read_json
+from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten
 from bigstep.console import console
 from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
@@ -47,7 +48,7 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -
 
 
 def _print_table(values: dict[str, float], params: Params) -> None:
-    table = Table(title=f"{params.model.name} on {params.data.source}, {params.batch}", title_justify="left")
+    table = Table(title=f"{params.model.name} on {short_source(params.data.source)}, {params.batch}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in values.items():

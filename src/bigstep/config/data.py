@@ -1,12 +1,15 @@
 """The section ``data``: which images, and how they are laid out, split and normalised."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from bigstep.config.section import Section
+from bigstep.user_code import is_user_code
 
-__all__ = ["DataConfig"]
+__all__ = ["SOURCES", "DataConfig", "short_source"]
+
+SOURCES = ("digits", "fashion-mnist", "cifar10", "image-folder")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -17,8 +20,17 @@ class DataConfig(Section):
     title: ClassVar[str] = "data"
     learning: ClassVar[bool] = True
 
-    source: Literal["digits", "fashion-mnist", "cifar10", "image-folder"] = Field(
-        "digits", description="data set to use; `digits` is included in the package"
+    source: str = Field(
+        "digits",
+        min_length=1,
+        description="data set to use; `digits` is included in the package; "
+        "`custom/data/file.py:name` or `package.module:name` is your own, see docs/custom.md",
+        json_schema_extra={"rule": f"one of {', '.join(SOURCES)}, or your own as custom/data/file.py:name"},
+    )
+    options: dict[str, Any] = Field(
+        {},
+        description="arguments of your own data set, such as {language: en}",
+        json_schema_extra={"rule": "mapping of arguments"},
     )
     root: str = Field(
         "data/raw", min_length=1, description="folder with the images, relative to the project; not used by digits"
@@ -42,9 +54,18 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def check(self) -> "DataConfig":
         """Refuse combinations that cannot work."""
+        if self.source not in SOURCES and not is_user_code(self.source):
+            raise ValueError(
+                f"data.source: expected one of {', '.join(SOURCES)}, or your own as custom/data/file.py:name, "
+                f"got {self.source!r}; write for example digits"
+            )
+        if self.options and not is_user_code(self.source):
+            raise ValueError(
+                f"data.options: expected {{}} with data.source {self.source}, which takes none, got {self.options}; write {{}}"
+            )
         if self.source == "image-folder" and self.image_size is None:
             raise ValueError("data.image_size: expected a number with data.source image-folder, got null; write for example 64")
-        if self.download and self.source in ("digits", "image-folder"):
+        if self.download and self.source not in ("fashion-mnist", "cifar10"):
             raise ValueError(
                 f"data.download: expected false with data.source {self.source} (nothing to download), got true; write false"
             )
@@ -54,3 +75,8 @@ class DataConfig(Section):
                 f"data.validation_fraction + data.test_fraction: expected a sum < 1, got {total:g}; lower one of them"
             )
         return self
+
+
+def short_source(source: str) -> str:
+    """Return the name to show for ``data.source``, also in MLflow's registry: of your own code, the name of its function."""
+    return source.rpartition(":")[2]

@@ -1,10 +1,11 @@
 """The section ``model``: the architecture, its normalisation and its starting weights."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from bigstep.config.section import Section
+from bigstep.user_code import is_user_code
 
 __all__ = ["ModelConfig"]
 
@@ -15,7 +16,17 @@ class ModelConfig(Section):
     title: ClassVar[str] = "model"
     learning: ClassVar[bool] = True
 
-    name: str = Field("small_cnn", min_length=1, description="`small_cnn` (8 to 64 pixels) or any torchvision classifier")
+    name: str = Field(
+        "small_cnn",
+        min_length=1,
+        description="`small_cnn` (8 to 64 pixels), any torchvision classifier, or your own network as "
+        "`custom/model/file.py:name` or `package.module:name`, see docs/custom.md",
+    )
+    options: dict[str, Any] = Field(
+        {},
+        description="arguments of your own network, such as {depth: 3}",
+        json_schema_extra={"rule": "mapping of arguments"},
+    )
     width: int = Field(32, ge=4, le=1024, description="channels of the first layer (small_cnn only)")
     norm: Literal["group", "batch", "none"] = Field(
         "group",
@@ -38,6 +49,10 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def check(self) -> "ModelConfig":
         """Refuse combinations that cannot work."""
+        if self.options and not is_user_code(self.name):
+            raise ValueError(
+                f"model.options: expected {{}} with model.name {self.name}, which takes none, got {self.options}; write {{}}"
+            )
         if self.norm == "batch" and self.ghost_batch_size is None:
             raise ValueError("model.ghost_batch_size: expected a number with model.norm batch, got null; write for example 32")
         if self.norm != "batch" and self.ghost_batch_size is not None:

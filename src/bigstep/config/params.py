@@ -5,7 +5,7 @@ A stage reads its own sections only; this module is loaded to refuse a bad file 
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,18 @@ def flatten(params: Params) -> dict[str, Any]:
         f"{part.name}.{key}": value
         for part in fields(params)
         if part.name != SearchConfig.title
-        for key, value in getattr(params, part.name).model_dump(mode="json").items()
+        for key, value in _items(getattr(params, part.name))
     }
     flat["train.effective_batch_size"] = params.batch.effective_batch_size
     if params.batch.is_planned:
         flat["hardware.micro_batch_size"] = params.batch.micro_batch_size
         flat["hardware.accumulation_steps"] = params.batch.accumulation_steps
     return flat
+
+
+def _items(section: Section) -> Iterator[tuple[str, Any]]:
+    for key, value in section.model_dump(mode="json").items():
+        if key == "options":
+            yield from ((f"options.{name}", option) for name, option in value.items())
+        else:
+            yield key, value

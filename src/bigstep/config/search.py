@@ -118,7 +118,8 @@ class SearchConfig(Section):
             if pair is not None and pair[0] > pair[1]:
                 raise ValueError(f"search.{name}: expected [lowest, highest], got {list(pair)}; swap them")
         for name in self.parameters:
-            if name.count(".") != 1 or name in TAKEN or name.partition(".")[0] not in ("model", "train"):
+            plain = name.replace("model.options.", "model.", 1)
+            if plain.count(".") != 1 or name in TAKEN or name.partition(".")[0] not in ("model", "train"):
                 raise ValueError(
                     f"search.parameters: expected keys of model or train other than {', '.join(TAKEN)}, got {name!r}; "
                     "write for example train.weight_decay"

@@ -28,6 +28,7 @@ __all__ = [
 
 S = TypeVar("S", bound=Section)
 MAX_DEPTH = 32
+OPTIONS = "options."  # of your own code: section.options.name
 Override = tuple[str, str, Any]  # section, key, value
 
 
@@ -88,7 +89,7 @@ def parse_overrides(texts: Iterable[str], origin: str = "--set") -> tuple[Overri
 def _parse_override(text: str, origin: str) -> Override:
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key) or "." in key:
+    if not (equals and dot and section and key) or "." in key.removeprefix(OPTIONS):
         raise ConfigError(f"{origin}: expected section.key=value, got {text!r}; write for example train.learning_rate=0.01")
     try:
         return section, key, load_plain(value)
@@ -111,8 +112,16 @@ def apply_overrides(content: dict[str, Any], overrides: Collection[Override]) ->
             raise ConfigError(
                 f"params.yaml: {section}: expected a mapping of keys, got {_shown(target)}; indent its keys below it"
             )
-        target[key] = value
+        _set(target, key, value)
     return content
+
+
+def _set(target: dict[str, Any], key: str, value: Any) -> None:
+    if key.startswith(OPTIONS):
+        options = target.get("options") or {}
+        target["options"] = {**options, key.removeprefix(OPTIONS): value} if isinstance(options, dict) else options
+    else:
+        target[key] = value
 
 
 def _giving_way(content: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Override]:
@@ -150,6 +159,8 @@ def parse_section(section: type[S], content: Mapping[str, Any], origin: str = "p
 
 def problems_of_key(section: type[Section], key: str, value: Any, origin: str) -> list[str]:
     """Return the problem with ``value`` by itself, whatever the other keys are, as a list of at most one line."""
+    if key.startswith(OPTIONS) and "options" in section.model_fields:
+        return []  # an argument of the user's own code, which checks it
     try:
         section.model_validate(_plain({key: value}))
     except ValidationError as error:

@@ -9,6 +9,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from bigstep.data.pieces import MAX_PIECES, count_pieces
 from bigstep.data.resize import centre_resize
 
-__all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
+__all__ = ["Decoded", "Layout", "Refusal", "decode_file", "image_pixels", "resize_array", "with_channels"]
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_BYTES = 1 << 28  # a compressed image above 256 MiB is no photograph
@@ -77,6 +78,56 @@ def resize_array(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         return pixels
     images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
     return np.ascontiguousarray(centre_resize(images, size)[0].permute(1, 2, 0).numpy())
+
+
+def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Turn ``(height, width, 1 or 3)`` into ``(height, width, channels)``: grey is repeated, colour becomes its luma."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    luma = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L
+    grey: NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[:, :, None]
+    return grey
+
+
+def image_pixels(image: object, channels: int | None = None) -> NDArray[np.uint8]:
+    """Turn an image in memory into pixels, uint8 of shape ``(height, width, channels)``.
+
+    Args:
+        image: a PIL image, an array ``(height, width)`` or ``(height, width, 1 or 3)``, or a tensor ``(height, width)`` or
+            ``(1 or 3, height, width)``; integers from 0 to 255, or fractions from 0 to 1.
+        channels: 1 or 3; None: those of the image.
+
+    Raises:
+        ValueError: it is another object, or a number is out of range; the text says which.
+    """
+    if isinstance(image, Image.Image):
+        return _to_array(image, channels or (1 if image.mode in ("1", "L", "I", "I;16") else 3)).copy()
+    if isinstance(image, torch.Tensor):
+        array = np.asarray(image.detach().cpu())
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    else:
+        array = np.asarray(image)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or array.dtype.kind not in "buif" or not array.size:
+        raise ValueError(
+            "an image: expected a PIL image, an array (height, width[, 1 or 3]) or a tensor ([1 or 3, ]height, width) of "
+            f"numbers, got {type(image).__name__} of shape {tuple(getattr(image, 'shape', ()))}"
+        )
+    pixels = _as_bytes(array)
+    return pixels if channels is None else with_channels(pixels, channels)
+
+
+def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    scale, limit = (255.0, 1) if array.dtype.kind in "fb" else (1, 255)
+    if not (array >= 0).all() or not (array <= limit).all():
+        raise ValueError(
+            f"an image: expected {array.dtype} from 0 to {limit}, got {array.min()} to {array.max()}; "
+            "return integers from 0 to 255, or fractions from 0 to 1 (bigstep normalises the pixels itself)"
+        )
+    pixels: NDArray[np.uint8] = np.rint(array * scale).astype(np.uint8)
+    return pixels
 
 
 def _read(path: Path) -> bytes | Refusal:

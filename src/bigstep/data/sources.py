@@ -5,62 +5,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.config.data import DataConfig
-from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array
+from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array, with_channels
 from bigstep.data.image_folder import Listing, list_folder
+from bigstep.data.own_dataset import open_dataset
 from bigstep.data.parallel_decoding import decode_files
+from bigstep.data.sample import Sample, Source
 from bigstep.data.split import UNASSIGNED, Split
 from bigstep.data.store import SourceFile
 from bigstep.errors import DataError
+from bigstep.user_code import is_user_code
 
-__all__ = ["Sample", "Source", "open_source"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, or the refusal of one: its pixels, class index and name, and the part its source puts it in (or -1)."""
-
-    name: str
-    label: int
-    given: int
-    result: Decoded | Refusal
-
-
-class Source(Protocol):
-    """What ``prepare`` needs of a source of images."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; a label is an index into them."""
-        ...
-
-    @property
-    def layout(self) -> Layout:
-        """How the pixels of every sample are laid out."""
-        ...
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        """Files that hold many samples each; empty where each sample is a file."""
-        ...
-
-    @property
-    def num_ignored(self) -> int:
-        """Files that belong to no class."""
-        ...
-
-    def __len__(self) -> int:
-        """Count the samples, refused ones included."""
-        ...
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Return every sample once."""
-        ...
+__all__ = ["open_source"]
 
 
 def open_source(data: DataConfig, root: Path, num_workers: int) -> Source:
@@ -78,6 +39,8 @@ def open_source(data: DataConfig, root: Path, num_workers: int) -> Source:
         assert data.image_size is not None  # the section checks it
         layout = Layout(data.image_size, data.channels or 3, data.max_megapixels * 1e6)
         return FolderSource(root, list_folder(root), layout, num_workers)
+    if is_user_code(data.source):
+        return open_dataset(data, root)
     loaders = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}
     return loaders[data.source](data, root)
 
@@ -134,7 +97,7 @@ class ArraySource:
     def __iter__(self) -> Iterator[Sample]:
         """Resize image after image."""
         for index, image in enumerate(self.images):
-            pixels = resize_array(_with_channels(image, self.layout.channels), self.layout.size or image.shape[0])
+            pixels = resize_array(with_channels(image, self.layout.channels), self.layout.size or image.shape[0])
             yield Sample(f"{index}", int(self.labels[index]), int(self.given[index]), Decoded(pixels, ""))
 
 
@@ -149,16 +112,6 @@ def _array_source(
     given = np.concatenate([np.full(len(labels), part, np.int8) for _, labels, part in parts])
     layout = Layout(data.image_size or images.shape[1], data.channels or images.shape[3], data.max_megapixels * 1e6)
     return ArraySource(classes, layout, files, images, labels, given)
-
-
-def _with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    if image.shape[2] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=2)
-    luma = image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's mode L
-    grey: NDArray[np.uint8] = np.rint(luma).astype(np.uint8)[:, :, None]
-    return grey
 
 
 def _digits(data: DataConfig, root: Path) -> Source:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Refusal
-from bigstep.data.sources import Sample, Source
+from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, Split, split_samples
 from bigstep.data.store import Manifest, SourceFile, StorePaths, digest_parts
 from bigstep.errors import DataError

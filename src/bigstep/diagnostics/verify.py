@@ -21,6 +21,7 @@ from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.runs.checkpoint_files import check_folder
 from bigstep.runtime.environment import TRACKING_URI, is_set
 from bigstep.tracking.sealing import SEAL_TAG, checked_copy
+from bigstep.user_code import is_user_code
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,7 @@ def find_damage(root: Path, params: Params) -> Iterator[str]:
             yield f"checkpoint: {problem}; delete {folder}, then the previous one is used"
     if (paths.train / "model.json").exists():
         try:
-            load_classifier(paths.train)
+            load_classifier(paths.train, code=params.model.name)
         except UserError as error:
             yield f"model: {error}"
     yield from _cache(root, paths.lock)
@@ -119,6 +120,8 @@ def _versions(client: "MlflowClient") -> Iterator["ModelVersion"]:
 
 def _sources(store: Store, folder: Path) -> Iterator[str]:
     """Hash the files that prepare has read, wherever the source keeps them."""
+    if is_user_code(store.manifest.source):
+        return  # its samples are no files
     if store.manifest.source == "image-folder":
         expected = [(folder / name, digest) for name, digest in store.origins()]
     else:

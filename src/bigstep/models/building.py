@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.step.preserved_state import preserved_state
+from bigstep.user_code import call_user_code, is_user_code, load_user_code, place_of, user_code_line
 
 __all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "check_model", "head_parameters"]
 
@@ -31,16 +33,19 @@ class InputShape:
 
     def network_channels(self, model: ModelConfig) -> int:
         """Channels of the network's input: torchvision's take three."""
-        return self.channels if model.name == "small_cnn" else 3
+        return self.channels if model.name == "small_cnn" or is_user_code(model.name) else 3
 
 
 def check_model(model: ModelConfig) -> None:
-    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's.
+    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's, nor a project's own.
 
     Raises:
         ConfigError: one line.
     """
     if model.name == "small_cnn":
+        return
+    if is_user_code(model.name):
+        load_user_code(model.name, "model", "model.name")
         return
     import torchvision
 
@@ -100,6 +105,8 @@ def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
             width=model.width,
             dropout=model.dropout or 0.0,
         )
+    if is_user_code(model.name):
+        return _own_network(model, shape)
     import torchvision
 
     extra: dict[str, object] = {"init_weights": True} if model.name in AUXILIARY_WEIGHTS else {}
@@ -115,6 +122,23 @@ def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
         raise _wrong_size(model, shape, error) from None
 
 
+def _own_network(model: ModelConfig, shape: InputShape) -> nn.Module:
+    function = load_user_code(model.name, "model", "model.name")
+    offered = {
+        "num_classes": shape.num_classes,
+        "channels": shape.channels,
+        "image_size": shape.size,
+        "input_shape": (shape.channels, shape.size, shape.size),
+    }
+    network = call_user_code(function, model.name, "model.name", offered, model.options)
+    if not isinstance(network, nn.Module):
+        raise ModelError(
+            f"model.name {model.name} ({place_of(function)}): expected a torch.nn.Module, got a {type(network).__name__}; "
+            "return the network"
+        )
+    return network
+
+
 def _set_dropout(network: nn.Module, model: ModelConfig) -> None:
     layers = [module for module in network.modules() if isinstance(module, (nn.Dropout, nn.Dropout2d))]
     if not layers:
@@ -128,15 +152,39 @@ def _set_dropout(network: nn.Module, model: ModelConfig) -> None:
 def _check_size(network: nn.Module, model: ModelConfig, shape: InputShape) -> None:
     if model.name == "small_cnn":
         check_small_cnn(shape.size)
-    images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
+    if is_user_code(model.name):
+        _check_own(network, model, shape)
+        return
     modes = (False, True) if model.name in AUXILIARY_WEIGHTS else (False,)  # auxiliary heads run in training only
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_state(network):
-            for training in modes:
-                network.train(training)(images)
+        for training in modes:
+            _run_once(network.train(training), model, shape)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise _wrong_size(model, shape, error) from None
     network.train()
+
+
+def _run_once(network: nn.Module, model: ModelConfig, shape: InputShape) -> Any:
+    images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_state(network):
+        return network(images)
+
+
+def _check_own(network: nn.Module, model: ModelConfig, shape: InputShape) -> None:
+    taken = (2, shape.channels, shape.size, shape.size)
+    try:
+        logits = _run_once(network.eval(), model, shape)
+    except Exception as error:
+        problem = user_code_line(error) or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; correct the code"
+        raise ModelError(f"model.name {model.name}: expected a network for images of shape {taken}, got {problem}") from error
+    network.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, shape.num_classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        place = place_of(load_user_code(model.name, "model", "model.name"))
+        raise ModelError(
+            f"model.name {model.name} ({place}): expected logits of shape {(2, shape.num_classes)} for images of "
+            f"{taken}, got {found}; return one number per class"
+        )
 
 
 def _wrong_size(model: ModelConfig, shape: InputShape, error: Exception) -> ModelError:

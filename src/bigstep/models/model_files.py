@@ -17,11 +17,13 @@ from bigstep.models.activation_checkpointing import checkpoint_blocks
 from bigstep.models.building import InputShape, build_network
 from bigstep.models.classifier import Classifier
 from bigstep.models.starting_weights import read_tensors
+from bigstep.user_code import is_user_code
 
-__all__ = ["ModelCard", "build_classifier", "load_classifier", "save_model"]
+__all__ = ["ANY_CODE", "ModelCard", "build_classifier", "load_classifier", "save_model"]
 
 FORMAT = 2  # format 1 counted epochs from 0
 MAX_SIZE = 4096  # pixels a side
+ANY_CODE = "*"  # for a model that this project wrote itself
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,18 @@ def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> Mod
     return whole
 
 
-def load_classifier(folder: Path, memory_format: torch.memory_format = torch.contiguous_format) -> tuple[Classifier, ModelCard]:
+def load_classifier(
+    folder: Path, memory_format: torch.memory_format = torch.contiguous_format, *, code: str = ""
+) -> tuple[Classifier, ModelCard]:
     """Rebuild what :func:`save_model` wrote, in evaluation mode.
 
+    Args:
+        folder: with ``model.json`` and ``model.safetensors``.
+        memory_format: of the network.
+        code: the one name of code (``custom/model/file.py:name``) that may be run for it, or :data:`ANY_CODE`.
+
     Raises:
-        ModelError: a file is missing, damaged, or they do not belong together.
+        ModelError: a file is missing, damaged, or they do not belong together; or it names other code.
     """
     card = _read_card(folder / "model.json")
     path = folder / "model.safetensors"
@@ -100,6 +109,11 @@ def load_classifier(folder: Path, memory_format: torch.memory_format = torch.con
         model = parse_section(ModelConfig, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
     except ConfigError as error:
         raise ModelError(f"{str(error).splitlines()[0]}, in {folder}") from None
+    if is_user_code(model.name) and code not in (model.name, ANY_CODE):
+        raise ModelError(
+            f"{folder / 'model.json'}: expected a built-in model, or the code that model.name in params.yaml names, got "
+            f"{model.name!r}, which would be run; use the folder in its project, or check the code and set model.name to it"
+        )
     try:
         classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
         classifier.network.load_state_dict(read_tensors(path))

@@ -21,7 +21,7 @@ def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
     if params.model.name == "small_cnn":  # checked without loading torch, which takes seconds
         from bigstep.models.limits import check_small_cnn
 
-        check_small_cnn(params.data.image_size or NATIVE_SIZES[params.data.source])
+        check_small_cnn(params.data.image_size or NATIVE_SIZES.get(params.data.source))
     else:
         from bigstep.models.building import check_model
 

@@ -20,7 +20,7 @@ from bigstep.runtime.file_locks import Timeout, exclusive_lock
 
 __all__ = ["private_workspace", "workspace_name"]
 
-CODE = ("src", "pipelines")
+CODE = ("src", "pipelines", "custom")
 LINKS = ("weights",)
 DVC_CONFIG = """[core]
     no_scm = true
@@ -71,7 +71,8 @@ def _workspace_lock(path: Path) -> Iterator[None]:
 def _fill(folder: Path, root: Path, cache: Path) -> None:
     for name in CODE:
         shutil.rmtree(folder / name, ignore_errors=True)
-        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        if (root / name).is_dir():
+            shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("dvc.yaml", ".dvcignore"):
         if (root / name).exists():
             shutil.copyfile(root / name, folder / name)

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 import bigstep
+from bigstep.user_code import digest_user_code, is_user_code
 
 __all__ = ["DECIDING", "NO_RESULT", "digest_code"]
 
@@ -14,10 +15,12 @@ DECIDING = ("randomness", "step", "data", "models", "training")  # packages whos
 NO_RESULT = ("planning", "project.parameters")  # they can refuse or slow a stage, and change nothing that it writes
 
 
-def digest_code() -> str:
-    """Hash the code that decides what is learned."""
+def digest_code(model: str) -> str:
+    """Hash the code that decides what is learned, that of the network ``model.name`` included if a project brings it."""
     root, digest = Path(bigstep.__file__).parent, hashlib.sha256()
     for package in DECIDING:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    if is_user_code(model):
+        digest.update(digest_user_code(model, "model").encode())
     return digest.hexdigest()[:12]

@@ -120,9 +120,18 @@ def _suggest(trial: optuna.Trial, name: str, kind: BaseDistribution) -> Any:
 def _value(params: Params, name: str) -> Any:
     section, _, key = name.partition(".")
     values = getattr(params, section)
+    if key.startswith("options."):
+        return _option(params, name)
     if key not in type(values).model_fields:
         raise ConfigError(f"search.parameters: expected keys of params.yaml, got {name}; see section {section}")
     return getattr(values, key)
+
+
+def _option(params: Params, name: str) -> Any:
+    options, key = params.model.options, name.removeprefix("model.options.")
+    if key not in options:
+        raise ConfigError(f"search.parameters: expected a key of model.options, got {name}; set it there, to where to start")
+    return options[key]
 
 
 def _nearest(kind: BaseDistribution, value: Any) -> Any:

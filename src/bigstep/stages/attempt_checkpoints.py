@@ -21,7 +21,7 @@ def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_secon
 
     ``$BIGSTEP_RESUME_ANYWAY`` (``--ignore-code-change``) resumes with other code.
     """
-    data, code = _digest_data(store, stage.project.starting_weights(model.weights)), digest_code()
+    data, code = _digest_data(store, stage.project.starting_weights(model.weights)), digest_code(model.name)
     latest = read_attempt(stage.project.attempts, stage.key)
     known = None if latest is None or stage.name in latest.finished else latest.fingerprint
     anyway = is_set(RESUME_ANYWAY) and known is not None and known.partition("-")[0] == data
@@ -39,8 +39,8 @@ def _began_otherwise(known: str, data: str) -> str:
     if known.partition("-")[0] != data:
         return "an unfinished training was started with other data; this one starts from the first step"
     return (
-        "an unfinished training was started with other code in bigstep's step, data, models or training; this one starts from "
-        "the first step (--ignore-code-change resumes anyway, if you know that the change does not matter)"
+        "an unfinished training was started with other code in custom/model or in bigstep's step, data, models or training; "
+        "this one starts from the first step (--ignore-code-change resumes anyway, if you know that the change does not matter)"
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.atomic_files import read_json, whole_file, write_csv, write_json
+from bigstep.config.data import short_source
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
@@ -42,7 +43,8 @@ def evaluate(stage: Stage) -> None:
     set_threads(params.hardware)
     store = Store(stage.paths.prepared)
     store.verify()
-    classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[params.hardware.memory_format])
+    memory_format = MEMORY_FORMATS[params.hardware.memory_format]
+    classifier, card = load_classifier(stage.paths.train, memory_format, code=params.model.name)
     classifier.to(choose_device(params.hardware))
     probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
     labels = store.labels[store.indices(Split.TEST)]
@@ -52,7 +54,7 @@ def evaluate(stage: Stage) -> None:
     with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores)
         stage.inputs.check()
-        name = params.tracking.registered_model or f"bigstep-{store.manifest.source}"
+        name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
         tracker.promote(name, card.weights_sha256)
 
 
@@ -81,7 +83,9 @@ def _write_results(
     pictures = {"Confusion matrix": "confusion.png", "Calibration": "calibration.png"}
     pictures["Worst mistakes: actual class, then predicted class and its probability"] = "mistakes.png"
     with whole_file(folder / "report.html") as beside:
-        write_page(f"{store.manifest.source}: {scores.accuracy:.2%} test accuracy", scores, facts, pictures, beside)
+        write_page(
+            f"{short_source(store.manifest.source)}: {scores.accuracy:.2%} test accuracy", scores, facts, pictures, beside
+        )
     write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
 
 
@@ -104,7 +108,7 @@ def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evalua
 
 def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: Scores) -> None:
     manifest = store.manifest
-    tracker.log_dataset(DatasetRecord(manifest.source, manifest.digest, manifest.source, "testing", {}))
+    tracker.log_dataset(DatasetRecord(short_source(manifest.source), manifest.digest, manifest.source, "testing", {}))
     metrics = {f"test_{name}": value for name, value in scores.summary().items()}
     trained = read_json(stage.paths.train / "metrics.json")
     metrics.update({name: trained[name] for name in ("best_val_loss", "best_val_accuracy")})

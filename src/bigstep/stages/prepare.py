@@ -3,6 +3,7 @@
 import os
 
 from bigstep.atomic_files import whole_folder
+from bigstep.config.data import short_source
 from bigstep.console import console, follow
 from bigstep.data.sources import open_source
 from bigstep.data.store import Manifest, StorePaths
@@ -38,7 +39,9 @@ def prepare(stage: Stage) -> None:
 def _report(manifest: Manifest, skipped: os.PathLike[str]) -> None:
     counts = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in manifest.counts.items())
     size, channels = manifest.size, manifest.channels
-    console.print(f"{manifest.source}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes")
+    console.print(
+        f"{short_source(manifest.source)}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes"
+    )
     if manifest.num_refused:
         console.print(f"{manifest.num_refused:,} files skipped, listed in {skipped}:")
         for reason, count in manifest.refused.items():

@@ -22,6 +22,7 @@ from bigstep.project.stage_inputs import StageInputs, check_earlier_stages, read
 from bigstep.runtime.environment import DVC_EXPERIMENT, DVC_STAGE, EXIT_FILE, INPUTS, guard_libraries, is_set, read_variable
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
+from bigstep.user_code import user_code_line
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
 
@@ -79,6 +80,11 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
     except StopRequestedError as stop:
         print(f"bigstep: {stop}; run the same command to resume", file=sys.stderr)
         return _leave_code(stop.exit_code)
+    except Exception as error:
+        line = user_code_line(error)
+        if line is None:
+            raise
+        return report_user_error(UserError(line))
     return 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from bigstep.atomic_files import whole_file, write_csv, write_json
 from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.data import short_source
 from bigstep.config.params import Params
 from bigstep.data.split import Split
 from bigstep.data.store import Store
@@ -99,4 +100,4 @@ def dataset_record(store: Store, context: str) -> DatasetRecord:
     """Describe the data that a run used."""
     manifest = store.manifest
     profile = {f"num_{part}": sum(counts.values()) for part, counts in manifest.counts.items()}
-    return DatasetRecord(manifest.source, manifest.digest, manifest.source, context, profile)
+    return DatasetRecord(short_source(manifest.source), manifest.digest, manifest.source, context, profile)

@@ -14,7 +14,7 @@ from typing import Any, final
 import numpy as np
 
 from bigstep.models.classifier import ServedClassifier
-from bigstep.models.model_files import load_classifier
+from bigstep.models.model_files import ANY_CODE, load_classifier
 from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import produced_by, promote
@@ -61,7 +61,7 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
         return
     if not (folder / entry["path"]).exists():
         return  # sent long ago, and deleted since
-    classifier, card = load_classifier(folder / entry["path"])
+    classifier, card = load_classifier(folder / entry["path"], code=ANY_CODE)
     served = ServedClassifier(classifier, card.size).eval()
     example = np.asarray(entry["example"], np.uint8)
     tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"]))

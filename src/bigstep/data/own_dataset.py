@@ -1,0 +1,142 @@
+"""A data set that the project brings: images in memory with their targets, from a function or class in ``custom/data/``."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigstep.config.data import DataConfig
+from bigstep.data.decoding import Decoded, Layout, image_pixels, resize_array
+from bigstep.data.sample import Sample, Source
+from bigstep.data.split import SPLITS, UNASSIGNED
+from bigstep.data.store import SourceFile
+from bigstep.errors import DataError
+from bigstep.user_code import call_user_code, load_user_code, place_of, user_code_line
+
+__all__ = ["OwnSource", "open_dataset"]
+
+PARTS: dict[str | None, int] = {None: UNASSIGNED, **{name: number for number, name in enumerate(SPLITS)}}
+
+
+@dataclass(frozen=True)
+class OwnSource:
+    """The samples of ``dataset``: ``(image, target)``, or ``(image, target, part)`` with train, validation, test or None."""
+
+    name: str
+    place: str
+    dataset: Iterable[Any]
+    classes: tuple[str, ...]
+    layout: Layout
+    files: tuple[SourceFile, ...] = ()
+    num_ignored: int = 0
+
+    def __len__(self) -> int:
+        """Count the samples; 0 where the data set does not know."""
+        return len(self.dataset) if isinstance(self.dataset, Sized) else 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Return every sample once, in the data set's order.
+
+        Raises:
+            DataError: a sample is no image with a target, or reading it raised an exception.
+        """
+        assert self.layout.size is not None
+        for index, item in enumerate(_items(self.dataset, self.name)):
+            try:
+                image, target, part = _parts_of(item)
+                pixels = resize_array(image_pixels(image, self.layout.channels), self.layout.size)
+            except ValueError as error:
+                raise self._wrong(index, str(error)) from None
+            sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+            yield Sample(f"{index}", self._label(target, index), part, Decoded(pixels, sha256))
+
+    def _label(self, target: Any, index: int) -> int:
+        if isinstance(target, str) and target in self.classes:
+            return self.classes.index(target)
+        number = np.asarray(target)
+        if number.ndim == 0 and number.dtype.kind in "iu" and 0 <= int(number) < len(self.classes):
+            return int(number)
+        raise self._wrong(
+            index, f"a target: expected an integer from 0 to {len(self.classes) - 1} or the name of a class, got {target!r}"
+        )
+
+    def _wrong(self, index: int, problem: str) -> DataError:
+        return DataError(f"data.source {self.name} ({self.place}), sample {index}: {problem}")
+
+
+def open_dataset(data: DataConfig, root: Path) -> Source:
+    """Build the data set that ``data.source`` names, with what it asks for of root, image_size and channels.
+
+    Raises:
+        ConfigError: there is no such code, or its arguments do not fit ``data.options``.
+        DataError: it is no data set of images with classes.
+    """
+    function = load_user_code(data.source, "data", "data.source")
+    offered = {"root": root, "image_size": data.image_size, "channels": data.channels}
+    dataset = call_user_code(function, data.source, "data.source", offered, data.options)
+    place = place_of(function)
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes) or len(classes) < 2:
+        raise DataError(
+            f"data.source {data.source} ({place}): expected a data set with the attribute classes, a list of at least two "
+            f"names, got {classes!r}; set self.classes"
+        )
+    if len(set(classes)) < len(classes):
+        raise DataError(f"data.source {data.source} ({place}): expected each class once, got {list(classes)}; rename one")
+    items, first = _peek(dataset, data.source, place)
+    layout = Layout(data.image_size or first.shape[0], data.channels or first.shape[2], data.max_megapixels * 1e6)
+    return OwnSource(data.source, place, items, tuple(classes), layout)
+
+
+def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
+    """Read the first image, which decides size and channels where params.yaml does not."""
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        items: Iterable[Any] = dataset
+        start = list(itertools.islice(_items(dataset, name), 1))
+    elif isinstance(dataset, Iterable):
+        rest = _items(dataset, name)
+        start = list(itertools.islice(rest, 1))
+        items = itertools.chain(start, rest)
+    else:
+        raise DataError(
+            f"data.source {name} ({place}): expected a data set with __getitem__ and __len__, or with __iter__, got a "
+            f"{type(dataset).__name__}; return one"
+        )
+    if not start:
+        raise DataError(f"data.source {name} ({place}): expected samples, got an empty data set; add some")
+    try:
+        return items, image_pixels(_parts_of(start[0])[0])
+    except ValueError as error:
+        raise DataError(f"data.source {name} ({place}), sample 0: {error}") from None
+
+
+def _parts_of(item: Any) -> tuple[Any, Any, int]:
+    is_sample = isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3)
+    part = item[2] if is_sample and len(item) == 3 else None
+    if not is_sample or not (part is None or isinstance(part, str)) or part not in PARTS:
+        shown = f"the part {part!r}" if is_sample else f"a {type(item).__name__}"
+        raise ValueError(
+            f"a sample: expected (image, target), or (image, target, part) with {', '.join(SPLITS)} or None, got {shown}"
+        )
+    return item[0], item[1], PARTS[part]
+
+
+def _items(dataset: Any, name: str) -> Iterator[Any]:
+    """Read sample after sample; an exception becomes one line with its place."""
+    index = 0
+    try:
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping):
+            for index in range(len(dataset)):  # named in the message
+                yield dataset[index]
+        else:
+            for index, item in enumerate(dataset):  # noqa: B007
+                yield item
+    except DataError:
+        raise
+    except Exception as error:
+        line = user_code_line(error) or f"{type(error).__name__}: {error}"
+        raise DataError(f"data.source {name}, sample {index}: {line}") from error

@@ -1,0 +1,204 @@
+"""Code that a project brings: a network in ``custom/model/``, a data set in ``custom/data/``, or one of an installed package.
+
+It is named ``custom/model/net.py:build`` or ``package.module:Class``. DVC's lists are static: the stages that need a network
+depend on ``custom/model``, ``prepare`` depends on ``custom/data``, so code of one folder must not import that of another.
+"""
+
+import hashlib
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bigstep.errors import ConfigError, ModelError
+
+__all__ = ["FOLDER", "call_user_code", "digest_user_code", "is_user_code", "load_user_code", "place_of", "user_code_line"]
+
+FOLDER = "custom"
+KINDS = {"model": "a function or class that returns a torch.nn.Module", "data": "a function or class that returns a data set"}
+
+
+def is_user_code(name: str) -> bool:
+    """Return whether a value of params.yaml names code: it has a colon, which no built-in name has."""
+    return ":" in name
+
+
+def load_user_code(name: str, kind: str, key: str) -> Callable[..., Any]:
+    """Import what ``name`` names; a file is looked up in the project, the nearest folder with a params.yaml.
+
+    Args:
+        name: ``custom/<kind>/file.py:name``, or ``package.module:name``.
+        kind: ``model`` or ``data``.
+        key: of params.yaml, for the message.
+
+    Raises:
+        ConfigError: there is no such file, module or name; it does not import; or it imports code of another kind.
+    """
+    where, _, attribute = name.partition(":")
+    root = _project_root()
+    module = _module_name(root, where, attribute, kind, key)
+    _forget_other_projects(root)
+    before = set(sys.modules)
+    sys.path.insert(0, str(root))
+    try:
+        found: Any = pkgutil.resolve_name(f"{module}:{attribute}")
+    except Exception as error:
+        raise ConfigError(f"{key}: expected {KINDS[kind]} named {name}, got {_reason(error)}; correct it") from error
+    finally:
+        sys.path.remove(str(root))
+    if not callable(found):
+        raise ConfigError(f"{key}: expected {KINDS[kind]}, got {name}, a {type(found).__name__}; name a function or class")
+    if where.endswith(".py"):
+        _check_imports(kind, key, before)
+    result: Callable[..., Any] = found
+    return result
+
+
+def call_user_code(
+    function: Callable[..., Any], name: str, key: str, offered: Mapping[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """Call ``function`` with the options, and with those of the offered arguments that its signature names.
+
+    Args:
+        function: from :func:`load_user_code`.
+        name: of the function in params.yaml.
+        key: of params.yaml, for the message; the options are those of ``<section>.options``.
+        offered: what bigstep knows; left out where the signature does not ask for it.
+        options: each an argument.
+
+    Raises:
+        ConfigError: the signature takes no such option, or asks for more.
+        ModelError: the call raised an exception; the line names its file and line.
+    """
+    section = key.partition(".")[0]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        signature = inspect.Signature([inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)])
+    parameters = signature.parameters.values()
+    named = {parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
+    arguments = {**{key: value for key, value in offered.items() if key in named}, **options}
+    try:
+        bound = signature.bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}: expected arguments among {', '.join(offered)} and those of {section}.options "
+            f"({', '.join(options) or 'none set'}), got {name}{signature}: {error}; correct one of them"
+        ) from None
+    try:
+        return function(*bound.args, **bound.kwargs)
+    except Exception as error:
+        raise ModelError(f"{key} {name}: {_reason(error)}") from error
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Return ``file:line`` of a function or class, or its name."""
+    try:
+        path, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
+    except (TypeError, OSError):
+        return getattr(function, "__qualname__", repr(function))
+    return f"{_shown(Path(path or '?'))}:{line}"
+
+
+def user_code_line(error: BaseException) -> str | None:
+    """Return one line for an exception that was raised in a file of ``custom/``, or by what it called; None for others."""
+    if not any(_is_own(frame.filename) for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    return f"{_reason(error)}; correct the code"
+
+
+def digest_user_code(name: str, kind: str) -> str:
+    """Hash the code that ``name`` names: the Python files of ``custom/<kind>``, or the module of a package.
+
+    Raises:
+        ConfigError: as :func:`load_user_code`.
+    """
+    digest, root = hashlib.sha256(), _project_root()
+    if name.partition(":")[0].endswith(".py"):
+        paths = sorted((root / FOLDER / kind).rglob("*.py"))
+    else:
+        load_user_code(name, kind, f"{kind}.name")
+        paths = [Path(str(sys.modules[name.partition(":")[0]].__file__))]
+    for path in paths:
+        shown = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+        digest.update(shown.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _project_root() -> Path:
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), here)
+
+
+def _module_name(root: Path, where: str, attribute: str, kind: str, key: str) -> str:
+    example = f"{FOLDER}/{kind}/file.py:name or package.module:name"
+    if not where.endswith(".py"):
+        if not all(part.isidentifier() for part in (*where.split("."), *attribute.split("."))):
+            raise ConfigError(f"{key}: expected {example}, got {where}:{attribute}; correct it")
+        return where
+    path = Path(where)
+    parts = path.with_suffix("").parts
+    if (
+        parts[:2] != (FOLDER, kind)
+        or len(parts) < 3
+        or not all(part.isidentifier() for part in (*parts, *attribute.split(".")))
+    ):
+        raise ConfigError(
+            f"{key}: expected {example}, got {where}:{attribute}; "
+            f"move the file into {FOLDER}/{kind}/, which DVC follows, and give it a name that Python can import"
+        )
+    if not (root / path).is_file():
+        raise ConfigError(f"{key}: expected a file, got {where}, which {root} does not contain; correct it")
+    return ".".join(parts)
+
+
+def _forget_other_projects(root: Path) -> None:
+    """Drop the modules ``custom.*`` of another project, as where one process works on several."""
+    own = [name for name in sys.modules if name.partition(".")[0] == FOLDER]
+    if not all(_file(name).is_relative_to(root) for name in own if _file(name) != Path()):
+        for name in own:
+            del sys.modules[name]
+
+
+def _file(module: str) -> Path:
+    return Path(getattr(sys.modules[module], "__file__", None) or "")
+
+
+def _check_imports(kind: str, key: str, before: set[str]) -> None:
+    """Refuse an import of another folder of ``custom``: DVC would not run the stage again when that changes."""
+    allowed = (FOLDER, f"{FOLDER}.{kind}")
+    for name in sorted(set(sys.modules) - before):
+        if name.partition(".")[0] == FOLDER and name not in allowed and not name.startswith(f"{FOLDER}.{kind}."):
+            file = _file(name)
+            del sys.modules[name]
+            raise ConfigError(
+                f"{key}: expected imports from {FOLDER}/{kind} only, which DVC follows for this stage, got one of "
+                f"{_shown(file) if file != Path() else name}; move what both need into a package"
+            )
+
+
+def _is_own(filename: str) -> bool:
+    path = Path(filename)
+    root = _project_root()
+    return path.is_relative_to(root) and path.relative_to(root).parts[:1] == (FOLDER,)
+
+
+def _reason(error: BaseException) -> str:
+    """Return file and line of the innermost frame in ``custom/``, or the innermost of all, with type and message."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(Path(error.filename))}:{error.lineno}: SyntaxError: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(frame.filename)] or [
+        frame for frame in frames if Path(frame.filename) != Path(__file__) and "pkgutil" not in frame.filename
+    ]
+    message = (str(error).splitlines() or [""])[0]
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"{_shown(Path(own[-1].filename))}:{own[-1].lineno}: {text}" if own else text
+
+
+def _shown(path: Path) -> str:
+    root = _project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
