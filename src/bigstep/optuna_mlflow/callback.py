@@ -12,7 +12,7 @@ ends no study: what was not logged is logged later.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, final
 
@@ -58,6 +58,7 @@ class MLflowCallback:
         metric_names: of the objectives. With one name and several objectives they are ``name_0``, ``name_1``, ...; the names
             of ``study.set_metric_names`` replace the default.
         intermediate_name: of what a trial reports while it runs.
+        clock: seconds, by which the pauses are counted after MLflow did not answer.
     """
 
     def __init__(
@@ -67,8 +68,10 @@ class MLflowCallback:
         metric_names: Sequence[str] = ("value",),
         *,
         intermediate_name: str = "intermediate_value",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is connected to before the first trial."""
+        self._clock = clock
         self._uri, self._experiment, self._intermediate_name = tracking_uri, experiment, intermediate_name
         self._metric_names = tuple(metric_names)
         self._lock = threading.RLock()
@@ -94,7 +97,7 @@ class MLflowCallback:
         with self._lock:
             missed = self._missed.setdefault(study.study_name, set())
             missed.add(trial.number)
-            if time.monotonic() >= self._again_at:
+            if self._clock() >= self._again_at:
                 others = [item for item in _ended(study) if item.number in missed] if len(missed) > 1 else [trial]
                 self._tell(study, others, names)
 
@@ -110,7 +113,7 @@ class MLflowCallback:
         study = trial.study
         storage_place(storage_of(study))
         with self._lock:
-            if time.monotonic() < self._again_at:
+            if self._clock() < self._again_at:
                 return None
             try:
                 client, experiment_id, parent = self._open(study)
@@ -200,7 +203,7 @@ class MLflowCallback:
         self._client = None
         self._places.clear()
         self._pause = min(2 * self._pause or 1.0, LONGEST)
-        self._again_at = time.monotonic() + self._pause
+        self._again_at = self._clock() + self._pause
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,13 @@ def _not_writable(path: Path, error: OSError) -> ProjectError:
     )
 
 
-def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
+def wait_for_dying(
+    folder: Path,
+    patience: float = LOCK_SECONDS,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Wait until killed processes have ended: DVC takes a zombie that its rwlock names for a living process.
 
     A kill can also tear the rwlock, which DVC then refuses to read; a torn one is moved away.
@@ -187,8 +193,8 @@ def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
     Raises:
         ProjectError: this user may not read DVC's rwlock.
     """
-    path, started = folder / ".dvc" / "tmp" / "rwlock", time.monotonic()
-    while path.exists() and (waited := time.monotonic() - started) < patience:
+    path, started = folder / ".dvc" / "tmp" / "rwlock", clock()
+    while path.exists() and (waited := clock() - started) < patience:
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
@@ -200,7 +206,7 @@ def wait_for_dying(folder: Path, patience: float = LOCK_SECONDS) -> None:
             if waited >= DYING_SECONDS:  # or another dvc is just writing it
                 path.replace(path.with_suffix(".torn"))
                 console.print(f"{path} was damaged by a kill; moved to {path.with_suffix('.torn').name}")
-        time.sleep(0.2)
+        sleep(0.2)
 
 
 def _is_json(text: str) -> bool:

@@ -8,7 +8,7 @@ releases when its holder dies; Optuna's own locks wait for 30 seconds in that ca
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -151,15 +151,17 @@ def _whole_part(line: bytes, number: int) -> bytes:
             raise ValueError(f"line {number} is not an operation")
 
 
-def _open_database(address: str) -> BaseStorage:
-    deadline = time.monotonic() + START_SECONDS
+def _open_database(
+    address: str, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> BaseStorage:
+    deadline = clock() + START_SECONDS
     while True:
         try:
             return _create(_with_driver(address))
         except (exc.SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, RuntimeError) as error:
-            if time.monotonic() > deadline or not isinstance(error, exc.OperationalError) or not UNAVAILABLE.search(str(error)):
+            if clock() > deadline or not isinstance(error, exc.OperationalError) or not UNAVAILABLE.search(str(error)):
                 raise storage_is_gone(address, error) from None
-            time.sleep(0.5)
+            sleep(0.5)
 
 
 def storage_is_gone(address: str, error: Exception) -> ProjectError:

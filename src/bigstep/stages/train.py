@@ -66,7 +66,8 @@ def train(stage: Stage) -> None:
             run.run()
         stage.inputs.check()
         run.recalibrate()
-        _report_noise(state, tracker, batch)
+        if params.tracking.noise_scale != "none":
+            _report_noise(state, tracker, batch)
         card = write_results(stage.paths, store, state, params, batch, run.log.rows)
         stage.inputs.check()
         log_results(stage.paths, tracker, store, card)
@@ -83,10 +84,9 @@ def _report_invariance(invariance: Invariance, model: ModelConfig) -> None:
 
 
 def _report_noise(state: TrainingState, tracker: Tracker, batch: BatchSizes) -> None:
-    if state.noise is not None:
-        advice = advise(state.noise.summary(), batch.effective_batch_size, batch.accumulation_steps)
-        console.print(advice)
-        tracker.set_tags({"bigstep.advice": advice})
+    advice = advise(state.noise.summary(), batch.effective_batch_size, batch.accumulation_steps)
+    console.print(advice)
+    tracker.set_tags({"bigstep.advice": advice})
 
 
 def _num_parameters(classifier: Classifier) -> int:

@@ -4,7 +4,7 @@ import logging
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,8 +64,15 @@ def _answering(uri: str) -> "MlflowClient":
     return client
 
 
-def connect(uri: str) -> "MlflowClient":
+def connect(
+    uri: str, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> "MlflowClient":
     """Connect as :func:`open_client` does, with patience for a server that is just starting.
+
+    Args:
+        uri: of the store.
+        clock: seconds, by which it loses patience.
+        sleep: waits between two tries.
 
     Raises:
         ProjectError: it does not answer; one line, without a password that the address may hold.
@@ -73,17 +80,17 @@ def connect(uri: str) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    deadline = time.monotonic() + START_SECONDS
+    deadline = clock() + START_SECONDS
     while True:
         try:
             return open_client(uri)
         except (MlflowException, OSError, SQLAlchemyError) as error:
-            if time.monotonic() > deadline:
+            if clock() > deadline:
                 cause = without_login(str(error)).splitlines()[0][:200]
                 raise ProjectError(
                     f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI"
                 ) from None
-            time.sleep(1.0)
+            sleep(1.0)
 
 
 def without_login(text: str) -> str:

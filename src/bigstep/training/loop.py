@@ -85,7 +85,7 @@ def take_step(
     applied = result.weight > 0 and math.isfinite(norm)
     if applied:
         apply_update(state)
-        if state.noise is not None and result.noise is not None:
+        if result.noise is not None:
             state.noise.update(result.noise)
     else:
         _drop(state, has_weight=result.weight > 0)
@@ -97,7 +97,7 @@ def take_step(
         loss=result.loss,
         gradient_norm=norm,
         learning_rate=learning_rate,
-        noise_scale=None if state.noise is None else state.noise.value,
+        noise_scale=state.noise.value,
         applied=applied,
         micro_batch_size=max(result.micro_batch_sizes, default=0),
     )

@@ -32,8 +32,7 @@ class Snapshot:
 def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
     """Return ``state`` as tensors (its own, not copies) and values; ``micro_batch_size`` is what was asked for."""
     tensors = _under(MODEL, state.classifier.state_dict())
-    if state.average is not None:
-        tensors |= _under(AVERAGE, state.average.state_dict())
+    tensors |= _under(AVERAGE, state.average.state_dict())
     if state.best is not None:
         tensors |= _under(BEST, state.best.weights)
     optimizer = state.optimizer.state_dict()
@@ -54,7 +53,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
         "rates": [[group["lr"], group.get("initial_lr")] for group in optimizer["param_groups"]],
         "schedule": _plain_schedule(state.schedule),
         "scaler": state.scaler.state_dict() or None,
-        "noise": None if state.noise is None else state.noise.sums(),
+        "noise": state.noise.sums(),
         "micro_batch_size": [micro_batch_size, state.accumulator.micro_batch_size],
     }
     return Snapshot(state.step, tensors, values)
@@ -70,12 +69,11 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
     """
     values, tensors = snapshot.values, snapshot.tensors
     state.classifier.load_state_dict(_below(MODEL, tensors))
-    if state.average is not None:
-        state.average.load_state_dict(_below(AVERAGE, tensors))
+    state.average.load_state_dict(_below(AVERAGE, tensors))
     _restore_optimizer(state, tensors, values)
     state.schedule.load_state_dict(_loaded_schedule(state.schedule, values["schedule"]))
     state.scaler.load_state_dict(values["scaler"])
-    if state.noise is not None and values["noise"] is not None:
+    if values["noise"] is not None:  # as earlier versions wrote where nothing was measured
         state.noise.restore(values["noise"])
     for name in COUNTERS:
         setattr(state, name, values["counters"][name])

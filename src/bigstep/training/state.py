@@ -36,6 +36,23 @@ class Best:
     weights: dict[str, Tensor]
 
 
+class NoAverage(nn.Module):
+    """Stands where no average of the weights is kept: holds nothing, and is the model itself where it is evaluated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Stand for ``model``."""
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that it is no submodule
+
+    @property
+    def module(self) -> nn.Module:
+        """What :class:`AveragedModel` has under this name: the model to evaluate."""
+        return self._model[0]
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average nothing."""
+
+
 @dataclass
 class TrainingState:
     """All that changes while training; the loop owns it."""
@@ -46,9 +63,9 @@ class TrainingState:
     optimizer: Optimizer
     schedule: LRScheduler | ReduceLROnPlateau
     scaler: torch.amp.GradScaler
-    average: AveragedModel | None
+    average: AveragedModel | NoAverage
     statistics: DeferredStatistics
-    noise: NoiseScale | None
+    noise: NoiseScale
     num_classes: int
     frozen_statistics: bool
     guard: OutOfMemoryGuard
@@ -67,8 +84,6 @@ class TrainingState:
     @property
     def evaluated_model(self) -> Classifier:
         """The classifier that is validated and kept: the average where there is one."""
-        if self.average is None:
-            return self.classifier
         assert isinstance(self.average.module, Classifier)
         return self.average.module
 
@@ -125,12 +140,12 @@ def build_state(
         scaler=scaler,
         average=_average(classifier, train.ema_decay),
         statistics=statistics,
-        noise=None if noise == "none" else NoiseScale(),
+        noise=NoiseScale(),
         num_classes=num_classes,
         guard=OutOfMemoryGuard(device),
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",
     )
 
 
-def _average(classifier: nn.Module, decay: float | None) -> AveragedModel | None:
-    return None if decay is None else AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call] # torch's
+def _average(classifier: nn.Module, decay: float | None) -> AveragedModel | NoAverage:
+    return NoAverage(classifier) if decay is None else AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call] # torch's

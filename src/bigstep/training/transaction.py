@@ -57,9 +57,8 @@ def apply_update(state: TrainingState) -> None:
     state.statistics.commit()
     if not isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step()
-    if state.average is not None:
-        move = partial(state.average.update_parameters, state.classifier)
-        state.guard.insist(move, lambda: None)  # in place: a failure comes before it moves anything
+    move = partial(state.average.update_parameters, state.classifier)
+    state.guard.insist(move, lambda: None)  # in place: a failure comes before it moves anything
 
 
 def _step_group(state: TrainingState, group: dict[str, object], groups: list[dict[str, object]]) -> None:

@@ -1,7 +1,7 @@
 """The progress of a search on the screen."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -34,11 +34,13 @@ def live_table() -> Iterator[Live | None]:
 class ProgressTable:
     """A line for each trial that ended and, on a terminal, a live table."""
 
-    def __init__(self, params: Params, ledgers: tuple[TrialQueue, TrialQueue]) -> None:
-        """Show trials that end from now on."""
-        self._params, self._ledgers = params, ledgers
+    def __init__(
+        self, params: Params, ledgers: tuple[TrialQueue, TrialQueue], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Show trials that end from now on, and the time left by ``clock``, in seconds."""
+        self._params, self._ledgers, self._clock = params, ledgers, clock
         self._said = {(ledger.study.study_name, trial.number) for ledger in ledgers for trial in _ended(ledger.trials())}
-        self._started, self._before = time.monotonic(), len(_ended(ledgers[0].trials()))
+        self._started, self._before = clock(), len(_ended(ledgers[0].trials()))
 
     def show(self, screen: Live | None) -> None:
         """Print a line for each trial that ended since the last call, and redraw the table."""
@@ -72,7 +74,7 @@ class ProgressTable:
         passed = done - self._before
         if passed < 2:
             return ""
-        seconds = (time.monotonic() - self._started) / passed * max(self._params.search.trials - done, 0)
+        seconds = (self._clock() - self._started) / passed * max(self._params.search.trials - done, 0)
         return f", {format_seconds(seconds)} left"
 
 

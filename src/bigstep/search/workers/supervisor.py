@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,21 +28,28 @@ EARLY_DEATH_SECONDS, MAX_EARLY_DEATHS = 20.0, 3  # a worker killed so early so o
 
 
 def watch_workers(
-    request: SearchRequest, params: Params, ledgers: tuple[TrialQueue, TrialQueue], state: Path, count: int
+    request: SearchRequest,
+    params: Params,
+    ledgers: tuple[TrialQueue, TrialQueue],
+    state: Path,
+    count: int,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Run the workers to their end, and show their progress.
+    """Run the workers to their end, and show their progress; ``clock`` and ``sleep`` are those of the time in between.
 
     Returns:
         0, the exit code of a worker that failed, or 128 plus the number of the signal that stopped this process.
     """
-    pool = _WorkerPool(request, count, state)
-    table = ProgressTable(params, ledgers)
+    pool = _WorkerPool(request, count, state, clock)
+    table = ProgressTable(params, ledgers, clock)
     with pool.signals_passed_on(), live_table() as screen:
         pool.start()
         while pool.is_working():
             with contextlib.suppress(*STORAGE_ERRORS):  # the workers wait for it and print a message
                 table.show(screen)
-            time.sleep(POLL_SECONDS)
+            sleep(POLL_SECONDS)
         with contextlib.suppress(*STORAGE_ERRORS):
             table.show(screen)
     return pool.code()
@@ -50,8 +57,8 @@ def watch_workers(
 
 @final
 class _WorkerPool:
-    def __init__(self, request: SearchRequest, count: int, state: Path) -> None:
-        self._request, self._count, self._state = request, count, state
+    def __init__(self, request: SearchRequest, count: int, state: Path, clock: Callable[[], float]) -> None:
+        self._request, self._count, self._state, self._clock = request, count, state, clock
         self._workers: dict[int, subprocess.Popen[str]] = {}
         self._started: dict[int, float] = {}
         self._deaths: dict[int, int] = {}
@@ -68,7 +75,7 @@ class _WorkerPool:
             if code is None:
                 continue
             del self._workers[number]
-            soon = time.monotonic() - self._started[number] < EARLY_DEATH_SECONDS
+            soon = self._clock() - self._started[number] < EARLY_DEATH_SECONDS
             self._deaths[number] = self._deaths.get(number, 0) + 1 if soon else 0
             if code < 0 and self.received is None and self._deaths[number] < MAX_EARLY_DEATHS:
                 console.print(f"worker {number} was killed ({signal.Signals(-code).name}); restarting it")
@@ -111,7 +118,7 @@ class _WorkerPool:
         assert process.stdin is not None
         process.stdin.write(json.dumps(asdict(self._request)))
         process.stdin.close()
-        self._workers[number], self._started[number] = process, time.monotonic()
+        self._workers[number], self._started[number] = process, self._clock()
 
     def _stop(self, number: int) -> None:
         for process in self._workers.values():

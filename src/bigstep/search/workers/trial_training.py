@@ -135,7 +135,7 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
         seconds=state.epoch * len(run.job.store.indices(Split.TRAIN)) / speed if speed else 0.0,
         images_per_second=speed,
         peak_bytes=0,
-        noise_scale=None if state.noise is None else state.noise.value,
+        noise_scale=state.noise.value,
         micro_batch_size=state.accumulator.micro_batch_size,
         run_id=None,
         curves=curves,

@@ -64,15 +64,23 @@ def main() -> int:
 class Worker:
     """Works on one study."""
 
-    def __init__(self, request: SearchRequest, signals: Signals) -> None:
-        """Open the study that ``request`` names."""
+    def __init__(
+        self,
+        request: SearchRequest,
+        signals: Signals,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Open the study that ``request`` names; ``clock`` and ``sleep`` are for the deadline and for waiting."""
         self.request, self.signals = request, signals
+        self._clock, self._sleep = clock, sleep
         self.params = check_params(request.content)
         self.first, self.again = self._patiently(lambda: open_ledgers(self.params, request.address))
         self.store = Store(Path(request.prepared))
         project = ProjectPaths(Path(request.root))
         self.space = build_space(self.params, request.reason).cut(request.largest)
-        self.deadline = time.monotonic() + request.until - time.time()  # the clock may be changed meanwhile
+        self.deadline = clock() + request.until - time.time()  # the clock may be changed meanwhile
         self.runner = TrialRunner(project, self.store, request, self.space, signals, resident_bytes())
 
     def work(self) -> None:
@@ -97,7 +105,7 @@ class Worker:
             if trial is not None:
                 yield trial
             elif waits:
-                time.sleep(POLL_SECONDS)
+                self._sleep(POLL_SECONDS)
             else:
                 return
 
@@ -107,7 +115,7 @@ class Worker:
             console.print(f"trial {number} of {ledger.study.study_name}: its worker no longer exists")
         if is_first:
             ensure_noise_start(ledger, self.space)
-        in_time = time.monotonic() < self.deadline or not is_first
+        in_time = self._clock() < self.deadline or not is_first
         trial = ledger.take(self._sampler if is_first else None) if in_time else None
         return trial, trial is None and any(item.state == TrialState.RUNNING for item in ledger.trials())
 
