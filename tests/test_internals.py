@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -18,9 +19,11 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna_dashboard import save_note
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
+from sklearn.datasets import load_digits
 from torch.nn.attention.flex_attention import flex_attention
 
 import bigstep
+from bigstep.data.sklearn_internals import digits_file, read_digits
 from bigstep.diagnostics.dvc_internals import matches_lock_schema
 from bigstep.errors import ProjectError
 from bigstep.memory import torch_internals as memory_internals
@@ -66,8 +69,8 @@ def test_every_private_name_is_there(name: str) -> None:
 def test_each_library_has_its_home() -> None:
     """Torch has four, as `step` imports nothing of the others."""
     found = {name.rpartition(".")[2].removesuffix("_internals") for name in HOMES}
-    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc"}
-    assert len(HOMES) == 8
+    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc", "sklearn"}
+    assert len(HOMES) == 9
 
 
 def test_private_names_are_used_in_their_homes_only() -> None:
@@ -231,6 +234,15 @@ def test_an_engine_that_mlflow_keeps_is_closed(tmp_path: Path, empty_database: P
     assert uri in SqlAlchemyStore._engine_map
     forget_engine(uri)
     assert uri not in SqlAlchemyStore._engine_map
+
+
+def test_the_digits_read_from_their_file_are_those_that_scikit_learn_loads() -> None:
+    bunch = load_digits()
+    images, labels = read_digits(digits_file())
+    assert (images.dtype, labels.dtype) == (bunch.images.dtype, bunch.target.dtype)
+    assert np.array_equal(images, bunch.images)
+    assert np.array_equal(labels, bunch.target)
+    assert bunch.target_names.tolist() == sorted(set(labels.tolist()))
 
 
 def test_mlflows_schema_has_one_newest_version() -> None:

@@ -1,4 +1,4 @@
-"""A stage parses params.yaml once, and reads no learning section but those that dvc.yaml lists for it."""
+"""A stage parses params.yaml once, reads no learning section but those that dvc.yaml lists, and imports what it needs."""
 
 import ast
 import json
@@ -18,6 +18,11 @@ from dvc_dependencies import ROOT, import_closure
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LEARNING = {section.title for section in SECTIONS if section.learning}
 WHOLE = ("src/bigstep/config/params.py", "src/bigstep/project/parameters.py")  # check all of params.yaml, for every stage
+UNUSED = {
+    "prepare": {"matplotlib", "mlflow", "optuna", "pandas", "scipy", "sklearn", "torch", "torchmetrics", "torchvision"},
+    "train": {"optuna", "torchmetrics"},
+}
+"""Slow imports that a stage over digits does without."""
 RUN = f"""
 import json, sys
 from collections import Counter
@@ -41,7 +46,7 @@ def note(params, name):
 
 Section.model_validate, Params.__getattribute__ = classmethod(count), note
 assert main() == 0
-print(json.dumps([parsed, sorted(read)]))
+print(json.dumps([parsed, sorted(read), sorted(sys.modules)]))
 """
 
 
@@ -60,12 +65,15 @@ def _sections_read(path: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_stage_parses_params_yaml_once_and_reads_what_dvc_yaml_lists(tmp_path: Path, empty_database: Path) -> None:
+def test_a_stage_parses_params_yaml_once_reads_what_dvc_yaml_lists_and_imports_what_it_needs(
+    tmp_path: Path, empty_database: Path
+) -> None:
     root = copy_project(tmp_path / "project", empty_database)
     for name, stage in STAGES.items():
-        parsed, read = _run(root, name)
+        parsed, read, modules = _run(root, name)
         assert parsed == Counter([section.title for section in SECTIONS]), name
         assert set(read) & LEARNING == set(stage["params"]), name
+        assert not UNUSED.get(name, set()) & set(modules), name
 
 
 def _run(root: Path, name: str) -> Any:

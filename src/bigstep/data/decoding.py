@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bigstep.data.pieces import MAX_PIECES, count_pieces
-from bigstep.data.resize import centre_resize
 
 __all__ = ["Decoded", "Layout", "Refusal", "decode_file", "resize_array"]
 
@@ -75,6 +73,10 @@ def resize_array(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Centre-crop and resize ``(height, width, channels)`` to ``(size, size, channels)``."""
     if pixels.shape[:2] == (size, size):
         return pixels
+    import torch  # only to resize: it takes seconds
+
+    from bigstep.data.resize import centre_resize
+
     images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
     return np.ascontiguousarray(centre_resize(images, size)[0].permute(1, 2, 0).numpy())
 
