@@ -8,9 +8,8 @@ import numpy as np
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
 
-from bigstep.evaluation import Scores
+from bigstep.evaluation import Scores, confusion_matrix
 from bigstep.report.figures import INK, LINE, save_figure
 
 __all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", "write_page"]
@@ -54,7 +53,7 @@ figcaption { color: #6b7280 }
 def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix, as shares of the true class."""
     count = len(classes)
-    matrix = confusion_matrix(labels, predicted, labels=range(count))
+    matrix = confusion_matrix(labels, predicted, count)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(16.0, 2.5 + 0.45 * count)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
