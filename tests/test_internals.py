@@ -3,6 +3,8 @@
 import ast
 import importlib
 import shutil
+import subprocess
+import sys
 import threading
 import tomllib
 from importlib.metadata import version
@@ -67,10 +69,10 @@ def test_every_private_name_is_there(name: str) -> None:
 
 
 def test_each_library_has_its_home() -> None:
-    """Torch has four, as `step` imports nothing of the others."""
+    """Torch has five, as `step` imports nothing of the others."""
     found = {name.rpartition(".")[2].removesuffix("_internals") for name in HOMES}
     assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc", "sklearn"}
-    assert len(HOMES) == 9
+    assert len(HOMES) == 10
 
 
 def test_private_names_are_used_in_their_homes_only() -> None:
@@ -243,6 +245,40 @@ def test_the_digits_read_from_their_file_are_those_that_scikit_learn_loads() -> 
     assert np.array_equal(images, bunch.images)
     assert np.array_equal(labels, bunch.target)
     assert bunch.target_names.tolist() == sorted(set(labels.tolist()))
+
+
+OPTIMIZERS = """
+import sys, torch
+from torch.optim import SGD, Adam, AdamW
+from bigstep.training.torch_internals import COMPILER, without_compiler
+
+def train(kind, options):
+    weights = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4))
+    optimizer = kind([{"params": [weights], "weight_decay": 0.1}], lr=0.1, fused=True, **options)
+    for _ in range(3):
+        (weights**3).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    (weights**2).sum().backward()
+    optimizer.step(lambda: torch.zeros(()))
+    states = [value for item in optimizer.state.values() for value in item.values() if isinstance(value, torch.Tensor)]
+    return [weights.detach(), weights.grad, *states]
+
+CASES = [(SGD, {"momentum": 0.9, "nesterov": True}), (Adam, {}), (AdamW, {})]
+without = [train(without_compiler(kind), options) for kind, options in CASES]
+assert COMPILER not in sys.modules, "torch's wrappers have other names: see training/torch_internals.py"
+usual = [train(kind, options) for kind, options in CASES]
+assert COMPILER in sys.modules, "torch does not import it any more: training/torch_internals.py is not needed"
+later = [train(without_compiler(kind), options) for kind, options in CASES]
+for found in (without, later):
+    for mine, theirs in zip(found, usual, strict=True):
+        assert len(mine) == len(theirs) > 2 and all(map(torch.equal, mine, theirs))
+"""
+
+
+def test_an_optimizer_without_the_compiler_does_the_same_and_does_not_import_it() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", OPTIMIZERS], check=True)
 
 
 def test_mlflows_schema_has_one_newest_version() -> None:
