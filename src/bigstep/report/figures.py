@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigstep.runtime.import_lock import import_lock
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -13,7 +15,8 @@ INK, LINE, ACCENT = "#1f2933", "#2563eb", "#d97706"
 
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of this size, in inches."""
-    from matplotlib.figure import Figure
+    with import_lock:
+        from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
