@@ -16,7 +16,7 @@ from dvc_dependencies import ROOT
 SOURCE = ROOT / "src" / "bigstep"
 
 SETTINGS = """
-import logging, os, signal, sys, warnings
+import gc, logging, os, signal, sys, warnings
 # these set some themselves
 import matplotlib, numpy, optuna, psutil, PIL.Image, pydantic, ruamel.yaml, sklearn, torch, torchmetrics, torchvision
 
@@ -32,6 +32,7 @@ def settings():
         "warnings": [str(item) for item in warnings.filters],
         "handlers": [str(logging.getLogger(name).handlers) for name in ("", "bigstep", "optuna", "mlflow")],
         "signals": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)],
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
         "recursion": sys.getrecursionlimit(),
         "folder": os.getcwd(),
     }
@@ -121,6 +122,23 @@ print(json.dumps([seen, dict(os.environ)]))
     assert library in seen if library else not seen
     for found in (*seen.values(), after):
         assert {name: found.get(name) for name in GUARDS} == {**GUARDS, "MLFLOW_HTTP_REQUEST_TIMEOUT": "7"}
+
+
+def test_the_garbage_collector_rests_while_a_stage_is_imported_only(tmp_path: Path) -> None:
+    code = f"""
+import gc, sys
+sys.path.insert(0, {str(SOURCE.parents[1] / "pipelines")!r})
+from checkout import own_source
+with own_source():
+    during = gc.isenabled()
+after = gc.isenabled(), gc.get_freeze_count() > 0
+try:
+    with own_source():
+        import a_module_that_is_not_there
+except SystemExit:
+    print(during, *after, gc.isenabled())
+"""
+    assert _run(code, tmp_path) == ["False True True True"]
 
 
 def test_a_search_path_has_no_empty_entry(monkeypatch: pytest.MonkeyPatch) -> None:

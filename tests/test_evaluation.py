@@ -4,9 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn import metrics
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from bigstep.evaluation import ClassScores, Scores, predict_probabilities, score
+from bigstep.errors import ModelError
+from bigstep.evaluation import ClassScores, Scores, confusion_matrix, predict_probabilities, score
 from bigstep.models.classifier import Classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.report.training_curves import draw_curves
@@ -37,6 +40,36 @@ def test_the_fifth_likeliest_counts_and_the_sixth_does_not() -> None:
 def test_of_five_classes_any_answer_is_among_the_top_five() -> None:
     shares = np.tile(np.array([0.6, 0.4], np.float32), (4, 1))
     assert score(shares, np.array([0, 1, 1, 1]), ("x", "y"), calibration_bins=5).top5_accuracy == 1.0
+
+
+@pytest.mark.parametrize(("num_classes", "num_bins", "count"), [(2, 5, 50), (6, 15, 300), (40, 10, 1000), (7, 3, 1)])
+@pytest.mark.parametrize("sharpness", [0.5, 40.0])
+def test_the_scores_are_those_of_scikit_learn_and_torchmetrics(
+    num_classes: int, num_bins: int, count: int, sharpness: float
+) -> None:
+    """To the bit: one class more than the labels use, probabilities of exactly 0 and 1, and ties."""
+    generator = np.random.default_rng(num_classes)
+    logits = torch.from_numpy(generator.normal(size=(count, num_classes)).round(1).astype(np.float32) * sharpness)
+    shares, labels = logits.softmax(dim=1).numpy(), generator.integers(0, num_classes - 1, count)
+    found = score(shares, labels, tuple(map(str, range(num_classes))), calibration_bins=num_bins)
+    double, indices, predicted = shares.astype(np.float64), list(range(num_classes)), shares.argmax(axis=1)
+    double /= double.sum(axis=1, keepdims=True)
+    expected = metrics.precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
+    assert [(item.precision, item.recall, item.f1, item.support) for item in found.classes] == list(zip(*expected, strict=True))
+    assert found.macro_f1 == np.mean(expected[2])
+    assert found.accuracy == metrics.accuracy_score(labels, predicted)
+    assert found.loss == metrics.log_loss(labels, double, labels=indices)
+    if num_classes > 5:
+        assert found.top5_accuracy == metrics.top_k_accuracy_score(labels, double, k=5, labels=indices)
+    tensors = torch.from_numpy(double), torch.from_numpy(labels)
+    assert found.calibration_error == float(multiclass_calibration_error(*tensors, num_classes=num_classes, n_bins=num_bins))
+    matrix = confusion_matrix(labels, predicted, num_classes)
+    assert np.array_equal(matrix, metrics.confusion_matrix(labels, predicted, labels=indices))
+
+
+def test_probabilities_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(ModelError, match="expected finite probabilities"):
+        score(np.full((1, 6), np.nan, np.float32), LABELS[:1], CLASSES, calibration_bins=5)
 
 
 def test_probabilities_do_not_depend_on_the_batches() -> None:

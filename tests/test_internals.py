@@ -3,12 +3,15 @@
 import ast
 import importlib
 import shutil
+import subprocess
+import sys
 import threading
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -18,9 +21,11 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna_dashboard import save_note
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
+from sklearn.datasets import load_digits
 from torch.nn.attention.flex_attention import flex_attention
 
 import bigstep
+from bigstep.data.sklearn_internals import digits_file, read_digits
 from bigstep.diagnostics.dvc_internals import matches_lock_schema
 from bigstep.errors import ProjectError
 from bigstep.memory import torch_internals as memory_internals
@@ -64,10 +69,10 @@ def test_every_private_name_is_there(name: str) -> None:
 
 
 def test_each_library_has_its_home() -> None:
-    """Torch has four, as `step` imports nothing of the others."""
+    """Torch has five, as `step` imports nothing of the others."""
     found = {name.rpartition(".")[2].removesuffix("_internals") for name in HOMES}
-    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc"}
-    assert len(HOMES) == 8
+    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc", "sklearn"}
+    assert len(HOMES) == 10
 
 
 def test_private_names_are_used_in_their_homes_only() -> None:
@@ -231,6 +236,49 @@ def test_an_engine_that_mlflow_keeps_is_closed(tmp_path: Path, empty_database: P
     assert uri in SqlAlchemyStore._engine_map
     forget_engine(uri)
     assert uri not in SqlAlchemyStore._engine_map
+
+
+def test_the_digits_read_from_their_file_are_those_that_scikit_learn_loads() -> None:
+    bunch = load_digits()
+    images, labels = read_digits(digits_file())
+    assert (images.dtype, labels.dtype) == (bunch.images.dtype, bunch.target.dtype)
+    assert np.array_equal(images, bunch.images)
+    assert np.array_equal(labels, bunch.target)
+    assert bunch.target_names.tolist() == sorted(set(labels.tolist()))
+
+
+OPTIMIZERS = """
+import sys, torch
+from torch.optim import SGD, Adam, AdamW
+from bigstep.training.torch_internals import COMPILER, without_compiler
+
+def train(kind, options):
+    weights = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4))
+    optimizer = kind([{"params": [weights], "weight_decay": 0.1}], lr=0.1, fused=True, **options)
+    for _ in range(3):
+        (weights**3).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    (weights**2).sum().backward()
+    optimizer.step(lambda: torch.zeros(()))
+    states = [value for item in optimizer.state.values() for value in item.values() if isinstance(value, torch.Tensor)]
+    return [weights.detach(), weights.grad, *states]
+
+CASES = [(SGD, {"momentum": 0.9, "nesterov": True}), (Adam, {}), (AdamW, {})]
+without = [train(without_compiler(kind), options) for kind, options in CASES]
+assert COMPILER not in sys.modules, "torch's wrappers have other names: see training/torch_internals.py"
+usual = [train(kind, options) for kind, options in CASES]
+assert COMPILER in sys.modules, "torch does not import it any more: training/torch_internals.py is not needed"
+later = [train(without_compiler(kind), options) for kind, options in CASES]
+for found in (without, later):
+    for mine, theirs in zip(found, usual, strict=True):
+        assert len(mine) == len(theirs) > 2 and all(map(torch.equal, mine, theirs))
+"""
+
+
+def test_an_optimizer_without_the_compiler_does_the_same_and_does_not_import_it() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", OPTIMIZERS], check=True)
 
 
 def test_mlflows_schema_has_one_newest_version() -> None:

@@ -198,6 +198,22 @@ def test_a_store_that_fails_for_a_while_is_tried_again(uri: str, tmp_path: Path,
     assert _history(uri, tracker.spool.sent.run_id) == [(0, 1.0)]
 
 
+def test_a_run_that_is_not_waited_for_gets_all_that_was_logged_before_mlflow_answered(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, opens = threading.Event(), delivery.open_run
+    monkeypatch.setattr(delivery, "open_run", lambda *args, **options: answers.wait(60) and opens(*args, **options))
+    told = {"params": {"a": 1}, "tags": {}, "wait_seconds": 0}
+    with tracked_run(tmp_path / "spool", uri, "Default", **told) as tracked:
+        tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+        assert tracked.run_id() is None
+        answers.set()
+        tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
+    assert tracked.delivered
+    assert _history(uri, tracked.run_id()) == [(0, 1.0), (1, 0.5)]
+    assert open_client(uri).get_run(tracked.run_id()).info.status == "FINISHED"
+
+
 def test_what_is_heavy_waits_for_the_end(uri: str, tmp_path: Path) -> None:
     tracker = _begin(tmp_path / "s", uri)
     tracker.finish("FINISHED")

@@ -1,4 +1,4 @@
-"""A stage parses params.yaml once, and reads no learning section but those that dvc.yaml lists for it."""
+"""A stage parses params.yaml once, reads no learning section but those that dvc.yaml lists, and imports what it needs."""
 
 import ast
 import json
@@ -18,6 +18,14 @@ from dvc_dependencies import ROOT, import_closure
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LEARNING = {section.title for section in SECTIONS if section.learning}
 WHOLE = ("src/bigstep/config/params.py", "src/bigstep/project/parameters.py")  # check all of params.yaml, for every stage
+LATER = {"matplotlib", "mlflow", "optuna", "pandas", "scipy", "sklearn", "torchmetrics", "torchvision"}
+"""Slow imports that no stage does before it needs them."""
+UNUSED = {
+    "prepare": {"matplotlib", "mlflow", "optuna", "pandas", "scipy", "sklearn", "torch", "torchmetrics", "torchvision"},
+    "train": {"optuna", "sklearn", "torchmetrics"},
+    "evaluate": {"optuna", "sklearn", "torchmetrics"},
+}
+"""Slow imports that a stage over digits does without."""
 RUN = f"""
 import json, sys
 from collections import Counter
@@ -25,6 +33,7 @@ from bigstep.config.params import Params
 from bigstep.config.section import Section
 from bigstep.stages.{{name}} import main
 
+first = sorted(sys.modules)
 parsed, read = Counter(), set()
 validate, get = Section.model_validate.__func__, Params.__getattribute__
 
@@ -41,7 +50,7 @@ def note(params, name):
 
 Section.model_validate, Params.__getattribute__ = classmethod(count), note
 assert main() == 0
-print(json.dumps([parsed, sorted(read)]))
+print(json.dumps([parsed, sorted(read), first, sorted(sys.modules)]))
 """
 
 
@@ -60,12 +69,16 @@ def _sections_read(path: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_stage_parses_params_yaml_once_and_reads_what_dvc_yaml_lists(tmp_path: Path, empty_database: Path) -> None:
+def test_a_stage_parses_params_yaml_once_reads_what_dvc_yaml_lists_and_imports_what_it_needs(
+    tmp_path: Path, empty_database: Path
+) -> None:
     root = copy_project(tmp_path / "project", empty_database)
     for name, stage in STAGES.items():
-        parsed, read = _run(root, name)
+        parsed, read, first, modules = _run(root, name)
         assert parsed == Counter([section.title for section in SECTIONS]), name
         assert set(read) & LEARNING == set(stage["params"]), name
+        assert not LATER & set(first), name
+        assert not UNUSED[name] & set(modules), name
 
 
 def _run(root: Path, name: str) -> Any:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bigstep.data.pieces import MAX_PIECES, count_pieces
-from bigstep.data.resize import centre_resize
 
 __all__ = ["Decoded", "Layout", "Refusal", "decode_file", "image_pixels", "resize_array", "with_channels"]
 
@@ -76,6 +74,10 @@ def resize_array(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Centre-crop and resize ``(height, width, channels)`` to ``(size, size, channels)``."""
     if pixels.shape[:2] == (size, size):
         return pixels
+    import torch  # only to resize: it takes seconds
+
+    from bigstep.data.resize import centre_resize
+
     images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
     return np.ascontiguousarray(centre_resize(images, size)[0].permute(1, 2, 0).numpy())
 
@@ -91,7 +93,7 @@ def with_channels(image: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
     return grey
 
 
-def image_pixels(image: object, channels: int | None = None) -> NDArray[np.uint8]:
+def image_pixels(image: Any, channels: int | None = None) -> NDArray[np.uint8]:
     """Turn an image in memory into pixels, uint8 of shape ``(height, width, channels)``.
 
     Args:
@@ -104,7 +106,7 @@ def image_pixels(image: object, channels: int | None = None) -> NDArray[np.uint8
     """
     if isinstance(image, Image.Image):
         return _to_array(image, channels or (1 if image.mode in ("1", "L", "I", "I;16") else 3)).copy()
-    if isinstance(image, torch.Tensor):
+    if hasattr(image, "detach"):  # a tensor; importing torch to ask takes seconds
         array = np.asarray(image.detach().cpu())
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
     else:

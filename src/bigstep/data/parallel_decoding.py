@@ -8,8 +8,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import torch
-
 from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file
 
 __all__ = ["decode_files"]
@@ -86,4 +84,6 @@ def _pool(num_workers: int) -> ProcessPoolExecutor:
 
 
 def _one_thread() -> None:
+    import torch  # not in the process that prepares digits: it takes seconds
+
     torch.set_num_threads(1)

@@ -16,6 +16,7 @@ from bigstep.data.image_folder import Listing, list_folder
 from bigstep.data.own_dataset import open_dataset
 from bigstep.data.parallel_decoding import decode_files
 from bigstep.data.sample import Sample, Source
+from bigstep.data.sklearn_internals import digits_file, read_digits
 from bigstep.data.split import UNASSIGNED, Split
 from bigstep.data.store import SourceFile
 from bigstep.errors import DataError
@@ -117,14 +118,11 @@ def _array_source(
 def _digits(data: DataConfig, root: Path) -> Source:
     """scikit-learn's digits: 1,797 grey images of 8 x 8 pixels, values 0 to 16, embedded in the package."""
     del root
-    import sklearn.datasets
-
-    bunch = sklearn.datasets.load_digits()
-    folder = Path(sklearn.datasets.__file__).parent / "data"
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    classes = tuple(str(name) for name in bunch.target_names)
-    files = (SourceFile.hashed(folder / "digits.csv.gz", folder),)
-    return _array_source(data, classes, files, (images, bunch.target.astype(np.int64), -1))
+    path = digits_file()
+    values, labels = read_digits(path)
+    images = np.rint(values * (255 / 16)).astype(np.uint8)[..., None]
+    classes = tuple(str(digit) for digit in range(10))
+    return _array_source(data, classes, (SourceFile.hashed(path, path.parent),), (images, labels, -1))
 
 
 IDX = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))

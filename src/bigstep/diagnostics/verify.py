@@ -12,6 +12,7 @@ from bigstep.atomic_files import read_json, sha256
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
+from bigstep.data.sklearn_internals import digits_file
 from bigstep.data.store import Store
 from bigstep.diagnostics.state_files import is_lock
 from bigstep.errors import ExitCode, ModelError, ProjectError, UserError
@@ -125,7 +126,7 @@ def _sources(store: Store, folder: Path) -> Iterator[str]:
     if store.manifest.source == "image-folder":
         expected = [(folder / name, digest) for name, digest in store.origins()]
     else:
-        home = _package_data() if store.manifest.source == "digits" else folder
+        home = digits_file().parent if store.manifest.source == "digits" else folder
         found = {item.name: next(home.rglob(Path(item.name).name), home / item.name) for item in store.manifest.files}
         expected = [(found[item.name], item.sha256) for item in store.manifest.files]
     for path, digest in expected:
@@ -133,12 +134,6 @@ def _sources(store: Store, folder: Path) -> Iterator[str]:
             yield f"source: {str(path)!r} is missing since prepare; restore it, or run `bigstep prepare --force`"
         elif sha256(path) != digest:
             yield f"source: {str(path)!r} has changed since prepare; restore it, or run `bigstep prepare --force`"
-
-
-def _package_data() -> Path:
-    import sklearn.datasets
-
-    return Path(sklearn.datasets.__file__).parent / "data"
 
 
 def _cache(root: Path, lock: Path) -> Iterator[str]:

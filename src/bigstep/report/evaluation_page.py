@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
 
-from bigstep.evaluation import Scores
-from bigstep.report.figures import INK, LINE, save_figure
+from bigstep.evaluation import Scores, confusion_matrix
+from bigstep.report.figures import INK, LINE, new_figure, save_figure
 
 __all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", "write_page"]
 
@@ -54,10 +52,10 @@ figcaption { color: #6b7280 }
 def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix, as shares of the true class."""
     count = len(classes)
-    matrix = confusion_matrix(labels, predicted, labels=range(count))
+    matrix = confusion_matrix(labels, predicted, count)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(16.0, 2.5 + 0.45 * count)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = new_figure(side + 1, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if count <= 30:
@@ -76,7 +74,7 @@ def draw_calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int6
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     used = [index for index in range(bins) if (which == index).any()]
-    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    figure = new_figure(4.2, 4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#9ca3af", linestyle="--", linewidth=1)
     axes.plot(
@@ -95,7 +93,7 @@ def draw_mistakes(
     """Draw images of shape ``(n, size, size, channels)`` in a grid, each with its caption."""
     columns = max(1, int(np.ceil(np.sqrt(len(images)))))
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.7 * columns + 0.6, 2.0 * rows + 0.3), layout="constrained")
+    figure = new_figure(1.7 * columns + 0.6, 2.0 * rows + 0.3)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")

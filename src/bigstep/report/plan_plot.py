@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from bigstep.report.figures import ACCENT, LINE, save_figure
+from bigstep.report.figures import ACCENT, LINE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from bigstep.planning.throughput import PlannedSlicing, ThroughputCurve
@@ -18,7 +16,7 @@ OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
 
 def draw_plan(ladders: "Sequence[ThroughputCurve]", choice: "PlannedSlicing", room_bytes: int | None, path: Path) -> None:
     """Draw images per second and process growth over the micro-batch size; the budget is a line."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     for number, ladder in enumerate(ladders):
         sizes = [rung.micro_batch_size for rung in ladder.rungs]

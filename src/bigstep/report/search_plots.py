@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from bigstep.report.figures import ACCENT, INK, LINE, save_figure
+from bigstep.report.figures import ACCENT, INK, LINE, new_figure, save_figure
 
 __all__ = ["draw_front", "draw_landscape"]
 
@@ -15,7 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def draw_landscape(rows: Rows, objective: str, path: Path) -> None:
     """Draw each trial at its learning rate and effective batch size, colored by its value; infeasible ones are crosses."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     able = [row for row in rows if row["feasible"]]
     points = axes.scatter(
@@ -38,7 +36,7 @@ def draw_landscape(rows: Rows, objective: str, path: Path) -> None:
 
 def draw_front(rows: Rows, front: Sequence[int], objective: str, path: Path) -> None:
     """Draw each trial's value over its training time; the trials of the Pareto front are connected."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     axes.scatter([row["seconds"] for row in rows], [row["value"] for row in rows], c=LINE, s=30)
     best = sorted((row["seconds"], row["value"]) for row in rows if row["number"] in front)

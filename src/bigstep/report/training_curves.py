@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from bigstep.report.figures import ACCENT, LINE, save_figure
+from bigstep.report.figures import ACCENT, LINE, new_figure, save_figure
 
 __all__ = ["draw_curves"]
 
 
 def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     """Draw loss and accuracy over epochs; ``history`` has one row an epoch, as history.csv."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["train_loss"] for row in history], color=ACCENT, label="training (as optimised)")

@@ -41,6 +41,7 @@ def tracked_run(
     params: Mapping[str, object],
     tags: Mapping[str, str],
     given: str | None = None,
+    wait_seconds: float = FIRST_ROUND,
 ) -> Iterator[TrackedRun]:
     """Track a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
 
@@ -51,6 +52,7 @@ def tracked_run(
         params: to note.
         tags: to set.
         given: a run to write to instead of the spool's own.
+        wait_seconds: at most, for the run to start. Whatever is logged meanwhile is on disk and arrives when MLflow answers.
     """
     with spool_lock(folder):
         spool = Spool(folder)
@@ -63,7 +65,7 @@ def tracked_run(
         tracker.log_params(params)
         tracker.set_tags({**tags, PROCESS: process_name()})
         courier = SpoolDelivery(spool)
-        courier.start(FIRST_ROUND)
+        courier.start(wait_seconds)
         tracked = TrackedRun(tracker, run_id=lambda: spool.sent.run_id)
         try:
             yield tracked

@@ -18,13 +18,18 @@ __all__ = ["stage_run"]
 
 @contextmanager
 def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
-    """Track the run of the stage's attempt, or that of ``mlflow run`` if its experiment was named."""
+    """Track the run of the stage's attempt, or that of ``mlflow run`` if its experiment was named.
+
+    The block starts at once: importing MLflow and opening its store take seconds, and are done beside it.
+    """
     root, attempt = stage.project.root, read_attempt(stage.project.attempts, stage.key)
     assert attempt is not None
     name = f"{stage.key}.{attempt.number}"
     folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
     tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
-    with tracked_run(folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given) as tracked:
+    with tracked_run(
+        folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given, wait_seconds=0
+    ) as tracked:
         if pointing is not None:
             tracked.tracker.point_from(pointing)
         yield tracked.tracker

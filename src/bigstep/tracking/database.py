@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bigstep.errors import ProjectError
 from bigstep.runtime.environment import TRACKING_URI, read_variable
 from bigstep.runtime.file_locks import exclusive_lock
+from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.mlflow_internals import forget_engine
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def open_client(uri: str) -> "MlflowClient":
     Raises:
         ProjectError: MLflow cannot open the database although it contains runs; it is not changed.
     """
-    import mlflow
+    with import_lock:
+        import mlflow
 
     mlflow.set_tracking_uri(uri)
     path = sqlite_file(uri)

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from bigstep.config.train import TrainConfig
+from bigstep.training.torch_internals import without_compiler
 
 __all__ = ["build_optimizer", "build_schedule"]
 
@@ -32,8 +33,9 @@ def build_optimizer(train: TrainConfig, parameters: Iterable[Tensor]) -> Optimiz
         {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if train.optimizer == "sgd":
-        return _prepared(SGD(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.nesterov, fused=True))
-    kind = Adam if train.optimizer == "adam" else AdamW
+        sgd = without_compiler(SGD)
+        return _prepared(sgd(groups, lr=train.learning_rate, momentum=train.momentum, nesterov=train.nesterov, fused=True))
+    kind = without_compiler(Adam if train.optimizer == "adam" else AdamW)
     return _prepared(kind(groups, lr=train.learning_rate, betas=train.betas, fused=True))
 
 
