@@ -1,5 +1,6 @@
 """Fixtures, and a police: a test that leaves an environment variable, a thread setting or a default type behind fails."""
 
+import compileall
 import csv
 import logging
 import os
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,18 @@ from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
 from bigstep.runtime.environment import guard_libraries
+from bigstep.runtime.file_locks import exclusive_lock
 from faults.project import Project
 
 ROOT = Path(__file__).resolve().parents[1]
+Shared = Callable[[str, Callable[[Path], object]], Path]  # the folder of a name, and what makes it
 
 settings.register_profile("bigstep", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bigstep")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several run side by side
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+compileall.compile_dir(ROOT / "src", quiet=1)  # for hundreds of processes, in this project and in copies of it
 guard_libraries()  # the tests are an entry point like the command
 MAY_CHANGE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
 
@@ -66,30 +71,53 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    folder = tmp_path_factory.mktemp("digits")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Folders that the processes of a test run share: what takes seconds to make is made once, and then only read."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / "shared" / name, root / "shared" / f"{name}.done"
+        with exclusive_lock(folder.with_name(f"{name}.lock")):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed to make it
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+def _prepare_digits(folder: Path) -> None:
     data = DataConfig()
     source = open_source(data, folder, num_workers=0)
     assert sum(1 for _ in prepare_store(source, data, folder)) == 1797
-    store = Store(folder)
+
+
+@pytest.fixture(scope="session")
+def digits(shared: Shared) -> Store:
+    store = Store(shared("digits", _prepare_digits))
     assert store.images.shape == (1797, 8, 8, 1)
     return store
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables: making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+def _make_database(folder: Path) -> None:
     code = "import sys; from bigstep.tracking.database import open_client; open_client(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
-    return path
+    subprocess.run([sys.executable, "-c", code, f"sqlite:///{folder / 'mlflow.db'}"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def empty_database(shared: Shared) -> Path:
+    """An MLflow database with its tables, to be copied."""
+    return shared("database", _make_database) / "mlflow.db"
 
 
 def copy_project(root: Path, database: Path | None = None) -> Path:
     """A copy of this project, a DVC project of its own with git, with quick parameters and an empty history."""
     root.mkdir()
     for name in ("src", "pipelines", "presets", "weights", "custom"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.egg-info"))
     for name in ("dvc.yaml", "MLproject", "python_env.yaml", "requirements.txt", ".dvcignore", ".gitignore", "pyproject.toml"):
         shutil.copyfile(ROOT / name, root / name)
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -107,17 +135,25 @@ def copy_project(root: Path, database: Path | None = None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared_root(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
-    """A copy of this project whose data is prepared, to be copied in turn: the stage takes seconds, copying does not."""
-    root = copy_project(tmp_path_factory.mktemp("prepared") / "project", empty_database)
-    Project(root).run("dvc", "repro", "-q", "prepare")
-    return root
+def prepared_root(shared: Shared, empty_database: Path) -> Path:
+    """A copy of this project whose data is prepared, to be copied in turn."""
+
+    def make(folder: Path) -> None:
+        Project(copy_project(folder / "project", empty_database)).run("dvc", "repro", "-q", "prepare")
+
+    return shared("prepared", make) / "project"
+
+
+def copy_prepared(prepared: Path, root: Path) -> Project:
+    """A copy of a project whose data is prepared."""
+    shutil.copytree(prepared, root, symlinks=True)
+    return Project(root)
 
 
 @pytest.fixture(scope="session")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plans(shared: Shared) -> Path:
     """A folder of measured plans that projects of the same model share: the first search measures, the next ones read."""
-    return tmp_path_factory.mktemp("plans")
+    return shared("plans", lambda _: None)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import psycopg
 from bigstep.search.storage import open_storage
 from bigstep.search.studies import confirmation_study_name
 from bigstep.search.trial_queue import counts_toward_budget
+from conftest import copy_prepared
 from faults.project import Project
 from waiting import wait_until
 
@@ -30,8 +30,7 @@ QUICK = (
 
 def searching_project(root: Path, prepared: Path, plans: Path, *settings: str) -> Project:
     """A project with prepared data that measures its plan only where no other has."""
-    shutil.copytree(prepared, root, symlinks=True)
-    project = Project(root)
+    project = copy_prepared(prepared, root)
     project.set(*settings)
     (root / ".bigstep").mkdir(exist_ok=True)
     (root / ".bigstep" / "plans").symlink_to(plans)

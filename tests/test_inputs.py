@@ -9,7 +9,7 @@ import pytest
 
 from bigstep.errors import ProjectError
 from bigstep.project.stage_inputs import INPUTS, check_earlier_stages, read_inputs
-from conftest import copy_project
+from conftest import copy_prepared
 from faults.project import Project
 
 DVC_YAML = "stages:\n  train:\n    deps:\n    - ${data.root}\n    - code.py\n    params:\n    - train\n"
@@ -80,9 +80,9 @@ def test_a_stage_refuses_what_an_earlier_one_did_not_run_with(folder: Path, monk
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Project:
+def trained(tmp_path_factory: pytest.TempPathFactory, prepared_root: Path) -> Project:
     """A project that trained without any change."""
-    project = Project(copy_project(tmp_path_factory.mktemp("inputs") / "project", empty_database))
+    project = copy_prepared(prepared_root, tmp_path_factory.mktemp("inputs") / "project")
     project.set("train.epochs=12", "model.width=8", "train.effective_batch_size=128")
     project.run("dvc", "repro", "train")
     return project
@@ -100,14 +100,13 @@ def test_code_written_while_it_is_imported_is_refused(folder: Path) -> None:
 
 
 @slow
-@pytest.mark.parametrize("what", ["params", "code", "branch"])
+@pytest.mark.parametrize("what", ["code", "branch"])
 def test_an_edit_while_training_is_refused_and_put_back_ends_in_seconds(
-    what: str, trained: Project, tmp_path: Path, empty_database: Path
+    what: str, trained: Project, tmp_path: Path, prepared_root: Path
 ) -> None:
-    project = Project(copy_project(tmp_path / "project", empty_database))
+    project = copy_prepared(prepared_root, tmp_path / "project")
     shutil.copyfile(trained.root / "params.yaml", project.root / "params.yaml")
     path, before, after = {
-        "params": (project.root / "params.yaml", "learning_rate: 0.004", "learning_rate: 0.04"),
         "code": (project.root / "src" / "bigstep" / "training" / "optimization.py", '"""', '"""Another. '),
         "branch": (project.root / "params.yaml", "learning_rate: 0.004", "learning_rate: 0.04"),
     }[what]
@@ -161,10 +160,10 @@ def _commit_branch(project: Project, path: Path, before: str, after: str) -> Non
     ],
 )
 def test_an_edit_while_results_are_written_ends_no_run_well(
-    stage: str, module: str, line: str, edit: tuple[str, str], trained: Project, tmp_path: Path, empty_database: Path
+    stage: str, module: str, line: str, edit: tuple[str, str], trained: Project, tmp_path: Path, prepared_root: Path
 ) -> None:
     """The project's own drawing of a picture edits params.yaml, once."""
-    project = Project(copy_project(tmp_path / "project", empty_database))
+    project = copy_prepared(prepared_root, tmp_path / "project")
     shutil.copyfile(trained.root / "params.yaml", project.root / "params.yaml")
     original = (project.root / "params.yaml").read_text(encoding="utf-8")
     assert edit[0] in original
@@ -199,9 +198,9 @@ def test_an_edit_while_results_are_written_ends_no_run_well(
 
 
 @slow
-def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Path, empty_database: Path) -> None:
+def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Path, prepared_root: Path) -> None:
     """DVC reads params.yaml once more when the stage has ended: here its last act is the edit."""
-    project = Project(copy_project(tmp_path / "project", empty_database))
+    project = copy_prepared(prepared_root, tmp_path / "project")
     project.set("train.epochs=1", "model.width=8")
     script = project.root / "pipelines" / "train.py"
     text = script.read_text(encoding="utf-8")
@@ -224,10 +223,10 @@ def test_an_edit_after_the_stage_ended_is_taken_out_of_dvcs_record(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("script", "when"), [("train", "atexit.register(_edit)"), ("evaluate", "_edit()")])
 def test_an_edit_between_two_stages_judges_no_model_by_other_parameters(
-    script: str, when: str, tmp_path: Path, empty_database: Path
+    script: str, when: str, tmp_path: Path, prepared_root: Path
 ) -> None:
     """The last act of train, before DVC records it, or the first act of evaluate, after that, is the edit, once."""
-    project = Project(copy_project(tmp_path / "project", empty_database))
+    project = copy_prepared(prepared_root, tmp_path / "project")
     project.set("train.epochs=1", "model.width=8")
     params, code = project.root / "params.yaml", project.root / "pipelines" / f"{script}.py"
     original = params.read_text(encoding="utf-8")
