@@ -54,8 +54,9 @@ figure: $(READY)  ## write docs/figures: exactness.png and search.png, from docs
 peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep and its peers (installs them)
 	@$(BIN)/python benchmarks/peers/correctness.py
 
-costs: $(READY)  ## measure what keyed randomness and the noise scale cost
+costs: $(READY)  ## measure what keyed randomness, the noise scale and the self-check cost
 	@$(BIN)/python benchmarks/costs/keyed_randomness.py
+	@$(BIN)/python benchmarks/costs/self_check.py
 
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py

@@ -245,6 +245,32 @@ def test_inputs_may_be_a_dictionary() -> None:
     assert bigstep.check(Named(), _plain, (batch, torch.randint(0, 5, (12,)))).is_exact
 
 
+class _Attention(nn.Module):
+    """Takes a mask of a sequence's positions, which all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(1, 4), nn.Linear(4, 5)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.first(tokens)
+        return self.head(((hidden @ hidden.transpose(1, 2) + mask).softmax(-1) @ hidden).mean(1))
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_inputs_that_all_samples_share_are_named(as_mapping: bool) -> None:
+    """As many positions as samples: the mask would be cut otherwise, without a word."""
+    torch.manual_seed(0)
+    tokens, mask = torch.randn(12, 12, 1), torch.randn(12, 12)
+    inputs = {"tokens": tokens, "mask": mask} if as_mapping else (tokens, mask)
+    batch = (inputs, torch.randint(0, 5, (12,)))
+    found = bigstep.check(_Attention(), _plain, batch, shared=["mask" if as_mapping else 1])
+    assert found.is_exact
+    assert found.worst < 1e-12
+    with pytest.raises(RuntimeError, match="must match the size"):
+        bigstep.check(_Attention(), _plain, batch)
+
+
 @pytest.mark.parametrize(
     ("model", "loss", "batch", "options", "kind", "message"),
     [

@@ -89,7 +89,7 @@ def test_every_hole_is_closed(case: Case, size: int) -> None:
 @pytest.mark.parametrize("size", [8, 3, 1])
 @pytest.mark.parametrize("case", COUPLINGS, ids=lambda case: case.name)
 def test_couplings_that_nobody_had_thought_of_are_refused(case: Case, size: int) -> None:
-    """Thought up after the code was frozen; what is missed is written down, so that it cannot become more."""
+    """Thought up after the code was first frozen; what is missed is written down, so that it cannot become more."""
     if case.outcome == "exact":
         check_exact(case, size)
         return

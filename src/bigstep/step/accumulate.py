@@ -89,8 +89,8 @@ class Accumulator:
             statistics: collects BatchNorm's statistics for one update per step.
             shared: keys or fields of the inputs, or positions in their tuple, that hold what all samples share, such as an
                 attention mask of shape ``(L, L)``: they are passed whole.
-            self_check: on the first batch, and after modules or their modes changed, compare one pass over at most eight
-                samples with passes over parts of them; costs about two small steps, and calls forward hooks more often.
+            self_check: on the first batch, and after modules or their modes changed, run at most eight samples twice, cut in
+                two ways, and compare; costs at most three steps of those samples, and calls forward hooks more often.
 
         Raises:
             LossError: ``loss`` would be averaged otherwise than torch does.

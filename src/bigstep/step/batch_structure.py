@@ -52,7 +52,7 @@ class BatchStructure:
         Raises:
             ValueError: the number of samples does not follow, or differs.
         """
-        self.inputs, self.targets = inputs, targets
+        self.inputs, self.targets, self.shared = inputs, targets, tuple(shared)
         self._shared = frozenset(shared)
         self.num_samples = self._count()
         self._check(inputs, "inputs", top=True)

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -54,7 +55,13 @@ class CheckResult:
 
 
 def check(
-    model: nn.Module, loss: Any, batch: tuple[Any, Any], *, cuts: Sequence[int] | None = None, seed: int | None = 0
+    model: nn.Module,
+    loss: Any,
+    batch: tuple[Any, Any],
+    *,
+    cuts: Sequence[int] | None = None,
+    seed: int | None = 0,
+    shared: Sequence[str | int] = (),
 ) -> CheckResult:
     """Accumulate one batch in micro-batches of several sizes, and compare with one pass over all of it, layer by layer.
 
@@ -67,6 +74,7 @@ def check(
         batch: inputs and targets of at least two samples.
         cuts: micro-batch sizes; None takes a half, a quarter, 7 and 1, as far as the model takes them.
         seed: keys random calls, as in the accumulator; None lets torch draw natively.
+        shared: keys, fields or positions of the inputs that all samples share, as in the accumulator.
 
     Raises:
         LossError: the loss does not return a loss for each sample.
@@ -74,24 +82,25 @@ def check(
         TypeError: the loss is neither a loss nor callable.
         ValueError: the batch cannot be cut, or a cut is not one of it.
     """
-    structure = _structure(model, batch)
+    structure = _structure(model, batch, shared)
     sizes = _cuts(structure.num_samples, cuts)
     loss = resolve_loss(loss)
     modules = [part for part in (model, loss) if isinstance(part, nn.Module)]
     originals = [parameter for module in modules for parameter in module.parameters()]
     with preserved_gradients(originals), preserved_state(*modules), torch.random.fork_rng(devices=[]):
         try:
-            return _check(*_doubled(model, loss, batch), sizes, seed, given=cuts is not None)
+            return _check(*_doubled(model, loss, structure), sizes, seed, given=cuts is not None)
         except (LossError, RandomnessError):
             raise
         except Exception:  # noqa: BLE001 # types that do not fit, whatever says so: what is wrong anyway is raised again
-            return _check(model, loss, batch, sizes, seed, given=cuts is not None)
+            return _check(model, loss, structure, sizes, seed, given=cuts is not None)
 
 
-def _structure(model: nn.Module, batch: Any) -> BatchStructure:
+def _structure(model: nn.Module, batch: Any, shared: Sequence[str | int]) -> BatchStructure:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise ValueError(f"batch: expected (inputs, targets), got {type(batch).__name__}; pass both as a tuple")
-    structure = BatchStructure(*batch)
+    inputs, targets = batch
+    structure = BatchStructure(inputs, targets, shared)
     parameters = list(model.parameters())
     check_usable(parameters, structure)
     if not any(parameter.requires_grad for parameter in parameters):
@@ -110,12 +119,12 @@ def _cuts(size: int, cuts: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(cuts)
 
 
-def _doubled(model: nn.Module, loss: Any, batch: tuple[Any, Any]) -> tuple[nn.Module, Any, tuple[Any, Any]]:
+def _doubled(model: nn.Module, loss: Any, batch: BatchStructure) -> tuple[nn.Module, Any, BatchStructure]:
     model, loss = copy.deepcopy((model, loss))  # together, since the loss may know layers of the model
     if isinstance(loss, nn.Module):
         loss = loss.double()
-    inputs, targets = (map_tensors(_double, part) for part in batch)
-    return model.double(), loss, (inputs, targets)
+    inputs, targets = (map_tensors(_double, part) for part in (batch.inputs, batch.targets))
+    return model.double(), loss, BatchStructure(inputs, targets, batch.shared)
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -123,21 +132,22 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _check(
-    model: nn.Module, loss: Any, batch: tuple[Any, Any], cuts: tuple[int, ...], seed: int | None, *, given: bool
+    model: nn.Module, loss: Any, batch: BatchStructure, cuts: tuple[int, ...], seed: int | None, *, given: bool
 ) -> CheckResult:
-    joined, structure = _Joined(model, loss), BatchStructure(*batch)
+    joined = _Joined(model, loss)
+    compare = partial(check_cuts, joined, loss, batch.inputs, batch.targets, seed=seed, shared=batch.shared)
     try:
-        layers = check_cuts(joined, loss, *batch, cuts, seed=seed)
+        layers = compare(cuts)
     except ValueError as error:
-        larger = tuple(cut for cut in cuts if cut > 1 and structure.num_samples % cut != 1)
+        larger = tuple(cut for cut in cuts if cut > 1 and batch.num_samples % cut != 1)
         if larger == cuts:
             raise
         if given or not larger:
             raise ValueError(
                 f"cuts: expected micro-batches that the model takes, got the error {str(error)!r}; BatchNorm needs two samples"
             ) from error
-        cuts, layers = larger, check_cuts(joined, loss, *batch, larger, seed=seed)
-    if len(weighty_samples(structure, loss)) < 2:
+        cuts, layers = larger, compare(larger)
+    if len(weighty_samples(batch, loss)) < 2:
         raise ValueError("targets: expected at least two samples with a weight, got fewer; pass some that are not ignored")
     layers = tuple(replace(layer, name=_own_name(layer.name)) for layer in layers)
     tolerance = _tolerance(joined.parameters())
@@ -145,15 +155,14 @@ def _check(
     return replace(found, reason=_reason(model, loss, batch, found, seed))
 
 
-def _reason(model: nn.Module, loss: Any, batch: tuple[Any, Any], found: CheckResult, seed: int | None) -> str:
+def _reason(model: nn.Module, loss: Any, batch: BatchStructure, found: CheckResult, seed: int | None) -> str:
     across = find_batch_layers(model)
     if across:
         return f"model: {across[0].name} ({across[0].kind}) {across[0].reason}"
-    structure = BatchStructure(*batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExactnessWarning)
         try:
-            SelfCheck(model, loss, seed).check(structure, structure.num_samples, _device(model))
+            SelfCheck(model, loss, seed).check(batch, batch.num_samples, _device(model))
         except ExactnessError as error:
             return str(error)
     if found.worst <= found.tolerance:

@@ -1,4 +1,4 @@
-"""Which layer, or the loss, looks across samples: found by watching every module in one pass and in parts of it."""
+"""Which layer, or the loss, looks across samples: found by watching every module in passes over the same samples, cut twice."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bigstep.randomness.keyed_randomness import KeyedStep, RandomCallsChangedError
 from bigstep.step.batch_structure import find_tensors
-from bigstep.step.comparison import Comparison, Passes, evaluating
+from bigstep.step.comparison import Comparison
+from bigstep.step.passes import Passes, evaluating
 from bigstep.step.preserved_state import preserved_state
 
 __all__ = ["describe"]
@@ -30,9 +31,13 @@ class _Event:
     is_output: bool
 
 
+_Tensors = tuple[Tensor, ...]
+_BothCuts = tuple[tuple[_Event, ...], tuple[_Event, ...]]
+
+
 def describe(passes: Passes, comparison: Comparison) -> str:
     """Return the error's text: the layer or the loss that looks across samples, by how much, and the way out."""
-    culprit = None if comparison.agrees else _find(passes, comparison.parts)
+    culprit = None if comparison.agrees else _find(passes)
     if comparison.buffer is not None and culprit is None:
         return (
             f"model: expected a state that does not depend on micro_batch_size, got the buffer '{comparison.buffer}', which "
@@ -58,27 +63,29 @@ def describe(passes: Passes, comparison: Comparison) -> str:
     )
 
 
-def _find(passes: Passes, parts: tuple[slice, ...]) -> str | None:
+def _find(passes: Passes) -> str | None:
     try:
         with evaluating(passes.model), preserved_state(*passes.modules) as state:
             randomness = passes.randomness()
-            whole = _watch(passes, randomness, slice(0, len(passes.indices)))
+            first = [_watch(passes, randomness, group) for group in passes.groups.together]
             state.restore()
-            cut = [_watch(passes, randomness, part) for part in parts]
+            second = [_watch(passes, randomness, group) for group in passes.groups.apart]
     except RandomCallsChangedError:
         return "the model, which draws other random numbers in each pass"
-    events = list(zip(whole, *cut, strict=False))
-    found = _first(events, _agree)
-    if found is None and _first(events[-1:], _agree_in_order) is not None:
-        found = _first(events, _agree_in_order)  # the samples were shuffled, or random numbers given to other samples
-    return found
+    events = [(found[: len(first)], found[len(first) :]) for found in zip(*first, *second, strict=False)]
+    culprit = _first(events, _agree)
+    if culprit is None and _first(events[-1:], _agree_in_order) is not None:
+        culprit = _first(events, _agree_in_order)  # the samples were shuffled, or random numbers given to other samples
+    return culprit
 
 
-def _first(events: list[tuple[_Event, ...]], agree: Callable[[Tensor, list[Tensor]], bool]) -> str | None:
-    for event, *others in events:
-        if any(other.module != event.module or other.is_output != event.is_output for other in others):
+def _first(events: list[_BothCuts], agree: Callable[[_Tensors, _Tensors], bool]) -> str | None:
+    for first, second in events:
+        event = first[0]
+        if any(other.module != event.module or other.is_output != event.is_output for other in (*first, *second)):
             return _named(event, "the order of its layers")
-        if not all(agree(value, pieces) for value, *pieces in zip(event.values, *(o.values for o in others), strict=False)):
+        values = (zip(*(each.values for each in cut), strict=False) for cut in (first, second))
+        if not all(agree(one, other) for one, other in zip(*values, strict=False)):
             return _named(event, None)
     return None
 
@@ -90,11 +97,10 @@ def _named(event: _Event, what: str | None) -> str:
     return name if event.is_output else f"what {event.caller}.forward computes before {name} is called"
 
 
-def _watch(passes: Passes, randomness: KeyedStep, part: slice) -> list[_Event]:
+def _watch(passes: Passes, randomness: KeyedStep, group: slice) -> list[_Event]:
     events: list[_Event] = []
-    positions = torch.arange(len(passes.indices))[part]
-    with torch.no_grad(), _hooks(passes.model, events), randomness.forward(positions):
-        passes.forward(part)
+    with torch.no_grad(), _hooks(passes.model, events):
+        passes.forward(group, randomness)
     return events
 
 
@@ -125,23 +131,25 @@ def _tensors(values: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().to("cpu", copy=True) for tensor in find_tensors(values))
 
 
-def _agree(whole: Tensor, pieces: list[Tensor]) -> bool:
+def _agree(first: _Tensors, second: _Tensors) -> bool:
     """Compare as sets of numbers, so that it does not matter where in a tensor the samples lie."""
-    if not whole.is_floating_point():
+    one, other = (torch.cat([tensor.flatten() for tensor in cut]) for cut in (first, second))
+    if not one.is_floating_point():
         return True
-    joined = whole.flatten()
-    parts = torch.cat([piece.flatten() for piece in pieces])
-    if len(parts) != len(joined):  # what all samples share is there once in each part
-        return all(piece.shape != whole.shape or _close(joined, piece.flatten()) for piece in pieces)
-    return _close(joined.sort().values, parts.sort().values)
+    if len(one) == len(other):
+        return _close(one.sort().values, other.sort().values)
+    everything = (*first, *second)  # what all samples share is there once in each pass
+    same_shape = all(tensor.shape == first[0].shape for tensor in everything)
+    return not same_shape or all(_close(first[0].flatten(), tensor.flatten()) for tensor in everything)
 
 
-def _agree_in_order(whole: Tensor, pieces: list[Tensor]) -> bool:
-    """Compare with the parts one after the other, where the first dimension counts samples."""
-    counted = [piece for piece in pieces if piece.ndim == whole.ndim and piece.shape[1:] == whole.shape[1:]]
-    if not whole.is_floating_point() or whole.ndim == 0 or sum(len(piece) for piece in counted) != len(whole):
+def _agree_in_order(first: _Tensors, second: _Tensors) -> bool:
+    """Compare one after the other, where the first dimension counts samples."""
+    whole, rest = first[0], first[0].shape[1:]
+    counted = all(tensor.ndim == whole.ndim and tensor.shape[1:] == rest for tensor in (*first, *second))
+    if not whole.is_floating_point() or whole.ndim == 0 or not counted or sum(map(len, first)) != sum(map(len, second)):
         return True
-    return _close(whole.flatten(), torch.cat(counted).flatten())
+    return _close(torch.cat(first).flatten(), torch.cat(second).flatten())
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

@@ -35,7 +35,14 @@ class LayerCheck:
 
 
 def check_cuts(
-    model: nn.Module, loss: Any, inputs: Any, targets: Any, cuts: Sequence[int], *, seed: int | None = None
+    model: nn.Module,
+    loss: Any,
+    inputs: Any,
+    targets: Any,
+    cuts: Sequence[int],
+    *,
+    seed: int | None = None,
+    shared: Sequence[str | int] = (),
 ) -> tuple[LayerCheck, ...]:
     """Accumulate one batch in micro-batches of each size in ``cuts``, and compare with one pass of torch over all of it.
 
@@ -46,6 +53,7 @@ def check_cuts(
         targets: of the effective batch.
         cuts: micro-batch sizes.
         seed: keys random calls; None lets each pass draw other numbers, so that no comparison holds if the model draws.
+        shared: inputs that all samples share, as for :class:`bigstep.Accumulator`.
 
     Returns:
         Every layer that has parameters of its own, in the model's order.
@@ -53,11 +61,11 @@ def check_cuts(
     loss = resolve_loss(loss)
     with preserved_gradients(model.parameters()):
         with preserved_state(model):
-            reference = _whole_pass(model, loss, inputs, targets, seed)
+            reference = _whole_pass(model, loss, BatchStructure(inputs, targets, shared), seed)
         found = []
         for cut in cuts:
             with preserved_state(model):
-                accumulator = Accumulator(model, loss, micro_batch_size=cut, seed=seed, self_check=False)
+                accumulator = Accumulator(model, loss, micro_batch_size=cut, seed=seed, shared=shared, self_check=False)
                 accumulator.backward(inputs, targets, step=0)
                 found.append(_take(model))
     norm = sum(float(g.square().sum()) for g in reference.values()) ** 0.5
@@ -68,9 +76,8 @@ def check_cuts(
     )
 
 
-def _whole_pass(model: nn.Module, loss: Any, inputs: Any, targets: Any, seed: int | None) -> dict[str, Tensor]:
-    batch, device = BatchStructure(inputs, targets), next(model.parameters()).device
-    count = batch.num_samples
+def _whole_pass(model: nn.Module, loss: Any, batch: BatchStructure, seed: int | None) -> dict[str, Tensor]:
+    device, count = next(model.parameters()).device, batch.num_samples
 
     def forward(indices: list[int]) -> Tensor:
         part_inputs, part_targets = batch.take(indices, device)

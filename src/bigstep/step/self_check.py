@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from bigstep.errors import ExactnessError, ExactnessWarning, RandomnessError
 from bigstep.step.batch_norm import find_batch_layers
 from bigstep.step.batch_structure import BatchStructure
-from bigstep.step.comparison import Comparison, Passes, SingleSampleError, compare_passes, parts_of
+from bigstep.step.comparison import compare_passes
 from bigstep.step.coupling import describe
+from bigstep.step.grouping import choose_groups
+from bigstep.step.passes import Passes, SingleSampleError
 from bigstep.step.processes import unwrapped
 
 __all__ = ["SelfCheck"]
 
-MAX_SAMPLES = 8
-NUM_DRAWS = 3  # comparisons, where random numbers are drawn for fewer samples than that, or the gradient is zero
-NUM_DRAWS_OF_FEW, NUM_DRAWS_OF_TWO = 2, 5  # comparisons of fewer samples, which agree by chance more often
 MAX_TRIES = 3  # batches on which nothing could be compared, before no more are tried
 
 
@@ -54,12 +53,9 @@ class SelfCheck:
     def _compare(self, batch: BatchStructure, places: Tensor, micro_batch_size: int, device: torch.device) -> bool:
         """Return whether there was something to compare, or never will be."""
         try:
-            passes = Passes(self._model, self._loss, batch, choose_samples(places, micro_batch_size), device, self._seed or 0)
+            groups = choose_groups(places.tolist(), micro_batch_size)
+            passes = Passes(self._model, self._loss, batch, groups, device, self._seed or 0)
             comparison = compare_passes(passes, micro_batch_size)
-            for draw in range(1, NUM_DRAWS_OF_TWO):
-                if comparison.is_exact and draw < _num_draws(passes, comparison):
-                    passes.use(choose_samples(places, micro_batch_size, draw), step=draw)
-                    comparison = compare_passes(passes, micro_batch_size)
         except RandomnessError as error:
             if self._seed is not None:
                 raise
@@ -77,30 +73,6 @@ def weighty_samples(batch: BatchStructure, loss: Any) -> Tensor:
     """Return the numbers of the samples that have a weight, as far as the loss says."""
     places = torch.arange(batch.num_samples)
     return places[loss.sample_weights(batch.targets) != 0] if hasattr(loss, "sample_weights") else places
-
-
-def _num_draws(passes: Passes, comparison: Comparison) -> int:
-    count = len(passes.indices)
-    if count == 2:
-        return NUM_DRAWS_OF_TWO
-    if not comparison.has_gradient or (count < MAX_SAMPLES and passes.randomness().calls):
-        return NUM_DRAWS
-    return NUM_DRAWS_OF_FEW if count < MAX_SAMPLES else 1
-
-
-def choose_samples(places: Tensor, micro_batch_size: int, draw: int = 0) -> list[int]:
-    """Choose at most eight samples, spread over the batch, and no more than a micro-batch has but for two.
-
-    All are in one pass together. In every other draw the first comes again in the second part: what a layer remembers of it
-    shows. It comes second there where that is possible: what shifts samples by one would fetch the same sample otherwise.
-    """
-    count = min(MAX_SAMPLES, max(micro_batch_size, 2), len(places))
-    rolled = places.roll(-draw * (len(places) // (NUM_DRAWS_OF_TWO * count) + 1))
-    chosen = [int(rolled[index]) for index in torch.linspace(0, len(places) - 1, count).round().long()]
-    if (draw % 2 == 0) == (count > 2):
-        second = parts_of(count)[1]
-        chosen[min(second.start + 1, second.stop - 1)] = chosen[0]
-    return chosen
 
 
 def _warn(text: str) -> None:

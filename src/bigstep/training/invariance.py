@@ -13,8 +13,10 @@ from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
 from bigstep.step.batch_structure import BatchStructure, map_tensors
-from bigstep.step.comparison import Passes, SingleSampleError, compare_passes
+from bigstep.step.comparison import compare_passes
 from bigstep.step.coupling import describe
+from bigstep.step.grouping import Groups
+from bigstep.step.passes import Passes, SingleSampleError
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.loop import set_training_mode
 from bigstep.training.state import TrainingState
@@ -63,7 +65,8 @@ def find_invariance(model: nn.Module, inputs: Any, *, keyed: bool, loss: Any = N
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     found, draws = None, True
     try:
-        passes = Passes(model, loss or _squares, batch, list(range(batch.num_samples)), device, seed=0)
+        groups = Groups.of(range(batch.num_samples), batch.num_samples)
+        passes = Passes(model, loss or _squares, batch, groups, device, seed=0)
         draws = bool(passes.randomness().calls)
         comparison = compare_passes(passes, micro_batch_size=2)
         found = None if comparison.is_exact else describe(passes, comparison).partition("; ")[0]  # without the way out
