@@ -69,7 +69,7 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
     if code:
         return code
     store = Store(paths.prepared)
-    store.verify()
+    store.verify_former()
     reason = why_in_full(project, params, store)
     space = build_space(params, reason)
     console.print(describe_space(params, space))

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array
 from bigstep.data.image_folder import Listing, list_folder
+from bigstep.data.manifest import SourceFile
 from bigstep.data.parallel_decoding import decode_files
 from bigstep.data.split import UNASSIGNED, Split
-from bigstep.data.store import SourceFile
 from bigstep.errors import DataError
 
 __all__ = ["Sample", "Source", "open_source"]

@@ -41,7 +41,7 @@ def evaluate(stage: Stage) -> None:
     params = stage.params
     set_threads(params.hardware)
     store = Store(stage.paths.prepared)
-    store.verify()
+    store.verify_former()
     classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[params.hardware.memory_format])
     classifier.to(choose_device(params.hardware))
     probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
