@@ -8,6 +8,7 @@ again changes nothing (a metric keeps the time of its line, and MLflow stores an
 ``journal.jsonl``   one entry a line; a torn last line, which a kill leaves, is cut off
 ``origin.json``     the store, the experiment, and a key that no other run has
 ``sent.json``       the run, and the bytes of the journal that were sent to it
+``index.json``      which metrics the journal holds, up to an offset
 ``files/``          copies of files and models, as they were when they were logged
 ==================  =============================================================================
 """
@@ -25,6 +26,7 @@ from typing import Any, final
 from bigstep.atomic_files import read_record, whole_folder, write_json
 from bigstep.runtime.file_locks import Timeout, exclusive_lock
 from bigstep.tracking.entries import read_entry
+from bigstep.tracking.journal_lines import last_lines
 
 __all__ = ["Origin", "Sent", "Spool", "prune_spools", "spool_lock", "unfinished_spools"]
 
@@ -105,15 +107,14 @@ class Spool:
 
     def last(self) -> dict[str, Any] | None:
         """Return the newest entry."""
-        found = None
-        for found, _ in self.entries():  # noqa: B007 # the last is wanted
-            pass
-        return found
+        whole = (line for line, _ in last_lines(self.path) if line.endswith(b"\n"))
+        return next((entry for entry in map(read_entry, whole) if entry is not None), None)
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one entry."""
+    def append(self, entry: Mapping[str, Any]) -> int:
+        """Write one entry, and return the offset after it."""
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
+        return os.fstat(self._file.fileno()).st_size
 
     def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield each whole entry from ``offset`` on, and the offset after it; a damaged line is skipped."""
@@ -165,12 +166,9 @@ class Spool:
 
     def _truncate_torn_tail(self) -> None:
         """Cut after the last complete line, and lower the delivered offset to the end of the file if it is beyond it."""
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        start = whole
-        while start and read_entry(content[content.rfind(b"\n", 0, start - 1) + 1 : start]) is None:
-            start = content.rfind(b"\n", 0, start - 1) + 1
-        if start != len(content):
+        ends = (start + len(line) for line, start in last_lines(self.path) if line.endswith(b"\n") and read_entry(line))
+        start = next(ends, 0)
+        if start != self.path.stat().st_size:
             self._file.truncate(start)
         if self.sent.offset > start:
             self.sent = Sent(self.sent.run_id, start)
