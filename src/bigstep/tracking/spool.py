@@ -28,7 +28,18 @@ from bigstep.runtime.file_locks import Timeout, exclusive_lock
 from bigstep.tracking.entries import read_entry
 from bigstep.tracking.journal_lines import last_lines
 
-__all__ = ["Origin", "Sent", "Spool", "prune_spools", "spool_lock", "unfinished_spools"]
+__all__ = [
+    "KEPT",
+    "Origin",
+    "Sent",
+    "Spool",
+    "delivered_spools",
+    "end_status",
+    "is_complete",
+    "prune_spools",
+    "spool_lock",
+    "unfinished_spools",
+]
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
@@ -189,27 +200,36 @@ def spool_lock(folder: Path) -> Iterator[bool]:
 
 def unfinished_spools(folder: Path) -> list[Path]:
     """Return the spools below ``folder`` that are not delivered or do not end with the end of their run, oldest first."""
-    found = []
-    for path in folder.glob("*/journal.jsonl"):
-        try:
-            offset = read_record(Sent, path.with_name("sent.json")).offset
-        except (OSError, ValueError):
-            offset = 0
-        if path.stat().st_size != offset or not _ends(path):
-            found.append(path.parent)
-    return sorted(found, key=lambda item: (item / "journal.jsonl").stat().st_mtime)
+    return [path for path in _by_age(folder) if not is_complete(path)]
+
+
+def delivered_spools(folder: Path) -> list[Path]:
+    """Return the spools below ``folder`` that are delivered up to the end of their run, oldest first."""
+    return [path for path in _by_age(folder) if is_complete(path)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a spool ends with the end of its run, and is delivered up to there."""
+    try:
+        offset = read_record(Sent, folder / "sent.json").offset
+        return (folder / "journal.jsonl").stat().st_size == offset and end_status(folder) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _by_age(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)]
 
 
 def prune_spools(folder: Path) -> None:
     """Delete all but the newest spools of those that are delivered to the end."""
-    waiting = set(unfinished_spools(folder))
-    done = [path.parent for path in folder.glob("*/journal.jsonl") if path.parent not in waiting]
-    for path in sorted(done, key=lambda item: (item / "journal.jsonl").stat().st_mtime)[:-KEPT]:
+    for path in delivered_spools(folder)[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
-def _ends(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        return b'"entry": "finish"' in file.read().rstrip(b"\n").rpartition(b"\n")[2]
+def end_status(folder: Path) -> str | None:
+    """Return the status that a spool's run ended with; None if it has not ended."""
+    line, _ = next(last_lines(folder / "journal.jsonl"), (b"", 0))
+    entry = read_entry(line) if line.endswith(b"\n") else None
+    return str(entry["status"]) if entry is not None and entry["entry"] == "finish" else None
