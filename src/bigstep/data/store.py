@@ -17,7 +17,7 @@ blocks: it is read whole before it is used.
 import csv
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,14 @@ class Store:
         """Return the samples of a split, in order."""
         return np.flatnonzero(self.parts == split)
 
-    def names(self) -> list[str]:
-        """Return the source's name of each sample.
+    def names(self, indices: NDArray[np.int64] | None = None) -> list[str]:
+        """Return the source's name of each sample, or of some, in ascending order.
 
         Raises:
             DataError: samples.csv is not what prepare wrote.
         """
-        return [name for name, _ in self.origins()]
+        chosen = np.ones(self.manifest.num_samples, bool) if indices is None else np.isin(np.arange(len(self.labels)), indices)
+        return [name for (name, _), is_chosen in zip(self._rows(), chosen, strict=True) if is_chosen]
 
     def origins(self) -> list[tuple[str, str]]:
         """Return the source's name of each sample, and the SHA-256 of its file.
@@ -161,12 +162,20 @@ class Store:
         Raises:
             DataError: samples.csv is not what prepare wrote.
         """
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         try:
             with self.paths.samples.open(newline="", encoding="utf-8") as file:
-                found = [(row["name"], row["sha256"]) for row in csv.DictReader(file)]
-            if len(found) != self.manifest.num_samples or any(None in pair for pair in found):
-                raise ValueError(f"it does not have {self.manifest.num_samples} complete rows")
-            return found
+                count = 0
+                for count, row in enumerate(csv.DictReader(file), 1):
+                    if None in (row["name"], row["sha256"]) or count > self.manifest.num_samples:
+                        break
+                    yield row["name"], row["sha256"]
+                else:
+                    if count == self.manifest.num_samples:
+                        return
+            raise ValueError(f"it does not have {self.manifest.num_samples} complete rows")
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise DataError(
                 f"{self.paths.samples}: expected one row per sample, got: {error}; run `bigstep prepare --force`"
