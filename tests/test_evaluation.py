@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from bigstep.errors import ModelError
-from bigstep.evaluation import ClassScores, Scores, confusion_matrix, predict_probabilities, score
+from bigstep.evaluation import Answers, ClassScores, Scores, confusion_matrix, predict_probabilities, score
 from bigstep.models.classifier import Classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.report.training_curves import draw_curves
@@ -22,7 +22,7 @@ SHARES[range(6), [0, 1, 1, 2, 3, 4]] = 0.8
 
 
 def test_the_scores_are_those_counted_by_hand() -> None:
-    scores = score(SHARES, LABELS, CLASSES, calibration_bins=10)
+    scores = score(Answers.of(SHARES, LABELS), CLASSES, calibration_bins=10)
     assert scores.accuracy == pytest.approx(4 / 6)
     assert scores.loss == pytest.approx(-(4 * np.log(0.8) + 2 * np.log(0.04)) / 6, rel=1e-6)
     assert scores.calibration_error == pytest.approx(0.8 - 4 / 6, rel=1e-6)
@@ -34,12 +34,12 @@ def test_the_scores_are_those_counted_by_hand() -> None:
 
 def test_the_fifth_likeliest_counts_and_the_sixth_does_not() -> None:
     shares = np.tile(np.array([0.3, 0.25, 0.2, 0.15, 0.06, 0.04], np.float32), (6, 1))
-    assert score(shares, np.arange(6), CLASSES, calibration_bins=5).top5_accuracy == pytest.approx(5 / 6)
+    assert score(Answers.of(shares, np.arange(6)), CLASSES, calibration_bins=5).top5_accuracy == pytest.approx(5 / 6)
 
 
 def test_of_five_classes_any_answer_is_among_the_top_five() -> None:
     shares = np.tile(np.array([0.6, 0.4], np.float32), (4, 1))
-    assert score(shares, np.array([0, 1, 1, 1]), ("x", "y"), calibration_bins=5).top5_accuracy == 1.0
+    assert score(Answers.of(shares, np.array([0, 1, 1, 1])), ("x", "y"), calibration_bins=5).top5_accuracy == 1.0
 
 
 @pytest.mark.parametrize(("num_classes", "num_bins", "count"), [(2, 5, 50), (6, 15, 300), (40, 10, 1000), (7, 3, 1)])
@@ -51,7 +51,7 @@ def test_the_scores_are_those_of_scikit_learn_and_torchmetrics(
     generator = np.random.default_rng(num_classes)
     logits = torch.from_numpy(generator.normal(size=(count, num_classes)).round(1).astype(np.float32) * sharpness)
     shares, labels = logits.softmax(dim=1).numpy(), generator.integers(0, num_classes - 1, count)
-    found = score(shares, labels, tuple(map(str, range(num_classes))), calibration_bins=num_bins)
+    found = score(Answers.of(shares, labels), tuple(map(str, range(num_classes))), calibration_bins=num_bins)
     double, indices, predicted = shares.astype(np.float64), list(range(num_classes)), shares.argmax(axis=1)
     double /= double.sum(axis=1, keepdims=True)
     expected = metrics.precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
@@ -69,7 +69,7 @@ def test_the_scores_are_those_of_scikit_learn_and_torchmetrics(
 
 def test_probabilities_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(ModelError, match="expected finite probabilities"):
-        score(np.full((1, 6), np.nan, np.float32), LABELS[:1], CLASSES, calibration_bins=5)
+        Answers.of(np.full((1, 6), np.nan, np.float32), LABELS[:1])
 
 
 def test_probabilities_do_not_depend_on_the_batches() -> None:
@@ -77,8 +77,11 @@ def test_probabilities_do_not_depend_on_the_batches() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
     classifier = Classifier(network, mean=(0.5,), std=(0.5,), network_channels=1)
     images = torch.from_numpy(random_images(10, 8, 1)).permute(0, 3, 1, 2)
-    whole = predict_probabilities(classifier, [(images, images)])
-    parts = predict_probabilities(classifier, [(images[:7], images), (images[7:], images)])
+    labels = torch.arange(10)
+    ((whole, given),) = predict_probabilities(classifier, [(images, labels)])
+    batches = list(predict_probabilities(classifier, [(images[:7], labels[:7]), (images[7:], labels[7:])]))
+    parts = np.concatenate([part for part, _ in batches])
+    assert given.tolist() == [label for _, part in batches for label in part] == list(range(10))
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-6)
 
@@ -90,7 +93,7 @@ def test_pictures_are_the_same_bytes_again(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         draw_curves(history, tmp_path / name / "curves.png")
         draw_confusion(LABELS, SHARES.argmax(axis=1), CLASSES, tmp_path / name / "confusion.png")
-        draw_calibration(SHARES, LABELS, 10, tmp_path / name / "calibration.png")
+        draw_calibration(SHARES.max(axis=1), SHARES.argmax(axis=1) == LABELS, 10, tmp_path / name / "calibration.png")
         draw_mistakes(images, ["$x_1", "b", "c", "d"], tmp_path / name / "mistakes.png")
         draw_mistakes(images[:0], [], tmp_path / name / "none.png")
     for path in (tmp_path / "one").iterdir():
@@ -113,3 +116,44 @@ def test_names_from_the_data_are_escaped_on_the_page(tmp_path: Path) -> None:
 def test_long_and_unprintable_names_are_cut_for_pictures() -> None:
     assert short_name("a\nb\x00c") == "a?b?c"
     assert len(short_name("x" * 50)) == 18
+
+
+def _many(count: int, images: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    dice = np.random.default_rng(0)
+    logits, labels = dice.normal(size=(images, count)), dice.integers(0, count, images)
+    logits[np.arange(images), labels] += 2.0
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return shares.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("count", [6, 10, 150])
+def test_scores_of_batches_are_those_of_the_libraries_on_the_whole_matrix(count: int) -> None:
+    """To the last bit: metrics.json is compared byte by byte."""
+    from sklearn.metrics import log_loss, top_k_accuracy_score
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    shares, labels = _many(count)
+    parts = [Answers.of(shares[start : start + 256], labels[start : start + 256]) for start in range(0, len(labels), 256)]
+    scores = score(Answers.joined(parts), tuple(map(str, range(count))), calibration_bins=15)
+    double = shares.astype(np.float64)
+    double /= double.sum(axis=1, keepdims=True)
+    assert scores.loss == log_loss(labels, double, labels=range(count))
+    assert scores.top5_accuracy == top_k_accuracy_score(labels, double, k=5, labels=range(count))
+    expected = multiclass_calibration_error(torch.from_numpy(double), torch.from_numpy(labels), num_classes=count, n_bins=15)
+    assert scores.calibration_error == float(expected)
+    assert scores.accuracy == (shares.argmax(axis=1) == labels).mean()
+
+
+def test_pictures_and_page_of_a_thousand_classes_show_those_that_matter(tmp_path: Path) -> None:
+    shares, labels = _many(1000)
+    names = tuple(f"class number {index}" for index in range(1000))
+    predicted = shares.argmax(axis=1)
+    predicted[labels == 7] = 8  # wrong each time
+    draw_confusion(labels, predicted, names, tmp_path / "confusion.png")
+    scores = score(Answers.of(shares, labels), names, calibration_bins=15)
+    write_page("many", scores, {}, {"Confusion": "confusion.png"}, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "By class: the 50 lowest F1 of 1,000, all in classes.csv" in text
+    assert text.count("<tr><th>class number") == 50
+    assert min(scores.classes, key=lambda item: item.f1).name in text
+    assert (tmp_path / "report.html").stat().st_size < 500_000

@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from bigstep.config.params import parse_params
 from bigstep.search.initial_points import start_points
-from bigstep.search.samplers import AUTO, choose_sampler
+from bigstep.search.samplers import AUTO, MAX_FITTED, best_and_newest, choose_sampler
 from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.storage import open_storage, open_study
 from postgres import postgres
@@ -219,3 +219,34 @@ def test_start_points_stay_in_the_range_and_none_repeats_the_current_one(current
     points = start_points({RATE: 0.09, EFFECTIVE: current}, _dimensions())
     assert [point[EFFECTIVE] for point in points] == expected
     assert all(1e-3 <= point[RATE] <= 1e-1 for point in points)
+
+
+@pytest.mark.parametrize("direction", list(optuna.study.StudyDirection)[1:])
+def test_a_model_is_fitted_to_the_best_and_the_newest_of_many_trials(direction: optuna.study.StudyDirection) -> None:
+    study = optuna.create_study(direction=direction)
+    study.add_trials([optuna.trial.create_trial(value=float((7919 * number) % 2003)) for number in range(2003)])
+    trials = study.get_trials(deepcopy=False)
+    assert best_and_newest(trials[:MAX_FITTED], direction) == trials[:MAX_FITTED]
+    chosen = best_and_newest(trials, direction)
+    numbers = [trial.number for trial in chosen]
+    assert len(chosen) == MAX_FITTED
+    assert numbers == sorted(set(numbers))
+    assert numbers[-MAX_FITTED // 2 :] == list(range(2003 - MAX_FITTED // 2, 2003))
+    values = sorted((trial.value for trial in trials[: -MAX_FITTED // 2]), reverse=direction.name == "MAXIMIZE")
+    assert {trial.value for trial in chosen[: MAX_FITTED // 2]} == set(values[: MAX_FITTED // 2])
+
+
+def test_a_gaussian_process_sees_no_more_trials_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = optuna.samplers.GPSampler.sample_relative
+
+    def sample(self: Any, study: optuna.Study, trial: Any, space: Any) -> Any:
+        seen.append(len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])))
+        return real(self, study, trial, space)
+
+    monkeypatch.setattr("bigstep.search.samplers.MAX_FITTED", 10)
+    monkeypatch.setattr(optuna.samplers.GPSampler, "sample_relative", sample)
+    study = optuna.create_study()
+    _run(study, "gp", 14)
+    assert max(seen) == 10
+    assert len(seen) >= 8

@@ -127,6 +127,13 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor(find_project_root(Path.cwd()), fix=options.fix)
 
 
+def _clean(options: argparse.Namespace) -> int:
+    from bigstep.commands.clean import clean
+    from bigstep.project.dvc import find_project_root
+
+    return clean(find_project_root(Path.cwd()), days=options.days, dry_run=options.dry_run)
+
+
 def _search(options: argparse.Namespace) -> int:
     from bigstep.commands.search import search
     from bigstep.project.dvc import find_project_root
@@ -154,6 +161,7 @@ COMMANDS = {
     "predict": _predict,
     "verify": _verify,
     "doctor": _doctor,
+    "clean": _clean,
     "mlflow": _mlflow,
     "search": _search,
     "dashboard": _dashboard,

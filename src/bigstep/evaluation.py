@@ -1,11 +1,12 @@
-"""Evaluate a trained classifier on the test set.
+"""Evaluate a trained classifier on the test set, batch by batch.
 
-The scores are those of scikit-learn and torchmetrics, to the bit; importing either takes seconds.
+The scores are those of scikit-learn and torchmetrics, to the bit; importing either takes seconds. The matrix of all
+probabilities is never held: 200,000 images of 1,000 classes would take 1.6 GB.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from bigstep.errors import ModelError
 from bigstep.models.classifier import Classifier
 
-__all__ = ["ClassScores", "Scores", "confusion_matrix", "predict_probabilities", "score"]
+__all__ = ["Answers", "ClassScores", "Scores", "confusion_matrix", "predict_probabilities", "score"]
+
+TOP = 5
 
 
 @dataclass(frozen=True)
@@ -51,38 +54,78 @@ class Scores:
         }
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What is kept of a classifier's answers: a few numbers for each image, however many classes; arrays of shape ``(n,)``."""
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    p_actual: NDArray[np.float32]
+    """Probability of the true class."""
+    p_predicted: NDArray[np.float32]
+    confidence: NDArray[np.float64]
+    """The largest probability, of probabilities whose sum is 1 in float64."""
+    nats: NDArray[np.float64]
+    """Negative log-likelihood of the true class."""
+    is_in_top5: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> "Answers":
+        """Compare probabilities ``(n, num_classes)`` with class indices ``(n,)``.
+
+        Raises:
+            ModelError: a probability is not a finite number.
+        """
+        if not np.isfinite(probabilities).all():
+            raise ModelError("the model: expected finite probabilities on the test set, got NaN; lower train.learning_rate")
+        rows, predicted = np.arange(len(labels)), probabilities.argmax(axis=1)
+        double = probabilities.astype(np.float64)
+        double /= double.sum(axis=1, keepdims=True)
+        eps = float(np.finfo(np.float64).eps)
+        given = double[rows, labels].clip(eps, 1 - eps)
+        nats = np.array([-math.log(value) for value in given])  # np.log rounds by the processor's instructions
+        likeliest = np.argsort(double, axis=1, kind="stable")[:, ::-1][:, :TOP]
+        return cls(
+            labels,
+            predicted,
+            probabilities[rows, labels],
+            probabilities[rows, predicted],
+            double.max(axis=1),
+            nats,
+            (likeliest == labels[:, None]).any(axis=1),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Join the answers of batches, in their order."""
+        return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
+
+
 @torch.no_grad()
-def predict_probabilities(classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]) -> NDArray[np.float32]:
-    """Return class probabilities, shape ``(n, num_classes)``, in the order of the batches."""
+def predict_probabilities(
+    classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Yield class probabilities ``(n, num_classes)`` and class indices ``(n,)`` of each batch."""
     device = classifier.mean.device
     classifier.eval()
-    parts = [classifier(images.to(device)).float().softmax(dim=1).cpu() for images, _ in batches]
-    probabilities: NDArray[np.float32] = torch.cat(parts).numpy()
-    return probabilities
+    for images, labels in batches:
+        yield classifier(images.to(device)).float().softmax(dim=1).cpu().numpy(), labels.numpy()
 
 
-def score(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...], *, calibration_bins: int
-) -> Scores:
-    """Compare probabilities ``(n, num_classes)`` with class indices ``(n,)``.
+def score(answers: Answers, classes: tuple[str, ...], *, calibration_bins: int) -> Scores:
+    """Compute the totals, and the scores of each class.
 
     The calibration error is the expected one of Guo et al. (2017), with equal-width bins of the largest probability.
-
-    Raises:
-        ModelError: a probability is not a finite number.
     """
-    if not np.isfinite(probabilities).all():
-        raise ModelError("the model: expected finite probabilities on the test set, got NaN; lower train.learning_rate")
-    predicted = probabilities.argmax(axis=1)
-    double = probabilities.astype(np.float64)
-    double /= double.sum(axis=1, keepdims=True)
+    labels, predicted = answers.labels, answers.predicted
     classes_scores = _score_classes(confusion_matrix(labels, predicted, len(classes)), classes)
+    right = torch.from_numpy(labels == predicted)
     return Scores(
         accuracy=float(np.mean(labels == predicted)),
-        top5_accuracy=_top_k(double, labels),
-        loss=_log_loss(double, labels),
+        top5_accuracy=float(np.mean(answers.is_in_top5)),
+        loss=float(np.mean(answers.nats)),
         macro_f1=float(np.mean([item.f1 for item in classes_scores])),
-        calibration_error=_calibration_error(torch.from_numpy(double), torch.from_numpy(labels), calibration_bins),
+        calibration_error=_calibration_error(torch.from_numpy(answers.confidence), right, calibration_bins),
         classes=classes_scores,
     )
 
@@ -102,21 +145,9 @@ def _score_classes(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> tuple
     )
 
 
-def _top_k(probabilities: NDArray[np.float64], labels: NDArray[np.int64], k: int = 5) -> float:
-    likeliest = np.argsort(probabilities, axis=1, kind="stable")[:, ::-1][:, :k]
-    return float(np.mean((likeliest == labels[:, None]).any(axis=1)))
-
-
-def _log_loss(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    eps = float(np.finfo(np.float64).eps)
-    given = probabilities[np.arange(len(labels)), labels].clip(eps, 1 - eps)
-    return float(np.mean([-math.log(value) for value in given]))  # np.log rounds by the processor's instructions
-
-
-def _calibration_error(probabilities: Tensor, labels: Tensor, num_bins: int) -> float:
+def _calibration_error(confidences: Tensor, right: Tensor, num_bins: int) -> float:
     """Sum over the bins: share of the samples, times the distance between accuracy and mean confidence; in float32."""
-    confidences, predicted = probabilities.max(dim=1)
-    confidences, right = confidences.float(), predicted.eq(labels).float()
+    confidences, right = confidences.float(), right.float()
     edges = torch.linspace(0, 1, num_bins + 1, dtype=torch.float32)
     which = torch.bucketize(confidences, edges, right=True) - 1  # a confidence of exactly 1 has a bin of its own
     counts, accuracy, confidence = (

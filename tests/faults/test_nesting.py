@@ -7,7 +7,7 @@ import pytest
 
 from bigstep.atomic_files import read_json, read_record
 from bigstep.config.yaml_files import load_plain, read_yaml
-from bigstep.data.store import Manifest
+from bigstep.data.manifest import Manifest
 from bigstep.diagnostics.finding import Quarantine
 from bigstep.diagnostics.state_files import find_dvc_lock, find_state_files
 from bigstep.errors import ConfigError, DataError, ProjectError

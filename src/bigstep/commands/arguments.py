@@ -76,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     text = "find problems left by a crash, a full disk or another program"
     doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
     doctor.add_argument("--fix", action="store_true", help="fix them; damaged files are moved to .bigstep/set-aside")
+    text = "remove from .bigstep what no run, study or MLflow server needs any more"
+    clean = commands.add_parser("clean", help=text, description=text, allow_abbrev=False)
+    clean.add_argument("--dry-run", action="store_true", help="print what would be removed, and its size")
+    clean.add_argument(
+        "--days", type=float, default=30.0, metavar="N", help="keep what was used in the last N days (default: 30)"
+    )
     _add_server(commands, "mlflow", "start the MLflow UI for the project's runs", 5000, "runs")
     board = _add_server(commands, "dashboard", "start optuna-dashboard for the study", 8080, "studies")
     board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
@@ -167,6 +173,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError(f"--samples: expected at least 2, got {options.samples}; use for example 32")
     if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
         raise ConfigError(f"--seconds: expected 1 to 3600, got {options.seconds:g}; use for example 60")
+    if not 0 <= getattr(options, "days", 30.0) <= 36500:
+        raise ConfigError(f"--days: expected 0 to 36500, got {options.days:g}; use for example 30")
     if getattr(options, "budget", None) is not None:
         from bigstep.config.hardware import HardwareConfig
         from bigstep.config.yaml_files import parse_section

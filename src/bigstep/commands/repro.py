@@ -13,6 +13,7 @@ from bigstep.console import console
 from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.runs.cleaning import trim
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.tracking.given_run import given_run, pointing_run
 
@@ -40,6 +41,7 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -
         where = paths.evaluate if stage == "evaluate" else paths.train
         console.print(f"results: {os.path.relpath(where)}   runs: bigstep mlflow")
     run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
+    trim(ProjectPaths(root))
     if run_id is not None:
         _complete_run(ProjectPaths(root), params, values, run_id, stage)
     elif pointing is not None and values:

@@ -22,6 +22,7 @@ from bigstep.planning.throughput import Plan
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.runs.cleaning import trim
 from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.search.confirmation import has_ended
 from bigstep.search.initial_points import ensure_starts
@@ -69,7 +70,7 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
     if code:
         return code
     store = Store(paths.prepared)
-    store.verify()
+    store.verify_former()
     reason = why_in_full(project, params, store)
     space = build_space(params, reason)
     console.print(describe_space(params, space))
@@ -159,6 +160,7 @@ def _conduct(
             tracked.tracker.log_file(path)
         tracked.tracker.set_tags(_tags(findings))
     deliver_others(state / "spools")
+    trim(project)
     _report(findings, params)
     if apply and code == 0:
         _apply(project.root / "params.yaml", space, findings)

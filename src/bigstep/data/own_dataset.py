@@ -11,9 +11,9 @@ import numpy as np
 
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Decoded, Layout, image_pixels, resize_array
+from bigstep.data.manifest import SourceFile
 from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, UNASSIGNED
-from bigstep.data.store import SourceFile
 from bigstep.errors import DataError
 from bigstep.user_code import call_user_code, load_user_code, place_of, user_code_line
 

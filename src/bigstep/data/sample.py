@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bigstep.data.decoding import Decoded, Layout, Refusal
-from bigstep.data.store import SourceFile
+from bigstep.data.manifest import SourceFile
 
 __all__ = ["Sample", "Source"]
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Decoded, Layout, Refusal, resize_array, with_channels
 from bigstep.data.image_folder import Listing, list_folder
+from bigstep.data.manifest import SourceFile
 from bigstep.data.own_dataset import open_dataset
 from bigstep.data.parallel_decoding import decode_files
 from bigstep.data.sample import Sample, Source
 from bigstep.data.sklearn_internals import digits_file, read_digits
 from bigstep.data.split import UNASSIGNED, Split
-from bigstep.data.store import SourceFile
 from bigstep.errors import DataError
 from bigstep.user_code import is_user_code
 

@@ -1,7 +1,11 @@
-"""Prepared images on disk, read by memory mapping: opening them costs no memory, however many there are.
+"""Prepared images on disk, read by memory mapping: opening them costs no memory and no time, however many there are.
+
+Pixels are checked when they are first read, block by block. A store of format 1, of earlier versions, has no digests of
+blocks: it is read whole before it is used.
 
 =================  ===========================================================================
 ``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source
+``images.blocks``  SHA-256 of each block of ``images.u8``, 32 bytes each
 ``labels.npy``     int64 of shape ``(n,)``
 ``parts.npy``      uint8 of shape ``(n,)``: 0 train, 1 validation, 2 test
 ``samples.csv``    index, part, class and file of each sample, with the file's SHA-256
@@ -12,35 +16,24 @@
 
 import csv
 import hashlib
-import json
 import warnings
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.atomic_files import read_record, sha256
+from bigstep.atomic_files import sha256
+from bigstep.data.manifest import CHECKED_AT_START, Manifest
+from bigstep.data.mapped_array import MappedArray
 from bigstep.data.split import SPLITS, Split
 from bigstep.errors import DataError
 
-__all__ = ["FORMAT", "Manifest", "SourceFile", "Store", "StorePaths", "digest_parts"]
+__all__ = ["Store", "StorePaths", "digest_parts"]
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of the source, by its name and SHA-256."""
-
-    name: str
-    sha256: str
-
-    @classmethod
-    def hashed(cls, path: Path, folder: Path) -> "SourceFile":
-        """Hash ``path``, and name it from ``folder``."""
-        return cls(path.relative_to(folder).as_posix(), sha256(path))
+DIGESTED_AT_ONCE = 256  # samples
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,11 @@ class StorePaths:
     def images(self) -> Path:
         """Pixels."""
         return self.root / "images.u8"
+
+    @property
+    def blocks(self) -> Path:
+        """Digests of the pixels' blocks."""
+        return self.root / "images.blocks"
 
     @property
     def labels(self) -> Path:
@@ -81,80 +79,6 @@ class StorePaths:
         return self.root / "manifest.json"
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a store holds; ``digests`` are SHA-256 over the pixels and labels of each part."""
-
-    source: str
-    classes: tuple[str, ...]
-    size: int
-    channels: int
-    num_samples: int
-    counts: dict[str, dict[str, int]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    normalization: str
-    files: tuple[SourceFile, ...]
-    refused: dict[str, int]
-    num_refused: int
-    num_ignored: int
-    digests: dict[str, str]
-    format: int = field(default=FORMAT)
-    record: str = field(default="")
-    """SHA-256 of all other fields; stores of earlier versions have none."""
-
-    @property
-    def digest(self) -> str:
-        """One digest for the data: 64 hexadecimal digits."""
-        return self.digests["all"]
-
-    def to_json(self) -> str:
-        """Write as JSON, keys in order."""
-        return json.dumps({**asdict(self), "record": self.summed()}, indent=2, ensure_ascii=True) + "\n"
-
-    def summed(self) -> str:
-        """Return the SHA-256 of all fields but ``record``."""
-        fields = {name: value for name, value in asdict(self).items() if name != "record"}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-    def check(self) -> None:
-        """Refuse what prepare never writes.
-
-        Raises:
-            ValueError: the format, the statistics or the digest of the record.
-        """
-        if self.format != FORMAT:
-            raise ValueError(f"format {self.format}")
-        if min(self.size, self.channels, self.num_samples) < 1 or not self.classes or "all" not in self.digests:
-            raise ValueError("no samples")
-        if not len(self.mean) == len(self.std) == self.channels or not np.isfinite([*self.mean, *self.std]).all():
-            raise ValueError("mean and std are not one finite number per channel")
-        if min(self.std) <= 0:
-            raise ValueError("std is not positive")
-        if self.record not in ("", self.summed()):
-            raise ValueError("fields with values of the wrong kind")
-        if self.counts.keys() != set(SPLITS) or any(part.keys() != set(self.classes) for part in self.counts.values()):
-            raise ValueError("counts are missing for a split or class")
-
-    @classmethod
-    def read(cls, path: Path) -> "Manifest":
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            DataError: the file is missing or is no manifest of this format.
-        """
-        try:
-            manifest = read_record(cls, path)
-            manifest.check()
-            return manifest
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}; run `bigstep prepare`") from None
-        except ValueError as error:
-            raise DataError(
-                f"{path}: expected a manifest of format {FORMAT}, got an invalid one ({error}); run `bigstep prepare --force`"
-            ) from None
-
-
 class Store:
     """Read access to a prepared folder."""
 
@@ -166,11 +90,9 @@ class Store:
         """
         self.paths = StorePaths(root)
         self.manifest = Manifest.read(self.paths.manifest)
-        shape = (self.manifest.num_samples, self.manifest.size, self.manifest.size, self.manifest.channels)
         try:
-            if self.paths.images.stat().st_size != int(np.prod(shape)):
-                raise ValueError("images.u8 does not have the size given in the manifest")
-            self.images: NDArray[np.uint8] = np.memmap(self.paths.images, np.uint8, "r", shape=shape)
+            self._check_files(CHECKED_AT_START)
+            self.images = self._map_images()
             self.labels: NDArray[np.int64] = _load(self.paths.labels, np.int64, self.manifest.num_samples)
             self.parts: NDArray[np.uint8] = _load(self.paths.parts, np.uint8, self.manifest.num_samples)
             _check_range(self.labels, len(self.manifest.classes), "labels.npy")
@@ -179,12 +101,25 @@ class Store:
         except (OSError, ValueError) as error:
             raise DataError(f"{root}: expected complete prepared data, got: {error}; run `bigstep prepare --force`") from None
 
-    def verify(self) -> None:
-        """Read every pixel and label, and compare with the digests that were taken when they were written.
+    def _map_images(self) -> MappedArray:
+        manifest = self.manifest
+        digests = self.paths.blocks.read_bytes() if manifest.is_in_blocks else None
+        shape = (manifest.num_samples, manifest.size, manifest.size, manifest.channels)
+        return MappedArray(self.paths.images, shape, digests, manifest.block_bytes)
+
+    def _check_files(self, names: Iterable[str]) -> None:
+        for name in sorted(names) if self.manifest.is_in_blocks else ():
+            if sha256(self.paths.root / name) != self.manifest.checksums[name]:
+                raise ValueError(f"{name} does not match its checksum in the manifest")
+
+    def verify_former(self) -> None:
+        """Read a store of format 1 whole; what later ones hold is checked when it is read.
 
         Raises:
             DataError: a part holds other bytes.
         """
+        if self.manifest.is_in_blocks:
+            return
         found = digest_parts(self.images, self.labels, self.parts)
         for part, digest in self.manifest.digests.items():
             if found.get(part) != digest:
@@ -193,17 +128,33 @@ class Store:
                     "delete the folder and run `bigstep prepare --force` (`bigstep verify` checks DVC's cache)"
                 )
 
+    def verify(self) -> None:
+        """Read every file, and compare with the digests that were taken when they were written.
+
+        Raises:
+            DataError: a file holds other bytes, or cannot be read.
+        """
+        try:
+            self._check_files(self.manifest.checksums)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.paths.root}: expected what prepare wrote, got: {error}; run `bigstep prepare --force`"
+            ) from None
+        self.verify_former()
+        self.images.check_all()
+
     def indices(self, split: Split) -> NDArray[np.int64]:
         """Return the samples of a split, in order."""
         return np.flatnonzero(self.parts == split)
 
-    def names(self) -> list[str]:
-        """Return the source's name of each sample.
+    def names(self, indices: NDArray[np.int64] | None = None) -> list[str]:
+        """Return the source's name of each sample, or of some, in ascending order.
 
         Raises:
             DataError: samples.csv is not what prepare wrote.
         """
-        return [name for name, _ in self.origins()]
+        chosen = np.ones(self.manifest.num_samples, bool) if indices is None else np.isin(np.arange(len(self.labels)), indices)
+        return [name for (name, _), is_chosen in zip(self._rows(), chosen, strict=True) if is_chosen]
 
     def origins(self) -> list[tuple[str, str]]:
         """Return the source's name of each sample, and the SHA-256 of its file.
@@ -211,12 +162,20 @@ class Store:
         Raises:
             DataError: samples.csv is not what prepare wrote.
         """
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
         try:
             with self.paths.samples.open(newline="", encoding="utf-8") as file:
-                found = [(row["name"], row["sha256"]) for row in csv.DictReader(file)]
-            if len(found) != self.manifest.num_samples or any(None in pair for pair in found):
-                raise ValueError(f"it does not have {self.manifest.num_samples} complete rows")
-            return found
+                count = 0
+                for count, row in enumerate(csv.DictReader(file), 1):
+                    if None in (row["name"], row["sha256"]) or count > self.manifest.num_samples:
+                        break
+                    yield row["name"], row["sha256"]
+                else:
+                    if count == self.manifest.num_samples:
+                        return
+            raise ValueError(f"it does not have {self.manifest.num_samples} complete rows")
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise DataError(
                 f"{self.paths.samples}: expected one row per sample, got: {error}; run `bigstep prepare --force`"
@@ -249,12 +208,13 @@ def _check_counts(manifest: Manifest, labels: NDArray[np.int64], parts: NDArray[
             raise ValueError(f"the counts in manifest.json do not match the split {name}")
 
 
-def digest_parts(images: NDArray[np.uint8], labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:
+def digest_parts(images: MappedArray, labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:
     """Hash pixels and labels of each part, in order, and all parts together."""
     digests = {name: hashlib.sha256() for name in SPLITS}
-    for index in range(len(labels)):
-        digest = digests[SPLITS[parts[index]]]
-        digest.update(images[index].tobytes())
-        digest.update(labels[index].tobytes())
+    for start in range(0, len(labels), DIGESTED_AT_ONCE):
+        for index, pixels in enumerate(images[start : start + DIGESTED_AT_ONCE], start):
+            digest = digests[SPLITS[parts[index]]]
+            digest.update(pixels.tobytes())
+            digest.update(labels[index].tobytes())
     found = {name: digest.hexdigest() for name, digest in digests.items()}
     return {**found, "all": hashlib.sha256("".join(found.values()).encode()).hexdigest()}

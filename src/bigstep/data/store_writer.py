@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bigstep.atomic_files import sha256
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Refusal
+from bigstep.data.manifest import CHECKED_AT_START, Manifest, SourceFile
+from bigstep.data.mapped_array import BLOCK_BYTES, MappedArray, digest_blocks
 from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, Split, split_samples
-from bigstep.data.store import Manifest, SourceFile, StorePaths, digest_parts
+from bigstep.data.store import StorePaths, digest_parts
 from bigstep.errors import DataError
 
 __all__ = ["prepare_store"]
@@ -64,9 +67,10 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     np.save(paths.labels, all_labels)
     np.save(paths.parts, parts)
     with taken_path.open(newline="", encoding="utf-8") as file, _table(paths.samples, HEADER_SAMPLES) as samples:
-        for index, (name, sha256) in enumerate(csv.reader(file)):
-            samples.writerow([index, SPLITS[parts[index]], source.classes[labels[index]], name, sha256])
+        for index, (name, digest) in enumerate(csv.reader(file)):
+            samples.writerow([index, SPLITS[parts[index]], source.classes[labels[index]], name, digest])
     taken_path.unlink()
+    paths.blocks.write_bytes(digest_blocks(paths.images))
     paths.manifest.write_text(_manifest(paths, source, data, all_labels, parts, reasons).to_json(), encoding="utf-8")
 
 
@@ -97,7 +101,7 @@ def _manifest(
 ) -> Manifest:
     size, channels = source.layout.size, source.layout.channels
     assert size is not None
-    images: NDArray[np.uint8] = np.memmap(paths.images, np.uint8, "r", shape=(len(labels), size, size, channels))
+    images = MappedArray(paths.images, (len(labels), size, size, channels), None)
     mean, std = (
         _measure(images, np.flatnonzero(parts == Split.TRAIN)) if data.pixel_statistics == "measured" else _imagenet(channels)
     )
@@ -126,10 +130,12 @@ def _manifest(
         num_refused=reasons.total(),
         num_ignored=source.num_ignored,
         digests=digest_parts(images, labels, parts),
+        block_bytes=BLOCK_BYTES,
+        checksums={name: sha256(paths.root / name) for name in (*sorted(CHECKED_AT_START), "samples.csv", "skipped.csv")},
     )
 
 
-def _measure(images: NDArray[np.uint8], indices: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _measure(images: MappedArray, indices: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel, from a histogram of whole numbers, so that no rounding depends on the order."""
     channels = images.shape[3]
     counts = np.zeros((channels, 256), np.int64)

@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -99,9 +100,10 @@ def find_state_files(project: ProjectPaths, aside: Quarantine) -> Iterator[Probl
 
 
 def _ends_whole(path: Path) -> bool:
-    content = path.read_bytes()
+    from bigstep.tracking.journal_lines import last_lines
+
     try:
-        return not content or (content.endswith(b"\n") and bool(parse_json(content.splitlines()[-1])))
+        return all(line.endswith(b"\n") and bool(parse_json(line)) for line, _ in islice(last_lines(path), 1))
     except ValueError:
         return False
 

@@ -13,6 +13,8 @@ from bigstep.report.figures import INK, LINE, new_figure, save_figure
 
 __all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", "write_page"]
 
+MANY_CLASSES = 100  # with more, the page and the confusion matrix show some only
+LOWEST, MOST_CONFUSED = 50, 30
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
@@ -33,7 +35,7 @@ figcaption { color: #6b7280 }
 <tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {%- endfor -%}
 </table>
-<h2>By class</h2>
+<h2>By class{{ left_out }}</h2>
 <table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>images</th></tr>
 {%- for item in classes -%}
 <tr><th>{{ item.name }}</th>
@@ -50,10 +52,17 @@ figcaption { color: #6b7280 }
 
 
 def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix, as shares of the true class."""
-    count = len(classes)
-    matrix = confusion_matrix(labels, predicted, count)
+    """Draw the confusion matrix, as shares of the true class; of many classes those that are confused most often."""
+    matrix = confusion_matrix(labels, predicted, len(classes))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    chosen = _most_confused(matrix)
+    if len(chosen) < len(classes):
+        title = f"the {len(chosen)} most confused of {len(classes):,} classes"
+        matrix, shares = matrix[np.ix_(chosen, chosen)], shares[np.ix_(chosen, chosen)]
+        classes = [classes[index] for index in chosen]
+    else:
+        title = ""
+    count = len(classes)
     side = min(16.0, 2.5 + 0.45 * count)
     figure = new_figure(side + 1, side)
     axes = figure.subplots()
@@ -66,12 +75,20 @@ def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], clas
         axes.set_xticks(range(count), names, rotation=90, fontsize=8, parse_math=False)
         axes.set_yticks(range(count), names, fontsize=8, parse_math=False)
     axes.set(xlabel="predicted", ylabel="actual")
+    if title:
+        axes.set_title(title, fontsize=9)
     save_figure(figure, path)
 
 
-def draw_calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int, path: Path) -> None:
-    """Draw accuracy over confidence."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+def _most_confused(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the classes to draw, in order: those with the most wrong answers, given or due."""
+    wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
+    most = np.argsort(-wrong, kind="stable")[: MOST_CONFUSED if len(matrix) > MANY_CLASSES else None]
+    return np.sort(most)
+
+
+def draw_calibration(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int, path: Path) -> None:
+    """Draw accuracy over confidence: the largest probability of each image, and whether it is that of the true class."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     used = [index for index in range(bins) if (which == index).any()]
     figure = new_figure(4.2, 4)
@@ -108,12 +125,15 @@ def draw_mistakes(
 def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: dict[str, str], path: Path) -> None:
     """Write one HTML page: totals, facts, scores per class, and embedded pictures (caption -> file in the same folder)."""
     template = Environment(autoescape=True, keep_trailing_newline=True).from_string(PAGE)
+    shown = sorted(scores.classes, key=lambda item: item.f1)[: None if len(scores.classes) <= MANY_CLASSES else LOWEST]
+    is_cut = len(shown) < len(scores.classes)
     text = template.render(
         title=title,
         ink=INK,
         totals=scores.summary(),
         facts=facts,
-        classes=scores.classes,
+        left_out=f": the {LOWEST} lowest F1 of {len(scores.classes):,}, all in classes.csv" if is_cut else "",
+        classes=shown if is_cut else scores.classes,
         pictures={caption: _embedded(path.parent / file) for caption, file in pictures.items()},
     )
     path.write_text(text, encoding="utf-8", errors="backslashreplace")

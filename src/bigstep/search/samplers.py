@@ -12,15 +12,17 @@ from typing import Any, final
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.errors import ConfigError
 
-__all__ = ["AUTO", "NoRepeatSampler", "PrunedTrialsSampler", "choose_sampler"]
+__all__ = ["AUTO", "MAX_FITTED", "NoRepeatSampler", "PrunedTrialsSampler", "best_and_newest", "choose_sampler"]
 
 AUTO = {"planned": "gp", "full": "tpe", "several": "tpe"}
 NUM_RANDOM = 5  # trials before a model is fitted to them
 MIN_DISTANCE = 0.01  # of each range: a nearer point counts as the same
+MAX_FITTED = 200  # trials that a Gaussian process is fitted to: the time grows with the cube of their number
 MAX_DRAWS = 20  # of a random point, until it is new
 
 
@@ -70,7 +72,7 @@ class PrunedTrialsSampler(BaseSampler):
 
     Optuna's uses finished trials only, and so suggests the same bad point again and again if it is pruned: here pruned
     trials count with the last value that they reported. Optuna's also fails if one trial has a constraint that another
-    lacks: here a missing constraint counts as satisfied.
+    lacks: here a missing constraint counts as satisfied. Of more than ``MAX_FITTED`` trials the best and the newest count.
     """
 
     def __init__(self, make: Callable[[], BaseSampler]) -> None:
@@ -91,7 +93,8 @@ class PrunedTrialsSampler(BaseSampler):
         """Suggest a point from all trials so far."""
         del trial
         view = optuna.create_study(directions=study.directions, sampler=self._on_view)
-        view.add_trials(_as_complete([item for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]))
+        telling = [item for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]
+        view.add_trials(_as_complete(best_and_newest(telling, study.directions[0])))
         with _one_thread():
             return view.ask(dict(search_space)).params if search_space else {}
 
@@ -118,6 +121,17 @@ def _one_thread() -> Iterator[None]:
 def _is_telling(trial: FrozenTrial, names: Sequence[str] | dict[str, BaseDistribution]) -> bool:
     ended = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and bool(trial.intermediate_values))
     return (ended or trial.state == TrialState.RUNNING) and all(name in trial.params for name in names)
+
+
+def best_and_newest(trials: list[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """Return at most :data:`MAX_FITTED` trials, in their order: half the best by their first objective, half the newest."""
+    if len(trials) <= MAX_FITTED:
+        return trials
+    older, newest = trials[: -MAX_FITTED // 2], trials[-MAX_FITTED // 2 :]
+    sign = -1 if direction == StudyDirection.MAXIMIZE else 1
+    ended = [trial for trial in older if trial.state != TrialState.RUNNING]
+    best = sorted(ended, key=lambda trial: (sign * _values(trial)[0], trial.number))[: MAX_FITTED // 2]
+    return [*sorted(best, key=lambda trial: trial.number), *newest]
 
 
 def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

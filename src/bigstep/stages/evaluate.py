@@ -1,6 +1,8 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.evaluation import Scores, predict_probabilities, score
+from bigstep.evaluation import Answers, Scores, predict_probabilities, score
+from bigstep.models.classifier import Classifier
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.runs.tracked_run import as_metrics_now
@@ -25,6 +28,8 @@ from bigstep.tracking.tracker import DatasetRecord
 __all__ = ["evaluate", "main"]
 
 BATCH = 256  # images of a forward pass
+MANY_CLASSES = 100  # with more, predictions.csv holds the likeliest classes instead of a column for each
+LIKELIEST = ["p_actual", *(f"{column}{rank}" for rank in range(1, 6) for column in ("class", "p"))]
 
 
 def main(started: float | None = None) -> int:
@@ -42,15 +47,13 @@ def evaluate(stage: Stage) -> None:
     params = stage.params
     set_threads(params.hardware)
     store = Store(stage.paths.prepared)
-    store.verify()
+    store.verify_former()
     memory_format = MEMORY_FORMATS[params.hardware.memory_format]
     classifier, card = load_classifier(stage.paths.train, memory_format, code=params.model.name)
     classifier.to(choose_device(params.hardware))
-    probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
-    labels = store.labels[store.indices(Split.TEST)]
-    scores = score(probabilities, labels, card.classes, calibration_bins=params.evaluate.calibration_bins)
-    stage.inputs.check()
-    _write_results(stage.paths.evaluate, store, probabilities, scores, card, params.evaluate)
+    answers = _predict(stage, store, classifier, card.classes)
+    scores = score(answers, card.classes, calibration_bins=params.evaluate.calibration_bins)
+    _write_results(stage.paths.evaluate, store, answers, scores, card, params.evaluate)
     with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores)
         stage.inputs.check()
@@ -58,21 +61,42 @@ def evaluate(stage: Stage) -> None:
         tracker.promote(name, card.weights_sha256)
 
 
+def _predict(stage: Stage, store: Store, classifier: Classifier, classes: tuple[str, ...]) -> Answers:
+    """Write predictions.csv batch by batch, and return what the scores and pictures need."""
+    indices, parts = store.indices(Split.TEST), []
+    names = iter(zip(indices, store.names(indices), strict=True))
+
+    def rows() -> Iterator[list[object]]:
+        for probabilities, labels in predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH)):
+            part = Answers.of(probabilities, labels)
+            parts.append(part)
+            for row, (index, name) in enumerate(islice(names, len(labels))):
+                actual, predicted = classes[labels[row]], classes[part.predicted[row]]
+                yield [index, name, actual, predicted, *_cells(probabilities[row], part.p_actual[row], classes)]
+        stage.inputs.check()
+
+    columns = [f"p:{name}" for name in classes] if len(classes) <= MANY_CLASSES else LIKELIEST
+    write_csv(["index", "name", "actual", "predicted", *columns], rows(), stage.paths.evaluate / "predictions.csv")
+    return Answers.joined(parts)
+
+
+def _cells(probabilities: NDArray[np.float32], p_actual: np.float32, classes: tuple[str, ...]) -> Iterator[str]:
+    """Return every class's probability; of many classes the true one's, and the likeliest with theirs."""
+    if len(classes) <= MANY_CLASSES:
+        yield from map(_shortest, probabilities)
+        return
+    yield _shortest(p_actual)
+    for label in np.argsort(-probabilities, kind="stable")[: (len(LIKELIEST) - 1) // 2]:
+        yield classes[label]
+        yield _shortest(probabilities[label])
+
+
 def _write_results(
-    folder: Path, store: Store, probabilities: NDArray[np.float32], scores: Scores, card: ModelCard, evaluate: EvaluateConfig
+    folder: Path, store: Store, answers: Answers, scores: Scores, card: ModelCard, evaluate: EvaluateConfig
 ) -> None:
-    indices = store.indices(Split.TEST)
-    labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
-    names = store.names()
-    rows = (
-        [index, names[index], card.classes[labels[row]], card.classes[predicted[row]], *map(_shortest, probabilities[row])]
-        for row, index in enumerate(indices)
-    )
-    header = ["index", "name", "actual", "predicted", *(f"p:{name}" for name in card.classes)]
-    write_csv(header, rows, folder / "predictions.csv")
     header = ["class", "precision", "recall", "f1", "support"]
     write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
-    _draw(folder, store, probabilities, evaluate)
+    _draw(folder, store, answers, evaluate)
     facts = {
         "architecture": card.model["name"],
         "effective batch": card.effective_batch_size,
@@ -89,19 +113,19 @@ def _write_results(
     write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
 
 
-def _draw(folder: Path, store: Store, probabilities: NDArray[np.float32], evaluate: EvaluateConfig) -> None:
+def _draw(folder: Path, store: Store, answers: Answers, evaluate: EvaluateConfig) -> None:
     indices, classes = store.indices(Split.TEST), store.manifest.classes
-    labels, predicted = store.labels[indices], probabilities.argmax(axis=1)
+    labels, predicted = answers.labels, answers.predicted
     wrong = np.flatnonzero(labels != predicted)
-    worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")][: evaluate.num_mistakes]
+    worst = wrong[np.argsort(answers.p_actual[wrong], kind="stable")][: evaluate.num_mistakes]
     captions = [
-        f"{short_name(classes[labels[row]])}\n{short_name(classes[predicted[row]])} {probabilities[row, predicted[row]]:.0%}"
+        f"{short_name(classes[labels[row]])}\n{short_name(classes[predicted[row]])} {answers.p_predicted[row]:.0%}"
         for row in worst
     ]
     with whole_file(folder / "confusion.png") as beside:
         draw_confusion(labels, predicted, classes, beside)
     with whole_file(folder / "calibration.png") as beside:
-        draw_calibration(probabilities, labels, evaluate.calibration_bins, beside)
+        draw_calibration(answers.p_predicted, labels == predicted, evaluate.calibration_bins, beside)
     with whole_file(folder / "mistakes.png") as beside:
         draw_mistakes(np.asarray(store.images[indices[worst]]), captions, beside)
 

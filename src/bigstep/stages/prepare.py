@@ -5,8 +5,9 @@ import os
 from bigstep.atomic_files import whole_folder
 from bigstep.config.data import short_source
 from bigstep.console import console, follow
+from bigstep.data.manifest import Manifest
 from bigstep.data.sources import open_source
-from bigstep.data.store import Manifest, StorePaths
+from bigstep.data.store import StorePaths
 from bigstep.data.store_writer import prepare_store
 from bigstep.stages.stage_runner import Stage, run_stage
 

@@ -43,7 +43,7 @@ def train(stage: Stage) -> None:
     params, model = stage.params, stage.params.model
     check_writable(stage.paths.train)
     store = Store(stage.paths.prepared)
-    store.verify()
+    store.verify_former()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
     fit = choose_slicing(stage.project, params, store, failed_micro_batch_size(mark))
     batch = fit.batch

@@ -8,6 +8,7 @@ again changes nothing (a metric keeps the time of its line, and MLflow stores an
 ``journal.jsonl``   one entry a line; a torn last line, which a kill leaves, is cut off
 ``origin.json``     the store, the experiment, and a key that no other run has
 ``sent.json``       the run, and the bytes of the journal that were sent to it
+``index.json``      which metrics the journal holds, up to an offset
 ``files/``          copies of files and models, as they were when they were logged
 ==================  =============================================================================
 """
@@ -25,8 +26,20 @@ from typing import Any, final
 from bigstep.atomic_files import read_record, whole_folder, write_json
 from bigstep.runtime.file_locks import Timeout, exclusive_lock
 from bigstep.tracking.entries import read_entry
+from bigstep.tracking.journal_lines import last_lines
 
-__all__ = ["Origin", "Sent", "Spool", "prune_spools", "spool_lock", "unfinished_spools"]
+__all__ = [
+    "KEPT",
+    "Origin",
+    "Sent",
+    "Spool",
+    "delivered_spools",
+    "end_status",
+    "is_complete",
+    "prune_spools",
+    "spool_lock",
+    "unfinished_spools",
+]
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
@@ -105,15 +118,14 @@ class Spool:
 
     def last(self) -> dict[str, Any] | None:
         """Return the newest entry."""
-        found = None
-        for found, _ in self.entries():  # noqa: B007 # the last is wanted
-            pass
-        return found
+        whole = (line for line, _ in last_lines(self.path) if line.endswith(b"\n"))
+        return next((entry for entry in map(read_entry, whole) if entry is not None), None)
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Write one entry."""
+    def append(self, entry: Mapping[str, Any]) -> int:
+        """Write one entry, and return the offset after it."""
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
+        return os.fstat(self._file.fileno()).st_size
 
     def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield each whole entry from ``offset`` on, and the offset after it; a damaged line is skipped."""
@@ -165,12 +177,9 @@ class Spool:
 
     def _truncate_torn_tail(self) -> None:
         """Cut after the last complete line, and lower the delivered offset to the end of the file if it is beyond it."""
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        start = whole
-        while start and read_entry(content[content.rfind(b"\n", 0, start - 1) + 1 : start]) is None:
-            start = content.rfind(b"\n", 0, start - 1) + 1
-        if start != len(content):
+        ends = (start + len(line) for line, start in last_lines(self.path) if line.endswith(b"\n") and read_entry(line))
+        start = next(ends, 0)
+        if start != self.path.stat().st_size:
             self._file.truncate(start)
         if self.sent.offset > start:
             self.sent = Sent(self.sent.run_id, start)
@@ -191,27 +200,36 @@ def spool_lock(folder: Path) -> Iterator[bool]:
 
 def unfinished_spools(folder: Path) -> list[Path]:
     """Return the spools below ``folder`` that are not delivered or do not end with the end of their run, oldest first."""
-    found = []
-    for path in folder.glob("*/journal.jsonl"):
-        try:
-            offset = read_record(Sent, path.with_name("sent.json")).offset
-        except (OSError, ValueError):
-            offset = 0
-        if path.stat().st_size != offset or not _ends(path):
-            found.append(path.parent)
-    return sorted(found, key=lambda item: (item / "journal.jsonl").stat().st_mtime)
+    return [path for path in _by_age(folder) if not is_complete(path)]
+
+
+def delivered_spools(folder: Path) -> list[Path]:
+    """Return the spools below ``folder`` that are delivered up to the end of their run, oldest first."""
+    return [path for path in _by_age(folder) if is_complete(path)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a spool ends with the end of its run, and is delivered up to there."""
+    try:
+        offset = read_record(Sent, folder / "sent.json").offset
+        return (folder / "journal.jsonl").stat().st_size == offset and end_status(folder) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _by_age(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)]
 
 
 def prune_spools(folder: Path) -> None:
     """Delete all but the newest spools of those that are delivered to the end."""
-    waiting = set(unfinished_spools(folder))
-    done = [path.parent for path in folder.glob("*/journal.jsonl") if path.parent not in waiting]
-    for path in sorted(done, key=lambda item: (item / "journal.jsonl").stat().st_mtime)[:-KEPT]:
+    for path in delivered_spools(folder)[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
-def _ends(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        return b'"entry": "finish"' in file.read().rstrip(b"\n").rpartition(b"\n")[2]
+def end_status(folder: Path) -> str | None:
+    """Return the status that a spool's run ended with; None if it has not ended."""
+    line, _ = next(last_lines(folder / "journal.jsonl"), (b"", 0))
+    entry = read_entry(line) if line.endswith(b"\n") else None
+    return str(entry["status"]) if entry is not None and entry["entry"] == "finish" else None

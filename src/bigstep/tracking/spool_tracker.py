@@ -1,11 +1,13 @@
 """A tracker that writes into a spool, and never waits for MLflow."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
 from bigstep.tracking.spool import Sent, Spool
+from bigstep.tracking.spool_index import INDEXED_EVERY, read_index
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelRecord, finite
 
 __all__ = ["SpoolTracker"]
@@ -18,9 +20,11 @@ class SpoolTracker:
     def __init__(self, spool: Spool) -> None:
         """Write to ``spool``; metrics that it contains are not added again."""
         self.spool = spool
-        self._seen = {
-            (key, step) for entry, _ in spool.entries() if entry["entry"] == "metrics" for key, _, step, _ in entry["rows"]
-        }
+        self._index = read_index(spool.path)
+        self._indexed = self._index.offset
+        for entry, offset in spool.entries(self._index.offset):
+            self._index.add(entry, offset)
+        self._write_index(INDEXED_EVERY)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log the parameters."""
@@ -28,8 +32,7 @@ class SpoolTracker:
 
     def log_metrics(self, metrics: Sequence[Metric]) -> None:
         """Log values that are finite and new."""
-        new = [item for item in finite(metrics) if (item.key, item.step) not in self._seen]
-        self._seen.update((item.key, item.step) for item in new)
+        new = [item for item in finite(metrics) if not self._index.has(item.key, item.step)]
         if new:
             self._append("metrics", rows=[[item.key, item.value, item.step, item.timestamp] for item in new])
 
@@ -71,6 +74,16 @@ class SpoolTracker:
         """End the run."""
         self._append("finish", status=status)
         self.spool.sync()
+        self._write_index(1)
 
     def _append(self, kind: str, **values: Any) -> None:
-        self.spool.append({"entry": kind, **values})
+        entry = {"entry": kind, **values}
+        self._index.add(entry, self.spool.append(entry))
+        self._write_index(INDEXED_EVERY)
+
+    def _write_index(self, least: int) -> None:
+        """Write the index if the journal has grown by ``least`` bytes since the last time."""
+        if self._index.offset - self._indexed >= least:
+            self._indexed = self._index.offset
+            with contextlib.suppress(OSError):  # of a full disk: the index is built again
+                self._index.write(self.spool.path)

@@ -1,13 +1,14 @@
 """The effective batches of an epoch, on the host: the same whatever the number of workers."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,11 +19,9 @@ from bigstep.data.ordered_batches import ImageBatch, to_tensors
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_sample
-from bigstep.errors import ConfigError
+from bigstep.errors import ConfigError, DataError
 
 __all__ = ["TrainingBatches"]
-
-_NAME = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
 
 
 @final
@@ -63,16 +62,17 @@ class TrainingBatches:
             for chosen in batches:
                 yield self._augmented(chosen, epoch)
         else:
-            self._order.batches = [[(epoch, int(index)) for index in chosen] for chosen in batches]
+            self._order.epoch, self._order.batches = epoch, batches
             yield from self._loaded()
 
     def _loaded(self) -> Iterator[ImageBatch]:
         try:
             yield from self._loader or ()
-        except ConfigError as error:  # from another process, with its traceback as the text
-            raise ConfigError(str(error).strip().splitlines()[-1].removeprefix(f"{_NAME}: ")) from None
+        except (ConfigError, DataError) as error:  # from another process, with its traceback as the text
+            kind = type(error)
+            raise kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from None
 
-    def _augmented(self, chosen: "np.ndarray[Any, np.dtype[np.int64]]", epoch: int) -> ImageBatch:
+    def _augmented(self, chosen: NDArray[np.int64], epoch: int) -> ImageBatch:
         kind = str(self.train.augmentation)
         images = augment(np.asarray(self.store.images[chosen]), chosen, kind, self.train.seed, epoch)
         return to_tensors(images, self.store.labels[chosen])
@@ -82,13 +82,14 @@ class TrainingBatches:
 class _EpochOrder:
     """A batch sampler whose batches are set before each epoch; an item is (epoch, index), so workers need no epoch."""
 
-    batches: list[list[tuple[int, int]]] | None = None
+    epoch: int = 0
+    batches: Sequence[NDArray[np.int64]] = ()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        yield from self.batches or []
+        return ([(self.epoch, index) for index in chosen.tolist()] for chosen in self.batches)
 
     def __len__(self) -> int:
-        return len(self.batches or [])
+        return len(self.batches)
 
 
 class _Transformed(Dataset[tuple[Tensor, Tensor]]):

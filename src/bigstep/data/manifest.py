@@ -1,0 +1,118 @@
+"""The record of a store: what it holds, and the digests by which its files are checked."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bigstep.atomic_files import read_record, sha256
+from bigstep.data.split import SPLITS
+from bigstep.errors import DataError
+
+__all__ = ["CHECKED_AT_START", "FORMAT", "Manifest", "SourceFile"]
+
+FORMAT = 2
+FIRST_FORMAT = 1  # without block digests: such a store is read whole before it is used
+CHECKED_AT_START = frozenset({"images.blocks", "labels.npy", "parts.npy"})
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the source, by its name and SHA-256."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def hashed(cls, path: Path, folder: Path) -> "SourceFile":
+        """Hash ``path``, and name it from ``folder``."""
+        return cls(path.relative_to(folder).as_posix(), sha256(path))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds; ``digests`` are SHA-256 over the pixels and labels of each part."""
+
+    source: str
+    classes: tuple[str, ...]
+    size: int
+    channels: int
+    num_samples: int
+    counts: dict[str, dict[str, int]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    normalization: str
+    files: tuple[SourceFile, ...]
+    refused: dict[str, int]
+    num_refused: int
+    num_ignored: int
+    digests: dict[str, str]
+    format: int = field(default=FORMAT)
+    record: str = field(default="")
+    """SHA-256 of all other fields; stores of format 1 may have none."""
+    block_bytes: int = field(default=0)
+    """Bytes of ``images.u8`` that one digest of ``images.blocks`` covers."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the other files of the store, by name."""
+
+    @property
+    def is_in_blocks(self) -> bool:
+        """Whether the pixels are checked block by block, as they are read."""
+        return self.format > FIRST_FORMAT
+
+    @property
+    def digest(self) -> str:
+        """One digest for the data: 64 hexadecimal digits."""
+        return self.digests["all"]
+
+    def to_json(self) -> str:
+        """Write as JSON, keys in order."""
+        return json.dumps({**asdict(self), "record": self.summed()}, indent=2, ensure_ascii=True) + "\n"
+
+    def summed(self) -> str:
+        """Return the SHA-256 of all fields but ``record``."""
+        left_out = {"record"} if self.format > FIRST_FORMAT else {"record", "block_bytes", "checksums"}
+        fields = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Refuse what prepare never writes.
+
+        Raises:
+            ValueError: the format, the statistics or the digest of the record.
+        """
+        if not FIRST_FORMAT <= self.format <= FORMAT:
+            raise ValueError(f"format {self.format}")
+        if min(self.size, self.channels, self.num_samples) < 1 or not self.classes or "all" not in self.digests:
+            raise ValueError("no samples")
+        if not len(self.mean) == len(self.std) == self.channels or not np.isfinite([*self.mean, *self.std]).all():
+            raise ValueError("mean and std are not one finite number per channel")
+        if min(self.std) <= 0:
+            raise ValueError("std is not positive")
+        if self.record != self.summed() and (self.record or self.is_in_blocks):
+            raise ValueError("fields with values of the wrong kind")
+        if self.is_in_blocks and (self.block_bytes < 1 or not self.checksums.keys() >= CHECKED_AT_START):
+            raise ValueError("no digests of blocks")
+        if self.counts.keys() != set(SPLITS) or any(part.keys() != set(self.classes) for part in self.counts.values()):
+            raise ValueError("counts are missing for a split or class")
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DataError: the file is missing or is no manifest of this format.
+        """
+        try:
+            manifest = read_record(cls, path)
+            manifest.check()
+            return manifest
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}; run `bigstep prepare`") from None
+        except ValueError as error:
+            raise DataError(
+                f"{path}: expected a manifest of format {FIRST_FORMAT} or {FORMAT}, got an invalid one ({error}); "
+                "run `bigstep prepare --force`"
+            ) from None
