@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from bigstep.commands.arguments import FORMER, with_new_names
 from bigstep.config.params import SECTIONS, flatten, parse_params
 from bigstep.config.search import SearchConfig
 from bigstep.config.section import Section, rule_of
-from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
+from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_plain, read_yaml, write_yaml
 from bigstep.errors import ConfigError
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 
@@ -242,6 +243,17 @@ def test_a_number_is_the_same_wherever_it_is_written(text: str, tmp_path: Path) 
     path.write_text(f"train:\n  learning_rate: {text}\n", encoding="utf-8")
     assert parse_params(read_yaml(path)).train.learning_rate == 0.001
     assert parse_params(_with(f"train.learning_rate={text}")).train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
+def test_a_file_that_is_only_looked_at_has_the_same_values_is_parsed_once_and_seen_to_change(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes((ROOT / name).read_bytes())
+    read = read_plain(path)
+    assert json.dumps(read) == json.dumps(read_yaml(path))
+    assert read_plain(path) is read
+    path.write_text(path.read_text(encoding="utf-8") + "more: {value: 1e-3}\n", encoding="utf-8")
+    assert read_plain(path) == {**read, "more": {"value": 0.001}}
 
 
 @pytest.mark.parametrize("text", ["train", "train.learning_rate", "=1", "train.=1", "a.b.c=1"])

@@ -39,7 +39,7 @@ from bigstep.randomness.kernels import IGNORED, KEYED, REFUSED, drawing_from
 from bigstep.search.dashboard_internals import note_of, open_ended
 from bigstep.step import torch_internals as step_internals
 from bigstep.tracking.database import open_client
-from bigstep.tracking.mlflow_internals import forget_engine, migrations_folder
+from bigstep.tracking.mlflow_internals import PACKAGES, forget_engine, known_packages, migrations_folder
 from dvc_dependencies import ROOT
 
 SOURCE = ROOT / "src" / "bigstep"
@@ -279,6 +279,23 @@ for found in (without, later):
 
 def test_an_optimizer_without_the_compiler_does_the_same_and_does_not_import_it() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", OPTIMIZERS], check=True)
+
+
+def test_the_versions_of_known_packages_are_compared_without_listing_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.utils import requirements_utils
+
+    monkeypatch.setattr(requirements_utils, PACKAGES, None)  # a test before may have read them
+    lines, installed = [], version("numpy")
+    monkeypatch.setattr(requirements_utils._logger, "warning", lambda text, *_: lines.append(text))
+    with known_packages(["mlflow", "numpy"]):
+        requirements_utils.warn_dependency_requirement_mismatches([f"numpy=={installed}", f"mlflow=={version('mlflow')}"])
+        assert set(getattr(requirements_utils, PACKAGES)) >= {"mlflow", "numpy"}
+        assert len(getattr(requirements_utils, PACKAGES)) == 2
+        assert lines == []
+        requirements_utils.warn_dependency_requirement_mismatches(["numpy==0.1"])
+    assert len(lines) == 1
+    assert f"numpy (current: {installed}, required: numpy==0.1)" in lines[0]
+    assert getattr(requirements_utils, PACKAGES) is None
 
 
 def test_mlflows_schema_has_one_newest_version() -> None:

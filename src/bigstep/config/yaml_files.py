@@ -1,7 +1,8 @@
 """params.yaml, ``--set`` and presets, read by one parser: ``1e-3`` is a float wherever it is written."""
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ __all__ = [
     "parse_overrides",
     "parse_section",
     "problems_of_key",
+    "read_plain",
     "read_yaml",
     "write_yaml",
 ]
@@ -38,8 +40,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not valid YAML, or is not a mapping of sections.
     """
+    return _read(path, lambda text: _load(text, YAML()))
+
+
+def read_plain(path: Path) -> Mapping[str, Any]:
+    """Read a YAML mapping that is only looked at, into plain values; the same text is parsed once by a process.
+
+    Raises:
+        ConfigError: as :func:`read_yaml`.
+    """
+    return _read(path, _load_once)
+
+
+def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        content = _load(path.read_text(encoding="utf-8"), YAML())
+        content = load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path.name}: {error.strerror}; create it or name another file") from None
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
@@ -47,6 +62,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name}: expected a mapping of sections, got {_shown(content)}; start with `data:`")
     return content
+
+
+@lru_cache(maxsize=4)  # params.yaml, dvc.yaml and dvc.lock: each takes 0.03 to 0.3 s, and a stage looks at them again and again
+def _load_once(text: str) -> Any:
+    return load_plain(text)
 
 
 def load_plain(text: str) -> Any:

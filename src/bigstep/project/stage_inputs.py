@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigstep.atomic_files import read_json
-from bigstep.config.yaml_files import read_yaml
+from bigstep.config.yaml_files import read_plain
 from bigstep.errors import ProjectError
 from bigstep.runtime.environment import INPUTS, is_set, read_variable
 
@@ -76,8 +76,8 @@ def read_inputs(root: Path, stage: str, content: Mapping[str, Any] | None = None
     """
     if not (root / "dvc.yaml").exists():
         return StageInputs(root, stage, {}, {})
-    content = read_yaml(root / "params.yaml") if content is None else content
-    listed = (read_yaml(root / "dvc.yaml").get("stages") or {}).get(stage) or {}
+    content = read_plain(root / "params.yaml") if content is None else content
+    listed = (read_plain(root / "dvc.yaml").get("stages") or {}).get(stage) or {}
     params = flat_text({section: content.get(section) or {} for section in listed.get("params", [])})
     data_root = str((content.get("data") or {}).get("root", "data/raw"))
     names = [str(name).replace("${data.root}", data_root) for name in listed.get("deps", [])]
@@ -115,7 +115,7 @@ def _ran_with(root: Path, stage: str) -> dict[str, str]:
     note, lock = Path(read_variable(INPUTS) or root, f"{stage}.json"), root / "dvc.lock"
     if is_set(INPUTS) and note.exists():
         return dict(read_json(note)["params"])
-    recorded = (read_yaml(lock).get("stages") or {}) if lock.exists() else {}
+    recorded = (read_plain(lock).get("stages") or {}) if lock.exists() else {}
     return flat_text(((recorded.get(stage) or {}).get("params") or {}).get("params.yaml") or {})
 
 

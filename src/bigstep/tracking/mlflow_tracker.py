@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.tracking.database import open_client, open_experiment
+from bigstep.tracking.mlflow_internals import known_packages
 from bigstep.tracking.sealing import seal_source
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite, split_params
 
@@ -117,14 +118,15 @@ class MlflowTracker:
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, channels))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)))]),
         )
-        with mlflow.start_run(run_id=self.run_id):
+        packages = ("mlflow", "numpy", "torch")
+        with known_packages(packages), mlflow.start_run(run_id=self.run_id):
             info = mlflow.pytorch.log_model(
                 CheckedClassifier(model.module).eval(),
                 name="model",
                 signature=signature,
                 input_example=model.example.astype(np.float32),
                 serialization_format="pt2",
-                pip_requirements=[f"{name}=={_public(name)}" for name in ("mlflow", "numpy", "torch")],
+                pip_requirements=[f"{name}=={_public(name)}" for name in packages],
                 metadata={"classes": list(model.classes), **model.tags},
             )
         self.client.update_run(self.run_id, status="RUNNING")
