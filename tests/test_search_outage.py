@@ -119,7 +119,12 @@ def test_what_needs_a_storage_is_done_again_until_it_answers(capsys: pytest.Capt
 
 def test_a_database_that_is_away_at_the_start_is_one_line(project: Project) -> None:
     address = f"postgresql://study:secret@127.0.0.1:{free_port(0)}/postgres"
-    output = project.bigstep("search", "--trials", "2", "--workers", "1", "--storage", address, code=2)
+    code = (
+        "import sys; from bigstep.search import storage; storage.START_SECONDS = 0.0; "  # to wait for one that is starting
+        "from bigstep.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    )
+    command = (sys.executable, "-c", code, "search", "--trials", "2", "--workers", "1", "--storage", address)
+    output = project.run(*command, code=2, PYTHONPATH=str(project.root / "src"))
     assert "Traceback" not in output
     assert "secret" not in output
     lines = [line for line in output.splitlines() if line.startswith("bigstep: ")]
