@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs memory lock clean
+.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs speed memory lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ peers: $(VENV)/.bench  ## write docs/peers.md: the same cases through bigstep an
 costs: $(READY)  ## measure what keyed randomness, the noise scale and the self-check cost
 	@$(BIN)/python benchmarks/costs/keyed_randomness.py
 	@$(BIN)/python benchmarks/costs/self_check.py
+
+speed: $(READY)  ## measure what a run costs beyond its training: imports, `dvc repro -f`, the first step
+	@$(BIN)/python benchmarks/speed/startup.py
 
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py

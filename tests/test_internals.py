@@ -312,6 +312,24 @@ def test_a_lock_of_dvc_is_told_from_other_yaml() -> None:
     assert not matches_lock_schema("schema")
 
 
+def test_what_an_export_imports_can_be_imported_before() -> None:
+    code = """
+import sys, torch
+from bigstep.models.torch_internals import preload_export
+preload_export()
+before = {name for name in sys.modules if name.startswith(("torch._dynamo", "torch._export", "torch._inductor"))}
+torch.export.export(torch.nn.Linear(2, 3), (torch.ones(4, 2),))
+after = {name for name in sys.modules if name.startswith(("torch._dynamo", "torch._export", "torch._inductor"))}
+print(len(before), len(after - before))
+"""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    before, more = int(found[-2]), int(found[-1])
+    assert before > 50
+    assert more < 20
+
+
 def test_a_flag_that_is_not_set_is_an_error_in_an_exported_model_too() -> None:
     class Checked(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

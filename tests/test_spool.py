@@ -15,7 +15,7 @@ from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
-from waiting import Clock
+from waiting import Clock, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -212,6 +212,19 @@ def test_a_run_that_is_not_waited_for_gets_all_that_was_logged_before_mlflow_ans
     assert tracked.delivered
     assert _history(uri, tracked.run_id()) == [(0, 1.0), (1, 0.5)]
     assert open_client(uri).get_run(tracked.run_id()).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_what_a_models_delivery_imports_is_imported_while_nothing_waits_for_it(
+    expected: bool, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    monkeypatch.setattr(delivery, "preload_model", lambda: loads.append(threading.current_thread().name))
+    told = {"params": {"a": 1}, "tags": {}, "wait_seconds": 60}
+    with tracked_run(tmp_path / "spool", uri, "Default", **told, expects_model=expected) as tracked:
+        wait_until(lambda: bool(loads) or not expected, "nothing was imported")
+        tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+    assert loads == (["bigstep-courier"] if expected else [])
 
 
 def test_what_is_heavy_waits_for_the_end(uri: str, tmp_path: Path) -> None:

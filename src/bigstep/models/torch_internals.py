@@ -1,8 +1,16 @@
 """Every private name of torch that the models use, with its reason; tests/test_internals.py tries it."""
 
+import contextlib
+
 import torch
 
-__all__ = ["assert_flag"]
+__all__ = ["assert_flag", "preload_export"]
+
+
+def preload_export() -> None:
+    """Import what ``torch.export.export`` imports at its first call, which takes seconds: no public module does so."""
+    with contextlib.suppress(ImportError):
+        import torch.export._trace  # noqa: F401
 
 
 def assert_flag(flag: float, text: str) -> None:

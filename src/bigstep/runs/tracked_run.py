@@ -42,6 +42,7 @@ def tracked_run(
     tags: Mapping[str, str],
     given: str | None = None,
     wait_seconds: float = FIRST_ROUND,
+    expects_model: bool = False,
 ) -> Iterator[TrackedRun]:
     """Track a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
 
@@ -53,6 +54,7 @@ def tracked_run(
         tags: to set.
         given: a run to write to instead of the spool's own.
         wait_seconds: at most, for the run to start. Whatever is logged meanwhile is on disk and arrives when MLflow answers.
+        expects_model: whether a model will be logged.
     """
     with spool_lock(folder):
         spool = Spool(folder)
@@ -64,7 +66,7 @@ def tracked_run(
             tracker.continue_run(given)
         tracker.log_params(params)
         tracker.set_tags({**tags, PROCESS: process_name()})
-        courier = SpoolDelivery(spool)
+        courier = SpoolDelivery(spool, expects_model=expects_model)
         courier.start(wait_seconds)
         tracked = TrackedRun(tracker, run_id=lambda: spool.sent.run_id)
         try:

@@ -28,7 +28,14 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
     folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
     tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
     with tracked_run(
-        folder, tracking_uri(root), experiment, params=stage.flat, tags=tags, given=given, wait_seconds=0
+        folder,
+        tracking_uri(root),
+        experiment,
+        params=stage.flat,
+        tags=tags,
+        given=given,
+        wait_seconds=0,
+        expects_model=stage.name == "train",
     ) as tracked:
         if pointing is not None:
             tracked.tracker.point_from(pointing)

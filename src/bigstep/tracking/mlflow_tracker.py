@@ -17,7 +17,7 @@ from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run"]
+__all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run", "preload_logging"]
 
 T = TypeVar("T")
 METRICS_A_MESSAGE, PARAMS_A_MESSAGE = 1000, 100  # MLflow's limits
@@ -46,6 +46,11 @@ def open_run(
         return MlflowTracker(client, uri, str(run.info.run_id))
     client.update_run(run_id, status="RUNNING")
     return MlflowTracker(client, uri, run_id)
+
+
+def preload_logging() -> None:
+    """Import what :meth:`MlflowTracker.log_model` imports."""
+    import mlflow.pytorch  # noqa: F401
 
 
 @final

@@ -4,6 +4,7 @@ A thread delivers what is light while the stage works; models wait until the sta
 locked or full, it is retried at longer and longer intervals; what could not be sent stays in the spool for the next start.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -15,8 +16,10 @@ import numpy as np
 
 from bigstep.models.classifier import ServedClassifier
 from bigstep.models.model_files import ANY_CODE, load_classifier
+from bigstep.models.torch_internals import preload_export
+from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
-from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
 from bigstep.tracking.model_registry import produced_by, promote
 from bigstep.tracking.spool import Sent, Spool
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage
@@ -54,6 +57,13 @@ def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None
         tracker.finish(entry["status"])
 
 
+def preload_model() -> None:
+    """Import what the delivery of a model needs."""
+    with import_lock:
+        preload_export()
+        preload_logging()
+
+
 def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:
     known = tracker.client.get_run(tracker.run_id).data.tags
     weights = "bigstep.weights_sha256"
@@ -84,11 +94,19 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
 class SpoolDelivery:
     """Delivers one spool on its own thread: light entries while the stage works, all of them in :meth:`drain`."""
 
-    def __init__(self, spool: Spool, *, clock: Callable[[], float] = time.monotonic, interval: float = INTERVAL) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        expects_model: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        interval: float = INTERVAL,
+    ) -> None:
         """Deliver ``spool``, which has a run, to it, or to a new one.
 
         Args:
             spool: what to deliver.
+            expects_model: whether a model will come, so that what its export imports is imported while nothing waits for it.
             clock: seconds, by which :meth:`flush` loses patience.
             interval: seconds between two tries.
         """
@@ -97,6 +115,7 @@ class SpoolDelivery:
         self.problem: str | None = None
         self._tracker: MlflowTracker | None = None
         self._draining = self._warned = False
+        self._expects_model = expects_model
         self._wake, self._told, self._done = threading.Event(), threading.Event(), threading.Event()
         self._moved = clock()
         self._thread = threading.Thread(target=self._work, name="bigstep-courier", daemon=True)
@@ -122,12 +141,19 @@ class SpoolDelivery:
             self._told.set()
             if self.problem is None:
                 pause, self._warned = self._interval, False
+                self._preload()
             else:
                 self._warn()
                 pause = min(2 * pause, LONGEST_DRAINING if self._draining else LONGEST)
             self._wake.wait(pause)
             self._wake.clear()
         self._done.set()
+
+    def _preload(self) -> None:
+        if self._expects_model and not self._draining:
+            self._expects_model = False
+            with contextlib.suppress(Exception):  # whatever is wrong shows when the model is delivered
+                preload_model()
 
     def _warn(self) -> None:
         if not self._warned:
