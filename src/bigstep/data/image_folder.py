@@ -28,7 +28,7 @@ MAX_DEPTH = 64
 Identity = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file below a class folder; ``name`` is its path from the root, ``refusal`` says why it cannot be opened at all."""
 
