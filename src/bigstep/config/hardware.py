@@ -46,4 +46,6 @@ class HardwareConfig(Section):
         "null = one per core in prepare, one per two cores in train",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads of torch; null = torch's default")
-    memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="memory layout of image tensors")
+    memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
+        "contiguous", description="memory layout of image tensors in training; auto = the faster one (docs/memory.md)"
+    )

@@ -15,7 +15,7 @@ from bigstep.evaluation import Scores, predict_probabilities, score
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.runs.tracked_run import as_metrics_now
-from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.runtime.device import choose_device, set_threads
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.tracking.spool_tracker import SpoolTracker
@@ -42,7 +42,7 @@ def evaluate(stage: Stage) -> None:
     set_threads(params.hardware)
     store = Store(stage.paths.prepared)
     store.verify()
-    classifier, card = load_classifier(stage.paths.train, MEMORY_FORMATS[params.hardware.memory_format])
+    classifier, card = load_classifier(stage.paths.train)  # contiguous: rounding must not depend on what training chose
     classifier.to(choose_device(params.hardware))
     probabilities = predict_probabilities(classifier, ordered_batches(store, Split.TEST, BATCH))
     labels = store.labels[store.indices(Split.TEST)]
