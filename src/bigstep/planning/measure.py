@@ -111,7 +111,7 @@ def _sections(params: Params, changes: dict[str, dict[str, str]]) -> dict[str, d
 
 
 def _ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[str, Any]]:
-    """Let a process measure, which is killed after ``seconds``, and return its lines: those before it died, if it did."""
+    """Run the process that measures, for at most ``seconds``, and return its lines: those before it died, if it did."""
     process = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
