@@ -98,7 +98,7 @@ def test_the_rule_stays_within_the_budget(digits: Store, tmp_path: Path) -> None
     fit = choose_slicing(project, _params(_budget(int(1.15 * (least + most) / 2)), width=256, epochs=1), digits)
     assert 1 <= fit.batch.micro_batch_size < sizes.micro_batch_size == 32
     assert least <= fit.predicted_bytes < most
-    with pytest.raises(OutOfMemoryError, match=r"hardware.memory_budget: expected at least .* for a step with single images"):
+    with pytest.raises(OutOfMemoryError, match=r"expected a step that fits hardware.memory_budget, .* not even a single image"):
         choose_slicing(project, _params({"memory_budget": "100MiB"}, width=256, epochs=1), digits)
 
 
@@ -182,6 +182,24 @@ def test_a_measured_choice_stays_within_the_budget(digits: Store, tmp_path: Path
     fit = choose_slicing(project, tight, digits)
     assert (fit.batch.micro_batch_size, fit.memory_format) == (16, "channels_last")
     assert fit.predicted_bytes < sizes[1].peak_bytes
+
+
+def test_what_bigstep_plan_has_measured_comes_first(digits: Store, tmp_path: Path) -> None:
+    project, params = ProjectPaths(tmp_path), _params(epochs=10**5)
+    path = _write_plan(project, params, digits, {"contiguous": {16: 10.0, 64: 90.0}, "channels_last": {16: 60.0, 64: 70.0}})
+    assert choose_slicing(project, params, digits).batch.micro_batch_size == 64
+    content = json.loads(path.read_text(encoding="utf-8"))
+    _store(path, content, {"contiguous": {16: 10.0, 64: 10.0}, "channels_last": {16: 60.0, 64: 20.0}})
+    path.rename(path.with_name("measured.json"))
+    path.with_name("measured.json").write_text(json.dumps({**content, "others": True}), encoding="utf-8")
+    fit = choose_slicing(project, params, digits)
+    assert (fit.batch.micro_batch_size, fit.memory_format) == (16, "channels_last")
+    one = choose_slicing(project, _params({"memory_format": "contiguous"}, epochs=10**5), digits)
+    assert (one.batch.micro_batch_size, one.memory_format) == (16, "contiguous"), "of the format that is asked for"
+    small = choose_slicing(project, _params(), digits)
+    assert (small.batch.micro_batch_size, small.memory_format) == (32, "contiguous")
+    asked = choose_slicing(project, _params(), digits, always_measured=True)
+    assert (asked.batch.micro_batch_size, asked.memory_format) == (16, "channels_last")
 
 
 def test_snapshots_of_former_versions_have_no_choice() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.batch_sizes import UNMEASURED_MICRO_BATCH
 from bigstep.config.params import Params, read_params
 from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.console import console, format_bytes
@@ -14,7 +15,6 @@ from bigstep.errors import ConfigError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.memory_budget import available_bytes, budget_bytes
 from bigstep.planning.plan import find_plan, recommend
-from bigstep.planning.slicing_choice import SMALL_MICRO_BATCH
 from bigstep.planning.throughput import GAIN, Plan, PlannedSlicing, ThroughputCurve, choose_curve
 from bigstep.planning.work import is_small_training
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -73,7 +73,7 @@ def plan(
         project, params, store
     ):
         console.print(
-            f"auto does not use this plan: so small a training has micro-batches of at most {SMALL_MICRO_BATCH}, contiguous"
+            f"auto does not use it: so small a training has micro-batches of at most {UNMEASURED_MICRO_BATCH}, contiguous"
         )
     return 0
 

@@ -103,7 +103,7 @@ def _configured_first(ladders: Iterable[ThroughputCurve], params: Params) -> tup
 
 
 def read_plan(project: ProjectPaths, params: Params, store: Store) -> Plan | None:
-    """Return the stored plan for this model, these images and this machine; None if there is none that can be read."""
+    """Return the stored plan for this model, these images and this machine; None if it is missing or cannot be read."""
     folder = plan_folder(project, params, store)
     found = _read_measured(folder)
     return None if found is None else replace(found, ladders=_configured_first(found.ladders, params))

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from bigstep.config.batch_sizes import BatchSizes, resolve_batch
+from bigstep.config.batch_sizes import UNMEASURED_MICRO_BATCH, BatchSizes, resolve_batch
 from bigstep.config.params import Params
-from bigstep.console import console, format_bytes
+from bigstep.console import console
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.automatic_plan import measured_choice
 from bigstep.planning.memory_budget import available_bytes, bytes_over_budget, check_budget, largest_fitting, predict
@@ -15,10 +14,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import possible_formats
 from bigstep.training.snapshot import KeptSlicing
 
-__all__ = ["SMALL_MICRO_BATCH", "CheckedSlicing", "choose_slicing"]
-
-SMALL_MICRO_BATCH = 32
-"""The largest micro-batch of a training that is too small to be measured."""
+__all__ = ["CheckedSlicing", "choose_slicing"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,13 @@ class CheckedSlicing:
 
 
 def choose_slicing(
-    project: ProjectPaths, params: Params, store: Store, failed_at: int | None = None, kept: KeptSlicing | None = None
+    project: ProjectPaths,
+    params: Params,
+    store: Store,
+    failed_at: int | None = None,
+    kept: KeptSlicing | None = None,
+    *,
+    always_measured: bool = False,
 ) -> CheckedSlicing:
     """Choose or check micro-batch size and memory format.
 
@@ -54,12 +56,13 @@ def choose_slicing(
         store: the images.
         failed_at: micro-batch size at which an earlier run was killed with little memory left.
         kept: what the training's checkpoint was started with; it replaces what is open.
+        always_measured: small trainings, too.
 
     Raises:
         OutOfMemoryError: it does not fit the budget; the message has what it needs, the budget, and the largest that fits.
     """
     resident = resident_bytes()
-    choice = _Choice(project, params, store, resident)
+    choice = _Choice(project, params, store, resident, always_measured=always_measured)
     batch, memory_format = choice.of_checkpoint(kept) or choice.made_now()
     if failed_at is not None and params.model.ghost_batch_size is None:
         batch = batch.at_most(-(-failed_at // 2))
@@ -81,6 +84,7 @@ class _Choice:
     params: Params
     store: Store
     resident: int
+    always_measured: bool
 
     @property
     def size_is_open(self) -> bool:
@@ -103,13 +107,13 @@ class _Choice:
         formats = possible_formats(self.params.hardware)
         if not self.size_is_open and len(formats) == 1:
             return self.params.batch, formats[0]
-        if is_small_training(self.project, self.params, self.store):
-            return self.fitting(SMALL_MICRO_BATCH), formats[0]
+        if not self.always_measured and is_small_training(self.project, self.params, self.store):
+            return self.fitting(UNMEASURED_MICRO_BATCH), formats[0]
         largest = self.largest() if self.size_is_open else self.params.batch.micro_batch_size
         room = available_bytes(self.params.hardware, self.resident)
         chosen = measured_choice(self.project, self.params, self.store, largest, room, size_is_open=self.size_is_open)
         if chosen is None:
-            return self.fitting(SMALL_MICRO_BATCH), formats[0]
+            return self.fitting(UNMEASURED_MICRO_BATCH), formats[0]
         return self.fitting(chosen.micro_batch_size), chosen.memory_format
 
     def batch(self, size: int) -> BatchSizes:
@@ -124,7 +128,7 @@ class _Choice:
     def largest(self) -> int:
         """Return the effective batch if it fits the budget, else the largest power of two that fits (1 if none does)."""
         effective = self.params.batch.effective_batch_size
-        base = predict(self.project, self.params, self.store, self.batch(min(effective, 2 * SMALL_MICRO_BATCH)))
+        base = predict(self.project, self.params, self.store, self.batch(min(effective, 2 * UNMEASURED_MICRO_BATCH)))
         largest = largest_fitting(self.params, base, self.resident)
         if largest is None or largest >= effective:
             return effective
@@ -138,11 +142,6 @@ class _Choice:
                 return batch
             predicted = predict(self.project, self.params, self.store, batch)
             if batch.micro_batch_size == 1:
-                room = available_bytes(self.params.hardware, self.resident) or 0
-                raise OutOfMemoryError(
-                    f"hardware.memory_budget: expected at least {format_bytes(predicted.peak_bytes)} for a step with single "
-                    f"images, got {format_bytes(max(room, 0))} after the memory of the process itself; raise it, or choose a "
-                    "smaller model"
-                )
+                check_budget(self.params, batch, predicted, self.resident)  # raises
             line = largest_fitting(self.params, predicted, self.resident) or 0
             size = max(1, min(line, batch.micro_batch_size - 1))

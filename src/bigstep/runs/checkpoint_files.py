@@ -104,7 +104,7 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
 
 
 def latest_values(folder: Path) -> Mapping[str, Any] | None:
-    """Return the plain values of the newest checkpoint whose values are intact, without its tensors; None if there is none."""
+    """Return the plain values of the newest checkpoint whose values are intact, without its tensors, or None."""
     for path in reversed(_committed(folder)):
         try:
             if sha256(path / VALUES) == read_commit(path).files[VALUES].sha256:

@@ -119,7 +119,13 @@ class TrialRunner:
             show_constraints(trial)
         else:
             values = latest_values(self._folder(trial) / CHECKPOINTS)
-            fit = choose_slicing(self.project, params, self.store, kept=None if values is None else kept_slicing(values))
+            fit = choose_slicing(
+                self.project,
+                params,
+                self.store,
+                kept=None if values is None else kept_slicing(values),
+                always_measured=self.params.hardware.micro_batch_size != "auto",
+            )
             params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
