@@ -221,7 +221,7 @@ def test_sizes_are_within_the_largest(largest: int) -> None:
     assert sizes[-1] == largest
 
 
-@pytest.mark.parametrize(("num_samples", "expected"), [(1, 1), (20 * 176, 2), (20 * 305, 3), (10**9, 6)])
+@pytest.mark.parametrize(("num_samples", "expected"), [(1, 1), (20 * 176, 2), (20 * 305, 3), (10**9, 18)])
 def test_measuring_takes_a_share_of_the_training(num_samples: int, expected: int) -> None:
     """The training takes a millisecond a sample, and each pair two for each sample of its size."""
     now = 0.0
@@ -233,7 +233,8 @@ def test_measuring_takes_a_share_of_the_training(num_samples: int, expected: int
 
     found = list(measure_coarsely((16, 32, 64), ("contiguous", "channels_last"), num_samples, measure, lambda: now))
     order = [("contiguous", 16), ("channels_last", 64), ("contiguous", 64), ("channels_last", 32), ("contiguous", 32)]
-    assert [(name, rung.micro_batch_size) for name, rung in found] == [*order, ("channels_last", 16)][:expected]
+    order = [*order, ("channels_last", 16)] * 3  # again as far as there is time
+    assert [(name, rung.micro_batch_size) for name, rung in found] == order[:expected]
     assert now <= max(0.05 * num_samples / 1000, 2e-3 * 16) + 1e-9
 
 

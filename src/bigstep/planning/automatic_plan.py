@@ -55,7 +55,8 @@ def _find_curves(project: ProjectPaths, params: Params, store: Store, sizes: tup
     console.print(
         f"measuring {params.model.name} to choose micro-batch size and memory format, in a share of the training time"
     )
-    curves = measure_formats(params, store, sizes, num_samples)
+    shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
+    curves = measure_formats(params, shape, sizes, num_samples)
     write_json({"format": FORMAT, "largest": sizes[-1], "ladders": [asdict(curve) for curve in curves]}, path)
     return curves
 

@@ -72,19 +72,25 @@ def climb_configured(params: Params, *, channels: int, size: int, num_classes: i
     return found
 
 
-def measure_formats(params: Params, store: Store, sizes: tuple[int, ...], num_samples: int) -> tuple[ThroughputCurve, ...]:
-    """Measure ``sizes`` in the possible memory formats, in a share of the time that training ``num_samples`` takes."""
+def measure_formats(
+    params: Params, shape: tuple[int, int, int], sizes: tuple[int, ...], num_samples: int
+) -> tuple[ThroughputCurve, ...]:
+    """Measure ``sizes`` in the possible memory formats, in a share of the time that training ``num_samples`` takes.
+
+    ``shape`` holds channels and size of the images, and the number of classes.
+    """
     sections = _sections(params, {"hardware": {"memory_format": possible_formats(params.hardware)[0]}})
-    shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
     formats = possible_formats(params.hardware)
     request = MeasurementRequest(sections, *shape, until=0.0, sizes=sizes, formats=formats, num_samples=num_samples)
     lines = _ask(request, params.model.name, LONGEST_WAIT)
     curves = []
     for name in formats:
         mine = [line for line in lines if line["memory_format"] == name]
-        rungs = sorted((SizeMeasurement(**line["rung"]) for line in mine), key=lambda rung: rung.micro_batch_size)
+        found = sorted((SizeMeasurement(**line["rung"]) for line in mine), key=lambda rung: rung.samples_per_second)
+        best = {rung.micro_batch_size: rung for rung in found}  # of several measurements the fastest
         if mine:
-            curves.append(ThroughputCurve(params.train.precision, name, mine[0]["update_seconds"], tuple(rungs), complete=True))
+            rungs = tuple(best[size] for size in sorted(best))
+            curves.append(ThroughputCurve(params.train.precision, name, mine[0]["update_seconds"], rungs, complete=True))
     return tuple(curves)
 
 
