@@ -16,8 +16,9 @@ from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yam
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import OVERHEAD_BYTES, choose_slicing
+from bigstep.planning.memory_budget import OVERHEAD_BYTES
 from bigstep.planning.plan import find_plan
+from bigstep.planning.slicing_choice import choose_slicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.stages import train as stage
 from conftest import ROOT, copy_project

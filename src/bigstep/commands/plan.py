@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bigstep.atomic_files import whole_file, write_json
+from bigstep.config.batch_sizes import UNMEASURED_MICRO_BATCH
 from bigstep.config.params import Params, read_params
 from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.console import console, format_bytes
@@ -14,7 +15,8 @@ from bigstep.errors import ConfigError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.memory_budget import available_bytes, budget_bytes
 from bigstep.planning.plan import find_plan, recommend
-from bigstep.planning.throughput import Plan, PlannedSlicing
+from bigstep.planning.throughput import GAIN, Plan, PlannedSlicing, ThroughputCurve, choose_curve
+from bigstep.planning.work import is_small_training
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.plan_plot import draw_plan
 
@@ -60,23 +62,30 @@ def plan(
     effective = params.batch.effective_batch_size
     found = find_plan(project, params, store, remeasure=remeasure, seconds=seconds, others=True)
     limit, room = budget_bytes(params.hardware), available_bytes(params.hardware, resident_bytes())
-    choice = recommend(found, effective, room)
-    _print(found, choice, room)
+    ladder, choice = recommend(found, effective, room)
+    _print(found, ladder, choice, room)
+    _print_gains(found, ladder, choice, room)
     _predicted_line(found, limit)
-    _write(found, choice, limit, room)
+    _write(found, ladder, choice, limit, room)
     if apply:
-        _apply(project.root / "params.yaml", choice)
+        _apply(project.root / "params.yaml", ladder, choice)
+    elif "auto" in (params.hardware.micro_batch_size, params.hardware.memory_format) and is_small_training(
+        project, params, store
+    ):
+        console.print(
+            f"auto does not use it: so small a training has micro-batches of at most {UNMEASURED_MICRO_BATCH}, contiguous"
+        )
     return 0
 
 
-def _print(found: Plan, choice: PlannedSlicing, room: int | None) -> None:
+def _print(found: Plan, curve: ThroughputCurve, choice: PlannedSlicing, room: int | None) -> None:
     for ladder in found.ladders:
         table = Table(title=f"{ladder.precision}, {ladder.memory_format}", title_justify="left")
         for name in ("micro-batch", "images/s", "process growth", "predicted tensors", ""):
             table.add_column(name, justify="left" if name == "" else "right")
         for rung in ladder.rungs:
             fits = room is None or rung.resident_growth_bytes <= room
-            chosen = ladder is found.ladders[0] and rung.micro_batch_size == choice.micro_batch_size
+            chosen = ladder is curve and rung.micro_batch_size == choice.micro_batch_size
             table.add_row(
                 str(rung.micro_batch_size),
                 f"{rung.samples_per_second:,.0f}",
@@ -87,11 +96,27 @@ def _print(found: Plan, choice: PlannedSlicing, room: int | None) -> None:
         console.print(table)
     console.print(
         f"recommended for an effective batch of {choice.effective_batch_size}: micro-batches of {choice.micro_batch_size}, "
-        f"{choice.accumulation_steps} per step, {choice.samples_per_second:,.0f} images/s"
+        f"{choice.accumulation_steps} per step, {curve.memory_format}, {choice.samples_per_second:,.0f} images/s"
     )
-    largest = [rung for rung in found.ladders[0].rungs if rung.micro_batch_size >= choice.effective_batch_size]
+    largest = [rung for rung in curve.rungs if rung.micro_batch_size >= choice.effective_batch_size]
     if choice.accumulation_steps > 1 and largest and (room is None or largest[-1].resident_growth_bytes <= room):
         console.print("the whole batch would fit too; accumulation is recommended because it is at least as fast")
+
+
+def _print_gains(found: Plan, curve: ThroughputCurve, choice: PlannedSlicing, room: int | None) -> None:
+    """Print how much faster the memory format is than the other, and another precision than the configured one."""
+    for other in found.ladders:
+        best = choose_curve((other,), choice.effective_batch_size, room)
+        if other is curve or best is None:
+            continue
+        ratio = best[1].samples_per_second / choice.samples_per_second
+        if other.precision == curve.precision:
+            console.print(f"{curve.memory_format} has {1 / ratio:.2f} times the images/s of {other.memory_format}")
+        elif ratio > GAIN:
+            console.print(
+                f"train.precision {other.precision} ({other.memory_format}, micro-batches of {best[1].micro_batch_size}) would "
+                f"have {ratio:.2f} times the images/s; it changes the result, so --apply does not write it"
+            )
 
 
 def _predicted_line(found: Plan, limit: int | None) -> None:
@@ -108,17 +133,17 @@ def _predicted_line(found: Plan, limit: int | None) -> None:
     )
 
 
-def _write(found: Plan, choice: PlannedSlicing, limit: int | None, room: int | None) -> None:
-    ladder = found.ladders[0]
+def _write(found: Plan, ladder: ThroughputCurve, choice: PlannedSlicing, limit: int | None, room: int | None) -> None:
+    ladders = (ladder, *(item for item in found.ladders if item is not ladder))
     content = {
         "recommended": {**asdict(choice), "precision": ladder.precision, "memory_format": ladder.memory_format},
         "budget_bytes": limit,
         "room_bytes": room,
-        "ladders": [asdict(item) for item in found.ladders],
+        "ladders": [asdict(item) for item in ladders],
     }
     write_json(content, found.folder / "plan.json")
     with whole_file(found.folder / "plan.png") as beside:
-        draw_plan(found.ladders, choice, room, beside)
+        draw_plan(ladders, choice, room, beside)
     console.print(f"plan: {_relative(found.folder / 'plan.json')} and plan.png")
 
 
@@ -126,8 +151,15 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _apply(path: Path, choice: PlannedSlicing) -> None:
-    overrides = (("hardware", "micro_batch_size", choice.micro_batch_size), ("hardware", "accumulation_steps", None))
+def _apply(path: Path, ladder: ThroughputCurve, choice: PlannedSlicing) -> None:
+    overrides = (
+        ("hardware", "micro_batch_size", choice.micro_batch_size),
+        ("hardware", "accumulation_steps", None),
+        ("hardware", "memory_format", ladder.memory_format),
+    )
     with whole_file(path) as beside:
         write_yaml(apply_overrides(read_params(path), overrides), beside)
-    console.print(f"params.yaml: hardware.micro_batch_size is now {choice.micro_batch_size}")
+    console.print(
+        f"params.yaml: hardware.micro_batch_size is now {choice.micro_batch_size}, "
+        f"hardware.memory_format is {ladder.memory_format}"
+    )

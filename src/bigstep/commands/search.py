@@ -30,7 +30,15 @@ from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.dashboard_plots import draw_plots, show_study
 from bigstep.search.results.summary import SearchResult, find, winning_params, write_findings
-from bigstep.search.setup import describe_space, largest_micro, num_workers, plan_slicings, share_machine, why_in_full
+from bigstep.search.setup import (
+    describe_space,
+    fix_memory_format,
+    largest_micro,
+    num_workers,
+    plan_slicings,
+    share_machine,
+    why_in_full,
+)
 from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
 from bigstep.search.studies import check_same, open_ledgers, study_address
@@ -78,6 +86,7 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
     content = share_machine(content, params, workers)
     largest = largest_micro(project, content, space, store)
     plan = plan_slicings(project, content, space, store)
+    content = fix_memory_format(project, content, space, store, plan)
     address = study_address(project, params)
     request = _request(project, paths, content, address, reason, largest, params)
     try:
@@ -151,8 +160,9 @@ def _conduct(
             console.print(str(error))
             return code
         folder = StagePaths(project.root).search
-        rungs = plan.ladders[0].rungs if plan is not None else ()
-        room = available_bytes(check_params(request.content).hardware, resident_bytes()) if plan is not None else None
+        hardware = check_params(request.content).hardware
+        rungs = plan.curves({hardware.memory_format})[0].rungs if plan is not None else ()
+        room = available_bytes(hardware, resident_bytes()) if plan is not None else None
         write_findings(findings, space, rungs, room, folder)
         draw_plots(findings, params.search.objectives, folder)
         show_study(first.study, findings, params.search.objectives, rungs, room, request)

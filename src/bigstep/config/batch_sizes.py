@@ -7,7 +7,9 @@ from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.errors import ConfigError
 
-__all__ = ["BatchSizes", "resolve_batch"]
+__all__ = ["UNMEASURED_MICRO_BATCH", "BatchSizes", "resolve_batch"]
+
+UNMEASURED_MICRO_BATCH = 32  # the largest micro-batch of ``auto`` where nothing is measured
 
 B, M, A = "train.effective_batch_size", "hardware.micro_batch_size", "hardware.accumulation_steps"
 
@@ -20,7 +22,7 @@ class BatchSizes:
     micro_batch_size: int
     accumulation_steps: int
     is_planned: bool = True
-    """False: ``hardware.micro_batch_size`` is ``auto`` without a plan yet; the micro-batch is then the effective batch."""
+    """False: ``hardware.micro_batch_size`` is ``auto`` and nothing is chosen yet; the micro-batch is then at most 32."""
 
     def __str__(self) -> str:
         """Print the arithmetic of a step."""
@@ -72,7 +74,7 @@ def _automatic(whole: int | None, count: int | None, ghost: int | None, planned:
             f"{B} and {A}: expected a number and null with {M} auto, got {_null(whole)} and {_null(count)}; "
             "set the effective batch size, and leave the micro-batch size to the plan"
         )
-    part = ghost or planned or whole
+    part = ghost or planned or min(whole, UNMEASURED_MICRO_BATCH)
     return BatchSizes(whole, min(part, whole), -(-whole // part), is_planned=ghost is not None or planned is not None)
 
 

@@ -18,9 +18,9 @@ class HardwareConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the first CUDA device, else the CPU")
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
-        32,
+        "auto",
         description="m, maximum samples per forward/backward pass; null = B / accumulation_steps; "
-        "auto = the fastest that fits in memory, as measured by `bigstep plan`",
+        "auto = at most 32 in small trainings, else the fastest that fits in memory (docs/memory.md)",
     )
     accumulation_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="A, micro-batches per optimizer step; null = B / m, rounded up"
@@ -46,4 +46,7 @@ class HardwareConfig(Section):
         "null = one per core in prepare, one per two cores in train",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads of torch; null = torch's default")
-    memory_format: Literal["contiguous", "channels_last"] = Field("contiguous", description="memory layout of image tensors")
+    memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
+        "auto",
+        description="memory layout of image tensors in training; auto = contiguous in small trainings, else the faster one",
+    )

@@ -14,8 +14,11 @@ from bigstep.data.store import Store
 from bigstep.errors import ProjectError
 from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve
 from bigstep.runtime.child_process import start_module
+from bigstep.runtime.device import MEMORY_FORMATS, possible_formats
 
-__all__ = ["MeasurementRequest", "climb_configured", "measure"]
+__all__ = ["MeasurementRequest", "climb_configured", "measure", "measure_formats"]
+
+LONGEST_WAIT = 600.0  # seconds for ``auto``: its process stops much earlier by itself, unless a single size takes as long
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class MeasurementRequest:
     num_classes: int
     until: float
     """Seconds since 1970 after which no further size is measured."""
+    sizes: tuple[int, ...] = ()
+    """For ``auto``: the micro-batch sizes to measure, in each of ``formats``; empty: climb until larger ones gain nothing."""
+    formats: tuple[str, ...] = ()
+    num_samples: int = 0
+    """For ``auto``: samples of the training; measuring takes a share of the time for them."""
 
     def section(self, kind: Any) -> Any:
         """Return one section."""
@@ -36,16 +44,17 @@ class MeasurementRequest:
 
 def measure(params: Params, store: Store, seconds: float, *, others: bool) -> tuple[ThroughputCurve, ...]:
     """Measure speed and memory of slicings, in at most ``seconds``; ``others``: of other precisions and memory formats, too."""
-    end = time.perf_counter() + seconds
-    chosen = (params.train.precision, params.hardware.memory_format)
-    every = [(p, f) for p in ("float32", "bfloat16") for f in ("contiguous", "channels_last")]
-    wanted = [chosen, *(kind for kind in every if kind != chosen and others)]
+    started = time.perf_counter()
+    chosen = [(params.train.precision, name) for name in possible_formats(params.hardware)]
+    every = [(p, f) for p in ("float32", "bfloat16") for f in MEMORY_FORMATS]
+    wanted = [*chosen, *(kind for kind in every if kind not in chosen and others)]
     found = []
     for number, (precision, memory_format) in enumerate(wanted):
-        left = end - time.perf_counter()
-        if number and left < 6:
+        is_chosen = number < len(chosen)
+        left = started + seconds * (0.5 if others and is_chosen else 1.0) - time.perf_counter()
+        if not is_chosen and left < 6:
             break
-        share = left * (0.5 if others else 1.0) if number == 0 else left / (len(wanted) - number)
+        share = max(0.0, left) / ((len(chosen) if is_chosen else len(wanted)) - number)
         console.print(f"measuring {params.model.name} in {precision}, {memory_format} ...")
         kind = {"train": {"precision": precision}, "hardware": {"memory_format": memory_format}}
         shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
@@ -57,24 +66,62 @@ def measure(params: Params, store: Store, seconds: float, *, others: bool) -> tu
 
 def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> ThroughputCurve:
     """Measure the configured precision and memory format, for images of a shape."""
-    found = _climb(params, {}, (channels, size, num_classes), seconds)
+    changes = {"hardware": {"memory_format": possible_formats(params.hardware)[0]}}
+    found = _climb(params, changes, (channels, size, num_classes), seconds)
     assert found is not None
     return found
+
+
+def measure_formats(
+    params: Params, shape: tuple[int, int, int], sizes: tuple[int, ...], num_samples: int
+) -> tuple[ThroughputCurve, ...]:
+    """Measure ``sizes`` in the possible memory formats, in a share of the time that training ``num_samples`` takes.
+
+    ``shape`` holds channels and size of the images, and the number of classes.
+    """
+    sections = _sections(params, {"hardware": {"memory_format": possible_formats(params.hardware)[0]}})
+    formats = possible_formats(params.hardware)
+    request = MeasurementRequest(sections, *shape, until=0.0, sizes=sizes, formats=formats, num_samples=num_samples)
+    lines = _ask(request, params.model.name, LONGEST_WAIT)
+    curves = []
+    for name in formats:
+        mine = [line for line in lines if line["memory_format"] == name]
+        found = sorted((SizeMeasurement(**line["rung"]) for line in mine), key=lambda rung: rung.samples_per_second)
+        best = {rung.micro_batch_size: rung for rung in found}  # of several measurements the fastest
+        if mine:
+            rungs = tuple(best[size] for size in sorted(best))
+            curves.append(ThroughputCurve(params.train.precision, name, mine[0]["update_seconds"], rungs, complete=True))
+    return tuple(curves)
 
 
 def _climb(
     params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float
 ) -> ThroughputCurve | None:
+    sections = _sections(params, changes)
+    lines = _ask(MeasurementRequest(sections, *shape, until=time.time() + seconds), params.model.name, seconds + 20)
+    rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
+    if not rungs:
+        return None
+    precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]
+    complete = rungs[-1].micro_batch_size < params.batch.effective_batch_size
+    return ThroughputCurve(precision, memory_format, lines[0]["update_seconds"], rungs, complete)
+
+
+def _sections(params: Params, changes: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "tracking")}
     sections["model"].update(weights=None, freeze_backbone=False)
     sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
     for name, values in changes.items():
         sections[name].update(values)
-    request = MeasurementRequest(sections, *shape, until=time.time() + seconds)
+    return sections
+
+
+def _ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[str, Any]]:
+    """Run the process that measures, for at most ``seconds``, and return its lines: those before it died, if it did."""
     process = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
-    timer = threading.Timer(seconds + 20, process.kill)
+    timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
     try:
@@ -85,13 +132,6 @@ def _climb(
         timer.cancel()
         process.stdout.close()
         process.wait()
-    rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
-    if not rungs and process.returncode > 0:  # below zero: killed by a signal, as when memory runs out
-        raise ProjectError(
-            f"measuring {params.model.name}: expected exit code 0, got {process.returncode}; see the message above"
-        )
-    if not rungs:
-        return None
-    precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]
-    complete = rungs[-1].micro_batch_size < params.batch.effective_batch_size
-    return ThroughputCurve(precision, memory_format, lines[0]["update_seconds"], rungs, complete)
+    if len(lines) < 2 and process.returncode > 0:  # below zero: killed by a signal, as when memory runs out
+        raise ProjectError(f"measuring {model}: expected exit code 0, got {process.returncode}; see the message above")
+    return lines

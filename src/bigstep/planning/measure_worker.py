@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restart_peak_memory
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
+from bigstep.planning.coarse import measure_coarsely
 from bigstep.planning.measure import MeasurementRequest
 from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, measure_until_flat
 from bigstep.planning.training_memory import predict_training
-from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.runtime.environment import guard_libraries
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
@@ -32,26 +33,35 @@ from bigstep.training.transaction import apply_update
 __all__ = ["build_measured_training", "main"]
 
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
+COARSE_SECONDS = 0.1  # the same for ``auto``, whose time is short
+MOST = 8  # micro-batches in a measured step of ``auto``
 
 
 def main() -> int:
-    """Read a request from standard input, and write a line of JSON for each size; the first line holds what all share."""
+    """Read a request from standard input, and write a line of JSON for each size that is measured."""
     guard_libraries()
     request = MeasurementRequest(**json.load(sys.stdin))
     train: TrainConfig = request.section(TrainConfig)
     set_threads(request.section(HardwareConfig))
+    with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
+        if request.sizes:
+            _measure_coarsely(request, train)
+        else:
+            _climb(request, train)
+    return 0
+
+
+def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
+    """Measure until larger sizes gain nothing; the first line holds what all sizes share."""
     base = resident_bytes()
     state = build_measured_training(request, train)
     effective = int(train.effective_batch_size or 1)
-    generator = torch.Generator().manual_seed(0)
-    shape = (effective, request.size, request.size, request.channels)  # as stored
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    image_shape = (request.channels, request.size, request.size)
-    labels = torch.randint(0, request.num_classes, (effective,), generator=generator)
+    images, labels = _batch(request, effective)
     take_step(state, train, images[:2], labels[:2])
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _write({"update_seconds": update_seconds})
     size = min(effective, 32)
+    image_shape = (request.channels, request.size, request.size)
     prediction = predict_training(state.classifier, train, image_shape, BatchSizes(effective, size, -(-effective // size)))
 
     def measure(size: int) -> SizeMeasurement:
@@ -63,12 +73,42 @@ def main() -> int:
         rate = count / max(elapsed - update_seconds, 1e-9)
         return SizeMeasurement(size, rate, _grown(state, base), prediction.at(size))
 
-    with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
-        for rung in measure_until_flat(candidate_sizes(effective), measure):
-            _write(asdict(rung))
-            if time.time() > request.until:
-                break
-    return 0
+    for rung in measure_until_flat(candidate_sizes(effective), measure):
+        _write(asdict(rung))
+        if time.time() > request.until:
+            break
+
+
+def _measure_coarsely(request: MeasurementRequest, train: TrainConfig) -> None:
+    """Measure a few sizes in each memory format; what they need is known from the prediction, and not measured here."""
+    effective = int(train.effective_batch_size or 1)
+    images, labels = _batch(request, min(effective, max(request.sizes[-1], MOST * request.sizes[0])))
+    trainings: dict[str, tuple[TrainingState, float]] = {}
+
+    def measure(memory_format: str, size: int) -> SizeMeasurement:
+        if memory_format not in trainings:
+            hardware = {**request.sections["hardware"], "memory_format": memory_format}
+            state = build_measured_training(replace(request, sections={**request.sections, "hardware": hardware}), train)
+            take_step(state, train, images[:2], labels[:2])
+            trainings[memory_format] = state, _seconds(lambda: apply_update(state), 3)
+        state, update_seconds = trainings[memory_format]
+        state.accumulator.micro_batch_size = size
+        first = _seconds(lambda: _step(state, train, images[:size], labels[:size], size), 1)
+        count = min(max(2, min(MOST, int(COARSE_SECONDS / first))) * size, len(labels))
+        elapsed = _seconds(
+            lambda: _step(state, train, images[:count], labels[:count], size), 3 if first < COARSE_SECONDS else 1
+        )
+        return SizeMeasurement(size, count / max(elapsed - update_seconds, 1e-9), 0, 0)
+
+    for name, rung in measure_coarsely(request.sizes, request.formats, request.num_samples, measure):
+        _write({"memory_format": name, "update_seconds": trainings[name][1], "rung": asdict(rung)})
+
+
+def _batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, request.size, request.size, request.channels)  # as stored
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    return images, torch.randint(0, request.num_classes, (count,), generator=generator)
 
 
 def _step(state: TrainingState, train: TrainConfig, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
@@ -91,7 +131,7 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
         InputShape(request.channels, request.size, request.num_classes),
         mean=(0.5,) * request.channels,
         std=(0.25,) * request.channels,
-        memory_format=MEMORY_FORMATS[hardware.memory_format],
+        memory_format=memory_format(hardware),
         activation_checkpointing=hardware.activation_checkpointing,
     ).to(choose_device(hardware))
     effective = int(train.effective_batch_size or 1)

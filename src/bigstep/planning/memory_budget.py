@@ -1,22 +1,19 @@
-"""The micro-batch size of a training before it starts: the planned one, or the configured one if it fits."""
-
-from dataclasses import dataclass
+"""The memory budget of a training, and the predicted memory of its steps."""
 
 import torch
 
 from bigstep.atomic_files import read_record, write_json
-from bigstep.config.batch_sizes import BatchSizes, resolve_batch
+from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.params import Params
 from bigstep.config.units import parse_size
-from bigstep.console import console, format_bytes
+from bigstep.console import format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
-from bigstep.memory.measurement import resident_bytes
 from bigstep.memory.prediction import MemoryPrediction
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.planning.plan import find_plan, plan_folder, recommend
+from bigstep.planning.plan import plan_folder
 from bigstep.planning.training_memory import predict_training
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device, total_memory_bytes
@@ -24,45 +21,17 @@ from bigstep.runtime.device import choose_device, total_memory_bytes
 __all__ = [
     "AUTOMATIC",
     "OVERHEAD_BYTES",
-    "CheckedSlicing",
     "available_bytes",
     "budget_bytes",
     "bytes_over_budget",
-    "choose_slicing",
+    "check_budget",
+    "largest_fitting",
     "predict",
 ]
 
 RESIDENT_PER_TENSOR_BYTE = 1.15  # oneDNN's own buffers, and what the allocator keeps
 OVERHEAD_BYTES = 384 * 2**20  # of a training process besides the step: MLflow, the export of the model
 AUTOMATIC = {"cpu": 0.8, "cuda": 0.9}  # share of the total
-
-
-@dataclass(frozen=True)
-class CheckedSlicing:
-    """The sizes of a step, and the predicted bytes of its tensors."""
-
-    batch: BatchSizes
-    predicted_bytes: int
-
-
-def choose_slicing(project: ProjectPaths, params: Params, store: Store, failed_at: int | None = None) -> CheckedSlicing:
-    """Choose or check the micro-batch size; at ``failed_at`` an earlier run was killed with little memory left.
-
-    Raises:
-        OutOfMemoryError: it does not fit the budget; the message has what it needs, the budget, and the largest that fits.
-    """
-    resident = resident_bytes()
-    batch = _slicing(project, params, store, resident)
-    if failed_at is not None and params.model.ghost_batch_size is None:
-        batch = batch.at_most(-(-failed_at // 2))
-        console.print(
-            f"the last run was killed with little memory left at micro-batch size {failed_at}; "
-            f"starting with {batch.micro_batch_size}"
-        )
-    predicted = predict(project, params, store, batch)
-    if params.hardware.micro_batch_size != "auto":
-        _check(params, batch, predicted, resident)
-    return CheckedSlicing(batch, predicted.peak_bytes)
 
 
 def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSizes) -> MemoryPrediction:
@@ -93,21 +62,24 @@ def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPredictio
     return predict_training(classifier, params.train, (manifest.channels, manifest.size, manifest.size), batch)
 
 
-def _slicing(project: ProjectPaths, params: Params, store: Store, resident: int) -> BatchSizes:
-    if params.hardware.micro_batch_size != "auto" or params.model.ghost_batch_size is not None:
-        return params.batch
-    plan = find_plan(project, params, store)
-    choice = recommend(plan, params.batch.effective_batch_size, available_bytes(params.hardware, resident))
-    return resolve_batch(params.train, params.hardware, params.model, choice.micro_batch_size)
-
-
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
     """Return the bytes by which a step exceeds the budget in a process of ``resident`` bytes; at most 0 if it fits."""
     room = available_bytes(params.hardware, resident)
     return -1 if room is None else int(predicted.peak_bytes * RESIDENT_PER_TENSOR_BYTE) - room
 
 
-def _check(params: Params, batch: BatchSizes, predicted: MemoryPrediction, resident: int) -> None:
+def largest_fitting(params: Params, predicted: MemoryPrediction, resident: int) -> int | None:
+    """Return the largest micro-batch size that fits the budget by the prediction's line; None: there is no limit."""
+    room = available_bytes(params.hardware, resident)
+    return None if room is None else predicted.largest(int(room / RESIDENT_PER_TENSOR_BYTE))
+
+
+def check_budget(params: Params, batch: BatchSizes, predicted: MemoryPrediction, resident: int) -> None:
+    """Check that a step fits the budget in a process of ``resident`` bytes.
+
+    Raises:
+        OutOfMemoryError: it does not; the message has what it needs, the budget, and the largest size that fits.
+    """
     budget = budget_bytes(params.hardware)
     room = available_bytes(params.hardware, resident)
     if budget is None or room is None or bytes_over_budget(params, predicted, resident) <= 0:

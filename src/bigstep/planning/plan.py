@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import platform
-from dataclasses import asdict
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,27 @@ from bigstep.console import format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.planning.measure import measure
-from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose
+from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose_curve
 from bigstep.project.paths import ProjectPaths
-from bigstep.runtime.device import choose_device, total_memory_bytes
+from bigstep.runtime.device import MEMORY_FORMATS, choose_device, possible_formats, total_memory_bytes
 
-__all__ = ["find_plan", "plan_folder", "recommend"]
+__all__ = ["covers", "find_plan", "plan_folder", "read_curves", "read_plan", "recommend"]
 
 FORMAT = 1
 
 
-def recommend(plan: Plan, effective_batch_size: int, room: int | None) -> PlannedSlicing:
-    """Return the fastest slicing within ``room``.
+def recommend(
+    plan: Plan, effective_batch_size: int, room: int | None, formats: Collection[str] = tuple(MEMORY_FORMATS)
+) -> tuple[ThroughputCurve, PlannedSlicing]:
+    """Return the fastest slicing within ``room`` in one of ``formats``, and the curve that it is of.
 
     Raises:
         OutOfMemoryError: not even a single image fits.
     """
-    ladder = plan.ladders[0]
-    choice = choose(ladder.rungs, effective_batch_size, room)
+    curves = plan.curves(formats)
+    choice = choose_curve(curves, effective_batch_size, room)
     if choice is None:
-        least = min((rung.resident_growth_bytes for rung in ladder.rungs), default=0)
+        least = min((rung.resident_growth_bytes for curve in curves for rung in curve.rungs), default=0)
         raise OutOfMemoryError(
             f"hardware.memory_budget: expected at least {format_bytes(least)} for a step with single images, got "
             f"{format_bytes(max(room or 0, 0))} after the memory of the process itself; raise it, or choose a smaller model"
@@ -57,23 +60,25 @@ def find_plan(
     folder = plan_folder(project, params, store)
     key = folder.name
     effective = params.batch.effective_batch_size
-    if not remeasure:
-        stored = read_measured(folder, key)
-        if stored is not None and _covers(stored.ladders[0], effective) and (stored.others or not others):
-            return stored
+    stored = read_plan(project, params, store)
+    if stored is not None and not remeasure and covers(stored, params, effective) and (stored.others or not others):
+        return stored
     ladders = measure(params, store, seconds, others=others)
     if not ladders or not ladders[0].rungs:
         raise OutOfMemoryError(
             f"memory: expected room for a step of {params.model.name} with one image, got too little; use a smaller model"
         )
-    plan = Plan(key, folder, ladders, others)
+    fresh = {(item.precision, item.memory_format) for item in ladders}
+    kept = [item for item in (stored.ladders if stored else ()) if (item.precision, item.memory_format) not in fresh]
+    others = others or (stored is not None and stored.others)
+    plan = Plan(key, folder, _configured_first((*ladders, *kept), params), others)
     content = {
         "format": FORMAT,
         "key": key,
         "machine": _machine(params.hardware),
         "model": params.model.model_dump(mode="json"),
     }
-    write_json({**content, "others": others, "ladders": [asdict(ladder) for ladder in ladders]}, folder / "measured.json")
+    write_json({**content, "others": others, "ladders": [asdict(ladder) for ladder in plan.ladders]}, folder / "measured.json")
     return plan
 
 
@@ -82,20 +87,42 @@ def plan_folder(project: ProjectPaths, params: Params, store: Store) -> Path:
     return project.plans / _key(params, store)
 
 
-def _covers(ladder: ThroughputCurve, effective_batch_size: int) -> bool:
-    return ladder.complete or ladder.rungs[-1].micro_batch_size >= effective_batch_size
+def covers(plan: Plan, params: Params, effective_batch_size: int) -> bool:
+    """Return whether a plan answers for an effective batch in every memory format that there is to choose from."""
+    curves = {item.memory_format: item for item in plan.ladders if item.precision == params.train.precision}
+    wanted = [curves.get(name) for name in possible_formats(params.hardware)]
+    return all(
+        curve is not None and (curve.complete or curve.rungs[-1].micro_batch_size >= effective_batch_size) for curve in wanted
+    )
 
 
-def read_measured(folder: Path, key: str) -> Plan | None:
+def _configured_first(ladders: Iterable[ThroughputCurve], params: Params) -> tuple[ThroughputCurve, ...]:
+    names = (*possible_formats(params.hardware), *MEMORY_FORMATS)
+    precision = params.train.precision
+    return tuple(sorted(ladders, key=lambda item: (item.precision != precision, names.index(item.memory_format))))
+
+
+def read_plan(project: ProjectPaths, params: Params, store: Store) -> Plan | None:
+    """Return the stored plan for this model, these images and this machine; None if it is missing or cannot be read."""
+    folder = plan_folder(project, params, store)
+    found = _read_measured(folder)
+    return None if found is None else replace(found, ladders=_configured_first(found.ladders, params))
+
+
+def read_curves(content: Iterable[dict[str, Any]]) -> tuple[ThroughputCurve, ...]:
+    """Read curves from what ``asdict`` made of them."""
+    return tuple(
+        ThroughputCurve(**{**item, "rungs": tuple(SizeMeasurement(**rung) for rung in item["rungs"])}) for item in content
+    )
+
+
+def _read_measured(folder: Path) -> Plan | None:
     """Read a plan; None if it cannot be read."""
     try:
         content = read_json(folder / "measured.json")
-        ladders = tuple(
-            ThroughputCurve(**{**item, "rungs": tuple(SizeMeasurement(**rung) for rung in item["rungs"])})
-            for item in content["ladders"]
-        )
+        ladders = read_curves(content["ladders"])
         return (
-            Plan(key, folder, ladders, bool(content["others"]))
+            Plan(folder.name, folder, ladders, bool(content["others"]))
             if content["format"] == FORMAT and ladders and ladders[0].rungs
             else None
         )
@@ -114,7 +141,6 @@ def _key(params: Params, store: Store) -> str:
         params.train.precision,
         params.train.optimizer,
         params.train.ema_decay is None,
-        params.hardware.memory_format,
         params.hardware.activation_checkpointing,
         _machine(params.hardware),
     )

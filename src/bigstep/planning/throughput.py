@@ -1,13 +1,23 @@
 """Choose a micro-batch size from measured speed and memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["Plan", "PlannedSlicing", "SizeMeasurement", "ThroughputCurve", "candidate_sizes", "choose", "measure_until_flat"]
+__all__ = [
+    "GAIN",
+    "Plan",
+    "PlannedSlicing",
+    "SizeMeasurement",
+    "ThroughputCurve",
+    "candidate_sizes",
+    "choose",
+    "choose_curve",
+    "measure_until_flat",
+]
 
 GAIN = 1.03  # a size must be this much faster than the best before it to be a gain
-NEAR = 0.98  # of the fastest: as good, and the smaller micro-batch needs less memory
+NEAR = 0.97  # of the fastest: as good, and the smaller micro-batch needs less memory
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,31 @@ class ThroughputCurve:
     complete: bool
 
 
+def choose_curve(
+    curves: Sequence[ThroughputCurve], effective_batch_size: int, limit_bytes: int | None
+) -> tuple[ThroughputCurve, PlannedSlicing] | None:
+    """Return the curve and the size of :func:`choose` among all curves; of two curves with that size the faster one."""
+    rungs = [rung for curve in curves for rung in curve.rungs]
+    choice = choose(rungs, effective_batch_size, limit_bytes)
+    if choice is None:
+        return None
+    found = [(rung, curve) for curve in curves for rung in curve.rungs]
+    same = [pair for pair in found if min(pair[0].micro_batch_size, effective_batch_size) == choice.micro_batch_size]
+    rung, curve = max(same, key=lambda pair: pair[0].samples_per_second)
+    return curve, replace(choice, samples_per_second=rung.samples_per_second)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """All curves, that of the configured precision and format first, and the folder of the files."""
+    """All curves, those of the configured precision and format first, and the folder of the files."""
 
     key: str
     folder: Path
     ladders: tuple[ThroughputCurve, ...]
     others: bool
     """Whether other precisions and formats were measured too, as far as time allowed."""
+
+    def curves(self, formats: Collection[str]) -> tuple[ThroughputCurve, ...]:
+        """Return the curves of the configured precision in these memory formats."""
+        precision = self.ladders[0].precision
+        return tuple(item for item in self.ladders if item.precision == precision and item.memory_format in formats)

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from bigstep.atomic_files import read_json, read_record, sha256, sync, write_jso
 from bigstep.errors import CheckpointError
 from bigstep.training.snapshot import Snapshot
 
-__all__ = ["Commit", "check_folder", "clear_checkpoints", "load_latest", "read_commit", "save_checkpoint"]
+__all__ = ["Commit", "check_folder", "clear_checkpoints", "latest_values", "load_latest", "read_commit", "save_checkpoint"]
 
 FORMAT = 1
 KEPT = 2
@@ -99,6 +100,17 @@ def load_latest(folder: Path, device: str = "cpu") -> tuple[Snapshot, Commit, li
         raise CheckpointError(
             f"checkpoints: expected an intact one, got none: {'; '.join(problems)}; delete {folder} to start from step 0"
         )
+    return None
+
+
+def latest_values(folder: Path) -> Mapping[str, Any] | None:
+    """Return the plain values of the newest checkpoint whose values are intact, without its tensors, or None."""
+    for path in reversed(_committed(folder)):
+        try:
+            if sha256(path / VALUES) == read_commit(path).files[VALUES].sha256:
+                return dict(read_json(path / VALUES))
+        except (OSError, ValueError, KeyError):
+            continue
     return None
 
 

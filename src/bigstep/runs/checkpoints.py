@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from bigstep.atomic_files import read_json, write_json
 from bigstep.console import console
 from bigstep.errors import CheckpointError
-from bigstep.runs.checkpoint_files import clear_checkpoints, load_latest, save_checkpoint
-from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
+from bigstep.runs.checkpoint_files import clear_checkpoints, latest_values, load_latest, save_checkpoint
+from bigstep.training.snapshot import KeptSlicing, Snapshot, is_finite, kept_slicing, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState
 
 __all__ = ["CheckpointWriter", "ResumePoint", "checkpoint_interval"]
@@ -54,6 +54,11 @@ class CheckpointWriter:
         self.saved_step: int | None = None
         self._written = self._clock()
         self._cost = 0.0
+
+    def kept_slicing(self) -> KeptSlicing | None:
+        """Return the choice that the training started with, to be kept; None if there is no checkpoint yet."""
+        values = latest_values(self.folder)
+        return None if values is None else kept_slicing(values)
 
     def restore(self, state: TrainingState, *, micro_batch_size: int) -> ResumePoint | None:
         """Restore ``state`` from the latest checkpoint; None if there is no checkpoint.

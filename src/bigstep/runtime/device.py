@@ -10,7 +10,15 @@ import torch
 from bigstep.config.hardware import HardwareConfig
 from bigstep.errors import ConfigError
 
-__all__ = ["MEMORY_FORMATS", "choose_device", "headroom_bytes", "set_threads", "total_memory_bytes"]
+__all__ = [
+    "MEMORY_FORMATS",
+    "choose_device",
+    "headroom_bytes",
+    "memory_format",
+    "possible_formats",
+    "set_threads",
+    "total_memory_bytes",
+]
 
 CONTAINER = Path("/sys/fs/cgroup")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -28,6 +36,16 @@ def choose_device(hardware: HardwareConfig) -> torch.device:
             "hardware.device: expected a device that torch can use, got cuda (torch finds no GPU); write auto or cpu"
         )
     return torch.device("cuda" if available and hardware.device != "cpu" else "cpu")
+
+
+def memory_format(hardware: HardwareConfig) -> torch.memory_format:
+    """Return torch's name of ``hardware.memory_format``; as long as ``auto`` has chosen none, images are contiguous."""
+    return MEMORY_FORMATS.get(hardware.memory_format, torch.contiguous_format)
+
+
+def possible_formats(hardware: HardwareConfig) -> tuple[str, ...]:
+    """Return the memory formats that ``hardware.memory_format`` leaves to choose from, the default first."""
+    return tuple(MEMORY_FORMATS) if hardware.memory_format == "auto" else (hardware.memory_format,)
 
 
 def set_threads(hardware: HardwareConfig) -> None:

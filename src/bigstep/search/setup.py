@@ -11,9 +11,10 @@ from bigstep.config.yaml_files import Override, apply_overrides
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import resident_bytes
-from bigstep.planning.memory_budget import budget_bytes, bytes_over_budget, predict
-from bigstep.planning.plan import find_plan
+from bigstep.planning.memory_budget import available_bytes, budget_bytes, bytes_over_budget, predict
+from bigstep.planning.plan import find_plan, recommend
 from bigstep.planning.throughput import Plan
+from bigstep.planning.work import is_small_training
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import choose_device
@@ -22,7 +23,15 @@ from bigstep.search.trial_params import trial_params
 from bigstep.training.invariance import check_slice_invariance
 from bigstep.training.setup import build_training
 
-__all__ = ["describe_space", "largest_micro", "num_workers", "plan_slicings", "share_machine", "why_in_full"]
+__all__ = [
+    "describe_space",
+    "fix_memory_format",
+    "largest_micro",
+    "num_workers",
+    "plan_slicings",
+    "share_machine",
+    "why_in_full",
+]
 
 MAX_AUTO_WORKERS, BYTES_PER_WORKER = 4, 3 * 2**30
 PLANNING_SECONDS = 30.0
@@ -87,6 +96,26 @@ def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, 
         ("hardware", "accumulation_steps", None),
     )
     return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING_SECONDS)
+
+
+def fix_memory_format(
+    project: ProjectPaths, content: dict[str, Any], space: Space, store: Store, plan: Plan | None
+) -> dict[str, Any]:
+    """Return the parameters with the memory format of all trials: the plan's, where ``auto`` leaves it to be measured."""
+    params = check_params(content)
+    if params.hardware.memory_format != "auto":
+        return content
+    if plan is None or is_small_training(project, _as_trial(params), store):
+        chosen = "contiguous"
+    else:
+        largest = int(2 ** space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
+        chosen = recommend(plan, largest, available_bytes(params.hardware, resident_bytes()))[0].memory_format
+    return apply_overrides(content, (("hardware", "memory_format", chosen),))
+
+
+def _as_trial(params: Params) -> Params:
+    epochs = params.search.epochs or params.train.epochs
+    return replace(params, train=params.train.model_copy(update={"epochs": epochs}))
 
 
 def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> int | None:

@@ -19,7 +19,7 @@ from bigstep.models.classifier import Classifier
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.runs.tracked_run import as_metrics_now
-from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.runtime.device import choose_device, set_threads
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.tracking.spool_tracker import SpoolTracker
@@ -48,8 +48,7 @@ def evaluate(stage: Stage) -> None:
     set_threads(params.hardware)
     store = Store(stage.paths.prepared)
     store.verify_former()
-    memory_format = MEMORY_FORMATS[params.hardware.memory_format]
-    classifier, card = load_classifier(stage.paths.train, memory_format, code=params.model.name)
+    classifier, card = load_classifier(stage.paths.train, code=params.model.name)  # contiguous, whatever the training chose
     classifier.to(choose_device(params.hardware))
     answers = _predict(stage, store, classifier, card.classes)
     scores = score(answers, card.classes, calibration_bins=params.evaluate.calibration_bins)

@@ -7,7 +7,7 @@ from bigstep.config.units import parse_duration
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
-from bigstep.planning.memory_budget import choose_slicing
+from bigstep.planning.slicing_choice import choose_slicing
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
@@ -45,20 +45,19 @@ def train(stage: Stage) -> None:
     store = Store(stage.paths.prepared)
     store.verify_former()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
-    fit = choose_slicing(stage.project, params, store, failed_micro_batch_size(mark))
-    batch = fit.batch
+    checkpoints = open_checkpoints(stage, store, model, parse_duration(params.hardware.checkpoint_interval))
+    fit = choose_slicing(stage.project, params, store, failed_micro_batch_size(mark), checkpoints.kept_slicing())
+    batch, params = fit.batch, fit.applied_to(params)
     weights = stage.project.starting_weights(model.weights)
     state = build_training(store, batch, params, weights=weights)
     invariance = check_slice_invariance(state, params.train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
-    checkpoints = open_checkpoints(stage, store, model, parse_duration(params.hardware.checkpoint_interval))
     resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     with stage_run(stage, params.tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))
         tracker.set_tags(invariance.tags)
-        slicing = {"bigstep.micro_batch_size": batch.micro_batch_size, "bigstep.accumulation_steps": batch.accumulation_steps}
-        tracker.set_tags({key: str(value) for key, value in slicing.items()})
+        tracker.set_tags(fit.tags)
         tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
         job = TrainingJob(store, params, batch, fit.predicted_bytes, checkpoints, mark)
         run = TrainingRun(job, state, tracker, stage.signals, resumed)

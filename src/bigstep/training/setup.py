@@ -16,7 +16,7 @@ from bigstep.data.transforms import check_transforms
 from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
-from bigstep.runtime.device import MEMORY_FORMATS, choose_device, set_threads
+from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.training.class_weights import class_weights
 from bigstep.training.state import TrainingState, build_state
 
@@ -45,7 +45,7 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         shape,
         mean=manifest.mean,
         std=manifest.std,
-        memory_format=MEMORY_FORMATS[hardware.memory_format],
+        memory_format=memory_format(hardware),
         weights=weights,
         activation_checkpointing=hardware.activation_checkpointing,
     ).to(device)

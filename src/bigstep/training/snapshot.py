@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bigstep.training.state import Best, TrainingState
 
-__all__ = ["Snapshot", "is_finite", "restore_snapshot", "take_snapshot"]
+__all__ = ["KeptSlicing", "Snapshot", "is_finite", "kept_slicing", "restore_snapshot", "take_snapshot"]
 
 COUNTERS = ("epoch", "step", "num_updates", "num_dropped", "num_bad_in_a_row", "epochs_without_gain", "peak_bytes")
 MODEL, AVERAGE, BEST, OPTIMIZER, RANDOM = "model.", "average.", "best.", "optimizer.", "random."
@@ -27,6 +27,20 @@ class Snapshot:
     step: int
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class KeptSlicing:
+    """The micro-batch size and memory format that a training started with: they decide rounding."""
+
+    micro_batch_size: int
+    memory_format: str
+
+
+def kept_slicing(values: Mapping[str, Any]) -> KeptSlicing | None:
+    """Read it from a snapshot's values; None in those of versions that did not write it."""
+    found = values.get("memory_format")
+    return None if found is None else KeptSlicing(int(values["micro_batch_size"][0]), str(found))
 
 
 def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
@@ -55,6 +69,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
         "scaler": state.scaler.state_dict() or None,
         "noise": state.noise.sums(),
         "micro_batch_size": [micro_batch_size, state.accumulator.micro_batch_size],
+        "memory_format": str(state.classifier.memory_format).removeprefix("torch.").removesuffix("_format"),
     }
     return Snapshot(state.step, tensors, values)
 

@@ -1,6 +1,7 @@
 """The cost of a trial with other micro-batch sizes, derived from the plan without training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -22,6 +23,15 @@ def slicing_rows(trial: FrozenTrial, rungs: Sequence[SizeMeasurement], room: int
         return []
     whole, chosen = record.batch.effective_batch_size, record.batch.micro_batch_size
     speeds = {min(rung.micro_batch_size, whole): rung for rung in rungs}
+    if rungs and chosen > max(speeds):  # the plan ended before, since larger sizes gained nothing
+        last = speeds[max(speeds)]
+        more = max(0, (record.predicted_bytes or 0) - last.predicted_bytes)
+        speeds[chosen] = replace(
+            last,
+            micro_batch_size=chosen,
+            resident_growth_bytes=last.resident_growth_bytes + more,
+            predicted_bytes=last.predicted_bytes + more,
+        )
     base = speeds.get(chosen)
     if base is None:
         return []

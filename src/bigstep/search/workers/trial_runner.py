@@ -15,13 +15,14 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.trial_mapping import begin_tags
-from bigstep.planning.memory_budget import CheckedSlicing, bytes_over_budget, choose_slicing, predict
+from bigstep.planning.memory_budget import bytes_over_budget, predict
+from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
-from bigstep.runs.checkpoint_files import clear_checkpoints
+from bigstep.runs.checkpoint_files import clear_checkpoints, latest_values
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.training_run import ShouldStop, never_stop
-from bigstep.runtime.device import choose_device, total_memory_bytes
+from bigstep.runtime.device import choose_device, possible_formats, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
@@ -30,6 +31,7 @@ from bigstep.search.trial_record import LEARNED, MEASURED, TrialRecord
 from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
+from bigstep.training.snapshot import kept_slicing
 
 if TYPE_CHECKING:
     from bigstep.search.request import SearchRequest
@@ -109,14 +111,22 @@ class TrialRunner:
         if self.space.kind == "full":
             predicted = predict(self.project, params, self.store, params.batch)
             excess = bytes_over_budget(params, predicted, self.resident) / MIB
-            fit = CheckedSlicing(params.batch, predicted.peak_bytes)
+            fit = CheckedSlicing(params.batch, predicted.peak_bytes, possible_formats(params.hardware)[0])
             if excess > 0:
                 self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
                 return None
             trial.set_constraint("memory", excess)
             show_constraints(trial)
         else:
-            fit = choose_slicing(self.project, params, self.store)
+            values = latest_values(self._folder(trial) / CHECKPOINTS)
+            fit = choose_slicing(
+                self.project,
+                params,
+                self.store,
+                kept=None if values is None else kept_slicing(values),
+                always_measured=self.params.hardware.micro_batch_size != "auto",
+            )
+            params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
             fit = replace(fit, batch=fit.batch.at_most(-(-failed_at // 2)))

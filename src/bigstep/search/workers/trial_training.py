@@ -13,7 +13,7 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ModelError
 from bigstep.memory.measurement import peak_memory_bytes, restart_peak_memory
-from bigstep.planning.memory_budget import CheckedSlicing
+from bigstep.planning.slicing_choice import CheckedSlicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.training_curves import draw_curves
 from bigstep.runs.checkpoints import CheckpointWriter

@@ -1,0 +1,116 @@
+"""What `auto` chooses, against the tutorial's loop: images per second of both, in interleaved rounds of one run."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from bigstep.config.params import Params, parse_params
+from bigstep.planning.coarse import coarse_sizes
+from bigstep.planning.measure import MeasurementRequest, measure_formats
+from bigstep.planning.measure_worker import build_measured_training
+from bigstep.planning.throughput import choose_curve
+from bigstep.training.loop import take_step
+
+ROUNDS = 5
+ROUND_SECONDS = 1.0
+NUM_SAMPLES = 100_000  # of the training whose time bounds the measuring
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its images, and the slicing that a tutorial would take."""
+
+    name: str
+    channels: int
+    size: int
+    micro: int
+    steps: int
+
+    @property
+    def effective(self) -> int:
+        """Samples of an optimizer step."""
+        return self.micro * self.steps
+
+
+CASES = (Case("small_cnn", 1, 28, 16, 4), Case("resnet18", 3, 64, 8, 4), Case("mobilenet_v3_small", 3, 128, 8, 4))
+
+
+def main() -> None:
+    """Print a line for each case; arguments are names of models to measure, without any all of them."""
+    for case in CASES:
+        if not sys.argv[1:] or case.name in sys.argv[1:]:
+            sys.stdout.write(f"{_compare(case)}\n")
+            sys.stdout.flush()
+
+
+def _compare(case: Case) -> str:
+    params = parse_params({"model": {"name": case.name}, "train": {"effective_batch_size": case.effective}})
+    started = time.perf_counter()
+    sizes = coarse_sizes(case.effective)
+    curves = measure_formats(params, (case.channels, case.size, 10), sizes, NUM_SAMPLES)
+    found = choose_curve(curves, case.effective, None)
+    assert found is not None
+    seconds, (curve, choice) = time.perf_counter() - started, found
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.effective, case.channels, case.size, case.size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (case.effective,), generator=generator)
+    ours = _ours(params, case, choice.micro_batch_size, curve.memory_format, images, labels)
+    tutorial = _tutorial(params, case, images, labels)
+    for warm_up in (ours, tutorial):
+        warm_up()
+    rates = [(_rate(ours, case), _rate(tutorial, case)) for _ in range(ROUNDS)]
+    ratios = sorted(one / other for one, other in rates)
+    speeds = [statistics.median(column) for column in zip(*rates, strict=True)]
+    return (
+        f"{case.name}, {case.size} px: auto {choice.micro_batch_size} x {choice.accumulation_steps}, {curve.memory_format} "
+        f"(chosen in {seconds:.1f} s) {speeds[0]:,.0f} images/s, tutorial {case.micro} x {case.steps} {speeds[1]:,.0f}; "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def _request(params: Params, case: Case, memory_format: str) -> MeasurementRequest:
+    sections = {key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "tracking")}
+    sections["hardware"]["memory_format"] = memory_format
+    return MeasurementRequest(sections, case.channels, case.size, 10, until=0.0)
+
+
+def _ours(params: Params, case: Case, micro: int, memory_format: str, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    state = build_measured_training(_request(params, case, memory_format), params.train)
+    state.accumulator.micro_batch_size = micro
+    return lambda: take_step(state, params.train, images, labels)
+
+
+def _tutorial(params: Params, case: Case, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    """Return a step of the usual loop, made right: the sum of the micro-batch's losses over the size of the whole batch."""
+    state = build_measured_training(_request(params, case, "contiguous"), params.train)
+    model, optimizer = state.classifier, state.optimizer
+
+    def step() -> None:
+        for part, targets in zip(images.split(case.micro), labels.split(case.micro), strict=True):
+            loss = F.cross_entropy(model(part), targets, label_smoothing=params.train.label_smoothing, reduction="sum")
+            (loss / case.effective).backward()
+        clip_grad_norm_(model.parameters(), params.train.clip_norm or 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _rate(step: Callable[[], object], case: Case) -> float:
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < ROUND_SECONDS or count < 2:
+        step()
+        count += 1
+    return count * case.effective / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The work of a training, counted from its model and shapes alone: the same number on every machine, however busy it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigstep.atomic_files import read_record, write_json
+from bigstep.config.model import ModelConfig
+from bigstep.config.params import Params
+from bigstep.data.split import Split
+from bigstep.data.store import Store
+from bigstep.models.building import InputShape, build_network
+from bigstep.planning.plan import plan_folder
+from bigstep.project.paths import ProjectPaths
+
+__all__ = ["SMALL_TRAINING", "forward_operations", "is_small_training", "training_operations"]
+
+SMALL_TRAINING = 1e11
+"""Operations of all forward passes, below which measuring would cost more than it can save; digits has 0.3e11."""
+
+
+@dataclass(frozen=True)
+class ForwardWork:
+    """What one sample's forward pass takes."""
+
+    operations: int
+
+
+def is_small_training(project: ProjectPaths, params: Params, store: Store) -> bool:
+    """Return whether a training is too small for its slicing to be measured; no clock is read."""
+    return training_operations(project, params, store) < SMALL_TRAINING
+
+
+def training_operations(project: ProjectPaths, params: Params, store: Store) -> float:
+    """Return epochs x training samples x operations of one sample's forward pass, which is kept in a file beside the plan."""
+    path = plan_folder(project, params, store) / "work.json"
+    try:
+        work = read_record(ForwardWork, path)
+    except (OSError, ValueError):
+        manifest = store.manifest
+        shape = InputShape(manifest.channels, manifest.size, len(manifest.classes))
+        work = ForwardWork(forward_operations(params.model, shape))
+        write_json(vars(work), path)
+    return float(params.train.epochs) * len(store.indices(Split.TRAIN)) * work.operations
+
+
+def forward_operations(model: ModelConfig, shape: InputShape) -> int:
+    """Count the multiplications and additions in the forward pass of one sample: those of convolutions and linear layers."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        del inputs
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
+            counts.append(2 * weight.numel() * output.numel() // weight.shape[0])
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = build_network(model.model_copy(update={"freeze_backbone": False}), shape).eval()
+        handles = [module.register_forward_hook(count) for module in network.modules()]
+        network(torch.zeros(1, shape.network_channels(model), shape.size, shape.size))
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
