@@ -90,7 +90,7 @@ class Accumulator:
             shared: keys or fields of the inputs, or positions in their tuple, that hold what all samples share, such as an
                 attention mask of shape ``(L, L)``: they are passed whole.
             self_check: on the first batch, and after modules or their modes changed, run at most eight samples twice, cut in
-                two ways, and compare; costs at most three steps of those samples, and calls forward hooks more often.
+                two ways, and compare; fewer than three passes a sample on average. Forward hooks are called more often.
 
         Raises:
             LossError: ``loss`` would be averaged otherwise than torch does.
