@@ -19,6 +19,7 @@ from bigstep.data.store import Store
 from bigstep.project.attempts import attempt_key
 from bigstep.project.parameters import check_params, learning_values
 from bigstep.runtime.local_port import free_port
+from bigstep.stages import train as stage
 from conftest import copy_project, random_images, read_rows
 from images import add_damaged, encode
 from serving import wait_for_port
@@ -212,26 +213,6 @@ def test_mlflow_run_of_what_is_up_to_date_is_complete_and_names_the_run_that_mad
     assert run.data.params["train.epochs"] == "2"
 
 
-def _pointers(root: Path) -> dict[str, Any]:
-    return {run.info.run_id: run for run in _runs(root) if _experiment(root, run) == "Default"}
-
-
-def test_mlflow_run_without_an_experiment_writes_to_that_of_params_yaml_and_its_own_run_points_there(trained: Path) -> None:
-    runs, before = {run.info.run_id for run in _runs(trained)}, _pointers(trained)
-    _run(trained, "mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=1")
-    (pointer,) = (run for name, run in _pointers(trained).items() if name not in before)
-    (run,) = (run for run in _runs(trained) if run.info.run_id not in {*runs, pointer.info.run_id})
-    assert _experiment(trained, run) == "bigstep"
-    assert {item.info.status for item in (run, pointer)} == {"FINISHED"}
-    assert run.data.params["train.epochs"] == "1"
-    assert "test_accuracy" in run.data.metrics
-    assert _history(trained, run, "step_loss") == list(range(20))
-    assert pointer.data.params == {"epochs": "1"}
-    assert pointer.data.metrics == {}
-    assert pointer.data.tags["bigstep.run_id"] == run.info.run_id
-    assert f"/runs/{run.info.run_id}) of experiment bigstep" in pointer.data.tags["mlflow.note.content"]
-
-
 def _check_pointer(pointer: Any, run: Any, **given: str) -> None:
     """The run that `mlflow run` began points to that of the training, and has no numbers of its own."""
     assert {item.info.status for item in (run, pointer)} == {"FINISHED"}
@@ -330,13 +311,37 @@ def test_sixteen_bits_nested_transforms_weights_from_a_file_and_a_start_that_die
     (trained / "weights/digits.safetensors").unlink()
 
 
-def test_transforms_that_fail_are_refused_before_a_run_starts(trained: Path) -> None:
-    runs = _runs(trained)
-    rare = "{RandomApply: {transforms: [{RandomCrop: {size: 12}}], p: 0.001}}"
-    output = _repro(trained, "--stage", "train", "--set", f"train.augmentation=[{rare}]", code=2)
-    assert "train.augmentation: expected transforms that accept images of shape (1, 8, 8), got from RandomCrop: " in output
-    assert "Traceback" not in output
-    assert len(_runs(trained)) == len(runs)
+@pytest.mark.filterwarnings("ignore")  # the stage runs in this process
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            ["train.augmentation=[{RandomApply: {transforms: [{RandomCrop: {size: 12}}], p: 0.001}}]"],
+            ["train.augmentation: expected transforms that accept images of shape (1, 8, 8), got from RandomCrop: "],
+        ),
+        (
+            ["hardware.memory_budget=300MiB", "train.seed=4"],
+            ["expected a step that fits hardware.memory_budget, 300 MiB, got ", "not even a single image fits"],
+        ),
+    ],
+    ids=["transforms", "budget"],
+)
+def test_what_cannot_train_is_refused_before_a_run_starts(
+    settings: list[str],
+    expected: list[str],
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, runs = (trained / "params.yaml").read_bytes(), len(_runs(trained))
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained / 'mlflow.db'}")
+    _set(trained, *settings)
+    assert stage.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(text in line for text in expected), line
+    assert len(_runs(trained)) == runs
+    (trained / "params.yaml").write_bytes(before)
 
 
 def test_a_plan_is_measured_once_and_adopted_and_small_trainings_do_not_need_it(
@@ -386,20 +391,6 @@ def test_a_plan_is_measured_once_and_adopted_and_small_trainings_do_not_need_it(
     assert "# m, maximum samples per forward/backward pass" in text
     assert "Running" not in _run(trained, "dvc", "repro")
     (trained / "params.yaml").write_bytes(before)
-
-
-def test_a_ghost_batch_leaves_nothing_to_plan(trained: Path) -> None:
-    ghost = ("--set", "model.norm=batch", "--set", "model.ghost_batch_size=32")
-    output = _run(trained, "python", "pipelines/plan.py", *ghost, code=2)
-    assert "every micro-batch is model.ghost_batch_size, 32; set model.norm to group" in output
-
-
-def test_what_does_not_fit_the_budget_is_refused_before_training(trained: Path) -> None:
-    runs = _runs(trained)
-    output = _repro(trained, "--set", "hardware.memory_budget=300MiB", "--set", "train.seed=4", code=2)
-    assert "expected a step that fits hardware.memory_budget, 300 MiB, got " in output
-    assert "not even a single image fits" in output
-    assert len(_runs(trained)) == len(runs)
 
 
 def test_dvc_commands_do_what_they_say(trained: Path) -> None:
@@ -504,10 +495,9 @@ def test_a_rule_broken_inside_a_stage_is_one_line_and_code_2_too(trained: Path) 
 def test_each_checkout_runs_its_own_code(trained: Path, tmp_path: Path) -> None:
     """The second checkout is run with the first one's environment, in which bigstep is installed from elsewhere."""
     other = copy_project(tmp_path / "other")
-    stage = other / "src/bigstep/stages/prepare.py"
-    stage.write_text(
-        stage.read_text(encoding="utf-8").replace("{manifest.source}: ", "own code, {manifest.source}: "), encoding="utf-8"
-    )
+    code = other / "src/bigstep/stages/prepare.py"
+    text = code.read_text(encoding="utf-8")
+    code.write_text(text.replace("{manifest.source}: ", "own code, {manifest.source}: "), encoding="utf-8")
     assert "own code, digits" in _run(other, "dvc", "repro", "prepare")
     assert "own code" not in _run(trained, "dvc", "repro", "-f", "prepare")
     installed = _run(other, "bigstep", "repro", code=2)
@@ -538,9 +528,11 @@ def served(trained: Path) -> Iterator[str]:
 
 def test_a_git_address_brings_metrics_and_model_into_the_callers_store(served: str, tmp_path: Path) -> None:
     _run(tmp_path, "mlflow", "run", served, "--env-manager", "local", "-P", "epochs=1", "-P", "micro_batch_size=64")
-    (run,) = (run for run in _runs(tmp_path) if _experiment(tmp_path, run) == "bigstep")
-    assert len(_runs(tmp_path)) == 2
-    assert "test_accuracy" in run.data.metrics
+    pointer, run = sorted(_runs(tmp_path), key=lambda run: _experiment(tmp_path, run))
+    assert [_experiment(tmp_path, item) for item in (pointer, run)] == ["Default", "bigstep"]
+    _check_pointer(pointer, run, epochs="1", micro_batch_size="64")
+    assert run.data.params["train.epochs"] == "1"
+    assert _history(tmp_path, run, "step_loss") == list(range(20))
     assert run.data.params["hardware.micro_batch_size"] == "64"
     model = _client(tmp_path).get_model_version_by_alias("bigstep-digits", "champion")
     assert model.run_id == run.info.run_id

@@ -28,7 +28,7 @@ QUICK = (
     "search.confirm_seeds=1",
     "hardware.checkpoint_interval=0.2s",
 )
-TRIALS, AWAY = 6, "the study's storage does not answer"
+TRIALS, AWAY = 4, "the study's storage does not answer"
 
 
 @pytest.fixture
