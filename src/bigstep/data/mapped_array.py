@@ -107,6 +107,8 @@ class MappedArray:
         )
 
     def _give_back(self, num_bytes: int) -> None:
+        if self._array.nbytes <= RESIDENT_BYTES:
+            return  # mapping its pages again would cost more than they take
         self._resident_bytes += num_bytes
         if self._resident_bytes > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)

@@ -15,7 +15,7 @@ PACKAGES = "_MODULES_TO_PACKAGES"
 
 @contextmanager
 def known_packages(names: Iterable[str]) -> Iterator[None]:
-    """Let MLflow look up the versions of these packages within the block without listing every file of every installed one.
+    """Make MLflow look up the versions of these packages within the block without listing every file of every installed one.
 
     It does so to compare the requirements given for a model with what is installed, which takes a fifth of the whole logging of
     a small model; no option leaves it out. Where the private name is gone, nothing is changed.

@@ -37,10 +37,10 @@ class Best:
 
 
 class NoAverage(nn.Module):
-    """Stands where no average of the weights is kept: holds nothing, and is the model itself where it is evaluated."""
+    """What is there without an average of the weights: nothing is kept, and the model itself is evaluated."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Stand for ``model``."""
+        """Evaluate ``model``."""
         super().__init__()
         self._model = (model,)  # in a tuple, so that it is no submodule
 
