@@ -120,6 +120,7 @@ def test_measurements_of_this_machine_and_records_that_name_something_stay(proje
 
     for name, torch in (("now", version("torch")), ("former", "1.0")):
         write_json({"machine": {"torch": torch, "cores": os.cpu_count()}}, project.plans / name / "measured.json")
+    write_json({}, project.plans / "automatic" / "auto-64-any-auto.json")
     for key, finished in (("done", DONE), ("named", DONE), ("open", ("train",))):
         _attempt(project, key, 1, finished)
     _spool(project.spools / "named.1", delivered=False)

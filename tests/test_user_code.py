@@ -22,6 +22,8 @@ from bigstep.data.store_writer import prepare_store
 from bigstep.errors import ConfigError, DataError, ModelError, UserError
 from bigstep.models.building import InputShape, build_network, check_model
 from bigstep.models.model_files import ANY_CODE, ModelCard, load_classifier, save_model
+from bigstep.planning.plan import plan_folder
+from bigstep.project.paths import ProjectPaths
 from bigstep.runs.code_digest import digest_code
 from bigstep.search.space import build_space
 from conftest import copy_project
@@ -184,6 +186,14 @@ def test_code_of_the_network_belongs_to_what_a_training_is_resumed_with(project:
     project("custom/model/blocks.py", BLOCKS + "\n# changed\n")
     assert digest_code(NET) != before
     assert digest_code("small_cnn") == plain
+
+
+@pytest.mark.usefixtures("project")
+def test_measurements_of_a_network_are_those_of_its_code(tmp_path: Path, digits: Store) -> None:
+    params = parse_params({"model": {"name": NET}})
+    before = plan_folder(ProjectPaths(tmp_path), params, digits)
+    (tmp_path / "custom" / "model" / "blocks.py").write_text(BLOCKS.replace("3, padding=1", "5, padding=2"), encoding="utf-8")
+    assert plan_folder(ProjectPaths(tmp_path), params, digits) != before
 
 
 def test_a_foreign_model_names_no_code_that_is_run(project: Callable[[str, str], Path], tmp_path: Path) -> None:

@@ -143,8 +143,8 @@ def _plans(project: ProjectPaths, before: float) -> Iterator[Unneeded]:
         try:
             machine = read_json(folder / "measured.json")["machine"]
             stale = (machine["torch"], machine["cores"]) != (version("torch"), os.cpu_count())
-        except OSError:
-            stale = True  # predictions only, which take seconds
+        except OSError:  # predictions, which take seconds, unless `auto` has measured something
+            stale = not any(folder.glob("auto-*.json"))
         except (ValueError, KeyError, TypeError):
             continue  # damaged: `bigstep doctor` moves it away
         if stale and used < before:
