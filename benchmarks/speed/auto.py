@@ -58,10 +58,7 @@ def _compare(case: Case) -> str:
     found = choose_curve(curves, case.effective, None)
     assert found is not None
     seconds, (curve, choice) = time.perf_counter() - started, found
-    generator = torch.Generator().manual_seed(0)
-    shape = (case.effective, case.channels, case.size, case.size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 10, (case.effective,), generator=generator)
+    images, labels = images_and_labels(case)
     ours = _ours(params, case, choice.micro_batch_size, curve.memory_format, images, labels)
     tutorial = _tutorial(params, case, images, labels)
     for warm_up in (ours, tutorial):
@@ -74,6 +71,20 @@ def _compare(case: Case) -> str:
         f"(chosen in {seconds:.1f} s) {speeds[0]:,.0f} images/s, tutorial {case.micro} x {case.steps} {speeds[1]:,.0f}; "
         f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
+
+
+def images_and_labels(case: Case) -> tuple[Tensor, Tensor]:
+    """Return an effective batch of random images and labels."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.effective, case.channels, case.size, case.size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, 10, (case.effective,), generator=generator)
+
+
+def our_step(case: Case, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    """Return a step of a training in the slicing of the tutorial."""
+    params = parse_params({"model": {"name": case.name}, "train": {"effective_batch_size": case.effective}})
+    return _ours(params, case, case.micro, "contiguous", images, labels)
 
 
 def _request(params: Params, case: Case, memory_format: str) -> MeasurementRequest:
