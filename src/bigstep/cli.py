@@ -80,6 +80,12 @@ def _repro(options: argparse.Namespace) -> int:
         options.force,
         ignore_code_change=getattr(options, "ignore_code_change", False),
     )
+    if getattr(options, "seeds", 1) > 1:
+        from bigstep.commands.seeds import repro_seeds
+
+        code = repro_seeds(root, request, options.seeds, lambda paths, params: finish_pipeline(root, paths, params, "evaluate"))
+        claiming.join()
+        return code
     code, paths, params = run_pipeline(root, request)
     claiming.join()
     if options.command == "check" and code == 0:

@@ -143,6 +143,9 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         _add_short_forms(parser, name)
     if name == "repro":
         parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="stop after this stage")
+        parser.add_argument(
+            "--seeds", type=int, default=1, metavar="N", help="run with N seeds from train.seed on; print mean and spread"
+        )
 
 
 def _add_short_forms(parser: argparse.ArgumentParser, name: str) -> None:
@@ -171,6 +174,10 @@ def check_numbers(options: argparse.Namespace) -> None:
     """
     if getattr(options, "samples", 2) < 2:
         raise ConfigError(f"--samples: expected at least 2, got {options.samples}; use for example 32")
+    if not 1 <= getattr(options, "seeds", 1) <= 1000:
+        raise ConfigError(f"--seeds: expected 1 to 1000, got {options.seeds}; use for example 5")
+    if getattr(options, "seeds", 1) > 1 and options.stage is not None:
+        raise ConfigError(f"--seeds: expected no --stage beside it, got {options.stage}; leave one of them out")
     if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
         raise ConfigError(f"--seconds: expected 1 to 3600, got {options.seconds:g}; use for example 60")
     if not 0 <= getattr(options, "days", 30.0) <= 36500:

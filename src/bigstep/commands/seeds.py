@@ -1,0 +1,64 @@
+"""`bigstep repro --seeds N`: the same pipeline with N seeds, and the spread of its metrics between them."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.table import Table
+
+from bigstep.atomic_files import read_json
+from bigstep.config.params import Params
+from bigstep.console import console
+from bigstep.project.dvc import Request, run_pipeline
+from bigstep.project.paths import StagePaths
+
+__all__ = ["repro_seeds", "spread_rows"]
+
+COUNTED = ("best_epoch", "epochs", "num_updates", "num_dropped")  # no scores: their spread says nothing about the model
+
+
+def repro_seeds(root: Path, request: Request, count: int, finish: Callable[[StagePaths, Params], int]) -> int:
+    """Run the pipeline with ``train.seed`` as configured, and with the ``count - 1`` seeds after it, in private copies.
+
+    Args:
+        root: of the project.
+        request: what to run.
+        count: number of seeds, at least 2.
+        finish: called after each run that succeeded.
+
+    Returns:
+        0, or the exit code of the first run that failed.
+
+    Raises:
+        UserError: a parameter or the project is invalid.
+    """
+    found: list[dict[str, float]] = []
+    seeds: list[int] = []
+    for number in range(count):
+        seed = () if not number else ((("train", "seed", seeds[0] + number),),)
+        code, paths, params = run_pipeline(root, replace(request, overrides=(*request.overrides, *seed)))
+        if code:
+            return code
+        finish(paths, params)
+        found.append({**read_json(paths.train / "metrics.json"), **read_json(paths.evaluate / "metrics.json")})
+        seeds.append(params.train.seed)
+    _print(found, seeds)
+    return 0
+
+
+def spread_rows(found: Sequence[dict[str, float]]) -> dict[str, tuple[float, float, float, float]]:
+    """Return mean, sample standard deviation, smallest and largest value of each score."""
+    columns = {name: [values[name] for values in found] for name in found[0] if name not in COUNTED}
+    return {
+        name: (statistics.fmean(values), statistics.stdev(values), min(values), max(values)) for name, values in columns.items()
+    }
+
+
+def _print(found: Sequence[dict[str, float]], seeds: Sequence[int]) -> None:
+    table = Table(title=f"train.seed {seeds[0]} to {seeds[-1]}: {len(seeds)} runs", title_justify="left")
+    for name in ("metric", "mean", "standard deviation", "smallest", "largest"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name, row in spread_rows(found).items():
+        table.add_row(name, *(f"{value:.4f}" for value in row))
+    console.print(table)
