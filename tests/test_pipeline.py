@@ -107,7 +107,8 @@ def test_the_first_run_leaves_results_and_one_whole_history(trained: Path) -> No
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test_accuracy"] == metrics["test_accuracy"]
     assert run.data.params["train.learning_rate"] == "0.004"
-    assert run.data.params["hardware.accumulation_steps"] == "2"
+    assert run.data.params["hardware.micro_batch_size"] == "auto"
+    assert (run.data.tags["bigstep.micro_batch_size"], run.data.tags["bigstep.accumulation_steps"]) == ("32", "2")
     assert _history(trained, run, "step_loss") == list(range(40))
     assert _history(trained, run, "val_loss") == [19, 39]
     assert run.inputs.dataset_inputs[0].dataset.digest == Store(trained / "data/prepared").manifest.digest[:36]
@@ -226,26 +227,26 @@ def _check_pointer(pointer: Any, run: Any, **given: str) -> None:
 def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(trained: Path) -> None:
     before = {run.info.run_id for run in _runs(trained)}
     quick = "hardware.checkpoint_interval=0.2s"
-    command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=15", "-P", f"overrides={quick}")
+    command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "epochs=40", "-P", f"overrides={quick}")
     process = subprocess.Popen(command, cwd=trained, env=_environment(), stdout=subprocess.DEVNULL)
     checkpoints = trained / ".bigstep" / "checkpoints"
-    wait_until(lambda: list(checkpoints.glob("*/step-*")), "there is no checkpoint", seconds=120)
-    for item in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-        item.kill()
-    process.wait()
 
     def new(experiment: str) -> list[Any]:
         return [run for run in _runs(trained) if run.info.run_id not in before and _experiment(trained, run) == experiment]
 
+    wait_until(lambda: [*checkpoints.glob("*/step-*")] and new("bigstep"), "there is no checkpoint or no run", seconds=120)
+    for item in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        item.kill()
+    process.wait()
     (begun,) = new("bigstep")
     assert begun.info.status == "RUNNING"
     assert "resuming from the checkpoint of step" in _run(trained, *command)
     (killed, ended), (run,) = new("Default"), new("bigstep")
     assert run.info.run_id == begun.info.run_id == killed.data.tags["bigstep.run_id"]
     assert killed.info.status == "KILLED"
-    _check_pointer(ended, run, epochs="15", overrides=quick)
-    assert run.data.params["train.epochs"] == "15"
-    assert _history(trained, run, "step_loss") == list(range(300))
+    _check_pointer(ended, run, epochs="40", overrides=quick)
+    assert run.data.params["train.epochs"] == "40"
+    assert _history(trained, run, "step_loss") == list(range(800))
     _run(trained, *command)
     again = new("Default")[-1]
     assert len(new("Default")) == 3
