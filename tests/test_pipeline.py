@@ -498,7 +498,9 @@ def test_each_checkout_runs_its_own_code(trained: Path, tmp_path: Path) -> None:
     other = copy_project(tmp_path / "other")
     code = other / "src/bigstep/stages/prepare.py"
     text = code.read_text(encoding="utf-8")
-    code.write_text(text.replace("{manifest.source}: ", "own code, {manifest.source}: "), encoding="utf-8")
+    code.write_text(
+        text.replace("{short_source(manifest.source)}: ", "own code, {short_source(manifest.source)}: "), encoding="utf-8"
+    )
     assert "own code, digits" in _run(other, "dvc", "repro", "prepare")
     assert "own code" not in _run(trained, "dvc", "repro", "-f", "prepare")
     installed = _run(other, "bigstep", "repro", code=2)

@@ -1,5 +1,6 @@
 """A network and a data set that the project brings: how they are found, called, refused, and what a whole run makes of them."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from bigstep.config.model import ModelConfig
 from bigstep.config.params import flatten, parse_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides
 from bigstep.data.decoding import image_pixels
+from bigstep.data.repeated import count_repeated
 from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
@@ -172,7 +174,7 @@ def test_a_name_that_leads_nowhere_is_one_line(name: str, expected: str) -> None
 @pytest.mark.usefixtures("project")
 def test_each_project_has_its_own_module_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert network(NET).head.in_features == 8
-    shutil.copytree(tmp_path / "custom", tmp_path / "other" / "custom")
+    shutil.copytree(tmp_path / "custom", tmp_path / "other" / "custom", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "other" / "params.yaml").touch()
     path = tmp_path / "other" / "custom" / "model" / "net.py"
     path.write_text(NETWORK.replace("width=8", "width=4"), encoding="utf-8")
@@ -227,6 +229,23 @@ def test_a_data_set_of_the_project_is_prepared(tmp_path: Path) -> None:
     assert store.images.shape == (40, 8, 8, 1)
     assert store.manifest.classes == ("across", "down")
     assert store.labels.tolist() == [1, 0] * 20
+    assert not store.paths.repeated.exists()
+
+
+def test_images_that_are_in_two_parts_are_listed(project: Callable[[str, str], Path], tmp_path: Path) -> None:
+    part = '["train", "validation", "test"][index % 3]'
+    text = DATASET.replace("default_rng(index)", "default_rng(0 if index in (3, 5, 9) else index)")
+    project("custom/data/stripes.py", text.replace('else "down"', f'else "down", {part}'))
+    store = prepare(tmp_path)
+    with store.paths.repeated.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["group"], row["index"], row["part"]) for row in rows] == [
+        ("1", "3", "train"),
+        ("1", "5", "test"),
+        ("1", "9", "train"),
+    ]
+    assert (count_repeated(store.paths.repeated), count_repeated(store.paths.repeated, "test")) == (3, 1)
+    assert "repeated.csv" in store.manifest.checksums
 
 
 @pytest.mark.parametrize("kind", ["generator", "parts", "tensors"])

@@ -123,6 +123,14 @@ def _request(
     )
 
 
+def _logged(params: Params) -> dict[str, object]:
+    """Return the section ``search`` as it is logged: without a password."""
+    logged: dict[str, object] = {f"search.{key}": value for key, value in params.search.model_dump(mode="json").items()}
+    if params.search.storage is not None:
+        logged["search.storage"] = without_password(params.search.storage)
+    return logged
+
+
 def _conduct(
     project: ProjectPaths,
     params: Params,
@@ -137,9 +145,7 @@ def _conduct(
     first, again = ledgers
     request = _with_parent(request, first.study)
     state = project.search / params.search.study
-    logged = {f"search.{key}": value for key, value in params.search.model_dump(mode="json").items()}
-    if params.search.storage is not None:
-        logged["search.storage"] = without_password(params.search.storage)
+    logged = _logged(params)
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with tracked_run(

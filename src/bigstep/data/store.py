@@ -74,6 +74,11 @@ class StorePaths:
         return former if former.exists() else self.root / "skipped.csv"
 
     @property
+    def repeated(self) -> Path:
+        """Images that are in more than one part; a store without any has no such file."""
+        return self.root / "repeated.csv"
+
+    @property
     def manifest(self) -> Path:
         """Everything else."""
         return self.root / "manifest.json"

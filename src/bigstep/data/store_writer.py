@@ -16,6 +16,7 @@ from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Refusal
 from bigstep.data.manifest import CHECKED_AT_START, Manifest, SourceFile
 from bigstep.data.mapped_array import BLOCK_BYTES, MappedArray, digest_blocks
+from bigstep.data.repeated import HEADER_REPEATED, PixelDigests
 from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, Split, split_samples
 from bigstep.data.store import StorePaths, digest_parts
@@ -38,6 +39,7 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     paths = StorePaths(folder)
     labels, given = array("q"), array("b")
     reasons: Counter[str] = Counter()
+    digests = PixelDigests()
     taken_path = folder / "taken.tmp"  # names and hashes wait on disk until the split is known
     with (
         paths.images.open("wb") as pixels,
@@ -52,6 +54,7 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
             else:
                 pixels.write(sample.result.pixels.tobytes())
                 taken.writerow([sample.name, sample.result.sha256])
+                digests.add(sample.result.pixels)
                 labels.append(sample.label)
                 given.append(sample.given)
             yield sample
@@ -66,12 +69,33 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     )
     np.save(paths.labels, all_labels)
     np.save(paths.parts, parts)
-    with taken_path.open(newline="", encoding="utf-8") as file, _table(paths.samples, HEADER_SAMPLES) as samples:
-        for index, (name, digest) in enumerate(csv.reader(file)):
-            samples.writerow([index, SPLITS[parts[index]], source.classes[labels[index]], name, digest])
-    taken_path.unlink()
+    _write_samples(paths, taken_path, parts, labels, source.classes, digests.groups(parts))
     paths.blocks.write_bytes(digest_blocks(paths.images))
     paths.manifest.write_text(_manifest(paths, source, data, all_labels, parts, reasons).to_json(), encoding="utf-8")
+
+
+def _write_samples(
+    paths: StorePaths,
+    taken_path: Path,
+    parts: NDArray[np.uint8],
+    labels: "array[int]",
+    classes: tuple[str, ...],
+    groups: dict[int, int],
+) -> None:
+    """Write the tables of samples, now that their parts are known; ``groups`` are those of images in more than one part."""
+    with (
+        taken_path.open(newline="", encoding="utf-8") as file,
+        _table(paths.samples, HEADER_SAMPLES) as samples,
+        _table(paths.repeated, HEADER_REPEATED) as repeated,
+    ):
+        for index, (name, digest) in enumerate(csv.reader(file)):
+            row = [index, SPLITS[parts[index]], classes[labels[index]], name]
+            samples.writerow([*row, digest])
+            if index in groups:
+                repeated.writerow([groups[index], *row])
+    taken_path.unlink()
+    if not groups:
+        paths.repeated.unlink()
 
 
 def _check_allowed(name: str, refusal: Refusal, data: DataConfig) -> None:
@@ -105,6 +129,7 @@ def _manifest(
     mean, std = (
         _measure(images, np.flatnonzero(parts == Split.TRAIN)) if data.pixel_statistics == "measured" else _imagenet(channels)
     )
+    tables = [path.name for path in (paths.samples, paths.skipped, paths.repeated) if path.exists()]
     files = source.files or (SourceFile.hashed(paths.samples, paths.root),)
     return Manifest(
         source=data.source,
@@ -131,7 +156,7 @@ def _manifest(
         num_ignored=source.num_ignored,
         digests=digest_parts(images, labels, parts),
         block_bytes=BLOCK_BYTES,
-        checksums={name: sha256(paths.root / name) for name in (*sorted(CHECKED_AT_START), "samples.csv", "skipped.csv")},
+        checksums={name: sha256(paths.root / name) for name in (*sorted(CHECKED_AT_START), *tables)},
     )
 
 

@@ -12,6 +12,7 @@ from bigstep.atomic_files import read_json, whole_file, write_csv, write_json
 from bigstep.config.data import short_source
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.ordered_batches import ordered_batches
+from bigstep.data.repeated import count_repeated
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation import Answers, Scores, predict_probabilities, score
@@ -103,6 +104,9 @@ def _write_results(
         "validation loss": f"{card.val_loss:.4f}",
         "validation accuracy": f"{card.val_accuracy:.4f}",
     }
+    num_repeated = count_repeated(store.paths.repeated, "test")
+    if num_repeated:
+        facts["test images that are in another part, too"] = num_repeated
     pictures = {"Confusion matrix": "confusion.png", "Calibration": "calibration.png"}
     pictures["Worst mistakes: actual class, then predicted class and its probability"] = "mistakes.png"
     with whole_file(folder / "report.html") as beside:

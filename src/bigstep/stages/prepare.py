@@ -1,11 +1,13 @@
 """Stage ``prepare``: the source's images into a store that is read by memory mapping."""
 
 import os
+from pathlib import Path
 
 from bigstep.atomic_files import whole_folder
 from bigstep.config.data import short_source
 from bigstep.console import console, follow
 from bigstep.data.manifest import Manifest
+from bigstep.data.repeated import count_repeated
 from bigstep.data.sources import open_source
 from bigstep.data.store import StorePaths
 from bigstep.data.store_writer import prepare_store
@@ -34,18 +36,25 @@ def prepare(stage: Stage) -> None:
             pass
         manifest = Manifest.read(StorePaths(folder).manifest)
         stage.inputs.check()
-    _report(manifest, stage.paths.prepared.relative_to(stage.paths.root) / "skipped.csv")
+    _report(
+        manifest, count_repeated(StorePaths(stage.paths.prepared).repeated), stage.paths.prepared.relative_to(stage.paths.root)
+    )
 
 
-def _report(manifest: Manifest, skipped: os.PathLike[str]) -> None:
+def _report(manifest: Manifest, num_repeated: int, folder: Path) -> None:
     counts = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in manifest.counts.items())
     size, channels = manifest.size, manifest.channels
     console.print(
         f"{short_source(manifest.source)}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes"
     )
     if manifest.num_refused:
-        console.print(f"{manifest.num_refused:,} files skipped, listed in {skipped}:")
+        console.print(f"{manifest.num_refused:,} files skipped, listed in {folder / 'skipped.csv'}:")
         for reason, count in manifest.refused.items():
             console.print(f"  {count:,} {reason}")
+    if num_repeated:
+        console.print(
+            f"WARNING: {num_repeated:,} images are in more than one of train, validation and test, which makes scores look "
+            f"better; they are listed in {folder / 'repeated.csv'}"
+        )
     if manifest.num_ignored:
         console.print(f"{manifest.num_ignored:,} files beside the class folders ignored")
