@@ -1,6 +1,7 @@
 """Peaks predicted before a step is run, against peaks measured; activation checkpointing; the mark of a step."""
 
 import copy
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -415,3 +416,22 @@ def test_the_documented_example_runs(capsys: pytest.CaptureFixture[str]) -> None
     assert names["prediction"].method == "fake"
     assert peak > 2**20
     assert largest > 16
+
+
+def test_garbage_of_before_is_not_collected_while_a_peak_is_measured() -> None:
+    class Holder:
+        pass
+
+    def hold_in_a_circle() -> None:
+        holder = Holder()
+        holder.itself, holder.tensor = holder, torch.zeros(1000)
+
+    gc.collect()
+    hold_in_a_circle()
+
+    def allocate() -> torch.Tensor:
+        found = [[] for _ in range(100_000)]  # enough new objects for the collector to run
+        return torch.zeros(len(found) // 1000)
+
+    assert peak_growth(allocate) == 400
+    assert gc.isenabled()

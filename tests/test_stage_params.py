@@ -44,7 +44,8 @@ def count(section, *arguments, **options):
 
 def note(params, name):
     caller = sys._getframe(1).f_code.co_filename
-    if "/planning/" not in caller and not caller.endswith({WHOLE!r}):
+    # a copy with another memory format reads every section
+    if "/planning/" not in caller and not caller.endswith("dataclasses.py") and not caller.endswith({WHOLE!r}):
         read.add(name)
     return get(params, name)
 

@@ -26,6 +26,7 @@ from bigstep.models.building import InputShape, build_network, check_model
 from bigstep.models.model_files import ANY_CODE, ModelCard, load_classifier, save_model
 from bigstep.planning.plan import plan_folder
 from bigstep.project.paths import ProjectPaths
+from bigstep.project.stage_inputs import read_inputs
 from bigstep.runs.code_digest import digest_code
 from bigstep.search.space import build_space
 from conftest import copy_project
@@ -351,3 +352,14 @@ def test_a_project_with_its_own_network_and_data(tmp_path: Path, empty_database:
     assert "custom/model/net.py:15: ZeroDivisionError: division by zero" in output
     assert "Traceback" not in output
     assert "Stage 'prepare' didn't change" in output
+
+
+def test_what_an_import_writes_beside_the_code_is_no_change_of_a_stages_inputs(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("data: {}\n", encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text("stages: {prepare: {cmd: x, deps: [custom/data]}}\n", encoding="utf-8")
+    (tmp_path / "custom" / "data" / "__pycache__").mkdir(parents=True)
+    before = read_inputs(tmp_path, "prepare")
+    (tmp_path / "custom" / "data" / "__pycache__" / "stripes.cpython-311.pyc").write_bytes(b"code")
+    assert read_inputs(tmp_path, "prepare") == before
+    (tmp_path / "custom" / "data" / "stripes.py").write_text("x = 1\n", encoding="utf-8")
+    assert read_inputs(tmp_path, "prepare") != before

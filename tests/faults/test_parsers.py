@@ -172,7 +172,7 @@ def test_plans_and_attempts(content: bytes, tmp_path_factory: pytest.TempPathFac
     base = tmp_path_factory.getbasetemp()
     for name in ("measured.json", "key.json"):
         (base / name).write_bytes(content)
-    read_measured(base, "key")
+    read_measured(base)
     read_attempt(base, "key")
 
 

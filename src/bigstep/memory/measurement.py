@@ -1,9 +1,10 @@
 """Measured bytes: of torch's CPU allocator by the profiler's allocation events, of a GPU by its allocator's statistics."""
 
 import contextlib
+import gc
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,24 @@ def peak_growth(function: Callable[[], Any], device: torch.device | None = None)
         function()
         return int(torch.cuda.max_memory_allocated(device)) - before
     held = peak = 0
-    for size in _in_order(allocation_events(function)):
+    with _without_collector():
+        events = allocation_events(function)
+    for size in _in_order(events):
         held += size
         peak = max(peak, held)
     return peak
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Collect no garbage within the block: what was allocated before would be freed at some moment, and count."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def held_bytes(*owners: nn.Module | Optimizer | Any) -> int:

@@ -27,7 +27,7 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, possible_formats, total_memory_bytes
 from bigstep.user_code import digest_user_code, is_user_code
 
-__all__ = ["covers", "find_plan", "plan_folder", "read_curves", "read_plan", "recommend"]
+__all__ = ["covers", "find_plan", "plan_folder", "read_curves", "read_measured", "read_plan", "recommend"]
 
 FORMAT = 1
 
@@ -106,7 +106,7 @@ def _configured_first(ladders: Iterable[ThroughputCurve], params: Params) -> tup
 def read_plan(project: ProjectPaths, params: Params, store: Store) -> Plan | None:
     """Return the stored plan for this model, these images and this machine; None if it is missing or cannot be read."""
     folder = plan_folder(project, params, store)
-    found = _read_measured(folder)
+    found = read_measured(folder)
     return None if found is None else replace(found, ladders=_configured_first(found.ladders, params))
 
 
@@ -117,7 +117,7 @@ def read_curves(content: Iterable[dict[str, Any]]) -> tuple[ThroughputCurve, ...
     )
 
 
-def _read_measured(folder: Path) -> Plan | None:
+def read_measured(folder: Path) -> Plan | None:
     """Read a plan; None if it cannot be read."""
     try:
         content = read_json(folder / "measured.json")

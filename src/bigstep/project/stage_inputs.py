@@ -19,6 +19,7 @@ from bigstep.runtime.environment import INPUTS, is_set, read_variable
 
 __all__ = ["StageInputs", "check_earlier_stages", "flat_text", "read_inputs"]
 
+BYTECODE = "__pycache__"  # which an import writes, and .dvcignore leaves out
 MAX_NAMED = 3  # differences in an error's line
 EARLIER = {"train": ("prepare",), "evaluate": ("prepare", "train")}
 
@@ -152,7 +153,7 @@ def _signature(path: Path) -> str:
         digest = _md5()
         for item in sorted(path.rglob("*")):
             status = item.lstat()
-            if not item.is_dir():
+            if not item.is_dir() and BYTECODE not in item.parts:
                 digest.update(f"{item.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
         return digest.hexdigest()
     except OSError:
