@@ -15,7 +15,7 @@ POLICIES: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-ROUNDS = 3
+ROUNDS = 2
 SECONDS = 3.0
 
 
