@@ -63,7 +63,7 @@ def _compare(case: Case) -> str:
     tutorial = _tutorial(params, case, images, labels)
     for warm_up in (ours, tutorial):
         warm_up()
-    rates = [(_rate(ours, case), _rate(tutorial, case)) for _ in range(ROUNDS)]
+    rates = [(rate(ours, case), rate(tutorial, case)) for _ in range(ROUNDS)]
     ratios = sorted(one / other for one, other in rates)
     speeds = [statistics.median(column) for column in zip(*rates, strict=True)]
     return (
@@ -115,9 +115,10 @@ def _tutorial(params: Params, case: Case, images: Tensor, labels: Tensor) -> Cal
     return step
 
 
-def _rate(step: Callable[[], object], case: Case) -> float:
+def rate(step: Callable[[], object], case: Case, seconds: float = ROUND_SECONDS) -> float:
+    """Return images per second of steps that take ``seconds``, and of two at least."""
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < ROUND_SECONDS or count < 2:
+    while time.perf_counter() - started < seconds or count < 2:
         step()
         count += 1
     return count * case.effective / (time.perf_counter() - started)

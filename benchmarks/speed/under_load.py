@@ -5,9 +5,8 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
-from auto import CASES, Case, images_and_labels, our_step
+from auto import CASES, Case, images_and_labels, our_step, rate
 
 POLICIES: dict[str, dict[str, str]] = {
     "libgomp's default": {},
@@ -23,7 +22,7 @@ def main() -> None:
     """Print a row of Markdown for each case and policy; with a case's name on the command line: measure that case here."""
     if sys.argv[1:]:
         (case,) = [item for item in CASES if item.name == sys.argv[1]]
-        print(json.dumps(_rate(case)))
+        print(json.dumps(_measured(case)))
         return
     print(
         "| model | policy | quiet, of the default | beside a busy process, of the default quiet |\n| --- | --- | ---: | ---: |"
@@ -52,14 +51,10 @@ def _child(case: Case, extra: dict[str, str], *, busy: bool) -> float:
             other.wait()
 
 
-def _rate(case: Case) -> float:
+def _measured(case: Case) -> float:
     step = our_step(case, *images_and_labels(case))
     step()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS or count < 2:
-        step()
-        count += 1
-    return count * case.effective / (time.perf_counter() - started)
+    return rate(step, case, SECONDS)
 
 
 if __name__ == "__main__":
