@@ -117,7 +117,9 @@ def _exchange(rank: int, place: str) -> None:
         Accumulator(model, CROSS_ENTROPY, micro_batch_size=3, seed=3).backward(*share)
     coupled = DistributedDataParallel(Between(centred), init_sync=False)
     with pytest.raises(ExactnessError) as refused:
-        Accumulator(coupled, CROSS_ENTROPY, micro_batch_size=3, seed=3).backward(*share, weight=CROSS_ENTROPY.weight(labels) / 2)
+        Accumulator(coupled, CROSS_ENTROPY, micro_batch_size=3, seed=3).backward(
+            *share, weight=CROSS_ENTROPY.weight(labels) / 2
+        )
     torch.save((errors, [str(item.message) for item in caught], str(refused.value)), f"{place}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -25,6 +25,7 @@ SHORT = {
 }
 SEARCH = {"trials": "search.trials", "workers": "search.workers", "study": "search.study", "storage": "search.storage"}
 EXAMPLES = """examples:
+  bigstep init flowers                                make a project of your own in flowers
   bigstep repro                                       run the whole pipeline with params.yaml
   bigstep repro --set train.learning_rate=0.01        the same with one value changed, in a separate workspace
   bigstep repro --preset fashion-mnist                use presets/fashion-mnist.yaml
@@ -71,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
+    text = "make a project in a new folder: files to start from, git and DVC"
+    start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
+    start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
     text = "verify checksums of data, models and caches"
     commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     text = "find problems left by a crash, a full disk or another program"
