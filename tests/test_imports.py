@@ -23,7 +23,7 @@ LAYERS = [
     {"evaluation", "project", "tracking", "training"},
     {"optuna_mlflow", "planning", "runs"},
     {"report"},
-    {"search", "stages"},
+    {"ensembles", "search", "stages"},
     {"commands", "diagnostics"},
     {"cli"},
 ]

@@ -121,6 +121,16 @@ def _init(options: argparse.Namespace) -> int:
     return init(Path(options.folder))
 
 
+def _ensemble(options: argparse.Namespace) -> int:
+    from bigstep.commands.ensemble import ensemble
+    from bigstep.project.dvc import find_project_root
+    from bigstep.runs.installed_code import refresh_code_lists
+
+    root = find_project_root(Path.cwd())
+    refresh_code_lists(root)
+    return ensemble(root, options.members, seeds=options.seeds, greedy=options.greedy, soup=options.soup)
+
+
 def _predict(options: argparse.Namespace) -> int:
     from bigstep.commands.predict import is_exported, predict
     from bigstep.project.dvc import find_project_root
@@ -182,6 +192,7 @@ def _mlflow(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "init": _init,
+    "ensemble": _ensemble,
     "predict": _predict,
     "verify": _verify,
     "doctor": _doctor,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bigstep.errors import ModelError
 from bigstep.models.classifier import Classifier
+from bigstep.models.ensemble import Ensemble
 
 __all__ = ["Answers", "ClassScores", "Scores", "confusion_matrix", "predict_probabilities", "score"]
 
@@ -103,7 +104,7 @@ class Answers:
 
 @torch.no_grad()
 def predict_probabilities(
-    classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
+    classifier: Classifier | Ensemble, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Yield class probabilities ``(n, num_classes)`` and class indices ``(n,)`` of each batch."""
     device = classifier.mean.device

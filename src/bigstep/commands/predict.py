@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,6 @@ from bigstep.errors import ModelError
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.evaluation_page import short_name
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["Predictor", "is_exported", "predict"]
 
@@ -92,6 +87,7 @@ def _from_folder(folder: Path, code: str) -> Predictor:
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     from bigstep.tracking.database import connect, tracking_uri
+    from bigstep.tracking.model_registry import find_version
     from bigstep.tracking.sealing import checked_copy
 
     client = connect(tracking_uri(project.root))
@@ -99,7 +95,7 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     from mlflow.exceptions import MlflowException
 
     try:
-        with checked_copy(client, _find_version(client, name)) as folder:
+        with checked_copy(client, find_version(client, name, "--model")) as folder:
             model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
         problem = str(error).splitlines()[0]
@@ -116,22 +112,3 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
         return answers
 
     return Predictor(probabilities, classes, int(taken.shape[-1]))
-
-
-def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":
-    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` means."""
-    scheme, _, rest = address.rpartition(":/")
-    name, _, number = rest.partition("/")
-    if scheme == "runs":
-        found = client.search_model_versions(f"run_id='{name}'") if name.isalnum() else []
-        if found:
-            return found[0]
-        raise ModelError(
-            f"--model: expected a run with a registered model, got {address}, which has none; name a registered model"
-        )
-    if number.isdecimal():
-        return client.get_model_version(name, number)
-    name, _, alias = rest.partition("@")
-    if "/" in rest:
-        raise ModelError(f"--model: expected NAME, models:/NAME/VERSION or models:/NAME@ALIAS, got {address}; correct it")
-    return client.get_model_version_by_alias(name, alias or "champion")

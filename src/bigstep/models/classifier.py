@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 class ServedClassifier(nn.Module):
     """Raw images of any size in, class probabilities out."""
 
-    def __init__(self, classifier: Classifier, size: int) -> None:
+    def __init__(self, classifier: nn.Module, size: int) -> None:
         """Wrap ``classifier``, trained on images of ``size`` pixels a side."""
         super().__init__()
         self.classifier = classifier

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bigstep.errors import ConfigError, ModelError
 from bigstep.models.activation_checkpointing import checkpoint_blocks
 from bigstep.models.building import InputShape, build_network
 from bigstep.models.classifier import Classifier
+from bigstep.models.ensemble import Ensemble
 from bigstep.models.starting_weights import read_tensors
 from bigstep.user_code import is_user_code
 
@@ -47,6 +49,9 @@ class ModelCard:
     validation_digest: str
     weights_sha256: str = ""
     format: int = FORMAT
+    members: tuple[dict[str, Any], ...] = ()
+    """Of an ensemble: the model and the weight of each; ``model`` is that of the first."""
+    temperature: float = 1.0
 
     @property
     def shape(self) -> InputShape:
@@ -88,7 +93,7 @@ def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> Mod
 
 def load_classifier(
     folder: Path, memory_format: torch.memory_format = torch.contiguous_format, *, code: str = ""
-) -> tuple[Classifier, ModelCard]:
+) -> tuple[Classifier | Ensemble, ModelCard]:
     """Rebuild what :func:`save_model` wrote, in evaluation mode.
 
     Args:
@@ -105,8 +110,29 @@ def load_classifier(
         raise ModelError(
             f"{path}: expected the weights that model.json describes, got no or another file; run `bigstep train --force`"
         )
+    tensors = read_tensors(path)
+    build = partial(_rebuild, card=card, folder=folder, memory_format=memory_format, code=code)
+    if not card.members:
+        return build(card.model, tensors), card
+    members = [build(member["model"], _below(f"{number}.", tensors)) for number, member in enumerate(card.members)]
+    return Ensemble(members, [member["weight"] for member in card.members], card.temperature).eval(), card
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _rebuild(
+    values: dict[str, Any],
+    tensors: dict[str, Tensor],
+    *,
+    card: ModelCard,
+    folder: Path,
+    memory_format: torch.memory_format,
+    code: str,
+) -> Classifier:
     try:
-        model = parse_section(ModelConfig, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
+        model = parse_section(ModelConfig, {"model": {**values, "weights": None, "freeze_backbone": False}}, "model.json")
     except ConfigError as error:
         raise ModelError(f"{str(error).splitlines()[0]}, in {folder}") from None
     if is_user_code(model.name) and code not in (model.name, ANY_CODE):
@@ -116,14 +142,14 @@ def load_classifier(
         )
     try:
         classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
-        classifier.network.load_state_dict(read_tensors(path))
+        classifier.network.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise ModelError(
-            f"{folder / 'model.json'}: expected the network of {path.name}, got another ({type(error).__name__}); "
+            f"{folder / 'model.json'}: expected the network of model.safetensors, got another ({type(error).__name__}); "
             "run `bigstep train --force`"
         ) from None
     classifier.to(torch.float64 if card.precision == "float64" else torch.float32)
-    return classifier.eval(), card
+    return classifier.eval()
 
 
 def _read_card(path: Path) -> ModelCard:
@@ -156,3 +182,12 @@ def _check(card: ModelCard) -> None:
         raise ValueError(f"precision {card.precision!r}")
     if not all(value > 0 for value in card.std):
         raise ValueError("std is not positive")
+    if not card.temperature > 0 or not all(isinstance(member.get("model"), dict) for member in card.members):
+        raise ValueError("a member without a model, or no positive temperature")
+    if card.members and not sum(_weight(member) for member in card.members) > 0:
+        raise ValueError("the members' weights are not positive")
+
+
+def _weight(member: dict[str, Any]) -> float:
+    weight = member.get("weight")
+    return float(weight) if isinstance(weight, int | float) and weight >= 0 else float("nan")

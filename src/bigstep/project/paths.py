@@ -38,6 +38,11 @@ class StagePaths:
         return self.root / "results" / "evaluate"
 
     @property
+    def ensemble(self) -> Path:
+        """What `bigstep ensemble` writes."""
+        return self.root / "results" / "ensemble"
+
+    @property
     def search(self) -> Path:
         """What `bigstep search` writes."""
         return self.root / "results" / "search"

@@ -17,6 +17,7 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation import Answers, Scores, predict_probabilities, score
 from bigstep.models.classifier import Classifier
+from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
 from bigstep.runs.tracked_run import as_metrics_now
@@ -61,7 +62,7 @@ def evaluate(stage: Stage) -> None:
         tracker.promote(name, card.weights_sha256)
 
 
-def _predict(stage: Stage, store: Store, classifier: Classifier, classes: tuple[str, ...]) -> Answers:
+def _predict(stage: Stage, store: Store, classifier: Classifier | Ensemble, classes: tuple[str, ...]) -> Answers:
     """Write predictions.csv batch by batch, and return what the scores and pictures need."""
     indices, parts = store.indices(Split.TEST), []
     names = iter(zip(indices, store.names(indices), strict=True))

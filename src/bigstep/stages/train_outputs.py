@@ -2,19 +2,17 @@
 
 from typing import Any
 
-import numpy as np
-
 from bigstep.atomic_files import whole_file, write_csv, write_json
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
-from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.paths import StagePaths
 from bigstep.report.training_curves import draw_curves
-from bigstep.tracking.tracker import DatasetRecord, ModelRecord, Tracker
+from bigstep.runs.model_example import model_record
+from bigstep.tracking.tracker import DatasetRecord, Tracker
 from bigstep.training.state import Best, TrainingState
 
 __all__ = ["dataset_record", "log_results", "write_results"]
@@ -84,16 +82,7 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         tracker.log_file(path, "train")
     tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
-    example = np.pad(
-        np.asarray(store.images[store.indices(Split.VALIDATION)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge"
-    )
-    tags = {
-        "bigstep.weights_sha256": card.weights_sha256,
-        "bigstep.validation_digest": card.validation_digest,
-        "bigstep.val_loss": repr(card.val_loss),
-        "bigstep.val_accuracy": repr(card.val_accuracy),
-    }
-    tracker.log_model(ModelRecord(paths.train, example, card.classes, tags))
+    tracker.log_model(model_record(paths.train, store, card))
 
 
 def dataset_record(store: Store, context: str) -> DatasetRecord:
