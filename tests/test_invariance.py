@@ -28,6 +28,7 @@ from bigstep.training.loop import set_training_mode, train_epochs, validate
 from bigstep.training.records import StepRecord
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from building import ten_classes
 
 # four workers on two cores are slow, which is no matter here
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -107,8 +108,7 @@ def _run(store: Store, train: TrainConfig, micro: int, workers: int, last: int =
     weights = torch.linspace(0.5, 1.5, 10).double()
     options = {
         "num_samples": len(store.indices(Split.TRAIN)),
-        "num_classes": 10,
-        "class_weights": weights,
+        **ten_classes(train, weights),
         "model": ModelConfig(),
     }
     state = build_state(classifier, train, batch, **options)
@@ -271,7 +271,7 @@ def _checked(store: Store, network: nn.Module, **values: Any) -> Invariance:
     manifest, train = store.manifest, _train(**values)
     torch.manual_seed(0)
     classifier = Classifier(network, mean=manifest.mean, std=manifest.std, network_channels=1)
-    options = {"num_samples": 1000, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    options = {"num_samples": 1000, **ten_classes(train), "model": ModelConfig()}
     state = build_state(classifier, train, BatchSizes(64, 16, 4), **options)
     found = check_slice_invariance(state, train, store)
     state.guard.close()
@@ -301,7 +301,7 @@ def _gradient(store: Store, precision: str, micro: int) -> Tensor:
     manifest, train = store.manifest, _train(precision=precision, mixup_alpha=None, cutmix_alpha=None)
     torch.manual_seed(0)
     classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
-    options = {"num_samples": 1000, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    options = {"num_samples": 1000, **ten_classes(train), "model": ModelConfig()}
     state = build_state(classifier, train, BatchSizes(64, micro, -(-64 // micro)), **options)
     set_training_mode(state)
     images, labels = next(ordered_batches(store, 0, 64))

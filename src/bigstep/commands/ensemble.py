@@ -1,12 +1,12 @@
 """`bigstep ensemble`: several trained models as one, evaluated, registered, and compared with the best of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
-from bigstep.atomic_files import whole_file, write_csv, write_json
+from bigstep.atomic_files import write_csv, write_json
 from bigstep.commands.seeds import run_seeds
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten, read_params
@@ -22,7 +22,8 @@ from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.dvc import Request
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
-from bigstep.report.evaluation_page import draw_calibration, draw_confusion, write_page
+from bigstep.report.evaluation_results import write_predictions, write_results
+from bigstep.report.reports import report_of
 from bigstep.runs.model_example import model_record
 from bigstep.runs.tracked_run import as_metrics_now, tracked_run
 from bigstep.runtime.device import choose_device, set_threads
@@ -94,31 +95,21 @@ def _write(
     card: ModelCard,
     params: Params,
 ) -> None:
-    folder, answers = paths.ensemble, found.answers
+    folder = paths.ensemble
     write_csv(
         ["member", "count", "val_loss", "test_accuracy", "test_loss"], _rows(members, plan, found), folder / "members.csv"
     )
-    write_csv(
-        ["class", "precision", "recall", "f1", "support"],
-        (asdict(item).values() for item in found.scores.classes),
-        folder / "classes.csv",
-    )
-    with whole_file(folder / "confusion.png") as beside:
-        draw_confusion(answers.labels, answers.predicted, card.classes, beside)
-    with whole_file(folder / "calibration.png") as beside:
-        right = answers.labels == answers.predicted
-        draw_calibration(answers.p_predicted, right, params.evaluate.calibration_bins, beside)
+    report = report_of(card.output, params.evaluate)
+    write_predictions(folder, store, [(found.part.probabilities.astype(np.float32), found.part.labels)], report)
+    best = members[found.best].name
     facts: dict[str, object] = {
         "members": ", ".join(f"{member.name} x {count}" for member, count in zip(members, plan.counts, strict=True) if count),
         "temperature": f"{card.temperature:.3f}",
         "validation loss before calibration": f"{card.val_loss:.4f}",
-        f"accuracy gained over {members[found.best].name}": _text(found.accuracy, 100, "points"),
-        f"loss saved against {members[found.best].name}": _text(found.loss, 1, "nats"),
+        f"accuracy gained over {best}": _text(found.accuracy, 100, "points"),
+        f"loss saved against {best}": _text(found.loss, 1, "nats"),
     }
-    title = f"{short_source(store.manifest.source)}, ensemble: {found.scores.accuracy:.2%} test accuracy"
-    pictures = {"Confusion matrix": "confusion.png", "Calibration": "calibration.png"}
-    with whole_file(folder / "report.html") as beside:
-        write_page(title, found.scores, facts, pictures, beside)
+    write_results(folder, store, report, facts)
     write_json(_metrics(found, card), folder / "metrics.json")
 
 
@@ -134,7 +125,7 @@ def _metrics(found: Comparison, card: ModelCard) -> dict[str, float]:
     gains: dict[str, float] = {}
     for name, interval in (("accuracy_gain", found.accuracy), ("loss_gain", found.loss)):
         gains |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return {**totals, **gains, "val_loss": card.val_loss, "val_accuracy": card.val_accuracy, "temperature": card.temperature}
+    return {**totals, **gains, "val_loss": card.val_loss, "val_accuracy": card.score, "temperature": card.temperature}
 
 
 def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Store, card: ModelCard, found: Comparison) -> None:

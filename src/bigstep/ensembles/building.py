@@ -13,7 +13,7 @@ from bigstep.data.store import Store
 from bigstep.ensembles.combining import Interval, choose_greedily, fit_temperature, mean_nats, nats, paired_interval
 from bigstep.ensembles.members import Member, Part, predict_part
 from bigstep.ensembles.soup import average_weights
-from bigstep.evaluation import Answers, Scores, score
+from bigstep.evaluation.classification import Answers, Scores, score
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard
 
@@ -38,6 +38,7 @@ class Comparison:
     """The ensemble on the test part, beside its members."""
 
     scores: Scores
+    """Of the ensemble."""
     members: tuple[Scores, ...]
     best: int
     """The member that it is compared with: the best on the validation part."""
@@ -45,7 +46,8 @@ class Comparison:
     """Of the gain in accuracy over that member; positive is better."""
     loss: Interval
     """Of the fall of the negative log-likelihood, calibrated against as it is; positive is better."""
-    answers: Answers
+    part: Part
+    """The ensemble's answers."""
 
 
 def plan_ensemble(members: Sequence[Member], store: Store, device: torch.device, *, greedy: bool) -> EnsemblePlan:
@@ -110,7 +112,7 @@ def compare(
         best,
         paired_interval(part.is_right - other.is_right),
         paired_interval(nats(other.probabilities, other.labels) - nats(part.probabilities, part.labels)),
-        answers[0],
+        part,
     )
 
 

@@ -13,10 +13,12 @@ from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
-from bigstep.evaluation import predict_probabilities
+from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
+from bigstep.tasks.classification import Classification
+from bigstep.tasks.targets import CLASSIFICATION
 
 __all__ = ["Member", "Part", "check_members", "predict_part", "read_members"]
 
@@ -74,6 +76,8 @@ def check_members(members: Sequence[Member], store: Store) -> None:
     """
     if len(members) < 2:
         raise ModelError(f"members: expected at least two models, got {len(members)}; name more of them, or use --seeds 3")
+    if store.manifest.task != CLASSIFICATION:
+        raise ModelError(f"bigstep ensemble: expected data with one class a sample, got targets of {store.manifest.task}")
     seen: dict[str, str] = {}
     for member in members:
         known = seen.setdefault(member.card.weights_sha256, member.name)
@@ -92,7 +96,7 @@ def check_members(members: Sequence[Member], store: Store) -> None:
 def predict_part(model: Classifier | Ensemble, store: Store, split: Split, device: torch.device) -> Part:
     """Run ``model`` over a part of the data."""
     with _on(model, device):
-        found = list(predict_probabilities(model, ordered_batches(store, split, BATCH)))
+        found = list(predict_batches(model, Classification(store.manifest.classes), ordered_batches(store, split, BATCH)))
     probabilities = np.concatenate([part for part, _ in found]).astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return Part(probabilities, np.concatenate([labels for _, labels in found]))

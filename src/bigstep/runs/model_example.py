@@ -7,7 +7,7 @@ import numpy as np
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.models.model_files import ModelCard
-from bigstep.tracking.tracker import ModelRecord
+from bigstep.tracking.tracker import CHAMPION_TAG, ModelRecord
 
 __all__ = ["model_record"]
 
@@ -19,6 +19,8 @@ def model_record(folder: Path, store: Store, card: ModelCard) -> ModelRecord:
         "bigstep.weights_sha256": card.weights_sha256,
         "bigstep.validation_digest": card.validation_digest,
         "bigstep.val_loss": repr(card.val_loss),
-        "bigstep.val_accuracy": repr(card.val_accuracy),
+        f"bigstep.val_{card.output.score}": repr(card.score),
     }
+    if card.output.champion != "val_loss":
+        tags[CHAMPION_TAG] = card.output.champion
     return ModelRecord(folder, np.pad(images, ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge"), card.classes, tags)
