@@ -128,7 +128,7 @@ def _ensemble(options: argparse.Namespace) -> int:
 
     root = find_project_root(Path.cwd())
     refresh_code_lists(root)
-    return ensemble(root, options.members, seeds=options.seeds, greedy=options.greedy, soup=options.soup)
+    return ensemble(root, options.members, seeds=options.seeds, study=options.study, greedy=options.greedy, soup=options.soup)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -111,6 +111,9 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="run the pipeline with N seeds from train.seed on, and combine those"
     )
+    parser.add_argument(
+        "--study", action="store_true", help="combine the models that search.study retrained with new seeds on this machine"
+    )
     parser.add_argument("--greedy", action="store_true", help="choose members on the validation part; one may count twice")
     parser.add_argument(
         "--soup", action="store_true", help="average weights instead of probabilities; members must share a start"

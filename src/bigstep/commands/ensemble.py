@@ -16,7 +16,7 @@ from bigstep.data.store import Store
 from bigstep.ensembles.building import Comparison, EnsemblePlan, build, compare, plan_ensemble
 from bigstep.ensembles.combining import Interval, mean_nats
 from bigstep.ensembles.members import Member, check_members, predict_part, read_members
-from bigstep.ensembles.registered import member_folders
+from bigstep.ensembles.registered import confirmed_models, member_folders
 from bigstep.ensembles.soup import check_soup
 from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.dvc import Request
@@ -24,8 +24,8 @@ from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
-from bigstep.runs.model_example import model_record
 from bigstep.runs.tracked_run import as_metrics_now, tracked_run
+from bigstep.runs.trained_model import model_record
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.tracking.database import tracking_uri
 from bigstep.tracking.mlflow_tracker import git_tags
@@ -33,8 +33,8 @@ from bigstep.tracking.mlflow_tracker import git_tags
 __all__ = ["combine", "ensemble"]
 
 
-def ensemble(root: Path, names: Sequence[str], *, seeds: int, greedy: bool, soup: bool) -> int:
-    """Combine the models that are named, and those of ``seeds`` runs of the pipeline if that is more than one.
+def ensemble(root: Path, names: Sequence[str], *, seeds: int, study: bool, greedy: bool, soup: bool) -> int:
+    """Combine the models that are named, those of ``seeds`` runs of the pipeline if that is more than one, and the study's.
 
     Returns:
         0, or the exit code of a run that failed.
@@ -48,8 +48,9 @@ def ensemble(root: Path, names: Sequence[str], *, seeds: int, greedy: bool, soup
         code = run_seeds(root, Request(), seeds, lambda paths, each: trained.append((f"seed {each.train.seed}", paths.train)))
         if code:
             return code
+    confirmed = confirmed_models(ProjectPaths(root), params.search.study) if study else []
     with member_folders(root, names) as found:
-        return combine(root, params, [*found, *trained], greedy=greedy, soup=soup)
+        return combine(root, params, [*found, *trained, *confirmed], greedy=greedy, soup=soup)
 
 
 def combine(root: Path, params: Params, folders: Sequence[tuple[str, Path]], *, greedy: bool, soup: bool) -> int:
@@ -130,7 +131,7 @@ def _metrics(found: Comparison, card: ModelCard) -> dict[str, float]:
 
 def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Store, card: ModelCard, found: Comparison) -> None:
     """Log a run of its own; the same members come back to the same run."""
-    folder = project.spools / f"ensemble-{card.weights_sha256[:12]}"
+    folder = project.spools / f"ensemble-{card.weights_sha256[:12]}.1"
     tags = {**git_tags(project.root), "bigstep.stage": "ensemble", "bigstep.members": str(len(card.members))}
     flat, experiment = flatten(params), params.tracking.experiment
     with tracked_run(

@@ -1,4 +1,4 @@
-"""Members that are in MLflow: their weights are taken out of the exported program, and checked against their description."""
+"""Members that a search left, or that are in MLflow: their weights are taken out of the exported program and checked."""
 
 import shutil
 import tempfile
@@ -8,15 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigstep.errors import ModelError
+from bigstep.project.paths import ProjectPaths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["member_folders"]
+__all__ = ["confirmed_models", "member_folders"]
 
 PREFIX = "served.classifier.network."  # of the network's tensors in an exported program
 PROGRAM = Path("data", "model.pt2")
 DESCRIPTION = "train/model.json"  # artifact of the run
+
+
+def confirmed_models(project: ProjectPaths, study: str) -> list[tuple[str, Path]]:
+    """Return what a search retrained with new seeds on this machine: a name and a folder for each.
+
+    Raises:
+        ModelError: there is nothing.
+    """
+    found = sorted(path.parent for path in project.search.glob(f"{study}/models/*/model.json"))
+    if not found:
+        raise ModelError(
+            f"--study: expected models that the search {study!r} retrained (search.confirm_top above 0) on this machine, got none; "
+            "run `bigstep search`, or name models"
+        )
+    return [(f"{study} {folder.name}", folder) for folder in found]
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.paths import StagePaths
 from bigstep.report.training_curves import draw_curves
-from bigstep.runs.model_example import model_record
-from bigstep.tasks.targets import CLASSIFICATION
+from bigstep.runs.trained_model import model_card, model_record
 from bigstep.tracking.tracker import DatasetRecord, Tracker
-from bigstep.training.state import Best, TrainingState
+from bigstep.training.state import TrainingState
 
 __all__ = ["dataset_record", "log_results", "write_results"]
 
@@ -36,7 +35,7 @@ def write_results(
     if best is None:
         raise ModelError(f"{params.train.monitor}: expected a finite value in some epoch, got none; lower train.learning_rate")
     folder = paths.train
-    card = save_model(best.weights, _card(store, state, best, params, batch), folder)
+    card = save_model(best.weights, model_card(store, state, best, params, batch), folder)
     metrics = {
         "best_val_loss": best.loss,
         f"best_val_{state.task.score}": best.score,
@@ -50,30 +49,6 @@ def write_results(
         draw_curves(rows, beside, state.task.score)
     write_json(metrics, folder / "metrics.json")
     return card
-
-
-def _card(store: Store, state: TrainingState, best: Best, params: Params, batch: BatchSizes) -> ModelCard:
-    manifest, is_class = store.manifest, store.manifest.task == CLASSIFICATION
-    return ModelCard(
-        model=params.model.model_dump(mode="json"),
-        classes=manifest.classes,
-        size=manifest.size,
-        channels=manifest.channels,
-        mean=manifest.mean,
-        std=manifest.std,
-        precision=params.train.precision,
-        effective_batch_size=batch.effective_batch_size,
-        epoch=best.epoch + 1,
-        num_updates=state.num_updates,
-        val_loss=best.loss,
-        val_accuracy=best.score if is_class else None,
-        data_digest=manifest.digest,
-        validation_digest=manifest.digests["validation"],
-        task=manifest.task,
-        val_score=None if is_class else best.score,
-        target_mean=manifest.target_mean,
-        target_std=manifest.target_std,
-    )
 
 
 def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:

@@ -174,7 +174,9 @@ class TrialRunner:
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
-        job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags)
+        models = study_folder(self.project, self.params.search.study) / "models"
+        kept = models / folder.name if kind["bigstep.kind"] == "replicate" else None  # for an ensemble
+        job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags, kept)
         outcome = train_trial(self.project, self.store, job, self.signals, report, on_run_id)
         TrialRecord(**{name: outcome.values[name] for name in (*learned(outcome.score), *MEASURED, "noise_scale")}).write(trial)
         if outcome.curves is not None:

@@ -13,11 +13,13 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ModelError
 from bigstep.memory.measurement import peak_memory_bytes, restart_peak_memory
+from bigstep.models.model_files import save_model
 from bigstep.planning.slicing_choice import CheckedSlicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.training_curves import draw_curves
 from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
+from bigstep.runs.trained_model import model_card
 from bigstep.runs.training_run import ShouldStop, TrainingJob, TrainingRun
 from bigstep.runtime.stop_signals import Signals
 from bigstep.training.setup import build_training
@@ -40,6 +42,8 @@ class TrialJob:
     uri: str
     experiment: str
     tags: Mapping[str, str]
+    kept_model: Path | None = None
+    """Where the best epoch's model is kept, if it is."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def _train(
         console.print(str(error))
     if not is_pruned:
         run.recalibrate()
+    if job.kept_model is not None and state.best is not None:
+        save_model(state.best.weights, model_card(store, state, state.best, params, job.fit.batch), job.kept_model)
     curves = _draw(run.log.rows, state.task.score, job.folder / "curves.png")
     tracked.tracker.log_file(job.folder / "curves.png")
     return _outcome(run, curves, is_pruned=is_pruned, has_diverged=has_diverged)
