@@ -18,6 +18,7 @@ LAYERS = [
     {"errors"},
     {"console", "atomic_files", "randomness", "user_code"},
     {"config", "step"},
+    {"tasks"},
     {"data", "memory", "runtime"},
     {"models"},
     {"evaluation", "project", "tracking", "training"},

@@ -156,7 +156,7 @@ def _commit_branch(project: Project, path: Path, before: str, after: str) -> Non
     ("stage", "module", "line", "edit"),
     [
         ("train", "training_curves.py", "def draw_curves(", ("learning_rate: 0.004", "learning_rate: 0.04")),
-        ("evaluate", "evaluation_page.py", "def draw_confusion(", ("calibration_bins: 15", "calibration_bins: 16")),
+        ("evaluate", "evaluation_plots.py", "def draw_confusion(", ("calibration_bins: 15", "calibration_bins: 16")),
     ],
 )
 def test_an_edit_while_results_are_written_ends_no_run_well(

@@ -28,6 +28,7 @@ from bigstep.training.loop import set_training_mode, train_epochs, validate
 from bigstep.training.records import StepRecord
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from building import ten_classes
 
 # four workers on two cores are slow, which is no matter here
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -106,8 +107,7 @@ def _run(store: Store, train: TrainConfig, micro: int, workers: int) -> Training
     weights = torch.linspace(0.5, 1.5, 10).double()
     options = {
         "num_samples": len(store.indices(Split.TRAIN)),
-        "num_classes": 10,
-        "class_weights": weights,
+        **ten_classes(train, weights),
         "model": ModelConfig(),
     }
     state = build_state(classifier, train, batch, **options)
@@ -190,8 +190,8 @@ def print_cuts(folder: str) -> None:
 
     def judge(seed: int, micro: int) -> tuple[float, int]:
         state = _run(store, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
-        found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359))
-        return found.loss, round(found.accuracy * 359)
+        found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359), state.task)
+        return found.loss, round(found.score * 359)
 
     sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(5)], [judge(0, micro) for micro in (16, 7)]]) + "\n")
 
@@ -271,7 +271,7 @@ def _checked(store: Store, network: nn.Module, **values: Any) -> Invariance:
     manifest, train = store.manifest, _train(**values)
     torch.manual_seed(0)
     classifier = Classifier(network, mean=manifest.mean, std=manifest.std, network_channels=1)
-    options = {"num_samples": 1000, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    options = {"num_samples": 1000, **ten_classes(train), "model": ModelConfig()}
     state = build_state(classifier, train, BatchSizes(64, 16, 4), **options)
     found = check_slice_invariance(state, train, store)
     state.guard.close()
@@ -301,7 +301,7 @@ def _gradient(store: Store, precision: str, micro: int) -> Tensor:
     manifest, train = store.manifest, _train(precision=precision, mixup_alpha=None, cutmix_alpha=None)
     torch.manual_seed(0)
     classifier = Classifier(_Network(), mean=manifest.mean, std=manifest.std, network_channels=1)
-    options = {"num_samples": 1000, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    options = {"num_samples": 1000, **ten_classes(train), "model": ModelConfig()}
     state = build_state(classifier, train, BatchSizes(64, micro, -(-64 // micro)), **options)
     set_training_mode(state)
     images, labels = next(ordered_batches(store, 0, 64))

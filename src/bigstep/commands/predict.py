@@ -15,7 +15,8 @@ from bigstep.data.decoding import Layout, Refusal, decode_file
 from bigstep.errors import ModelError
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
-from bigstep.report.evaluation_page import short_name
+from bigstep.report.evaluation_plots import short_name
+from bigstep.tasks.targets import CLASSIFICATION, REGRESSION
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,15 +29,17 @@ MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities ``(1, num_classes)``."""
+    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities or values ``(1, outputs)``."""
 
-    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    predictions: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     classes: tuple[str, ...]
+    """Names of the outputs."""
     channels: int
+    task: str
 
 
 def predict(root: Path | None, images: list[Path], model: str | None) -> int:
-    """Print the most likely classes of each image.
+    """Print the most likely classes of each image; of other tasks its likely labels, or the predicted numbers.
 
     Returns:
         0, or 2 if an image could not be read.
@@ -61,11 +64,17 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
             print(f"bigstep: cannot read {path}: {decoded.reason}; use another file", file=sys.stderr)
             refused += 1
             continue
-        shares = predictor.probabilities(decoded.pixels[None])[0]
-        best = np.argsort(-shares, kind="stable")[:MAX_SHOWN]
-        answers = "   ".join(f"{short_name(predictor.classes[index], 40)} {shares[index]:.4f}" for index in best)
-        console.print(f"{path}: {answers}")
+        console.print(f"{path}: {_answers(predictor, predictor.predictions(decoded.pixels[None])[0])}")
     return 2 if refused else 0
+
+
+def _answers(predictor: Predictor, found: NDArray[np.float32]) -> str:
+    """Return the predictions ``(outputs,)`` for one image in words."""
+    if predictor.task == REGRESSION:
+        return "   ".join(f"{short_name(name, 40)} {value:.6g}" for name, value in zip(predictor.classes, found, strict=True))
+    order = np.argsort(-found, kind="stable")
+    best = order[:MAX_SHOWN] if predictor.task == CLASSIFICATION else order[: max(MAX_SHOWN, int((found > 0.5).sum()))]
+    return "   ".join(f"{short_name(predictor.classes[index], 40)} {found[index]:.4f}" for index in best)
 
 
 def is_exported(name: str) -> bool:
@@ -80,14 +89,14 @@ def _from_folder(folder: Path, code: str) -> Predictor:
     from bigstep.models.model_files import load_classifier
 
     classifier, card = load_classifier(folder, code=code)
-    served = ServedClassifier(classifier, card.size).eval()
+    served = ServedClassifier(classifier, card.size, card.output).eval()
 
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predictions(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
             answers: NDArray[np.float32] = served(torch.tensor(images)).numpy()
         return answers
 
-    return Predictor(probabilities, card.classes, card.channels)
+    return Predictor(predictions, card.classes, card.channels, card.task)
 
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
@@ -107,15 +116,16 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     classes = tuple((model.metadata.metadata or {}).get("classes", ()))
     if not classes or model.metadata.signature is None:
         raise ModelError(f"--model: expected a model of bigstep, got {name}, which names no classes; choose another")
+    task = str(model.metadata.metadata.get("task", CLASSIFICATION))
     taken = model.metadata.signature.inputs.inputs[0]
 
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predictions(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
         shown = np.concatenate([images, np.full_like(images[:1], 255)])
         answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]
         return answers
 
-    return Predictor(probabilities, classes, int(taken.shape[-1]))
+    return Predictor(predictions, classes, int(taken.shape[-1]), task)
 
 
 def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":

@@ -14,7 +14,8 @@ from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.paths import StagePaths
 from bigstep.report.training_curves import draw_curves
-from bigstep.tracking.tracker import DatasetRecord, ModelRecord, Tracker
+from bigstep.tasks.targets import CLASSIFICATION
+from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, ModelRecord, Tracker
 from bigstep.training.state import Best, TrainingState
 
 __all__ = ["dataset_record", "log_results", "write_results"]
@@ -40,7 +41,7 @@ def write_results(
     card = save_model(best.weights, _card(store, state, best, params, batch), folder)
     metrics = {
         "best_val_loss": best.loss,
-        "best_val_accuracy": best.accuracy,
+        f"best_val_{state.task.score}": best.score,
         "best_epoch": best.epoch + 1,
         "epochs": state.epoch,
         "num_updates": state.num_updates,
@@ -48,13 +49,13 @@ def write_results(
     }
     write_csv(list(rows[0]), ([row[name] for name in rows[0]] for row in rows), folder / "history.csv")
     with whole_file(folder / "curves.png") as beside:
-        draw_curves(rows, beside)
+        draw_curves(rows, beside, state.task.score)
     write_json(metrics, folder / "metrics.json")
     return card
 
 
 def _card(store: Store, state: TrainingState, best: Best, params: Params, batch: BatchSizes) -> ModelCard:
-    manifest = store.manifest
+    manifest, is_class = store.manifest, store.manifest.task == CLASSIFICATION
     return ModelCard(
         model=params.model.model_dump(mode="json"),
         classes=manifest.classes,
@@ -67,9 +68,13 @@ def _card(store: Store, state: TrainingState, best: Best, params: Params, batch:
         epoch=best.epoch + 1,
         num_updates=state.num_updates,
         val_loss=best.loss,
-        val_accuracy=best.accuracy,
+        val_accuracy=best.score if is_class else None,
         data_digest=manifest.digest,
         validation_digest=manifest.digests["validation"],
+        task=manifest.task,
+        val_score=None if is_class else best.score,
+        target_mean=manifest.target_mean,
+        target_std=manifest.target_std,
     )
 
 
@@ -91,13 +96,15 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         "bigstep.weights_sha256": card.weights_sha256,
         "bigstep.validation_digest": card.validation_digest,
         "bigstep.val_loss": repr(card.val_loss),
-        "bigstep.val_accuracy": repr(card.val_accuracy),
+        f"bigstep.val_{card.output.score}": repr(card.score),
     }
+    if card.output.champion != "val_loss":
+        tags[CHAMPION_TAG] = card.output.champion
     tracker.log_model(ModelRecord(paths.train, example, card.classes, tags))
 
 
 def dataset_record(store: Store, context: str) -> DatasetRecord:
     """Describe the data that a run used."""
     manifest = store.manifest
-    profile = {f"num_{part}": sum(counts.values()) for part, counts in manifest.counts.items()}
+    profile = {f"num_{part}": count for part, count in manifest.part_sizes.items()}
     return DatasetRecord(short_source(manifest.source), manifest.digest, manifest.source, context, profile)

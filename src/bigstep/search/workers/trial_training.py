@@ -44,10 +44,12 @@ class TrialJob:
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """The result of a trial; loss and accuracy are those of the best epoch."""
+    """The result of a trial; loss and score are those of the best epoch."""
 
     val_loss: float
-    val_accuracy: float
+    val_score: float
+    score: str
+    """What the score is: accuracy, f1 or mae."""
     best_epoch: int | None
     """Counted from 1; None: there is no epoch with a finite loss."""
     epochs: int
@@ -62,6 +64,11 @@ class TrialOutcome:
     micro_batch_size: int
     run_id: str | None
     curves: Path | None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything that may be recorded or optimized, by name."""
+        return {**vars(self), f"val_{self.score}": self.val_score}
 
 
 def train_trial(
@@ -117,7 +124,7 @@ def _train(
         console.print(str(error))
     if not is_pruned:
         run.recalibrate()
-    curves = _draw(run.log.rows, job.folder / "curves.png")
+    curves = _draw(run.log.rows, state.task.score, job.folder / "curves.png")
     tracked.tracker.log_file(job.folder / "curves.png")
     return _outcome(run, curves, is_pruned=is_pruned, has_diverged=has_diverged)
 
@@ -126,7 +133,8 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
     state, best, speed = run.state, run.state.best, run.log.images_per_second
     return TrialOutcome(
         val_loss=float("nan") if best is None else best.loss,
-        val_accuracy=float("nan") if best is None else best.accuracy,
+        val_score=float("nan") if best is None else best.score,
+        score=state.task.score,
         best_epoch=None if best is None else best.epoch + 1,
         epochs=state.epoch,
         num_updates=state.num_updates,
@@ -142,18 +150,18 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
     )
 
 
-def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
+def _draw(rows: list[dict[str, Any]], score: str, path: Path) -> Path | None:
     if not rows:
         return None
     with whole_file(path) as beside:
-        draw_curves(rows, beside)
+        draw_curves(rows, beside, score)
     return path
 
 
 def _log_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
     values = {
         "best_val_loss": outcome.val_loss,
-        "best_val_accuracy": outcome.val_accuracy,
+        f"best_val_{outcome.score}": outcome.val_score,
         "training_seconds": outcome.seconds,
         "training_images_per_second": outcome.images_per_second,
         "training_peak_bytes": outcome.peak_bytes,
