@@ -190,8 +190,8 @@ def print_cut(folder: str) -> None:
 
     def judge(seed: int, micro: int) -> tuple[float, int]:
         state = _run(store, _train(precision="float32", seed=seed, augmentation="shift-flip"), micro, 0)
-        found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359))
-        return found.loss, round(found.accuracy * 359)
+        found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359), state.task)
+        return found.loss, round(found.score * 359)
 
     sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(4)], judge(0, 7)]) + "\n")
 

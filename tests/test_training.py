@@ -225,9 +225,9 @@ def test_validation_is_a_mean_over_samples_however_they_are_cut(digits: Store) -
     with torch.no_grad():
         logits = state.classifier.eval()(images)
     for size in (1000, 100, 7):
-        found = validate(state.classifier, ordered_batches(digits, Split.VALIDATION, size))
+        found = validate(state.classifier, ordered_batches(digits, Split.VALIDATION, size), state.task)
         assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
-        assert found.accuracy == float((logits.argmax(1) == labels).double().mean())
+        assert found.score == float((logits.argmax(1) == labels).double().mean())
 
 
 def test_auxiliary_heads_add_their_share() -> None:

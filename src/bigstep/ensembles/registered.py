@@ -29,7 +29,7 @@ def confirmed_models(project: ProjectPaths, study: str) -> list[tuple[str, Path]
     found = sorted(path.parent for path in project.search.glob(f"{study}/models/*/model.json"))
     if not found:
         raise ModelError(
-            f"--study: expected models that the search {study!r} retrained (search.confirm_top above 0) on this machine, got none; "
+            f"--study: expected models that {study!r} retrained (search.confirm_top above 0) on this machine, got none; "
             "run `bigstep search`, or name models"
         )
     return [(f"{study} {folder.name}", folder) for folder in found]
