@@ -140,11 +140,12 @@ def prepare_made(count: int, folder: Path) -> dict[str, float]:
     from bigstep.data.decoding import Decoded, Layout
     from bigstep.data.sources import Sample
     from bigstep.data.store_writer import prepare_store
+    from bigstep.tasks.targets import ClassTargets
 
     pixels = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
 
     class Made:
-        classes = tuple(map(str, range(10)))
+        targets = ClassTargets(tuple(map(str, range(10))))
         layout, files, num_ignored = Layout(32, 3, 1e6), (), 0
 
         def __len__(self) -> int:

@@ -13,6 +13,8 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
+from bigstep.step.losses import CrossEntropy
+from bigstep.tasks.classification import Classification
 from bigstep.training.loop import train_epochs
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
@@ -20,6 +22,12 @@ from bigstep.training.training_batches import TrainingBatches
 
 def quick_train(**values: Any) -> TrainConfig:
     return TrainConfig.model_validate({"epochs": 2, "warmup_fraction": 0.0, **values})
+
+
+def ten_classes(train: TrainConfig, weights: Tensor | None = None) -> dict[str, Any]:
+    """Task and loss of a training on the digits, as arguments of ``build_state``."""
+    task = Classification(tuple(map(str, range(10))))
+    return {"task": task, "loss": CrossEntropy(weights, label_smoothing=train.label_smoothing)}
 
 
 def build_digits_training(
@@ -31,7 +39,7 @@ def build_digits_training(
     torch.manual_seed(train.seed)
     classifier = build_classifier(section, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
     samples = len(store.indices(Split.TRAIN))
-    state = build_state(classifier, train, batch, num_samples=samples, num_classes=10, class_weights=weights, model=section)
+    state = build_state(classifier, train, batch, num_samples=samples, **ten_classes(train, weights), model=section)
     return state, batch
 
 

@@ -151,6 +151,18 @@ def copy_prepared(prepared: Path, root: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
+def two_seeds(shared: Shared, prepared_root: Path) -> Path:
+    """A project after `bigstep repro --seeds 2` with one epoch, and what that printed in ``output``; to be copied."""
+
+    def make(folder: Path) -> None:
+        project = copy_prepared(prepared_root, folder / "project")
+        project.set("train.epochs=1")
+        (folder / "output").write_text(project.bigstep("repro", "--seeds", "2"), encoding="utf-8")
+
+    return shared("two_seeds", make)
+
+
+@pytest.fixture(scope="session")
 def plans(shared: Shared) -> Path:
     """A folder of measured plans that projects of the same model share: the first search measures, the next ones read."""
     return shared("plans", lambda _: None)

@@ -25,6 +25,7 @@ from bigstep.runs.low_memory_marker import LowMemoryMarker, failed_micro_batch_s
 from bigstep.runtime.device import headroom_bytes
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.state import build_state
+from building import ten_classes
 
 EFFECTIVE, STEPS = 256, 2
 NEED = 350 * 2**20  # what a step of the whole batch takes
@@ -48,9 +49,7 @@ def train(folder: Path, slack: int) -> None:
     torch.manual_seed(0)
     classifier = build_classifier(model, InputShape(1, 32, 10), mean=(0.5,), std=(0.25,))
     sizes = BatchSizes(EFFECTIVE, micro, -(-EFFECTIVE // micro))
-    state = build_state(
-        classifier, section, sizes, num_samples=5000, num_classes=10, class_weights=None, model=model, noise="first"
-    )
+    state = build_state(classifier, section, sizes, num_samples=5000, **ten_classes(section), model=model, noise="first")
     set_training_mode(state)
     batches = LowMemoryMarker(_Batches(), mark, NEED, lambda: state.accumulator.micro_batch_size)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -21,6 +21,7 @@ from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from building import ten_classes
 
 
 def _snapshot(step: int) -> Snapshot:
@@ -136,8 +137,7 @@ def _begin(store: Store, train: TrainConfig, batch: BatchSizes, model: ModelConf
         train,
         batch,
         num_samples=len(store.indices(Split.TRAIN)),
-        num_classes=10,
-        class_weights=None,
+        **ten_classes(train),
         model=model,
         noise="first",
     )

@@ -155,7 +155,7 @@ def test_bug_18_validation_and_zero_grad_do_not_wipe_a_gradient_on_its_way(digit
     state, _ = build_digits_training(digits, quick_train(), 16)
     state.accumulator.backward(*first_batch(digits))
     before = [p.grad.clone() for p in state.classifier.parameters()]
-    validate(state.classifier, ordered_batches(digits, Split.VALIDATION, 50))
+    validate(state.classifier, ordered_batches(digits, Split.VALIDATION, 50), state.task)
     assert all((p.grad == g).all() for p, g in zip(state.classifier.parameters(), before, strict=True))
     assert state.classifier.training
 

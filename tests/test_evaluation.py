@@ -9,10 +9,14 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from bigstep.errors import ModelError
-from bigstep.evaluation import Answers, ClassScores, Scores, confusion_matrix, predict_probabilities, score
+from bigstep.evaluation.classification import Answers, ClassScores, Scores, confusion_matrix, score
+from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
-from bigstep.report.evaluation_page import draw_calibration, draw_confusion, draw_mistakes, short_name, write_page
+from bigstep.report.classification_report import class_table
+from bigstep.report.evaluation_page import write_page
+from bigstep.report.evaluation_plots import draw_calibration, draw_confusion, draw_mistakes, short_name
 from bigstep.report.training_curves import draw_curves
+from bigstep.tasks.classification import Classification
 from conftest import random_images
 
 CLASSES = ("a", "b", "c", "d", "e", "f")
@@ -78,8 +82,9 @@ def test_probabilities_do_not_depend_on_the_batches() -> None:
     classifier = Classifier(network, mean=(0.5,), std=(0.5,), network_channels=1)
     images = torch.from_numpy(random_images(10, 8, 1)).permute(0, 3, 1, 2)
     labels = torch.arange(10)
-    ((whole, given),) = predict_probabilities(classifier, [(images, labels)])
-    batches = list(predict_probabilities(classifier, [(images[:7], labels[:7]), (images[7:], labels[7:])]))
+    ((whole, given),) = predict_batches(classifier, Classification(CLASSES), [(images, labels)])
+    cut = [(images[:7], labels[:7]), (images[7:], labels[7:])]
+    batches = list(predict_batches(classifier, Classification(CLASSES), cut))
     parts = np.concatenate([part for part, _ in batches])
     assert given.tolist() == [label for _, part in batches for label in part] == list(range(10))
     np.testing.assert_allclose(whole, parts, rtol=1e-6)
@@ -105,7 +110,7 @@ def test_names_from_the_data_are_escaped_on_the_page(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
     scores = Scores(0.5, 1.0, 0.7, 0.5, 0.1, (ClassScores(evil, 1, 1, 1, 3),))
     (tmp_path / "a.png").write_bytes(b"picture")
-    write_page(evil, scores, {"x": evil}, {evil: "a.png"}, tmp_path / "report.html")
+    write_page(evil, scores.summary(), {"x": evil}, class_table(scores), {evil: "a.png"}, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'src="data:image/png;base64,cGljdHVyZQ=="' in text
     assert "<script" not in text
@@ -151,7 +156,7 @@ def test_pictures_and_page_of_a_thousand_classes_show_those_that_matter(tmp_path
     predicted[labels == 7] = 8  # wrong each time
     draw_confusion(labels, predicted, names, tmp_path / "confusion.png")
     scores = score(Answers.of(shares, labels), names, calibration_bins=15)
-    write_page("many", scores, {}, {"Confusion": "confusion.png"}, tmp_path / "report.html")
+    write_page("many", scores.summary(), {}, class_table(scores), {"Confusion": "confusion.png"}, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "By class: the 50 lowest F1 of 1,000, all in classes.csv" in text
     assert text.count("<tr><th>class number") == 50

@@ -90,6 +90,10 @@ def test_a_stream_of_a_model_that_skips_layers_by_chance_is_exact_in_every_step(
 PART = (slice(0, 10), slice(10, N))
 
 
+def centred(hidden: Tensor) -> Tensor:
+    return hidden - hidden.mean(0)
+
+
 def _exchange(rank: int, place: str) -> None:
     """One of two processes: unequal shares, unequally many ignored labels; whole-batch gradients are expected."""
     torch.set_default_dtype(torch.float64)
@@ -111,19 +115,25 @@ def _exchange(rank: int, place: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ExactnessWarning)
         Accumulator(model, CROSS_ENTROPY, micro_batch_size=3, seed=3).backward(*share)
-    torch.save((errors, [str(item.message) for item in caught]), f"{place}/{rank}.pt")
+    coupled = DistributedDataParallel(Between(centred), init_sync=False)
+    with pytest.raises(ExactnessError) as refused:
+        Accumulator(coupled, CROSS_ENTROPY, micro_batch_size=3, seed=3).backward(
+            *share, weight=CROSS_ENTROPY.weight(labels) / 2
+        )
+    torch.save((errors, [str(item.message) for item in caught], str(refused.value)), f"{place}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_processes_with_unequal_shares_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    """B8, B9: also with gradients that are views of DDP's buckets; without weight= there is a warning."""
+    """B8, B9: also with views of DDP's buckets; without weight= there is a warning, and a coupled model is refused."""
     torch.multiprocessing.spawn(_exchange, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        errors, warned = torch.load(tmp_path / f"{rank}.pt")
+        errors, warned, refused = torch.load(tmp_path / f"{rank}.pt")
         assert len(errors) == 6
         assert max(errors) <= 1e-12
         assert ["exact only where their weights are equal" in text for text in warned] == [True]
+        assert "layers that treat samples apart" in refused
 
 
 @pytest.mark.slow

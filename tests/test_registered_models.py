@@ -75,7 +75,7 @@ def registered(logged: Registered, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_an_untouched_model_answers_by_every_address(registered: Registered, address: str) -> None:
     found = _from_registry(ProjectPaths(registered.root), address.format(registered.run_id))
     assert found.classes == ("cat", "dog")
-    assert found.probabilities(np.zeros((1, 9, 9, 1), np.uint8)).shape == (1, 2)
+    assert found.predictions(np.zeros((1, 9, 9, 1), np.uint8)).shape == (1, 2)
     assert not list(find_damage(registered.root, check_params({})))
 
 
@@ -85,7 +85,7 @@ def test_an_image_of_one_value_however_dark_answers_as_the_exported_folder(regis
     image = np.full((1, 9, 9, 1), value, np.uint8)
     with torch.no_grad():
         expected = registered.module(torch.from_numpy(image)).numpy()
-    np.testing.assert_allclose(found.probabilities(image), expected, atol=1e-6)
+    np.testing.assert_allclose(found.predictions(image), expected, atol=1e-6)
 
 
 def _rewrite(pt2: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None) -> None:

@@ -10,6 +10,10 @@ import optuna
 import pytest
 
 from bigstep.config.yaml_files import read_yaml
+from bigstep.data.store import Store
+from bigstep.ensembles.members import check_members, read_members
+from bigstep.ensembles.registered import confirmed_models
+from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
 from bigstep.search.trial_queue import counts_toward_budget
@@ -54,6 +58,16 @@ def test_a_search_writes_its_tables_and_says_what_it_found(quick: Project) -> No
     for text in ("the micro-batch size is planned", "over 1 seed", "audit: trial", "winner: trial"):
         assert text in output, output
     assert (quick.root / "results" / "search" / "landscape.png").stat().st_size > 5000
+
+
+def test_the_models_that_were_retrained_are_kept_as_members_of_an_ensemble(quick: Project) -> None:
+    folders = confirmed_models(ProjectPaths(quick.root), "search")
+    members = read_members(folders, code="")
+    check_members(members, Store(quick.root / "data" / "prepared"))
+    again = {row["number"]: row for row in read_rows(quick.root / "results" / "search" / "again.csv")}
+    assert len(members) == sum(row["kind"] == "replicate" for row in again.values()) == 2
+    losses = sorted(float(row["val_loss"]) for row in again.values() if row["kind"] == "replicate")
+    assert sorted(member.card.val_loss for member in members) == pytest.approx(losses, rel=1e-6)
 
 
 def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quick: Project) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from bigstep.cli import main
 from bigstep.commands.seeds import spread_rows
-from conftest import copy_prepared
 
 
 def test_the_spread_is_the_sample_standard_deviation_of_each_score() -> None:
@@ -26,13 +25,11 @@ def test_a_number_of_seeds_that_cannot_be_is_one_line(
 
 
 @pytest.mark.slow
-def test_two_seeds_leave_the_project_with_its_own_and_print_both(tmp_path: Path, prepared_root: Path) -> None:
-    project = copy_prepared(prepared_root, tmp_path / "project")
-    project.set("train.epochs=1")
-    output = project.bigstep("repro", "--seeds", "2")
+def test_two_seeds_leave_the_project_with_its_own_and_print_both(two_seeds: Path) -> None:
+    root, output = two_seeds / "project", (two_seeds / "output").read_text(encoding="utf-8")
     assert "train.seed 0 to 1: 2 runs" in output
     assert "test_accuracy" in output
-    (copy,) = (path.parent for path in (project.root / ".bigstep" / "workspaces").glob("*/params.yaml"))
+    (copy,) = (path.parent for path in (root / ".bigstep" / "workspaces").glob("*/params.yaml"))
     assert "seed: 1" in (copy / "params.yaml").read_text(encoding="utf-8")
-    weights = [root / "results" / "train" / "model.safetensors" for root in (project.root, copy)]
+    weights = [folder / "results" / "train" / "model.safetensors" for folder in (root, copy)]
     assert weights[0].read_bytes() != weights[1].read_bytes()

@@ -23,7 +23,7 @@ from bigstep.training.optimization import build_optimizer, build_schedule
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
-from building import build_digits_training, first_batch, flat_weights, quick_train, train_all
+from building import build_digits_training, first_batch, flat_weights, quick_train, ten_classes, train_all
 
 
 def _run(store: Store, train: TrainConfig, micro: int | None = 16, **model: Any) -> tuple[TrainingState, list[Any]]:
@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(digits: Sto
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float64"])
 def test_every_precision_learns(precision: str, digits: Store) -> None:
     state, records = _run(digits, quick_train(precision=precision, epochs=3, learning_rate=0.01))
-    assert records[-1].validation.accuracy > 0.5
+    assert records[-1].validation.score > 0.5
     expected = torch.float64 if precision == "float64" else torch.float32
     assert {p.dtype for p in state.classifier.parameters()} == {expected}
 
@@ -225,9 +225,9 @@ def test_validation_is_a_mean_over_samples_however_they_are_cut(digits: Store) -
     with torch.no_grad():
         logits = state.classifier.eval()(images)
     for size in (1000, 100, 7):
-        found = validate(state.classifier, ordered_batches(digits, Split.VALIDATION, size))
+        found = validate(state.classifier, ordered_batches(digits, Split.VALIDATION, size), state.task)
         assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-12)
-        assert found.accuracy == float((logits.argmax(1) == labels).double().mean())
+        assert found.score == float((logits.argmax(1) == labels).double().mean())
 
 
 def test_auxiliary_heads_add_their_share() -> None:
@@ -261,8 +261,7 @@ def test_measuring_the_noise_scale_changes_no_bit(precision: str, digits: Store)
         classifier = build_classifier(section, InputShape(1, 8, 10), mean=digits.manifest.mean, std=digits.manifest.std)
         options: Any = {
             "num_samples": len(digits.indices(Split.TRAIN)),
-            "num_classes": 10,
-            "class_weights": None,
+            **ten_classes(train),
             "model": section,
         }
         state = build_state(classifier, train, batch, noise=noise, **options)

@@ -21,6 +21,7 @@ from bigstep.training.loop import set_training_mode, take_step, train_epochs
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError, OutOfMemoryGuard, is_out_of_memory
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from building import ten_classes
 
 TEXT = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
@@ -37,7 +38,7 @@ def _begin(store: Store, micro: int = 16, **train: Any) -> tuple[TrainingState, 
     torch.manual_seed(0)
     classifier = build_classifier(model, InputShape(1, 8, 10), mean=manifest.mean, std=manifest.std)
     batch = BatchSizes(EFFECTIVE, micro, -(-EFFECTIVE // micro))
-    options: Any = {"num_samples": 400, "num_classes": 10, "class_weights": None, "model": model}
+    options: Any = {"num_samples": 400, **ten_classes(section), "model": model}
     state = build_state(classifier, section, batch, **options)
     set_training_mode(state)
     return state, section

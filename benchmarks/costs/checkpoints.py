@@ -14,6 +14,7 @@ from bigstep.config.train import TrainConfig
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.runs.checkpoints import CheckpointWriter
+from bigstep.tasks.classification import Classification
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.state import Best, build_state
 
@@ -24,8 +25,9 @@ def main() -> None:
     """Train for three minutes, and print the share of the time that went into checkpoints."""
     train, model = TrainConfig(optimizer="sgd", learning_rate=0.01), ModelConfig(name="resnet18")
     classifier = build_classifier(model, InputShape(3, SIZE, 10), mean=(0.5,) * 3, std=(0.25,) * 3)
+    task = Classification(tuple(map(str, range(10))))
     batch = BatchSizes(EFFECTIVE, MICRO, EFFECTIVE // MICRO)
-    state = build_state(classifier, train, batch, num_samples=6400, num_classes=10, class_weights=None, model=model)
+    state = build_state(classifier, train, batch, num_samples=6400, task=task, loss=task.loss(train, None), model=model)
     weights = {name: tensor.detach().clone() for name, tensor in classifier.network.state_dict().items()}
     state.best = Best(0, 1.0, 1.0, 0.5, weights)
     set_training_mode(state)

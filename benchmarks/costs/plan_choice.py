@@ -7,7 +7,7 @@ import time
 import torch
 
 from bigstep.config.params import Params, parse_params
-from bigstep.planning.measure import MeasurementRequest, climb_configured
+from bigstep.planning.measure import MeasuredData, MeasurementRequest, climb_configured
 from bigstep.planning.measure_worker import build_measured_training
 from bigstep.planning.throughput import candidate_sizes, choose
 from bigstep.training.loop import take_step
@@ -40,7 +40,7 @@ def main() -> None:
 
 def _begin(params: Params, size: int, effective: int) -> tuple[TrainingState, torch.Tensor, torch.Tensor]:
     sections = {key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "tracking")}
-    state = build_measured_training(MeasurementRequest(sections, 1, size, 10, until=0.0), params.train)
+    state = build_measured_training(MeasurementRequest(sections, MeasuredData(1, size, 10), until=0.0), params.train)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (effective, 1, size, size), dtype=torch.uint8, generator=generator)
     return state, images, torch.randint(0, 10, (effective,), generator=generator)

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from bigstep.config.params import Params, parse_params
 from bigstep.planning.coarse import coarse_sizes
-from bigstep.planning.measure import MeasurementRequest, measure_formats
+from bigstep.planning.measure import MeasuredData, MeasurementRequest, measure_formats
 from bigstep.planning.measure_worker import build_measured_training
 from bigstep.planning.throughput import choose_curve
 from bigstep.training.loop import take_step
@@ -90,7 +90,7 @@ def our_step(case: Case, images: Tensor, labels: Tensor) -> Callable[[], object]
 def _request(params: Params, case: Case, memory_format: str) -> MeasurementRequest:
     sections = {key: getattr(params, key).model_dump(mode="json") for key in ("model", "train", "hardware", "tracking")}
     sections["hardware"]["memory_format"] = memory_format
-    return MeasurementRequest(sections, case.channels, case.size, 10, until=0.0)
+    return MeasurementRequest(sections, MeasuredData(case.channels, case.size, 10), until=0.0)
 
 
 def _ours(params: Params, case: Case, micro: int, memory_format: str, images: Tensor, labels: Tensor) -> Callable[[], object]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bigstep.commands.arguments import STAGES, build_parser, check_numbers, with_new_names
-from bigstep.commands.overrides import chosen_overrides, read_preset
 from bigstep.errors import ConfigError, UserError
 from bigstep.runtime.environment import GIVEN_RUN, guard_libraries, is_set
 from bigstep.user_code import user_code_line
@@ -40,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "bigstep").partition(".")[0] == "bigstep":
+            raise
+        line = f"expected the packages of its extra `pipeline`, got no module {error.name!r}"
+        print(f"bigstep: {line}; pip install 'bigstep[pipeline]'", file=sys.stderr)
+        return UserError.exit_code
     except Exception as error:
         problem = user_code_line(error)
         if problem is None:
@@ -63,11 +68,14 @@ def _check_command(name: str) -> None:
 
 
 def _repro(options: argparse.Namespace) -> int:
+    from bigstep.commands.overrides import chosen_overrides, read_preset
     from bigstep.commands.repro import finish_pipeline
     from bigstep.project.dvc import Request, find_project_root, run_pipeline
     from bigstep.project.paths import ProjectPaths
+    from bigstep.runs.installed_code import refresh_code_lists
 
     root = find_project_root(Path.cwd())
+    refresh_code_lists(root)
     groups = (read_preset(root, options.preset), chosen_overrides(options))
     stage = {"repro": getattr(options, "stage", None), "check": "prepare", "plan": "prepare"}.get(
         options.command, options.command
@@ -107,6 +115,22 @@ def _claim_run(root: Path) -> None:
         claim_given_run(root)
 
 
+def _init(options: argparse.Namespace) -> int:
+    from bigstep.commands.init import init
+
+    return init(Path(options.folder))
+
+
+def _ensemble(options: argparse.Namespace) -> int:
+    from bigstep.commands.ensemble import ensemble
+    from bigstep.project.dvc import find_project_root
+    from bigstep.runs.installed_code import refresh_code_lists
+
+    root = find_project_root(Path.cwd())
+    refresh_code_lists(root)
+    return ensemble(root, options.members, seeds=options.seeds, study=options.study, greedy=options.greedy, soup=options.soup)
+
+
 def _predict(options: argparse.Namespace) -> int:
     from bigstep.commands.predict import is_exported, predict
     from bigstep.project.dvc import find_project_root
@@ -141,10 +165,13 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
+    from bigstep.commands.overrides import chosen_overrides, read_preset
     from bigstep.commands.search import search
     from bigstep.project.dvc import find_project_root
+    from bigstep.runs.installed_code import refresh_code_lists
 
     root = find_project_root(Path.cwd())
+    refresh_code_lists(root)
     groups = tuple(group for group in (read_preset(root, options.preset), chosen_overrides(options)) if group)
     return search(root, groups, apply=options.apply, warm_start=options.warm_start)
 
@@ -164,6 +191,8 @@ def _mlflow(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {
+    "init": _init,
+    "ensemble": _ensemble,
     "predict": _predict,
     "verify": _verify,
     "doctor": _doctor,

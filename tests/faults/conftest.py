@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from faults.project import EndState, Project
 
@@ -24,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(row, title, rounds=1): a row of the fault matrix")
+    if config.getoption("--rounds", default=None):
+        settings.register_profile("many", parent=settings.get_profile("bigstep"), max_examples=300)
+        settings.load_profile("many")
     path = config.getoption("--fault-results", default=None)
     if path is not None and not hasattr(config, "workerinput"):
         RESULTS.append(path)

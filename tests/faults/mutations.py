@@ -14,7 +14,7 @@ from typing import Any
 
 from bigstep.errors import UserError
 
-MUTATIONS = int(os.environ.get("BIGSTEP_MUTATIONS", "300"))
+MUTATIONS = int(os.environ.get("BIGSTEP_MUTATIONS", "120"))
 Damage = Callable[[bytes, random.Random], bytes]
 VALUES: list[Any] = [
     *[None, True, 0, -1, 1, 2**31, 2**63, -(2**70), 10**400, 0.0, -0.5, 1e308, 1e-320, math.nan, math.inf],

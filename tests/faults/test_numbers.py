@@ -22,6 +22,7 @@ from bigstep.training.loop import set_training_mode, take_step, train_epochs
 from bigstep.training.snapshot import is_finite
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from building import ten_classes
 from faults.project import Project, kill_group
 
 SIZE, MICRO = 64, 16
@@ -33,7 +34,7 @@ def _begin(store: Store, **train: Any) -> tuple[TrainingState, TrainConfig]:
     torch.manual_seed(0)
     shape = InputShape(1, 8, 10)
     classifier = build_classifier(model, shape, mean=store.manifest.mean, std=store.manifest.std)
-    options: Any = {"num_samples": 400, "num_classes": 10, "class_weights": None, "model": model}
+    options: Any = {"num_samples": 400, **ten_classes(section), "model": model}
     state = build_state(classifier, section, BatchSizes(SIZE, MICRO, SIZE // MICRO), **options)
     set_training_mode(state)
     return state, section

@@ -33,6 +33,7 @@ from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.tracking.spool import Spool
 from bigstep.training.snapshot import Snapshot, take_snapshot
 from bigstep.training.state import build_state
+from building import ten_classes
 from faults.mutations import Damage, mutated, mutated_json, read_damaged
 
 KEYS = [f"{section.title}.{key}" for section in SECTIONS for key in section.model_fields]
@@ -51,7 +52,7 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
     max_leaves=6,
 )
-CASES = settings(max_examples=1700)  # six parsers: ten thousand
+CASES = settings(max_examples=6 * settings.default.max_examples)  # with `make faults` ten thousand in all
 
 
 def _ours(function: Callable[[], Any]) -> Any:
@@ -150,7 +151,7 @@ def test_values_of_a_checkpoint(data: st.DataObject, digits: Store, tmp_path_fac
     folder, model, train = tmp_path_factory.getbasetemp() / "values", ModelConfig(width=4), TrainConfig()
     shape = InputShape(1, 8, 10)
     classifier = build_classifier(model, shape, mean=digits.manifest.mean, std=digits.manifest.std)
-    options: Any = {"num_samples": 400, "num_classes": 10, "class_weights": None, "model": model}
+    options: Any = {"num_samples": 400, **ten_classes(train), "model": model}
     state = build_state(classifier, train, BatchSizes(64, 32, 2), **options)
     whole = take_snapshot(state, micro_batch_size=32)
     text = data.draw(st.composite(lambda draw: _mutated({**whole.values, "kept": {}}, draw))())

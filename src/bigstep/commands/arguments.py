@@ -25,6 +25,7 @@ SHORT = {
 }
 SEARCH = {"trials": "search.trials", "workers": "search.workers", "study": "search.study", "storage": "search.storage"}
 EXAMPLES = """examples:
+  bigstep init flowers                                make a project of your own in flowers
   bigstep repro                                       run the whole pipeline with params.yaml
   bigstep repro --set train.learning_rate=0.01        the same with one value changed, in a separate workspace
   bigstep repro --preset fashion-mnist                use presets/fashion-mnist.yaml
@@ -71,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
+    text = "make a project in a new folder: files to start from, git and DVC"
+    start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
+    start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
     text = "verify checksums of data, models and caches"
     commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     text = "find problems left by a crash, a full disk or another program"
@@ -82,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     clean.add_argument(
         "--days", type=float, default=30.0, metavar="N", help="keep what was used in the last N days (default: 30)"
     )
+    _add_ensemble(commands)
     _add_server(commands, "mlflow", "start the MLflow UI for the project's runs", 5000, "runs")
     board = _add_server(commands, "dashboard", "start optuna-dashboard for the study", 8080, "studies")
     board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
@@ -95,6 +100,24 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the champion for data.source)",
     )
     return parser
+
+
+def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "combine several trained models into one, and compare it with the best of them"
+    parser = commands.add_parser("ensemble", help=text, description=text, allow_abbrev=False)
+    parser.add_argument(
+        "members", nargs="*", metavar="MODEL", help="a folder with model.json, runs:/ID, or models:/NAME/VERSION"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="run the pipeline with N seeds from train.seed on, and combine those"
+    )
+    parser.add_argument(
+        "--study", action="store_true", help="combine the models that search.study retrained with new seeds on this machine"
+    )
+    parser.add_argument("--greedy", action="store_true", help="choose members on the validation part; one may count twice")
+    parser.add_argument(
+        "--soup", action="store_true", help="average weights instead of probabilities; members must share a start"
+    )
 
 
 def _add_server(
@@ -179,7 +202,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError(f"--samples: expected at least 2, got {options.samples}; use for example 32")
     if not 1 <= getattr(options, "seeds", 1) <= 1000:
         raise ConfigError(f"--seeds: expected 1 to 1000, got {options.seeds}; use for example 5")
-    if getattr(options, "seeds", 1) > 1 and options.stage is not None:
+    if getattr(options, "seeds", 1) > 1 and getattr(options, "stage", None) is not None:
         raise ConfigError(f"--seeds: expected no --stage beside it, got {options.stage}; leave one of them out")
     if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
         raise ConfigError(f"--seconds: expected 1 to 3600, got {options.seconds:g}; use for example 60")

@@ -15,9 +15,9 @@ from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.step.exactness import LayerCheck, check_cuts
-from bigstep.training.class_weights import class_weights
 from bigstep.training.invariance import find_invariance
 from bigstep.training.loop import set_training_mode
+from bigstep.training.setup import task_of_store
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
 
@@ -44,7 +44,7 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
     size = min(num_samples, params.batch.effective_batch_size, len(store.indices(Split.TRAIN)))
     images, labels = next(TrainingBatches(store, train, size, 0).epoch(0))
     options = {"mixup_alpha": train.mixup_alpha, "cutmix_alpha": train.cutmix_alpha, "seed": train.seed, "step": 0}
-    inputs, targets = mix_batch(images, labels, state.num_classes, **options)  # type: ignore[arg-type] # each of its own type
+    inputs, targets = mix_batch(images, labels, len(state.task.names), **options)  # type: ignore[arg-type] # each of its own type
     set_training_mode(state)
     cuts = cut_sizes(size, params.batch.micro_batch_size)
     seed = train.seed if train.keyed_randomness else None
@@ -72,11 +72,12 @@ def cut_sizes(size: int, micro_batch_size: int) -> tuple[int, ...]:
 
 
 def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState:
-    manifest = store.manifest
+    manifest, task = store.manifest, task_of_store(store)
+    task.check(params.train)
     torch.manual_seed(derive_key("weights", params.train.seed))
     classifier = build_classifier(
         params.model,
-        InputShape(manifest.channels, manifest.size, len(manifest.classes)),
+        InputShape.of(manifest),
         mean=manifest.mean,
         std=manifest.std,
         weights=None if params.model.weights is None else project.resolve(params.model.weights),
@@ -86,8 +87,8 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
         params.train.model_copy(update={"precision": "float64"}),
         params.batch,
         num_samples=len(store.indices(Split.TRAIN)),
-        num_classes=len(manifest.classes),
-        class_weights=class_weights(params.train, store),
+        task=task,
+        loss=task.loss(params.train, store.labels[store.indices(Split.TRAIN)]),
         model=params.model,
     )
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,8 @@ from bigstep.data.decoding import Layout, Refusal, decode_file
 from bigstep.errors import ModelError
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
-from bigstep.report.evaluation_page import short_name
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+from bigstep.report.evaluation_plots import short_name
+from bigstep.tasks.targets import CLASSIFICATION, REGRESSION
 
 __all__ = ["Predictor", "is_exported", "predict"]
 
@@ -28,15 +24,17 @@ MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities ``(1, num_classes)``."""
+    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities or values ``(1, outputs)``."""
 
-    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    predictions: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     classes: tuple[str, ...]
+    """Names of the outputs."""
     channels: int
+    task: str
 
 
 def predict(root: Path | None, images: list[Path], model: str | None) -> int:
-    """Print the most likely classes of each image.
+    """Print the most likely classes of each image; of other tasks its likely labels, or the predicted numbers.
 
     Returns:
         0, or 2 if an image could not be read.
@@ -61,11 +59,17 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
             print(f"bigstep: cannot read {path}: {decoded.reason}; use another file", file=sys.stderr)
             refused += 1
             continue
-        shares = predictor.probabilities(decoded.pixels[None])[0]
-        best = np.argsort(-shares, kind="stable")[:MAX_SHOWN]
-        answers = "   ".join(f"{short_name(predictor.classes[index], 40)} {shares[index]:.4f}" for index in best)
-        console.print(f"{path}: {answers}")
+        console.print(f"{path}: {_answers(predictor, predictor.predictions(decoded.pixels[None])[0])}")
     return 2 if refused else 0
+
+
+def _answers(predictor: Predictor, found: NDArray[np.float32]) -> str:
+    """Return the predictions ``(outputs,)`` for one image in words."""
+    if predictor.task == REGRESSION:
+        return "   ".join(f"{short_name(name, 40)} {value:.6g}" for name, value in zip(predictor.classes, found, strict=True))
+    order = np.argsort(-found, kind="stable")
+    best = order[:MAX_SHOWN] if predictor.task == CLASSIFICATION else order[: max(MAX_SHOWN, int((found > 0.5).sum()))]
+    return "   ".join(f"{short_name(predictor.classes[index], 40)} {found[index]:.4f}" for index in best)
 
 
 def is_exported(name: str) -> bool:
@@ -80,18 +84,19 @@ def _from_folder(folder: Path, code: str) -> Predictor:
     from bigstep.models.model_files import load_classifier
 
     classifier, card = load_classifier(folder, code=code)
-    served = ServedClassifier(classifier, card.size).eval()
+    served = ServedClassifier(classifier, card.size, card.output).eval()
 
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predictions(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.no_grad():
             answers: NDArray[np.float32] = served(torch.tensor(images)).numpy()
         return answers
 
-    return Predictor(probabilities, card.classes, card.channels)
+    return Predictor(predictions, card.classes, card.channels, card.task)
 
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     from bigstep.tracking.database import connect, tracking_uri
+    from bigstep.tracking.model_registry import find_version
     from bigstep.tracking.sealing import checked_copy
 
     client = connect(tracking_uri(project.root))
@@ -99,7 +104,7 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     from mlflow.exceptions import MlflowException
 
     try:
-        with checked_copy(client, _find_version(client, name)) as folder:
+        with checked_copy(client, find_version(client, name, "--model")) as folder:
             model = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
         problem = str(error).splitlines()[0]
@@ -107,31 +112,13 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     classes = tuple((model.metadata.metadata or {}).get("classes", ()))
     if not classes or model.metadata.signature is None:
         raise ModelError(f"--model: expected a model of bigstep, got {name}, which names no classes; choose another")
+    task = str(model.metadata.metadata.get("task", CLASSIFICATION))
     taken = model.metadata.signature.inputs.inputs[0]
 
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predictions(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
         shown = np.concatenate([images, np.full_like(images[:1], 255)])
         answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]
         return answers
 
-    return Predictor(probabilities, classes, int(taken.shape[-1]))
-
-
-def _find_version(client: "MlflowClient", address: str) -> "ModelVersion":
-    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` means."""
-    scheme, _, rest = address.rpartition(":/")
-    name, _, number = rest.partition("/")
-    if scheme == "runs":
-        found = client.search_model_versions(f"run_id='{name}'") if name.isalnum() else []
-        if found:
-            return found[0]
-        raise ModelError(
-            f"--model: expected a run with a registered model, got {address}, which has none; name a registered model"
-        )
-    if number.isdecimal():
-        return client.get_model_version(name, number)
-    name, _, alias = rest.partition("@")
-    if "/" in rest:
-        raise ModelError(f"--model: expected NAME, models:/NAME/VERSION or models:/NAME@ALIAS, got {address}; correct it")
-    return client.get_model_version_by_alias(name, alias or "champion")
+    return Predictor(predictions, classes, int(taken.shape[-1]), task)

@@ -31,6 +31,7 @@ from bigstep.search.request import SearchRequest
 from bigstep.search.results.dashboard_plots import draw_plots, show_study
 from bigstep.search.results.summary import SearchResult, find, winning_params, write_findings
 from bigstep.search.setup import (
+    check_objectives,
     describe_space,
     fix_memory_format,
     largest_micro,
@@ -79,6 +80,7 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
         return code
     store = Store(paths.prepared)
     store.verify_former()
+    check_objectives(params, store)
     reason = why_in_full(project, params, store)
     space = build_space(params, reason)
     console.print(describe_space(params, space))

@@ -13,7 +13,7 @@ from bigstep.console import console
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.paths import StagePaths
 
-__all__ = ["repro_seeds", "spread_rows"]
+__all__ = ["repro_seeds", "run_seeds", "spread_rows"]
 
 COUNTED = ("best_epoch", "epochs", "num_updates", "num_dropped")  # no scores: their spread says nothing about the model
 
@@ -35,15 +35,28 @@ def repro_seeds(root: Path, request: Request, count: int, finish: Callable[[Stag
     """
     found: list[dict[str, float]] = []
     seeds: list[int] = []
-    for number in range(count):
-        seed = () if not number else ((("train", "seed", seeds[0] + number),),)
-        code, paths, params = run_pipeline(root, replace(request, overrides=(*request.overrides, *seed)))
-        if code:
-            return code
+
+    def note(paths: StagePaths, params: Params) -> None:
         finish(paths, params)
         found.append({**read_json(paths.train / "metrics.json"), **read_json(paths.evaluate / "metrics.json")})
         seeds.append(params.train.seed)
-    _print(found, seeds)
+
+    code = run_seeds(root, request, count, note)
+    if code == 0:
+        _print(found, seeds)
+    return code
+
+
+def run_seeds(root: Path, request: Request, count: int, done: Callable[[StagePaths, Params], object]) -> int:
+    """Run the pipeline with each seed, and call ``done`` after each run that succeeded; as :func:`repro_seeds`."""
+    first = 0
+    for number in range(count):
+        seed = () if not number else ((("train", "seed", first + number),),)
+        code, paths, params = run_pipeline(root, replace(request, overrides=(*request.overrides, *seed)))
+        if code:
+            return code
+        first = first if number else params.train.seed
+        done(paths, params)
     return 0
 
 

@@ -9,10 +9,12 @@ from bigstep.config.units import DURATION
 
 __all__ = ["OBJECTIVES", "Range", "SearchConfig"]
 
-Objective = Literal["val_loss", "val_accuracy", "seconds", "peak_bytes"]
+Objective = Literal["val_loss", "val_accuracy", "val_f1", "val_mae", "seconds", "peak_bytes"]
 OBJECTIVES: dict[str, str] = {
     "val_loss": "minimize",
     "val_accuracy": "maximize",
+    "val_f1": "maximize",
+    "val_mae": "minimize",
     "seconds": "minimize",
     "peak_bytes": "minimize",
 }
@@ -73,7 +75,9 @@ class SearchConfig(Section):
     objective: Objective | Annotated[tuple[Objective, ...], Field(strict=False, min_length=2)] = Field(
         "val_loss",
         description="what to optimize; a list (may include seconds and peak_bytes) gives a Pareto front",
-        json_schema_extra={"rule": "one of val_loss, val_accuracy, or a list of these, seconds and peak_bytes"},
+        json_schema_extra={
+            "rule": "one of val_loss, val_accuracy, val_f1, val_mae, or a list of these, seconds and peak_bytes"
+        },
     )
     sampler: Literal["auto", "tpe", "gp", "cmaes", "random", "qmc"] = Field(
         "auto", description="Optuna sampler; auto = the best of docs/search.md for the search space"

@@ -52,7 +52,11 @@ class TrainConfig(Section):
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="validations without improvement before training stops; null = off"
     )
-    monitor: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="metric that selects the epoch to keep")
+    monitor: Literal["val_loss", "val_accuracy", "val_f1", "val_mae"] = Field(
+        "val_loss",
+        description="metric that selects the epoch to keep: val_loss, or the score of the data's task (classes: val_accuracy, "
+        "several labels: val_f1, numbers: val_mae)",
+    )
     augmentation: Augmentation = Field(
         "shift",
         description="mirroring, shifts by up to one eighth, or torchvision.transforms.v2 by name; random numbers depend "

@@ -4,17 +4,20 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bigstep.atomic_files import read_record, sha256
 from bigstep.data.split import SPLITS
 from bigstep.errors import DataError
+from bigstep.tasks.targets import CLASSIFICATION, REGRESSION, Targets, targets_of
 
 __all__ = ["CHECKED_AT_START", "FORMAT", "Manifest", "SourceFile"]
 
 FORMAT = 2
 FIRST_FORMAT = 1  # without block digests: such a store is read whole before it is used
+LATER: dict[str, Any] = {"task": CLASSIFICATION, "sizes": {}, "target_mean": (), "target_std": ()}
 CHECKED_AT_START = frozenset({"images.blocks", "labels.npy", "parts.npy"})
 
 
@@ -33,7 +36,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store holds; ``digests`` are SHA-256 over the pixels and labels of each part."""
+    """What a store holds; ``digests`` are SHA-256 over the pixels and labels of each part.
+
+    ``classes`` are the names of the outputs in every task. Fields of :data:`LATER` are written only where they differ from
+    their defaults, so that stores of images with classes have the bytes that earlier versions wrote.
+    """
 
     source: str
     classes: tuple[str, ...]
@@ -56,6 +63,12 @@ class Manifest:
     """Bytes of ``images.u8`` that one digest of ``images.blocks`` covers."""
     checksums: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the other files of the store, by name."""
+    task: str = field(default=CLASSIFICATION)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Samples of each part, of tasks whose counts do not add up to them."""
+    target_mean: tuple[float, ...] = field(default=())
+    """Mean of each target in the training part, of regression."""
+    target_std: tuple[float, ...] = field(default=())
 
     @property
     def is_in_blocks(self) -> bool:
@@ -67,14 +80,27 @@ class Manifest:
         """One digest for the data: 64 hexadecimal digits."""
         return self.digests["all"]
 
+    @property
+    def targets(self) -> Targets:
+        """What the labels are."""
+        return targets_of(self.task, self.classes)
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """Samples of each part."""
+        return self.sizes or {part: sum(counts.values()) for part, counts in self.counts.items()}
+
+    def _written(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+
     def to_json(self) -> str:
         """Write as JSON, keys in order."""
-        return json.dumps({**asdict(self), "record": self.summed()}, indent=2, ensure_ascii=True) + "\n"
+        return json.dumps({**self._written(), "record": self.summed()}, indent=2, ensure_ascii=True) + "\n"
 
     def summed(self) -> str:
         """Return the SHA-256 of all fields but ``record``."""
         left_out = {"record"} if self.format > FIRST_FORMAT else {"record", "block_bytes", "checksums"}
-        fields = {name: value for name, value in asdict(self).items() if name not in left_out}
+        fields = {name: value for name, value in self._written().items() if name not in left_out}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> None:
@@ -95,8 +121,17 @@ class Manifest:
             raise ValueError("fields with values of the wrong kind")
         if self.is_in_blocks and (self.block_bytes < 1 or not self.checksums.keys() >= CHECKED_AT_START):
             raise ValueError("no digests of blocks")
-        if self.counts.keys() != set(SPLITS) or any(part.keys() != set(self.classes) for part in self.counts.values()):
+        counted = set(self.classes) if self.targets.counts_samples else set()
+        if self.counts.keys() != set(SPLITS) or any(part.keys() != counted for part in self.counts.values()):
             raise ValueError("counts are missing for a split or class")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        if (self.task != CLASSIFICATION) != (self.sizes.keys() == set(SPLITS)):
+            raise ValueError("sizes are missing for a split")
+        wanted = len(self.classes) if self.task == REGRESSION else 0
+        if not len(self.target_mean) == len(self.target_std) == wanted or not all(std > 0 for std in self.target_std):
+            raise ValueError("target_mean and target_std are not one number per target")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":

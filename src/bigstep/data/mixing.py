@@ -27,7 +27,7 @@ def mix_batch(
 
     Args:
         images: ``(n, channels, size, size)``, whole numbers or floating point.
-        labels: class indices ``(n,)``.
+        labels: class indices ``(n,)``, or 0 or 1 for each class ``(n, num_classes)``.
         num_classes: of the probabilities that come out.
         mixup_alpha: of Beta(alpha, alpha), or None.
         cutmix_alpha: of Beta(alpha, alpha), or None.
@@ -45,7 +45,7 @@ def mix_batch(
     kind, alpha = kinds[int(generator.integers(len(kinds)))]
     share = float(generator.beta(alpha, alpha))
     floats = images if images.is_floating_point() else images.float()
-    targets = F.one_hot(labels, num_classes).to(floats.dtype)
+    targets = (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).to(floats.dtype)
     if kind == "mixup":
         return floats * share + floats.roll(1, 0) * (1 - share), targets * share + targets.roll(1, 0) * (1 - share)
     rows, columns = _box(images.shape[-1], share, generator)

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bigstep.config.data import DataConfig
 from bigstep.data.decoding import Decoded, Layout, image_pixels, resize_array
 from bigstep.data.manifest import SourceFile
 from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, UNASSIGNED
 from bigstep.errors import DataError
+from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION, Targets, targets_of
 from bigstep.user_code import call_user_code, load_user_code, place_of, user_code_line
 
 __all__ = ["OwnSource", "open_dataset"]
 
+ATTRIBUTES = {"classes": CLASSIFICATION, "labels": MULTILABEL, "targets": REGRESSION}  # of a data set, and the task
+LEAST = {"classes": 2}
 PARTS: dict[str | None, int] = {None: UNASSIGNED, **{name: number for number, name in enumerate(SPLITS)}}
 
 
@@ -29,7 +30,7 @@ class OwnSource:
     name: str
     place: str
     dataset: Iterable[Any]
-    classes: tuple[str, ...]
+    targets: Targets
     layout: Layout
     files: tuple[SourceFile, ...] = ()
     num_ignored: int = 0
@@ -49,20 +50,11 @@ class OwnSource:
             try:
                 image, target, part = _parts_of(item)
                 pixels = resize_array(image_pixels(image, self.layout.channels), self.layout.size)
+                label = self.targets.read(target)
             except ValueError as error:
                 raise self._wrong(index, str(error)) from None
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-            yield Sample(f"{index}", self._label(target, index), part, Decoded(pixels, sha256))
-
-    def _label(self, target: Any, index: int) -> int:
-        if isinstance(target, str) and target in self.classes:
-            return self.classes.index(target)
-        number = np.asarray(target)
-        if number.ndim == 0 and number.dtype.kind in "iu" and 0 <= int(number) < len(self.classes):
-            return int(number)
-        raise self._wrong(
-            index, f"a target: expected an integer from 0 to {len(self.classes) - 1} or the name of a class, got {target!r}"
-        )
+            yield Sample(f"{index}", label, part, Decoded(pixels, sha256))
 
     def _wrong(self, index: int, problem: str) -> DataError:
         return DataError(f"data.source {self.name} ({self.place}), sample {index}: {problem}")
@@ -73,23 +65,31 @@ def open_dataset(data: DataConfig, root: Path) -> Source:
 
     Raises:
         ConfigError: there is no such code, or its arguments do not fit ``data.options``.
-        DataError: it is no data set of images with classes.
+        DataError: it is no data set of images with targets.
     """
     function = load_user_code(data.source, "data", "data.source")
     offered = {"root": root, "image_size": data.image_size, "channels": data.channels}
     dataset = call_user_code(function, data.source, "data.source", offered, data.options)
     place = place_of(function)
-    classes = getattr(dataset, "classes", None)
-    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes) or len(classes) < 2:
-        raise DataError(
-            f"data.source {data.source} ({place}): expected a data set with the attribute classes, a list of at least two "
-            f"names, got {classes!r}; set self.classes"
-        )
-    if len(set(classes)) < len(classes):
-        raise DataError(f"data.source {data.source} ({place}): expected each class once, got {list(classes)}; rename one")
+    targets = _targets(dataset, f"data.source {data.source} ({place})")
     items, first = _peek(dataset, data.source, place)
     layout = Layout(data.image_size or first.shape[0], data.channels or first.shape[2], data.max_megapixels * 1e6)
-    return OwnSource(data.source, place, items, tuple(classes), layout)
+    return OwnSource(data.source, place, items, targets, layout)
+
+
+def _targets(dataset: Any, name: str) -> Targets:
+    """Return what the attribute of the data set says: ``classes``, else ``labels``, else ``targets``."""
+    found = next((attribute for attribute in ATTRIBUTES if getattr(dataset, attribute, None) is not None), "classes")
+    names, least = getattr(dataset, found, None), LEAST.get(found, 1)
+    if not isinstance(names, list | tuple) or not all(isinstance(item, str) for item in names) or len(names) < least:
+        count = "at least two names" if least == 2 else "names"
+        raise DataError(
+            f"{name}: expected a data set with the attribute classes, a list of at least two names, labels (several of them a "
+            f"sample) or targets (names of numbers), got {found} {names!r}; set self.{found} to a list of {count}"
+        )
+    if len(set(names)) < len(names) or not all(names):
+        raise DataError(f"{name}: expected each of {found} once and with a name, got {list(names)}; rename one")
+    return targets_of(ATTRIBUTES[found], names)
 
 
 def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:

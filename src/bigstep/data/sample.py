@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from bigstep.data.decoding import Decoded, Layout, Refusal
 from bigstep.data.manifest import SourceFile
+from bigstep.tasks.targets import Targets
 
 __all__ = ["Sample", "Source"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, or the refusal of one: its pixels, class index and name, and the part its source puts it in (or -1)."""
+    """One sample, or the refusal of one: its pixels, name and target, and the part its source puts it in (or -1)."""
 
     name: str
-    label: int
+    label: Any
+    """The index of its class; of another task what :meth:`bigstep.tasks.targets.Targets.read` returns."""
     given: int
     result: Decoded | Refusal
 
@@ -24,8 +26,8 @@ class Source(Protocol):
     """What ``prepare`` needs of a source of images."""
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; a label is an index into them."""
+    def targets(self) -> Targets:
+        """What a label is: of one class, of several, or numbers."""
         ...
 
     @property

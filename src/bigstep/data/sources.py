@@ -20,6 +20,7 @@ from bigstep.data.sample import Sample, Source
 from bigstep.data.sklearn_internals import digits_file, read_digits
 from bigstep.data.split import UNASSIGNED, Split
 from bigstep.errors import DataError
+from bigstep.tasks.targets import ClassTargets
 from bigstep.user_code import is_user_code
 
 __all__ = ["open_source"]
@@ -57,9 +58,9 @@ class FolderSource:
     files: tuple[SourceFile, ...] = ()
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the class folders."""
-        return self.listing.classes
+    def targets(self) -> ClassTargets:
+        """The class folders."""
+        return ClassTargets(self.listing.classes)
 
     @property
     def num_ignored(self) -> int:
@@ -83,7 +84,7 @@ class FolderSource:
 class ArraySource:
     """Arrays that fit in memory: images ``(n, height, width, channels)`` uint8, labels ``(n,)``, given parts ``(n,)``."""
 
-    classes: tuple[str, ...]
+    targets: ClassTargets
     layout: Layout
     files: tuple[SourceFile, ...]
     images: NDArray[np.uint8]
@@ -112,7 +113,7 @@ def _array_source(
     labels = np.concatenate([labels for _, labels, _ in parts])
     given = np.concatenate([np.full(len(labels), part, np.int8) for _, labels, part in parts])
     layout = Layout(data.image_size or images.shape[1], data.channels or images.shape[3], data.max_megapixels * 1e6)
-    return ArraySource(classes, layout, files, images, labels, given)
+    return ArraySource(ClassTargets(classes), layout, files, images, labels, given)
 
 
 def _digits(data: DataConfig, root: Path) -> Source:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.errors import DataError
+from bigstep.tasks.targets import CLASSIFICATION, Targets
 
-__all__ = ["SPLITS", "UNASSIGNED", "Split", "split_samples"]
+__all__ = ["SPLITS", "UNASSIGNED", "Split", "split_samples", "split_targets"]
 
 
 class Split(IntEnum):
@@ -47,15 +49,51 @@ def split_samples(
         DataError: a class is empty, alone, missing from training, or too small to be in every part.
     """
     _check_classes(labels, given, classes)
+    whats = [f"class {name!r}" for name in classes]
+    return _draw(labels, given, whats, validation_fraction, test_fraction, seed)
+
+
+def split_targets(
+    targets: Targets,
+    labels: NDArray[Any],
+    given: NDArray[np.int8],
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """Assign each sample to a part: within each class as :func:`split_samples`, in other tasks within all samples.
+
+    Raises:
+        DataError: as :func:`split_samples`; or a label has no sample.
+    """
+    if targets.task == CLASSIFICATION:
+        fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+        return split_samples(labels, given, targets.names, **fractions, seed=seed)
+    for name, count in targets.counts(labels).items():
+        if count == 0:
+            raise DataError(f"label {name!r}: expected at least one sample, got none; add samples or remove the label")
+    return _draw(np.zeros(len(given), np.int64), given, ["the data"], validation_fraction, test_fraction, seed)
+
+
+def _draw(
+    strata: NDArray[np.int64],
+    given: NDArray[np.int8],
+    whats: Sequence[str],
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """Draw the parts that ``given`` leaves open within each stratum; ``whats`` names them in messages."""
     draw_test, draw_validation = not (given == Split.TEST).any(), not (given == Split.VALIDATION).any()
     parts = np.where(given == UNASSIGNED, Split.TRAIN, given).astype(np.uint8)
-    for label, name in enumerate(classes):
-        mine = np.flatnonzero((labels == label) & (parts == Split.TRAIN))
+    for label, what in enumerate(whats):
+        mine = np.flatnonzero((strata == label) & (parts == Split.TRAIN))
         needed = 1 + draw_test + draw_validation
         if len(mine) < needed:
             raise DataError(
-                f"class {name!r}: expected at least {needed} training images to split, got {len(mine)}; "
-                "add images or remove the class"
+                f"{what}: expected at least {needed} training images to split, got {len(mine)}; "
+                f"add images{' or remove the class' if len(whats) > 1 else ''}"
             )
         order = np.random.default_rng([seed, label]).permutation(mine)
         num_test = _share(len(mine), test_fraction, spare=needed - 1) if draw_test else 0

@@ -6,7 +6,7 @@ blocks: it is read whole before it is used.
 =================  ===========================================================================
 ``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source
 ``images.blocks``  SHA-256 of each block of ``images.u8``, 32 bytes each
-``labels.npy``     int64 of shape ``(n,)``
+``labels.npy``     int64 of shape ``(n,)``; of other tasks as :mod:`bigstep.tasks.targets` says
 ``parts.npy``      uint8 of shape ``(n,)``: 0 train, 1 validation, 2 test
 ``samples.csv``    index, part, class and file of each sample, with the file's SHA-256
 ``skipped.csv``    every file that was skipped, and why
@@ -98,10 +98,10 @@ class Store:
         try:
             self._check_files(CHECKED_AT_START)
             self.images = self._map_images()
-            self.labels: NDArray[np.int64] = _load(self.paths.labels, np.int64, self.manifest.num_samples)
-            self.parts: NDArray[np.uint8] = _load(self.paths.parts, np.uint8, self.manifest.num_samples)
-            _check_range(self.labels, len(self.manifest.classes), "labels.npy")
-            _check_range(self.parts, len(SPLITS), "parts.npy")
+            self.labels: NDArray[Any] = _load(self.paths.labels)
+            self.parts: NDArray[np.uint8] = _load(self.paths.parts)
+            self.manifest.targets.check(self.labels, self.manifest.num_samples)
+            _check_parts(self.parts, self.manifest.num_samples)
             _check_counts(self.manifest, self.labels, self.parts)
         except (OSError, ValueError) as error:
             raise DataError(f"{root}: expected complete prepared data, got: {error}; run `bigstep prepare --force`") from None
@@ -187,7 +187,7 @@ class Store:
             ) from None
 
 
-def _load(path: Path, kind: type, length: int) -> NDArray[Any]:
+def _load(path: Path) -> NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a header that is refused below
@@ -196,24 +196,26 @@ def _load(path: Path, kind: type, length: int) -> NDArray[Any]:
         raise
     except Exception as error:  # noqa: BLE001 # of a damaged header: EOFError, SyntaxError, TokenError, ...
         raise ValueError(f"{path.name} is damaged ({type(error).__name__})") from None
-    if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape != (length,):
-        raise ValueError(f"{path.name} does not contain one {np.dtype(kind).name} per sample")
+    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+        raise ValueError(f"{path.name} does not contain one array")
     return array
 
 
-def _check_range(values: NDArray[Any], limit: int, name: str) -> None:
-    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
-        raise ValueError(f"{name} has a value outside 0 to {limit - 1}")
+def _check_parts(parts: NDArray[Any], count: int) -> None:
+    if parts.dtype != np.uint8 or parts.shape != (count,):
+        raise ValueError("parts.npy does not contain one uint8 per sample")
+    if len(parts) and int(parts.max()) >= len(SPLITS):
+        raise ValueError(f"parts.npy has a value outside 0 to {len(SPLITS) - 1}")
 
 
-def _check_counts(manifest: Manifest, labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> None:
+def _check_counts(manifest: Manifest, labels: NDArray[Any], parts: NDArray[np.uint8]) -> None:
     for part, name in enumerate(SPLITS):
-        found = np.bincount(labels[parts == part], minlength=len(manifest.classes)).tolist()
-        if [manifest.counts[name][item] for item in manifest.classes] != found:
+        is_in = parts == part
+        if manifest.counts[name] != manifest.targets.counts(labels[is_in]) or manifest.part_sizes[name] != is_in.sum():
             raise ValueError(f"the counts in manifest.json do not match the split {name}")
 
 
-def digest_parts(images: MappedArray, labels: NDArray[np.int64], parts: NDArray[np.uint8]) -> dict[str, str]:
+def digest_parts(images: MappedArray, labels: NDArray[Any], parts: NDArray[np.uint8]) -> dict[str, str]:
     """Hash pixels and labels of each part, in order, and all parts together."""
     digests = {name: hashlib.sha256() for name in SPLITS}
     for start in range(0, len(labels), DIGESTED_AT_ONCE):

@@ -18,9 +18,10 @@ from bigstep.data.manifest import CHECKED_AT_START, Manifest, SourceFile
 from bigstep.data.mapped_array import BLOCK_BYTES, MappedArray, digest_blocks
 from bigstep.data.repeated import HEADER_REPEATED, PixelDigests
 from bigstep.data.sample import Sample, Source
-from bigstep.data.split import SPLITS, Split, split_samples
+from bigstep.data.split import SPLITS, Split, split_targets
 from bigstep.data.store import StorePaths, digest_parts
 from bigstep.errors import DataError
+from bigstep.tasks.targets import CLASSIFICATION, Targets
 
 __all__ = ["prepare_store"]
 
@@ -37,7 +38,8 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
         DataError: a file does not decode and ``data.on_bad_image`` is fail, or the classes cannot be split.
     """
     paths = StorePaths(folder)
-    labels, given = array("q"), array("b")
+    targets = source.targets
+    labels, given = targets.buffer(), array("b")
     reasons: Counter[str] = Counter()
     digests = PixelDigests()
     taken_path = folder / "taken.tmp"  # names and hashes wait on disk until the split is known
@@ -49,27 +51,27 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
         for sample in source:
             if isinstance(sample.result, Refusal):
                 _check_allowed(sample.name, sample.result, data)
-                skipped.writerow([sample.name, source.classes[sample.label], sample.result.reason, sample.result.sha256])
+                skipped.writerow([sample.name, targets.describe(sample.label), sample.result.reason, sample.result.sha256])
                 reasons[sample.result.reason] += 1
             else:
                 pixels.write(sample.result.pixels.tobytes())
                 taken.writerow([sample.name, sample.result.sha256])
                 digests.add(sample.result.pixels)
-                labels.append(sample.label)
+                labels.extend(targets.flat(sample.label))
                 given.append(sample.given)
             yield sample
-    all_labels, all_given = np.asarray(labels, np.int64), np.asarray(given, np.int8)
-    parts = split_samples(
+    all_labels, all_given = targets.stack(labels), np.asarray(given, np.int8)
+    parts = split_targets(
+        targets,
         all_labels,
         all_given,
-        source.classes,
         validation_fraction=data.validation_fraction,
         test_fraction=data.test_fraction,
         seed=data.split_seed,
     )
     np.save(paths.labels, all_labels)
     np.save(paths.parts, parts)
-    _write_samples(paths, taken_path, parts, labels, source.classes, digests.groups(parts))
+    _write_samples(paths, taken_path, parts, all_labels, targets, digests.groups(parts))
     paths.blocks.write_bytes(digest_blocks(paths.images))
     paths.manifest.write_text(_manifest(paths, source, data, all_labels, parts, reasons).to_json(), encoding="utf-8")
 
@@ -78,8 +80,8 @@ def _write_samples(
     paths: StorePaths,
     taken_path: Path,
     parts: NDArray[np.uint8],
-    labels: "array[int]",
-    classes: tuple[str, ...],
+    labels: NDArray[Any],
+    targets: Targets,
     groups: dict[int, int],
 ) -> None:
     """Write the tables of samples, now that their parts are known; ``groups`` are those of images in more than one part."""
@@ -89,7 +91,7 @@ def _write_samples(
         _table(paths.repeated, HEADER_REPEATED) as repeated,
     ):
         for index, (name, digest) in enumerate(csv.reader(file)):
-            row = [index, SPLITS[parts[index]], classes[labels[index]], name]
+            row = [index, SPLITS[parts[index]], targets.describe(labels[index]), name]
             samples.writerow([*row, digest])
             if index in groups:
                 repeated.writerow([groups[index], *row])
@@ -119,7 +121,7 @@ def _manifest(
     paths: StorePaths,
     source: Source,
     data: DataConfig,
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     parts: NDArray[np.uint8],
     reasons: Counter[str],
 ) -> Manifest:
@@ -129,24 +131,17 @@ def _manifest(
     mean, std = (
         _measure(images, np.flatnonzero(parts == Split.TRAIN)) if data.pixel_statistics == "measured" else _imagenet(channels)
     )
+    targets = source.targets
+    target_mean, target_std = targets.statistics(labels[parts == Split.TRAIN])
     tables = [path.name for path in (paths.samples, paths.skipped, paths.repeated) if path.exists()]
     files = source.files or (SourceFile.hashed(paths.samples, paths.root),)
     return Manifest(
         source=data.source,
-        classes=source.classes,
+        classes=targets.names,
         size=size,
         channels=channels,
         num_samples=len(labels),
-        counts={
-            name: dict(
-                zip(
-                    source.classes,
-                    np.bincount(labels[parts == part], minlength=len(source.classes)).tolist(),
-                    strict=True,
-                )
-            )
-            for part, name in enumerate(SPLITS)
-        },
+        counts={name: targets.counts(labels[parts == part]) for part, name in enumerate(SPLITS)},
         mean=mean,
         std=std,
         normalization=data.pixel_statistics,
@@ -157,6 +152,12 @@ def _manifest(
         digests=digest_parts(images, labels, parts),
         block_bytes=BLOCK_BYTES,
         checksums={name: sha256(paths.root / name) for name in (*sorted(CHECKED_AT_START), *tables)},
+        task=targets.task,
+        sizes={}
+        if targets.task == CLASSIFICATION
+        else dict(zip(SPLITS, np.bincount(parts, minlength=3).tolist(), strict=True)),
+        target_mean=target_mean,
+        target_std=target_std,
     )
 
 

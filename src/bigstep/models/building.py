@@ -10,6 +10,7 @@ from torch import nn
 
 from bigstep.config.model import ModelConfig
 from bigstep.config.yaml_files import nearest
+from bigstep.data.manifest import Manifest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
@@ -25,11 +26,16 @@ AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
 @dataclass(frozen=True)
 class InputShape:
-    """What a network is built for: images of ``channels`` x ``size`` x ``size``, ``num_classes`` outputs."""
+    """What a network is built for: images of ``channels`` x ``size`` x ``size``, ``num_classes`` outputs (in every task)."""
 
     channels: int
     size: int
     num_classes: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "InputShape":
+        """Return that of prepared data."""
+        return cls(manifest.channels, manifest.size, len(manifest.classes))
 
     def network_channels(self, model: ModelConfig) -> int:
         """Channels of the network's input: torchvision's take three."""
@@ -126,6 +132,7 @@ def _own_network(model: ModelConfig, shape: InputShape) -> nn.Module:
     function = load_user_code(model.name, "model", "model.name")
     offered = {
         "num_classes": shape.num_classes,
+        "num_outputs": shape.num_classes,
         "channels": shape.channels,
         "image_size": shape.size,
         "input_shape": (shape.channels, shape.size, shape.size),
@@ -183,7 +190,7 @@ def _check_own(network: nn.Module, model: ModelConfig, shape: InputShape) -> Non
         place = place_of(load_user_code(model.name, "model", "model.name"))
         raise ModelError(
             f"model.name {model.name} ({place}): expected logits of shape {(2, shape.num_classes)} for images of "
-            f"{taken}, got {found}; return one number per class"
+            f"{taken}, got {found}; return one number per class, label or target"
         )
 
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from bigstep.data.resize import centre_resize
 from bigstep.models.torch_internals import assert_flag
+from bigstep.tasks.classification import Classification
+from bigstep.tasks.task import Task
 
 __all__ = ["CheckedClassifier", "Classifier", "ServedClassifier"]
 
@@ -58,18 +60,18 @@ class Classifier(nn.Module):
 
 @final
 class ServedClassifier(nn.Module):
-    """Raw images of any size in, class probabilities out."""
+    """Raw images of any size in, what the task predicts out: class probabilities."""
 
-    def __init__(self, classifier: Classifier, size: int) -> None:
-        """Wrap ``classifier``, trained on images of ``size`` pixels a side."""
+    def __init__(self, classifier: nn.Module, size: int, task: Task | None = None) -> None:
+        """Wrap ``classifier``, trained on images of ``size`` pixels a side; without ``task`` on classes."""
         super().__init__()
         self.classifier = classifier
         self.size = size
+        self.task = task or Classification(())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images ``(n, height, width, channels)`` to probabilities ``(n, num_classes)`` in float32."""
-        logits: Tensor = self.classifier(centre_resize(images, self.size))
-        return logits.float().softmax(dim=1)
+        """Map uint8 images ``(n, height, width, channels)`` to probabilities or values ``(n, outputs)`` in float32."""
+        return self.task.predict(self.classifier(centre_resize(images, self.size)))
 
 
 @final

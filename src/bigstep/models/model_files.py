@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,27 @@ from bigstep.errors import ConfigError, ModelError
 from bigstep.models.activation_checkpointing import checkpoint_blocks
 from bigstep.models.building import InputShape, build_network
 from bigstep.models.classifier import Classifier
+from bigstep.models.ensemble import Ensemble
 from bigstep.models.starting_weights import read_tensors
+from bigstep.tasks.registry import task_of
+from bigstep.tasks.targets import CLASSIFICATION, REGRESSION, targets_of
+from bigstep.tasks.task import Task
 from bigstep.user_code import is_user_code
 
 __all__ = ["ANY_CODE", "ModelCard", "build_classifier", "load_classifier", "save_model"]
 
 FORMAT = 2  # format 1 counted epochs from 0
 MAX_SIZE = 4096  # pixels a side
+LATER: dict[str, Any] = {"task": CLASSIFICATION, "val_score": None, "target_mean": (), "target_std": ()}
 ANY_CODE = "*"  # for a model that this project wrote itself
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything beside the weights: architecture, classes, image layout, normalisation, and where the weights come from."""
+    """Everything beside the weights: architecture, classes, image layout, normalisation, and where the weights come from.
+
+    Fields of :data:`LATER` are written only where they differ from their defaults.
+    """
 
     model: dict[str, Any]
     classes: tuple[str, ...]
@@ -42,11 +51,30 @@ class ModelCard:
     """The best epoch, counted from 1."""
     num_updates: int
     val_loss: float
-    val_accuracy: float
+    val_accuracy: float | None
+    """None in tasks with another score, which is ``val_score``."""
     data_digest: str
     validation_digest: str
     weights_sha256: str = ""
     format: int = FORMAT
+    task: str = CLASSIFICATION
+    val_score: float | None = None
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    members: tuple[dict[str, Any], ...] = ()
+    """Of an ensemble: the model and the weight of each; ``model`` is that of the first."""
+    temperature: float = 1.0
+
+    @property
+    def output(self) -> Task:
+        """What the network's outputs are."""
+        return task_of(self.task, self.classes, self.target_mean, self.target_std)
+
+    @property
+    def score(self) -> float:
+        """The task's score on the validation part."""
+        found = self.val_accuracy if self.val_score is None else self.val_score
+        return math.nan if found is None else found
 
     @property
     def shape(self) -> InputShape:
@@ -82,13 +110,14 @@ def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> Mod
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, beside)
         digest = sha256(beside)
     whole = ModelCard(**{**asdict(card), "weights_sha256": digest})
-    write_json(asdict(whole), folder / "model.json")
+    written = {name: value for name, value in asdict(whole).items() if name not in LATER or value != LATER[name]}
+    write_json(written, folder / "model.json")
     return whole
 
 
 def load_classifier(
     folder: Path, memory_format: torch.memory_format = torch.contiguous_format, *, code: str = ""
-) -> tuple[Classifier, ModelCard]:
+) -> tuple[Classifier | Ensemble, ModelCard]:
     """Rebuild what :func:`save_model` wrote, in evaluation mode.
 
     Args:
@@ -105,8 +134,29 @@ def load_classifier(
         raise ModelError(
             f"{path}: expected the weights that model.json describes, got no or another file; run `bigstep train --force`"
         )
+    tensors = read_tensors(path)
+    build = partial(_rebuild, card=card, folder=folder, memory_format=memory_format, code=code)
+    if not card.members:
+        return build(card.model, tensors), card
+    members = [build(member["model"], _below(f"{number}.", tensors)) for number, member in enumerate(card.members)]
+    return Ensemble(members, [member["weight"] for member in card.members], card.temperature).eval(), card
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _rebuild(
+    values: dict[str, Any],
+    tensors: dict[str, Tensor],
+    *,
+    card: ModelCard,
+    folder: Path,
+    memory_format: torch.memory_format,
+    code: str,
+) -> Classifier:
     try:
-        model = parse_section(ModelConfig, {"model": {**card.model, "weights": None, "freeze_backbone": False}}, "model.json")
+        model = parse_section(ModelConfig, {"model": {**values, "weights": None, "freeze_backbone": False}}, "model.json")
     except ConfigError as error:
         raise ModelError(f"{str(error).splitlines()[0]}, in {folder}") from None
     if is_user_code(model.name) and code not in (model.name, ANY_CODE):
@@ -116,14 +166,14 @@ def load_classifier(
         )
     try:
         classifier = build_classifier(model, card.shape, mean=card.mean, std=card.std, memory_format=memory_format)
-        classifier.network.load_state_dict(read_tensors(path))
+        classifier.network.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise ModelError(
-            f"{folder / 'model.json'}: expected the network of {path.name}, got another ({type(error).__name__}); "
+            f"{folder / 'model.json'}: expected the network of model.safetensors, got another ({type(error).__name__}); "
             "run `bigstep train --force`"
         ) from None
     classifier.to(torch.float64 if card.precision == "float64" else torch.float32)
-    return classifier.eval(), card
+    return classifier.eval()
 
 
 def _read_card(path: Path) -> ModelCard:
@@ -149,6 +199,7 @@ def _check(card: ModelCard) -> None:
         raise ValueError(f"{card.channels} channels of size {card.size}")
     if not card.classes or len(set(card.classes)) < len(card.classes):
         raise ValueError("no classes, or the same class twice")
+    _check_task(card)
     for name, values in (("mean", card.mean), ("std", card.std)):
         if len(values) != card.channels or not all(math.isfinite(value) for value in values):
             raise ValueError(f"{name} is not {card.channels} finite numbers")
@@ -156,3 +207,24 @@ def _check(card: ModelCard) -> None:
         raise ValueError(f"precision {card.precision!r}")
     if not all(value > 0 for value in card.std):
         raise ValueError("std is not positive")
+    if not card.temperature > 0 or not all(isinstance(member.get("model"), dict) for member in card.members):
+        raise ValueError("a member without a model, or no positive temperature")
+    if card.members and not sum(_weight(member) for member in card.members) > 0:
+        raise ValueError("the members' weights are not positive")
+
+
+def _weight(member: dict[str, Any]) -> float:
+    weight = member.get("weight")
+    return float(weight) if isinstance(weight, int | float) and weight >= 0 else float("nan")
+
+
+def _check_task(card: ModelCard) -> None:
+    targets_of(card.task, card.classes)
+    if (card.val_accuracy if card.task == CLASSIFICATION else card.val_score) is None:
+        raise ValueError("no score on the validation part")
+    count = len(card.classes) if card.task == REGRESSION else 0
+    numbers = (*card.target_mean, *card.target_std)
+    if not len(card.target_mean) == len(card.target_std) == count or not all(map(math.isfinite, numbers)):
+        raise ValueError("target_mean and target_std are not one finite number per target")
+    if not all(value > 0 for value in card.target_std):
+        raise ValueError("target_std is not positive")

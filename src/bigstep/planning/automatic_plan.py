@@ -9,7 +9,7 @@ from bigstep.console import console
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.planning.coarse import coarse_sizes
-from bigstep.planning.measure import measure_formats
+from bigstep.planning.measure import MeasuredData, measure_formats
 from bigstep.planning.plan import covers, plan_folder, read_curves, read_plan
 from bigstep.planning.throughput import ThroughputCurve, choose_curve
 from bigstep.project.paths import ProjectPaths
@@ -55,8 +55,7 @@ def _find_curves(project: ProjectPaths, params: Params, store: Store, sizes: tup
     console.print(
         f"measuring {params.model.name} to choose micro-batch size and memory format, in a share of the training time"
     )
-    shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
-    curves = measure_formats(params, shape, sizes, num_samples)
+    curves = measure_formats(params, MeasuredData.of(store), sizes, num_samples)
     write_json({"format": FORMAT, "largest": sizes[-1], "ladders": [asdict(curve) for curve in curves]}, path)
     return curves
 

@@ -6,7 +6,7 @@ from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
-from bigstep.planning.measure import MeasurementRequest, ask, plain_sections
+from bigstep.planning.measure import MeasuredData, MeasurementRequest, ask, plain_sections
 
 __all__ = ["CompiledGain", "measure_compiled"]
 
@@ -28,12 +28,9 @@ def measure_compiled(params: Params, store: Store, memory_format: str, micro_bat
         ConfigError: the model cannot be compiled here.
     """
     console.print(f"measuring {params.model.name} compiled ...")
-    manifest = store.manifest
     request = MeasurementRequest(
         plain_sections(params, {"hardware": {"memory_format": memory_format}}),
-        manifest.channels,
-        manifest.size,
-        len(manifest.classes),
+        MeasuredData.of(store),
         until=0.0,
         sizes=(micro_batch_size,),
         compiled=True,

@@ -15,20 +15,35 @@ from bigstep.errors import ProjectError
 from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve
 from bigstep.runtime.child_process import start_module
 from bigstep.runtime.device import MEMORY_FORMATS, possible_formats
+from bigstep.tasks.targets import CLASSIFICATION
 
-__all__ = ["MeasurementRequest", "ask", "climb_configured", "measure", "measure_formats", "plain_sections"]
+__all__ = ["MeasuredData", "MeasurementRequest", "ask", "climb_configured", "measure", "measure_formats", "plain_sections"]
 
 LONGEST_WAIT = 600.0  # seconds for ``auto``: its process stops much earlier by itself, unless a single size takes as long
 
 
 @dataclass(frozen=True)
-class MeasurementRequest:
-    """What to measure: sections of params.yaml as plain values, the shape of the images, and a deadline."""
+class MeasuredData:
+    """What is measured with: made-up samples and targets like those of a store."""
 
-    sections: dict[str, dict[str, Any]]
     channels: int
     size: int
     num_classes: int
+    task: str = CLASSIFICATION
+
+    @classmethod
+    def of(cls, store: Store) -> "MeasuredData":
+        """Return what is like the samples of a store."""
+        manifest = store.manifest
+        return cls(manifest.channels, manifest.size, len(manifest.classes), manifest.task)
+
+
+@dataclass(frozen=True)
+class MeasurementRequest:
+    """What to measure: sections of params.yaml as plain values, what the data is like, and a deadline."""
+
+    sections: dict[str, dict[str, Any]]
+    data: MeasuredData
     until: float
     """Seconds since 1970 after which no further size is measured."""
     sizes: tuple[int, ...] = ()
@@ -60,8 +75,7 @@ def measure(params: Params, store: Store, seconds: float, *, others: bool) -> tu
         share = max(0.0, left) / ((len(chosen) if is_chosen else len(wanted)) - number)
         console.print(f"measuring {params.model.name} in {precision}, {memory_format} ...")
         kind = {"train": {"precision": precision}, "hardware": {"memory_format": memory_format}}
-        shape = store.manifest.channels, store.manifest.size, len(store.manifest.classes)
-        ladder = _climb(params, kind, shape, share)
+        ladder = _climb(params, kind, MeasuredData.of(store), share)
         if ladder is not None:
             found.append(ladder)
     return tuple(found)
@@ -70,21 +84,18 @@ def measure(params: Params, store: Store, seconds: float, *, others: bool) -> tu
 def climb_configured(params: Params, *, channels: int, size: int, num_classes: int, seconds: float) -> ThroughputCurve:
     """Measure the configured precision and memory format, for images of a shape."""
     changes = {"hardware": {"memory_format": possible_formats(params.hardware)[0]}}
-    found = _climb(params, changes, (channels, size, num_classes), seconds)
+    found = _climb(params, changes, MeasuredData(channels, size, num_classes), seconds)
     assert found is not None
     return found
 
 
 def measure_formats(
-    params: Params, shape: tuple[int, int, int], sizes: tuple[int, ...], num_samples: int
+    params: Params, data: MeasuredData, sizes: tuple[int, ...], num_samples: int
 ) -> tuple[ThroughputCurve, ...]:
-    """Measure ``sizes`` in the possible memory formats, in a share of the time that training ``num_samples`` takes.
-
-    ``shape`` holds channels and size of the images, and the number of classes.
-    """
+    """Measure ``sizes`` in the possible memory formats, in a share of the time that training ``num_samples`` takes."""
     sections = plain_sections(params, {"hardware": {"memory_format": possible_formats(params.hardware)[0]}})
     formats = possible_formats(params.hardware)
-    request = MeasurementRequest(sections, *shape, until=0.0, sizes=sizes, formats=formats, num_samples=num_samples)
+    request = MeasurementRequest(sections, data, until=0.0, sizes=sizes, formats=formats, num_samples=num_samples)
     lines = ask(request, params.model.name, LONGEST_WAIT)
     curves = []
     for name in formats:
@@ -97,11 +108,9 @@ def measure_formats(
     return tuple(curves)
 
 
-def _climb(
-    params: Params, changes: dict[str, dict[str, str]], shape: tuple[int, int, int], seconds: float
-) -> ThroughputCurve | None:
+def _climb(params: Params, changes: dict[str, dict[str, str]], data: MeasuredData, seconds: float) -> ThroughputCurve | None:
     sections = plain_sections(params, changes)
-    lines = ask(MeasurementRequest(sections, *shape, until=time.time() + seconds), params.model.name, seconds + 20)
+    lines = ask(MeasurementRequest(sections, data, until=time.time() + seconds), params.model.name, seconds + 20)
     rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
     if not rungs:
         return None

@@ -20,11 +20,13 @@ from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restar
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.planning.coarse import measure_coarsely
-from bigstep.planning.measure import MeasurementRequest
+from bigstep.planning.measure import MeasuredData, MeasurementRequest
 from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, measure_until_flat
 from bigstep.planning.training_memory import predict_training
 from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.runtime.environment import guard_libraries
+from bigstep.tasks.registry import task_of
+from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.compiled_check import compile_training
 from bigstep.training.loop import set_training_mode, take_step
@@ -32,7 +34,7 @@ from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.transaction import apply_update
 
-__all__ = ["build_measured_training", "main"]
+__all__ = ["build_measured_training", "main", "read_request"]
 
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 COARSE_SECONDS = 0.1  # the same for ``auto``, whose time is short
@@ -43,7 +45,7 @@ ROUNDS = 7  # of a training that is compiled and one that is not
 def main() -> int:
     """Read a request from standard input, and write a line of JSON for each size that is measured."""
     guard_libraries()
-    request = MeasurementRequest(**json.load(sys.stdin))
+    request = read_request(json.load(sys.stdin))
     train: TrainConfig = request.section(TrainConfig)
     set_threads(request.section(HardwareConfig))
     with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
@@ -56,6 +58,11 @@ def main() -> int:
     return 0
 
 
+def read_request(content: dict[str, Any]) -> MeasurementRequest:
+    """Return a request from what ``asdict`` made of it."""
+    return MeasurementRequest(**{**content, "data": MeasuredData(**content["data"])})
+
+
 def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
     """Measure until larger sizes gain nothing; the first line holds what all sizes share."""
     base = resident_bytes()
@@ -66,7 +73,7 @@ def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _write({"update_seconds": update_seconds})
     size = min(effective, 32)
-    image_shape = (request.channels, request.size, request.size)
+    image_shape = (request.data.channels, request.data.size, request.data.size)
     prediction = predict_training(state.classifier, train, image_shape, BatchSizes(effective, size, -(-effective // size)))
 
     def measure(size: int) -> SizeMeasurement:
@@ -136,9 +143,13 @@ def _measure_compiled(request: MeasurementRequest, train: TrainConfig) -> None:
 
 def _batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shape = (count, request.size, request.size, request.channels)  # as stored
+    data = request.data
+    shape = (count, data.size, data.size, data.channels)  # as stored
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    return images, torch.randint(0, request.num_classes, (count,), generator=generator)
+    if data.task == CLASSIFICATION:
+        return images, torch.randint(0, data.num_classes, (count,), generator=generator)
+    labels = torch.randint(0, 2, (count, data.num_classes), generator=generator)
+    return images, labels.byte() if data.task == MULTILABEL else labels.double()
 
 
 def _step(state: TrainingState, train: TrainConfig, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
@@ -156,22 +167,25 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
     """Build a training with new weights, to be measured."""
     hardware: HardwareConfig = request.section(HardwareConfig)
     model: ModelConfig = request.section(ModelConfig)
+    data = request.data
     classifier = build_classifier(
         model,
-        InputShape(request.channels, request.size, request.num_classes),
-        mean=(0.5,) * request.channels,
-        std=(0.25,) * request.channels,
+        InputShape(data.channels, data.size, data.num_classes),
+        mean=(0.5,) * data.channels,
+        std=(0.25,) * data.channels,
         memory_format=memory_format(hardware),
         activation_checkpointing=hardware.activation_checkpointing,
     ).to(choose_device(hardware))
     effective = int(train.effective_batch_size or 1)
+    count = data.num_classes
+    task = task_of(data.task, [str(number) for number in range(count)], (0.0,) * count, (1.0,) * count)
     state = build_state(
         CompiledClassifier(classifier, request.sizes[0]) if request.compiled else classifier,
         train,
         BatchSizes(effective, effective, 1),
         num_samples=10 * effective,
-        num_classes=request.num_classes,
-        class_weights=None,
+        task=task,
+        loss=task.loss(train, None),
         model=model,
         noise=request.section(TrackingConfig).noise_scale,
     )

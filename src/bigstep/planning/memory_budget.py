@@ -54,7 +54,7 @@ def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPredictio
     with torch.random.fork_rng(devices=[]):
         classifier = build_classifier(
             params.model,
-            InputShape(manifest.channels, manifest.size, len(manifest.classes)),
+            InputShape.of(manifest),
             mean=manifest.mean,
             std=manifest.std,
             activation_checkpointing=params.hardware.activation_checkpointing,

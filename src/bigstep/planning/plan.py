@@ -25,6 +25,7 @@ from bigstep.planning.measure import measure
 from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose_curve
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, possible_formats, total_memory_bytes
+from bigstep.tasks.targets import CLASSIFICATION
 from bigstep.user_code import digest_user_code, is_user_code
 
 __all__ = ["covers", "find_plan", "plan_folder", "read_curves", "read_measured", "read_plan", "recommend"]
@@ -135,8 +136,9 @@ def _key(params: Params, store: Store) -> str:
     manifest = store.manifest
     model = params.model.model_dump(mode="json", exclude={"weights", "freeze_backbone"})
     code = digest_user_code(params.model.name, "model") if is_user_code(params.model.name) else ""
+    described = model | ({"code": code} if code else {}) | ({} if manifest.task == CLASSIFICATION else {"task": manifest.task})
     parts = (
-        {**model, "code": code} if code else model,
+        described,
         manifest.channels,
         manifest.size,
         len(manifest.classes),

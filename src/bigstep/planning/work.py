@@ -39,8 +39,7 @@ def training_operations(project: ProjectPaths, params: Params, store: Store) -> 
     try:
         work = read_record(ForwardWork, path)
     except (OSError, ValueError):
-        manifest = store.manifest
-        shape = InputShape(manifest.channels, manifest.size, len(manifest.classes))
+        shape = InputShape.of(store.manifest)
         work = ForwardWork(forward_operations(params.model, shape))
         write_json(vars(work), path)
     return float(params.train.epochs) * len(store.indices(Split.TRAIN)) * work.operations

@@ -21,7 +21,7 @@ from bigstep.errors import ProjectError
 from bigstep.project.dvc_record import check_record, read_record_before
 from bigstep.project.dvcignore import ignore_unhashable
 from bigstep.project.parameters import check_followed_by_dvc, check_params
-from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.project.paths import ProjectPaths, StagePaths, check_project_name
 from bigstep.project.workspace import private_workspace
 from bigstep.runtime.child_process import run_child
 from bigstep.runtime.environment import (
@@ -39,7 +39,6 @@ from bigstep.runtime.file_locks import Timeout, exclusive_lock
 __all__ = ["Request", "cache_folder", "find_project_root", "run_pipeline", "wait_for_lock"]
 
 
-UNUSABLE = "'\"?#%"
 DYING_SECONDS = 1.0  # from a kill until the process is seen to be dead
 LOCK_SECONDS = 30.0  # dvc itself waits for 3
 
@@ -65,20 +64,12 @@ def find_project_root(start: Path) -> Path:
     """
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
-            _check_name(folder)
+            check_project_name(folder)
             _check_code(folder)
             return folder
     raise ProjectError(
         f"{start}: not inside a bigstep project (no params.yaml and dvc.yaml found); change to the project's folder"
     )
-
-
-def _check_name(root: Path) -> None:
-    if any(letter in str(root) for letter in UNUSABLE):
-        raise ProjectError(
-            f"project folder: expected a path without {' '.join(UNUSABLE)}, which MLflow's addresses cannot contain, got "
-            f"{root}; rename or move the folder"
-        )
 
 
 def _check_code(root: Path) -> None:

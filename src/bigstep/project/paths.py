@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigstep.errors import ProjectError
 from bigstep.runtime.environment import DVC_ROOT, ROOT, read_variable
 
-__all__ = ["ProjectPaths", "StagePaths", "find_project"]
+__all__ = ["ProjectPaths", "StagePaths", "check_project_name", "find_project"]
+
+UNUSABLE = "'\"?#%"  # in MLflow's addresses
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class StagePaths:
     def evaluate(self) -> Path:
         """What ``evaluate`` writes."""
         return self.root / "results" / "evaluate"
+
+    @property
+    def ensemble(self) -> Path:
+        """What `bigstep ensemble` writes."""
+        return self.root / "results" / "ensemble"
 
     @property
     def search(self) -> Path:
@@ -112,3 +120,16 @@ def find_project(start: Path) -> ProjectPaths:
     """
     named = read_variable(ROOT) or read_variable(DVC_ROOT)
     return ProjectPaths(Path(named).resolve() if named else start.resolve())
+
+
+def check_project_name(root: Path) -> None:
+    """Check that a project can be in ``root``.
+
+    Raises:
+        ProjectError: its path has a character that it must not have.
+    """
+    if any(letter in str(root) for letter in UNUSABLE):
+        raise ProjectError(
+            f"project folder: expected a path without {' '.join(UNUSABLE)}, which MLflow's addresses cannot contain, got "
+            f"{root}; rename or move the folder"
+        )

@@ -1,20 +1,18 @@
-"""The page of an evaluation and its plots. Names from the data are escaped; no time or path is written."""
+"""The page of an evaluation. Names from the data are escaped; no time or path is written."""
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment
-from numpy.typing import NDArray
 
-from bigstep.evaluation import Scores, confusion_matrix
-from bigstep.report.figures import INK, LINE, new_figure, save_figure
+from bigstep.report.figures import INK
 
-__all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "short_name", "write_page"]
+__all__ = ["MANY_CLASSES", "PageTable", "write_page"]
 
-MANY_CLASSES = 100  # with more, the page and the confusion matrix show some only
-LOWEST, MOST_CONFUSED = 50, 30
+MANY_CLASSES = 100  # with more, the page shows some only
+WORST = 50
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
@@ -35,12 +33,12 @@ figcaption { color: #6b7280 }
 <tr><th>{{ name }}</th><td>{{ value }}</td></tr>
 {%- endfor -%}
 </table>
-<h2>By class{{ left_out }}</h2>
-<table><tr><th>class</th><th>precision</th><th>recall</th><th>F1</th><th>images</th></tr>
-{%- for item in classes -%}
-<tr><th>{{ item.name }}</th>
-{%- for score in (item.precision, item.recall, item.f1) %}<td>{{ "%.3f" | format(score) }}</td>{% endfor -%}
-<td>{{ item.support }}</td></tr>
+<h2>By {{ header[0] }}{{ left_out }}</h2>
+<table><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
+{%- for row in rows -%}
+<tr><th>{{ row[0] }}</th>
+{%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor -%}
+</tr>
 {%- endfor -%}
 </table>
 <h2>Pictures</h2>
@@ -51,89 +49,32 @@ figcaption { color: #6b7280 }
 """
 
 
-def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix, as shares of the true class; of many classes those that are confused most often."""
-    matrix = confusion_matrix(labels, predicted, len(classes))
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    chosen = _most_confused(matrix)
-    if len(chosen) < len(classes):
-        title = f"the {len(chosen)} most confused of {len(classes):,} classes"
-        matrix, shares = matrix[np.ix_(chosen, chosen)], shares[np.ix_(chosen, chosen)]
-        classes = [classes[index] for index in chosen]
-    else:
-        title = ""
-    count = len(classes)
-    side = min(16.0, 2.5 + 0.45 * count)
-    figure = new_figure(side + 1, side)
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if count <= 30:
-        for row, column in np.argwhere(matrix > 0):
-            colour = "white" if shares[row, column] > 0.5 else INK
-            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=7)
-        names = [short_name(name) for name in classes]
-        axes.set_xticks(range(count), names, rotation=90, fontsize=8, parse_math=False)
-        axes.set_yticks(range(count), names, fontsize=8, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="actual")
-    if title:
-        axes.set_title(title, fontsize=9)
-    save_figure(figure, path)
+@dataclass(frozen=True)
+class PageTable:
+    """A row for each class, label or number; of more than :data:`MANY_CLASSES` the page shows the first of ``worst_first``."""
+
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    worst_first: Sequence[int]
+    """Numbers of rows."""
+    worst: str
+    """What the first of them are, in words."""
 
 
-def _most_confused(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the classes to draw, in order: those with the most wrong answers, given or due."""
-    wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
-    most = np.argsort(-wrong, kind="stable")[: MOST_CONFUSED if len(matrix) > MANY_CLASSES else None]
-    return np.sort(most)
-
-
-def draw_calibration(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int, path: Path) -> None:
-    """Draw accuracy over confidence: the largest probability of each image, and whether it is that of the true class."""
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    used = [index for index in range(bins) if (which == index).any()]
-    figure = new_figure(4.2, 4)
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#9ca3af", linestyle="--", linewidth=1)
-    axes.plot(
-        [confidence[which == index].mean() for index in used],
-        [right[which == index].mean() for index in used],
-        color=LINE,
-        marker="o",
-    )
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    save_figure(figure, path)
-
-
-def draw_mistakes(
-    images: NDArray[np.uint8], captions: Sequence[str], path: Path, *, empty: str = "no mistakes on the test set"
+def write_page(
+    title: str, totals: dict[str, float], facts: dict[str, object], table: PageTable, pictures: dict[str, str], path: Path
 ) -> None:
-    """Draw images of shape ``(n, size, size, channels)`` in a grid, each with its caption."""
-    columns = max(1, int(np.ceil(np.sqrt(len(images)))))
-    rows = max(1, -(-len(images) // columns))
-    figure = new_figure(1.7 * columns + 0.6, 2.0 * rows + 0.3)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, caption in zip(grid, images, captions, strict=False):
-        axes.imshow(image.squeeze() if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=7, color=INK, parse_math=False)
-    if not len(images):
-        figure.text(0.5, 0.5, empty, ha="center", va="center")
-    save_figure(figure, path)
-
-
-def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: dict[str, str], path: Path) -> None:
-    """Write one HTML page: totals, facts, scores per class, and embedded pictures (caption -> file in the same folder)."""
+    """Write one HTML page: totals, facts, a table, and embedded pictures (caption -> file in the same folder)."""
     template = Environment(autoescape=True, keep_trailing_newline=True).from_string(PAGE)
-    shown = sorted(scores.classes, key=lambda item: item.f1)[: None if len(scores.classes) <= MANY_CLASSES else LOWEST]
-    is_cut = len(shown) < len(scores.classes)
+    is_cut = len(table.rows) > MANY_CLASSES
     text = template.render(
         title=title,
         ink=INK,
-        totals=scores.summary(),
+        totals=totals,
         facts=facts,
-        left_out=f": the {LOWEST} lowest F1 of {len(scores.classes):,}, all in classes.csv" if is_cut else "",
-        classes=shown if is_cut else scores.classes,
+        header=table.header,
+        left_out=f": the {WORST} {table.worst} of {len(table.rows):,}, all in classes.csv" if is_cut else "",
+        rows=[table.rows[number] for number in table.worst_first[:WORST]] if is_cut else table.rows,
         pictures={caption: _embedded(path.parent / file) for caption, file in pictures.items()},
     )
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -142,9 +83,3 @@ def write_page(title: str, scores: Scores, facts: dict[str, object], pictures: d
 def _embedded(picture: Path) -> str:
     """Return a picture as a data URI: MLflow's artifact view loads a page without the files beside it."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
-
-
-def short_name(name: str, length: int = 18) -> str:
-    """Shorten a name for a plot; characters that cannot be printed become question marks."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return printable if len(printable) <= length else printable[: length - 1] + "…"

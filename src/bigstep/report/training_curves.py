@@ -1,4 +1,4 @@
-"""Loss and accuracy over the epochs of a training."""
+"""Loss and score over the epochs of a training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ from bigstep.report.figures import ACCENT, LINE, new_figure, save_figure
 __all__ = ["draw_curves"]
 
 
-def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw loss and accuracy over epochs; ``history`` has one row an epoch, as history.csv."""
+def draw_curves(history: Sequence[dict[str, float]], path: Path, score: str = "accuracy") -> None:
+    """Draw loss and score over epochs; ``history`` has one row an epoch, as history.csv."""
     figure = new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
@@ -17,6 +17,6 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     left.plot(epochs, [row["val_loss"] for row in history], color=LINE, label="validation")
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     left.legend(frameon=False)
-    right.plot(epochs, [row["val_accuracy"] for row in history], color=LINE)
-    right.set(xlabel="epoch", ylabel="validation accuracy")
+    right.plot(epochs, [row[f"val_{score}"] for row in history], color=LINE)
+    right.set(xlabel="epoch", ylabel=f"validation {score}")
     save_figure(figure, path)

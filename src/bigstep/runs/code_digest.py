@@ -11,7 +11,7 @@ from bigstep.user_code import digest_user_code, is_user_code
 
 __all__ = ["DECIDING", "NO_RESULT", "digest_code"]
 
-DECIDING = ("randomness", "step", "data", "models", "training")  # packages whose code decides what is learned
+DECIDING = ("randomness", "step", "tasks", "data", "models", "training")  # packages whose code decides what is learned
 NO_RESULT = ("planning", "project.parameters")  # they can refuse or slow a stage, and change nothing that it writes
 
 

@@ -25,10 +25,11 @@ class MetricLog:
         device: torch.device,
         num_epochs: int,
         steps_per_epoch: int,
+        score: str = "accuracy",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Start with nothing; ``clock`` returns seconds."""
-        self._clock = clock
+        """Start with nothing; ``score`` is the task's, ``clock`` returns seconds."""
+        self._clock, self._score = clock, f"val_{score}"
         self.tracker = tracker
         self.device = device
         self.num_epochs = num_epochs
@@ -102,7 +103,7 @@ class MetricLog:
             "num_updates": record.num_updates,
             "train_loss": record.train_loss,
             "val_loss": record.validation.loss,
-            "val_accuracy": record.validation.accuracy,
+            self._score: record.validation.score,
             "learning_rate": self._learning_rate,
         }
         self.rows.append(row)
@@ -120,7 +121,7 @@ class MetricLog:
         left = self._left_seconds(number * self.steps_per_epoch)
         console.print(
             f"epoch {number}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
-            f"val_accuracy {record.validation.accuracy:.4f}{' *' if record.is_best else '  '}  "
+            f"{self._score} {record.validation.score:.4f}{' *' if record.is_best else '  '}  "
             f"{shown['images_per_second']:,.0f} images/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
             f"left {format_seconds(left)}"
         )

@@ -61,7 +61,7 @@ class TrainingRun:
         self._num_samples = len(job.store.indices(Split.TRAIN))
         steps_per_epoch = -(-self._num_samples // job.batch.effective_batch_size)
         self._num_steps = job.params.train.epochs * steps_per_epoch
-        self.log = MetricLog(tracker, state.classifier.mean.device, job.params.train.epochs, steps_per_epoch)
+        self.log = MetricLog(tracker, state.classifier.mean.device, job.params.train.epochs, steps_per_epoch, state.task.score)
         if resumed is not None:
             self.log.load_state_dict(resumed.values, state.step)
             tracker.set_tags(resumed.tags)
@@ -100,7 +100,7 @@ class TrainingRun:
         model, state = self.job.params.model, self.state
         if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
             validation = recalibrate_best(state, self.job.store)
-            console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_accuracy {validation.accuracy:.4f}")
+            console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_{state.task.score} {validation.score:.4f}")
 
     def save(self) -> None:
         """Write a checkpoint, after the metrics up to it."""
@@ -132,9 +132,9 @@ class TrainingRun:
 
     def _stopped_before(self, should_stop: ShouldStop) -> bool:
         """Call ``should_stop`` for every epoch before the checkpoint: the caller needs every value."""
+        score = f"val_{self.state.task.score}"
         answers = [
-            should_stop(row["epoch"] * self._num_samples, Validation(row["val_loss"], row["val_accuracy"]))
-            for row in self.log.rows
+            should_stop(row["epoch"] * self._num_samples, Validation(row["val_loss"], row[score])) for row in self.log.rows
         ]
         return any(answers)
 

@@ -9,7 +9,7 @@ from optuna.distributions import IntDistribution
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import Override, apply_overrides
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.memory_budget import available_bytes, budget_bytes, bytes_over_budget, predict
 from bigstep.planning.plan import find_plan, recommend
@@ -21,9 +21,10 @@ from bigstep.runtime.device import choose_device
 from bigstep.search.space import EFFECTIVE, MICRO, Space
 from bigstep.search.trial_params import trial_params
 from bigstep.training.invariance import check_slice_invariance
-from bigstep.training.setup import build_training
+from bigstep.training.setup import build_training, task_of_store
 
 __all__ = [
+    "check_objectives",
     "describe_space",
     "fix_memory_format",
     "largest_micro",
@@ -46,6 +47,21 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
     found = check_slice_invariance(state, params.train, store)
     state.guard.close()
     return "" if found.holds else found.reason
+
+
+def check_objectives(params: Params, store: Store) -> None:
+    """Refuse an objective that is the score of another task than the data's.
+
+    Raises:
+        ConfigError: one line.
+    """
+    task = task_of_store(store)
+    allowed = ("val_loss", f"val_{task.score}", "seconds", "peak_bytes")
+    for name in params.search.objectives:
+        if name not in allowed:
+            raise ConfigError(
+                f"search.objective: expected {', '.join(allowed)} with targets of {task.name}, got {name}; write {allowed[1]}"
+            )
 
 
 def describe_space(params: Params, space: Space) -> str:

@@ -14,13 +14,18 @@ from optuna.trial import FrozenTrial
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.optuna_mlflow.trial_mapping import RUN_ID
 
-__all__ = ["LEARNED", "MEASURED", "SIZES", "SURPLUS", "WORKER", "TrialRecord"]
+__all__ = ["MEASURED", "SCORES", "SIZES", "SURPLUS", "WORKER", "TrialRecord", "learned"]
 
 WORKER, SURPLUS = "worker", "surplus"
 SIZES = ("learning_rate", "effective_batch_size", "micro_batch_size", "accumulation_steps")
-LEARNED = ("val_loss", "val_accuracy", "best_epoch", "epochs", "num_updates", "diverged")
+SCORES = ("accuracy", "f1", "mae")  # of the tasks, beside the loss
 MEASURED = ("seconds", "images_per_second", "peak_bytes")
 ATTRIBUTES = {"heartbeat": "beat", "retries": "try", "run_id": RUN_ID}  # where a field's name is not the attribute's
+
+
+def learned(score: str) -> tuple[str, ...]:
+    """Return the fields of what a trial learned, in a task with this score."""
+    return ("val_loss", f"val_{score}", "best_epoch", "epochs", "num_updates", "diverged")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class TrialRecord:
 
     val_loss: float | None = None
     val_accuracy: float | None = None
+    val_f1: float | None = None
+    val_mae: float | None = None
     best_epoch: int | None = None
     """Counted from 1 (from 0 in trials of earlier versions)."""
     epochs: int | None = None

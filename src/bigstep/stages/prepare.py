@@ -12,8 +12,12 @@ from bigstep.data.sources import open_source
 from bigstep.data.store import StorePaths
 from bigstep.data.store_writer import prepare_store
 from bigstep.stages.stage_runner import Stage, run_stage
+from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 
 __all__ = ["main", "prepare"]
+
+
+OUTPUTS = {CLASSIFICATION: "classes", MULTILABEL: "labels", REGRESSION: "targets"}
 
 
 def main(started: float | None = None) -> int:
@@ -42,11 +46,10 @@ def prepare(stage: Stage) -> None:
 
 
 def _report(manifest: Manifest, num_repeated: int, folder: Path) -> None:
-    counts = ", ".join(f"{sum(counts.values()):,} {part}" for part, counts in manifest.counts.items())
+    counts = ", ".join(f"{count:,} {part}" for part, count in manifest.part_sizes.items())
     size, channels = manifest.size, manifest.channels
-    console.print(
-        f"{short_source(manifest.source)}: {counts} images of {size} x {size} x {channels}, {len(manifest.classes)} classes"
-    )
+    outputs = f"{len(manifest.classes)} {OUTPUTS[manifest.task]}"
+    console.print(f"{short_source(manifest.source)}: {counts} images of {size} x {size} x {channels}, {outputs}")
     if manifest.num_refused:
         console.print(f"{manifest.num_refused:,} files skipped, listed in {folder / 'skipped.csv'}:")
         for reason, count in manifest.refused.items():

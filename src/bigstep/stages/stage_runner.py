@@ -16,6 +16,7 @@ from bigstep.config.yaml_files import read_yaml
 from bigstep.console import show_log
 from bigstep.errors import UserError
 from bigstep.project.attempts import begin_stage, find_key, finish_stage, writer_lock
+from bigstep.project.code_lists import check_code_list
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
 from bigstep.project.stage_inputs import StageInputs, check_earlier_stages, read_inputs
@@ -134,6 +135,7 @@ def _open(name: str, signals: Signals) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
+    check_code_list(paths.root, name)
     if is_set(DVC_STAGE):
         check_earlier_stages(paths.root, name, content)  # under the names that DVC compares, former ones included
     lines = update_content(content)

@@ -2,20 +2,18 @@
 
 from typing import Any
 
-import numpy as np
-
 from bigstep.atomic_files import whole_file, write_csv, write_json
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
-from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.paths import StagePaths
 from bigstep.report.training_curves import draw_curves
-from bigstep.tracking.tracker import DatasetRecord, ModelRecord, Tracker
-from bigstep.training.state import Best, TrainingState
+from bigstep.runs.trained_model import model_card, model_record
+from bigstep.tracking.tracker import DatasetRecord, Tracker
+from bigstep.training.state import TrainingState
 
 __all__ = ["dataset_record", "log_results", "write_results"]
 
@@ -37,10 +35,10 @@ def write_results(
     if best is None:
         raise ModelError(f"{params.train.monitor}: expected a finite value in some epoch, got none; lower train.learning_rate")
     folder = paths.train
-    card = save_model(best.weights, _card(store, state, best, params, batch), folder)
+    card = save_model(best.weights, model_card(store, state, best, params, batch), folder)
     metrics = {
         "best_val_loss": best.loss,
-        "best_val_accuracy": best.accuracy,
+        f"best_val_{state.task.score}": best.score,
         "best_epoch": best.epoch + 1,
         "epochs": state.epoch,
         "num_updates": state.num_updates,
@@ -48,29 +46,9 @@ def write_results(
     }
     write_csv(list(rows[0]), ([row[name] for name in rows[0]] for row in rows), folder / "history.csv")
     with whole_file(folder / "curves.png") as beside:
-        draw_curves(rows, beside)
+        draw_curves(rows, beside, state.task.score)
     write_json(metrics, folder / "metrics.json")
     return card
-
-
-def _card(store: Store, state: TrainingState, best: Best, params: Params, batch: BatchSizes) -> ModelCard:
-    manifest = store.manifest
-    return ModelCard(
-        model=params.model.model_dump(mode="json"),
-        classes=manifest.classes,
-        size=manifest.size,
-        channels=manifest.channels,
-        mean=manifest.mean,
-        std=manifest.std,
-        precision=params.train.precision,
-        effective_batch_size=batch.effective_batch_size,
-        epoch=best.epoch + 1,
-        num_updates=state.num_updates,
-        val_loss=best.loss,
-        val_accuracy=best.accuracy,
-        data_digest=manifest.digest,
-        validation_digest=manifest.digests["validation"],
-    )
 
 
 def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:
@@ -84,20 +62,11 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         tracker.log_file(path, "train")
     tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
-    example = np.pad(
-        np.asarray(store.images[store.indices(Split.VALIDATION)[:2]]), ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge"
-    )
-    tags = {
-        "bigstep.weights_sha256": card.weights_sha256,
-        "bigstep.validation_digest": card.validation_digest,
-        "bigstep.val_loss": repr(card.val_loss),
-        "bigstep.val_accuracy": repr(card.val_accuracy),
-    }
-    tracker.log_model(ModelRecord(paths.train, example, card.classes, tags))
+    tracker.log_model(model_record(paths.train, store, card))
 
 
 def dataset_record(store: Store, context: str) -> DatasetRecord:
     """Describe the data that a run used."""
     manifest = store.manifest
-    profile = {f"num_{part}": sum(counts.values()) for part, counts in manifest.counts.items()}
+    profile = {f"num_{part}": count for part, count in manifest.part_sizes.items()}
     return DatasetRecord(short_source(manifest.source), manifest.digest, manifest.source, context, profile)

@@ -121,7 +121,7 @@ class MlflowTracker:
         channels = model.example.shape[3]
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, channels))]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)), name=model.output)]),
         )
         packages = ("mlflow", "numpy", "torch")
         with known_packages(packages), mlflow.start_run(run_id=self.run_id):
@@ -132,7 +132,7 @@ class MlflowTracker:
                 input_example=model.example.astype(np.float32),
                 serialization_format="pt2",
                 pip_requirements=[f"{name}=={_public(name)}" for name in packages],
-                metadata={"classes": list(model.classes), **model.tags},
+                metadata={"classes": list(model.classes), "task": model.task, **model.tags},
             )
         self.client.update_run(self.run_id, status="RUNNING")
         source = str(info.model_uri)

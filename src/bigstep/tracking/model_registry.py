@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bigstep.errors import ModelError
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG
 from bigstep.tracking.sealing import COUNT_TAG, SEAL_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Promotion", "produced_by", "promote"]
+__all__ = ["Promotion", "find_version", "produced_by", "promote"]
 
 WEIGHTS, DIGEST = "bigstep.weights_sha256", "bigstep.validation_digest"
 
@@ -96,3 +98,32 @@ def _beats(new: dict[str, str], champion: Any | None, version: str, metric: str,
     better = value < old_value if smaller else value > old_value
     verb = "beats" if better else "does not beat"
     return better, f"{metric.removeprefix('bigstep.')} {value:.4f} {verb} {old_value:.4f} of version {champion.version}"
+
+
+def find_version(client: "MlflowClient", address: str, option: str) -> "ModelVersion":
+    """Return the version that ``name``, ``models:/name/1``, ``models:/name@alias`` or ``runs:/id/model`` means.
+
+    Args:
+        client: of the store.
+        address: what the user wrote.
+        option: where, for the message.
+
+    Raises:
+        ModelError: it is no such address, or the run has no registered model.
+        MlflowException: there is no such model.
+    """
+    scheme, _, rest = address.rpartition(":/")
+    name, _, number = rest.partition("/")
+    if scheme == "runs":
+        found = client.search_model_versions(f"run_id='{name}'") if name.isalnum() else []
+        if found:
+            return found[0]
+        raise ModelError(
+            f"{option}: expected a run with a registered model, got {address}, which has none; name a registered model"
+        )
+    if number.isdecimal():
+        return client.get_model_version(name, number)
+    name, _, alias = rest.partition("@")
+    if "/" in rest:
+        raise ModelError(f"{option}: expected NAME, models:/NAME/VERSION or models:/NAME@ALIAS, got {address}; correct it")
+    return client.get_model_version_by_alias(name, alias or "champion")

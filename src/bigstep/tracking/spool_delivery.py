@@ -22,7 +22,7 @@ from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
 from bigstep.tracking.model_registry import produced_by, promote
 from bigstep.tracking.spool import Sent, Spool
-from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage
+from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, Metric, ModelPackage
 
 __all__ = ["SpoolDelivery", "deliver"]
 
@@ -72,9 +72,9 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
     if not (folder / entry["path"]).exists():
         return  # sent long ago, and deleted since
     classifier, card = load_classifier(folder / entry["path"], code=ANY_CODE)
-    served = ServedClassifier(classifier, card.size).eval()
+    served = ServedClassifier(classifier, card.size, card.output).eval()
     example = np.asarray(entry["example"], np.uint8)
-    tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"]))
+    tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"], card.task, card.output.output))
 
 
 def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
@@ -83,7 +83,8 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
         return
     if trained_in != tracker.run_id:
         tracker.set_tags({"bigstep.trained_in": trained_in})
-    promotion = promote(tracker.client, trained_in, name, metric="val_loss", smaller_is_better=True)
+    metric = tracker.client.get_run(trained_in).data.tags.get(CHAMPION_TAG, "val_loss")
+    promotion = promote(tracker.client, trained_in, name, metric=metric, smaller_is_better=True)
     if promotion is not None:
         role = "champion" if promotion.is_champion else "challenger"
         log.info("MLflow model %s version %s is %s: %s", promotion.name, promotion.version, role, promotion.reason)

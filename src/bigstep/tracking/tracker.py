@@ -5,7 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
 
-__all__ = ["DatasetRecord", "Metric", "ModelPackage", "ModelRecord", "NullTracker", "Tracker", "finite", "split_params"]
+__all__ = [
+    "CHAMPION_TAG",
+    "DatasetRecord",
+    "Metric",
+    "ModelPackage",
+    "ModelRecord",
+    "NullTracker",
+    "Tracker",
+    "finite",
+    "split_params",
+]
+
+CHAMPION_TAG = "bigstep.champion_by"  # of a run: the metric by which its model is compared, where it is not val_loss
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,9 @@ class ModelPackage:
     example: Any
     classes: tuple[str, ...]
     tags: Mapping[str, str]
+    task: str = "classification"
+    output: str = "probabilities"
+    """Name of the output in the signature."""
 
 
 class Tracker(Protocol):

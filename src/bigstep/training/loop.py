@@ -11,7 +11,6 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -27,6 +26,7 @@ from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import BackwardResult
 from bigstep.step.batch_norm import BATCH_NORMS, freeze_statistics, recalibrate
 from bigstep.step.gradient_sum import squared_norm
+from bigstep.tasks.task import Task
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.state import Best, TrainingState
@@ -114,7 +114,7 @@ def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: 
     mixed, targets = mix_batch(
         images,
         labels,
-        state.num_classes,
+        len(state.task.names),
         mixup_alpha=train.mixup_alpha,
         cutmix_alpha=train.cutmix_alpha,
         seed=train.seed,
@@ -154,7 +154,7 @@ def _drop(state: TrainingState, *, has_weight: bool) -> None:
 
 def _judge(state: TrainingState, store: Store) -> Validation:
     size = state.accumulator.micro_batch_size
-    return _evaluate(state, lambda: validate(state.evaluated_model, ordered_batches(store, Split.VALIDATION, size)))
+    return _evaluate(state, lambda: validate(state.evaluated_model, ordered_batches(store, Split.VALIDATION, size), state.task))
 
 
 def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
@@ -178,11 +178,12 @@ def _diverged(state: TrainingState, train: TrainConfig) -> str:
 
 def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> EpochRecord:
     validation = _judge(state, store)
-    value = validation.loss if train.monitor == "val_loss" else -validation.accuracy
+    score = -validation.score if state.task.higher_is_better else validation.score
+    value = validation.loss if train.monitor == "val_loss" else score
     is_best = math.isfinite(value) and (state.best is None or value < state.best.value)
     if is_best:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in state.evaluated_model.network.state_dict().items()}
-        state.best = Best(state.epoch, value, validation.loss, validation.accuracy, weights)
+        state.best = Best(state.epoch, value, validation.loss, validation.score, weights)
     state.epochs_without_gain = 0 if is_best else state.epochs_without_gain + 1
     if isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step(value)
@@ -203,21 +204,16 @@ def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> Epo
 
 
 @torch.no_grad()
-def validate(classifier: Classifier, batches: Iterator[tuple[Tensor, Tensor]]) -> Validation:
+def validate(classifier: Classifier, batches: Iterator[tuple[Tensor, Tensor]], task: Task) -> Validation:
     """Evaluate a classifier on a split: losses are summed over all samples and divided once."""
     was_training = classifier.training
     classifier.eval()
     device = classifier.mean.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    count = 0
+    tally = task.tally(device)
     for images, labels in batches:
-        logits, targets = classifier(images.to(device)), labels.to(device)
-        loss += F.cross_entropy(logits.double(), targets, reduction="sum")
-        correct += (logits.argmax(dim=1) == targets).sum()
-        count += len(labels)
+        tally.add(classifier(images.to(device)), labels.to(device))
     classifier.train(was_training)
-    return Validation(float(loss) / count, float(correct) / count)
+    return Validation(*tally.result())
 
 
 def _out_of_patience(state: TrainingState, train: TrainConfig) -> bool:
@@ -244,5 +240,5 @@ def recalibrate_best(state: TrainingState, store: Store) -> Validation:
     _evaluate(state, lambda: recalibrate(judged, batches, lambda batch: judged(batch[0].to(device))))
     validation = _judge(state, store)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in judged.network.state_dict().items()}
-    state.best = replace(state.best, loss=validation.loss, accuracy=validation.accuracy, weights=weights)
+    state.best = replace(state.best, loss=validation.loss, score=validation.score, weights=weights)
     return validation

@@ -32,10 +32,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over a part of the data, with plain cross-entropy: no smoothing, no class weights."""
+    """Means over a part of the data: the task's plain loss (no smoothing, no class weights), and its score."""
 
     loss: float
-    accuracy: float
+    score: float
+    """Accuracy; of several labels their F1, of numbers the absolute error."""
 
 
 @dataclass(frozen=True)

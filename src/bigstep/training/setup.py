@@ -18,12 +18,13 @@ from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.runtime.device import choose_device, memory_format, set_threads
-from bigstep.training.class_weights import class_weights
+from bigstep.tasks.registry import task_of
+from bigstep.tasks.task import Task
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.compiled_check import compile_training
 from bigstep.training.state import TrainingState, build_state
 
-__all__ = ["build_training"]
+__all__ = ["build_training", "task_of_store"]
 
 NUM_AUGMENTED = 32  # images on which a list of transforms is tried
 
@@ -32,22 +33,23 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
     """Build what a training starts with; ``weights`` is the file of model.weights.
 
     Raises:
-        ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, or the
-            training cannot be compiled.
+        ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, a key
+            means nothing for the targets, or the training cannot be compiled.
         ModelError: the weights do not fit the model.
     """
     model, train, hardware = params.model, params.train, params.hardware
     check_compile(model, hardware)
     _check_batch_norm(model, batch, len(store.indices(Split.TRAIN)))
     _check_augmentation(train, store)
+    task = task_of_store(store)
+    task.check(train)
     set_threads(hardware)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
     manifest = store.manifest
-    shape = InputShape(manifest.channels, manifest.size, len(manifest.classes))
     classifier = build_classifier(
         model,
-        shape,
+        InputShape.of(manifest),
         mean=manifest.mean,
         std=manifest.std,
         memory_format=memory_format(hardware),
@@ -59,8 +61,8 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         train,
         batch,
         num_samples=len(store.indices(Split.TRAIN)),
-        num_classes=len(manifest.classes),
-        class_weights=class_weights(train, store),
+        task=task,
+        loss=task.loss(train, store.labels[store.indices(Split.TRAIN)]),
         model=model,
         noise=params.tracking.noise_scale,
     )
@@ -76,6 +78,12 @@ def _first_images(train: TrainConfig, store: Store, count: int) -> tuple[Tensor,
         return images, labels
     transforms = build_transforms(train.augmentation)
     return images.to(transform_sample(transforms, images[0], train.seed, 0, 0).dtype), labels
+
+
+def task_of_store(store: Store) -> Task:
+    """Return the task that prepared data is for."""
+    manifest = store.manifest
+    return task_of(manifest.task, manifest.classes, manifest.target_mean, manifest.target_std)
 
 
 def _check_augmentation(train: TrainConfig, store: Store) -> None:

@@ -65,7 +65,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
     values = {
         "counters": {name: getattr(state, name) for name in COUNTERS},
         "epoch_samples": [samples for _, samples in state.epoch_losses],
-        "best": None if state.best is None else [state.best.epoch, state.best.value, state.best.loss, state.best.accuracy],
+        "best": None if state.best is None else [state.best.epoch, state.best.value, state.best.loss, state.best.score],
         "optimizer": plain,
         "rates": [[group["lr"], group.get("initial_lr")] for group in optimizer["param_groups"]],
         "schedule": _plain_schedule(state.schedule),
@@ -98,8 +98,8 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
         setattr(state, name, values["counters"][name])
     state.epoch_losses = list(zip(tensors[LOSSES].unbind(), values["epoch_samples"], strict=True))
     if values["best"] is not None:
-        epoch, value, loss, accuracy = values["best"]
-        state.best = Best(epoch, value, loss, accuracy, {name: item.clone() for name, item in _below(BEST, tensors).items()})
+        epoch, value, loss, score = values["best"]
+        state.best = Best(epoch, value, loss, score, {name: item.clone() for name, item in _below(BEST, tensors).items()})
     asked, left = values["micro_batch_size"]
     if asked == micro_batch_size:
         state.accumulator.micro_batch_size = left

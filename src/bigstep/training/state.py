@@ -15,9 +15,10 @@ from bigstep.models.building import AUXILIARY_WEIGHTS
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import Accumulator
 from bigstep.step.batch_norm import DeferredStatistics
-from bigstep.step.losses import CrossEntropy, Loss
+from bigstep.step.losses import Loss
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
+from bigstep.tasks.task import Task
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.optimization import build_optimizer, build_schedule
@@ -33,7 +34,7 @@ class Best:
     epoch: int
     value: float
     loss: float
-    accuracy: float
+    score: float
     weights: dict[str, Tensor]
 
 
@@ -67,7 +68,7 @@ class TrainingState:
     average: AveragedModel | NoAverage
     statistics: DeferredStatistics
     noise: NoiseScale
-    num_classes: int
+    task: Task
     frozen_statistics: bool
     guard: OutOfMemoryGuard
     compiled: CompiledClassifier | None = None
@@ -97,8 +98,8 @@ def build_state(
     batch: BatchSizes,
     *,
     num_samples: int,
-    num_classes: int,
-    class_weights: Tensor | None,
+    task: Task,
+    loss: Loss,
     model: ModelConfig,
     noise: str = "none",
 ) -> TrainingState:
@@ -109,8 +110,8 @@ def build_state(
         train: the section ``train``.
         batch: sizes of a step.
         num_samples: of the training part.
-        num_classes: of the data.
-        class_weights: shape ``(num_classes,)``, or None.
+        task: of the data.
+        loss: to train with.
         model: the section ``model``.
         noise: micro-batches whose gradient norm is measured: ``first``, ``every`` or ``none``.
     """
@@ -119,7 +120,6 @@ def build_state(
     classifier.to(precision.parameter_dtype)
     device = next(classifier.parameters()).device
     scaler = precision.build_scaler(device)
-    loss: Loss = CrossEntropy(weight=class_weights, label_smoothing=train.label_smoothing)
     if model.name in AUXILIARY_WEIGHTS:
         loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
     deferred = model.norm == "batch" and model.batch_norm_statistics in ("corrected", "recalibrated")
@@ -145,7 +145,7 @@ def build_state(
         average=_average(classifier, train.ema_decay),
         statistics=statistics,
         noise=NoiseScale(),
-        num_classes=num_classes,
+        task=task,
         guard=OutOfMemoryGuard(device),
         compiled=trained if isinstance(trained, CompiledClassifier) else None,
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",

@@ -15,7 +15,7 @@ from bigstep.search.confirmation import SeedStatistics, SlicingComparison, best_
 from bigstep.search.results.other_slicings import slicing_rows
 from bigstep.search.space import RATE, Space
 from bigstep.search.trial_queue import TrialQueue, is_feasible, value_of
-from bigstep.search.trial_record import LEARNED, MEASURED, SIZES, SURPLUS, TrialRecord
+from bigstep.search.trial_record import MEASURED, SCORES, SIZES, SURPLUS, TrialRecord, learned
 
 __all__ = ["SearchResult", "find", "plot_rows", "winning_params", "write_findings"]
 
@@ -76,10 +76,11 @@ def write_findings(
 ) -> None:
     """Write the tables to ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
     names = [name for name in space.dimensions if "." in name and name != RATE]
-    columns = ["number", "state", "feasible", *SIZES, *names, *LEARNED]
+    score = _score(findings.trials)
+    columns = ["number", "state", "feasible", *SIZES, *names, *learned(score)]
     shown = [trial for trial in findings.trials if TrialRecord.read(trial).failed != SURPLUS]
     _write_rows([_row(trial, columns) for trial in shown], columns, folder / "trials.csv")
-    columns = ["number", "kind", "of", "seed", *SIZES, *LEARNED]
+    columns = ["number", "kind", "of", "seed", *SIZES, *learned(score)]
     _write_rows([_row(trial, columns) for trial in findings.again], columns, folder / "again.csv")
     columns = ["number", *MEASURED, "predicted_bytes"]
     _write_rows([_row(trial, columns) for trial in _complete(shown)], columns, folder / "measured.csv")
@@ -96,6 +97,12 @@ def write_findings(
                 for key, value in values.items()
             ]
             write_yaml(apply_overrides({}, triples), beside)
+
+
+def _score(trials: Sequence[FrozenTrial]) -> str:
+    """Return the name of the score that the trials have beside the loss."""
+    records = [TrialRecord.read(trial) for trial in trials]
+    return next((name for name in SCORES if any(getattr(item, f"val_{name}") is not None for item in records)), SCORES[0])
 
 
 def _summary(findings: SearchResult, space: Space) -> dict[str, Any]:

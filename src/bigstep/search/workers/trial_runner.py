@@ -27,10 +27,11 @@ from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
 from bigstep.search.space import Space
 from bigstep.search.trial_params import trial_params
-from bigstep.search.trial_record import LEARNED, MEASURED, TrialRecord
+from bigstep.search.trial_record import MEASURED, TrialRecord, learned
 from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
+from bigstep.training.setup import task_of_store
 from bigstep.training.snapshot import kept_slicing
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrialRunner", "study_folder"]
 
-WORST_LOSS = 2.0  # times the loss of guessing: the loss of a trial that cannot be trained
+WORST_LOSS = 2.0  # times the loss or error of guessing: that of a trial that cannot be trained
 LOWEST_IMAGES_PER_SECOND = 0.1  # the speed of a trial that cannot be trained
 MIB = 2**20
 
@@ -58,6 +59,7 @@ class TrialRunner:
         """Prepare for the trials of ``request``; ``resident`` are the bytes of this process before it trains."""
         self.project, self.store, self.request = project, store, request
         self.params = check_params(request.content)
+        self.task = task_of_store(store)
         self.space, self.signals, self.resident = space, signals, resident
 
     def run_trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
@@ -169,9 +171,11 @@ class TrialRunner:
             note_run(trial, run_page(request.uri, request.experiment_id, run_id, name))
 
         spool = folder.parents[1] / "spools" / folder.name
-        job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags)
+        models = study_folder(self.project, self.params.search.study) / "models"
+        kept = models / folder.name if kind["bigstep.kind"] == "replicate" else None  # for an ensemble
+        job = TrialJob(params, fit, folder, spool, request.uri, request.experiment, tags, kept)
         outcome = train_trial(self.project, self.store, job, self.signals, report, on_run_id)
-        TrialRecord(**{name: getattr(outcome, name) for name in (*LEARNED, *MEASURED, "noise_scale")}).write(trial)
+        TrialRecord(**{name: outcome.values[name] for name in (*learned(outcome.score), *MEASURED, "noise_scale")}).write(trial)
         if outcome.curves is not None:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")
         return outcome
@@ -180,15 +184,13 @@ class TrialRunner:
         """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time."""
         if outcome.diverged:
             return self._worst(objectives)
-        return [float(getattr(outcome, name)) for name in objectives]
+        return [float(outcome.values[name]) for name in objectives]
 
     def _worst(self, objectives: Sequence[str]) -> list[float]:
         """Return values that no trial that was trained to its end can be worse than."""
-        guessing = math.log(len(self.store.manifest.classes))
         samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(Split.TRAIN))
         known = {
-            "val_loss": WORST_LOSS * guessing,
-            "val_accuracy": 0.0,
+            **{name: WORST_LOSS * value for name, value in self.task.guessing.items()},
             "seconds": samples / LOWEST_IMAGES_PER_SECOND,
             "peak_bytes": float(total_memory_bytes(choose_device(self.params.hardware))),
         }
@@ -199,7 +201,7 @@ def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ShouldS
     """Report each epoch by the number of samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:
-        value = validation.loss if objective == "val_loss" else validation.accuracy
+        value = validation.loss if objective == "val_loss" else validation.score
         if not may_prune or not math.isfinite(value):
             return False
         trial.report(value, samples)

@@ -13,11 +13,13 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ModelError
 from bigstep.memory.measurement import peak_memory_bytes, restart_peak_memory
+from bigstep.models.model_files import save_model
 from bigstep.planning.slicing_choice import CheckedSlicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.training_curves import draw_curves
 from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
+from bigstep.runs.trained_model import model_card
 from bigstep.runs.training_run import ShouldStop, TrainingJob, TrainingRun
 from bigstep.runtime.environment import keep_compiled_code
 from bigstep.runtime.stop_signals import Signals
@@ -41,14 +43,18 @@ class TrialJob:
     uri: str
     experiment: str
     tags: Mapping[str, str]
+    kept_model: Path | None = None
+    """Where the best epoch's model is kept, if it is."""
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """The result of a trial; loss and accuracy are those of the best epoch."""
+    """The result of a trial; loss and score are those of the best epoch."""
 
     val_loss: float
-    val_accuracy: float
+    val_score: float
+    score: str
+    """What the score is: accuracy, f1 or mae."""
     best_epoch: int | None
     """Counted from 1; None: there is no epoch with a finite loss."""
     epochs: int
@@ -63,6 +69,11 @@ class TrialOutcome:
     micro_batch_size: int
     run_id: str | None
     curves: Path | None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything that may be recorded or optimized, by name."""
+        return {**vars(self), f"val_{self.score}": self.val_score}
 
 
 def train_trial(
@@ -120,7 +131,9 @@ def _train(
         console.print(str(error))
     if not is_pruned:
         run.recalibrate()
-    curves = _draw(run.log.rows, job.folder / "curves.png")
+    if job.kept_model is not None and state.best is not None:
+        save_model(state.best.weights, model_card(store, state, state.best, params, job.fit.batch), job.kept_model)
+    curves = _draw(run.log.rows, state.task.score, job.folder / "curves.png")
     tracked.tracker.log_file(job.folder / "curves.png")
     return _outcome(run, curves, is_pruned=is_pruned, has_diverged=has_diverged)
 
@@ -129,7 +142,8 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
     state, best, speed = run.state, run.state.best, run.log.images_per_second
     return TrialOutcome(
         val_loss=float("nan") if best is None else best.loss,
-        val_accuracy=float("nan") if best is None else best.accuracy,
+        val_score=float("nan") if best is None else best.score,
+        score=state.task.score,
         best_epoch=None if best is None else best.epoch + 1,
         epochs=state.epoch,
         num_updates=state.num_updates,
@@ -145,18 +159,18 @@ def _outcome(run: TrainingRun, curves: Path | None, *, is_pruned: bool, has_dive
     )
 
 
-def _draw(rows: list[dict[str, Any]], path: Path) -> Path | None:
+def _draw(rows: list[dict[str, Any]], score: str, path: Path) -> Path | None:
     if not rows:
         return None
     with whole_file(path) as beside:
-        draw_curves(rows, beside)
+        draw_curves(rows, beside, score)
     return path
 
 
 def _log_outcome(tracked: TrackedRun, outcome: TrialOutcome) -> None:
     values = {
         "best_val_loss": outcome.val_loss,
-        "best_val_accuracy": outcome.val_accuracy,
+        f"best_val_{outcome.score}": outcome.val_score,
         "training_seconds": outcome.seconds,
         "training_images_per_second": outcome.images_per_second,
         "training_peak_bytes": outcome.peak_bytes,

@@ -1,11 +1,11 @@
-"""Evaluate a trained classifier on the test set, batch by batch.
+"""The scores of a classifier on the test set, from its probabilities batch by batch.
 
 The scores are those of scikit-learn and torchmetrics, to the bit; importing either takes seconds. The matrix of all
 probabilities is never held: 200,000 images of 1,000 classes would take 1.6 GB.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bigstep.errors import ModelError
-from bigstep.models.classifier import Classifier
+from bigstep.evaluation.predictions import check_finite
 
-__all__ = ["Answers", "ClassScores", "Scores", "confusion_matrix", "predict_probabilities", "score"]
+__all__ = ["Answers", "ClassScores", "Scores", "confusion_matrix", "score"]
 
 TOP = 5
 
@@ -42,6 +41,11 @@ class Scores:
     macro_f1: float
     calibration_error: float
     classes: tuple[ClassScores, ...]
+
+    @property
+    def title(self) -> str:
+        """The most important of them, in words."""
+        return f"{self.accuracy:.2%} test accuracy"
 
     def summary(self) -> dict[str, float]:
         """Return the totals by name."""
@@ -76,8 +80,7 @@ class Answers:
         Raises:
             ModelError: a probability is not a finite number.
         """
-        if not np.isfinite(probabilities).all():
-            raise ModelError("the model: expected finite probabilities on the test set, got NaN; lower train.learning_rate")
+        check_finite(probabilities)
         rows, predicted = np.arange(len(labels)), probabilities.argmax(axis=1)
         double = probabilities.astype(np.float64)
         double /= double.sum(axis=1, keepdims=True)
@@ -99,17 +102,6 @@ class Answers:
     def joined(cls, parts: Sequence["Answers"]) -> "Answers":
         """Join the answers of batches, in their order."""
         return cls(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(cls)))
-
-
-@torch.no_grad()
-def predict_probabilities(
-    classifier: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Yield class probabilities ``(n, num_classes)`` and class indices ``(n,)`` of each batch."""
-    device = classifier.mean.device
-    classifier.eval()
-    for images, labels in batches:
-        yield classifier(images.to(device)).float().softmax(dim=1).cpu().numpy(), labels.numpy()
 
 
 def score(answers: Answers, classes: tuple[str, ...], *, calibration_bins: int) -> Scores:

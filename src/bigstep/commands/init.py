@@ -1,0 +1,97 @@
+"""`bigstep init`: a new project that depends on the installed bigstep."""
+
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from bigstep import __version__
+from bigstep.console import console
+from bigstep.errors import ProjectError
+from bigstep.project.paths import check_project_name
+from bigstep.runs.installed_code import write_code_lists
+
+__all__ = ["init"]
+
+SUFFIX = ".tpl"  # of Python files, which are no code of bigstep
+HIDDEN = "dot-"
+
+
+def init(where: Path) -> int:
+    """Make a project in ``where``: its files, a git repository unless it lies in one, and DVC.
+
+    Returns:
+        0
+
+    Raises:
+        ProjectError: the folder holds something, its name cannot be used, or git or DVC fail; nothing is left behind then.
+    """
+    target = where.absolute()
+    _check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        made = Path(scratch, target.name)
+        _write_files(made, target.name)
+        write_code_lists(made)
+        _start_git_and_dvc(made)
+        if target.exists():
+            target.rmdir()
+        made.replace(target)
+    console.print(f"{where}: a project for bigstep {__version__}\nnext: cd {where} && bigstep repro")
+    return 0
+
+
+def _check_target(target: Path) -> None:
+    check_project_name(target)
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise ProjectError(f"NAME: expected a new or an empty folder, got {target}; choose another name")
+
+
+def _write_files(root: Path, name: str) -> None:
+    values = {"name": name, "version": __version__, "python": platform.python_version()}
+    for path, source in _templates(files("bigstep") / "template", Path()):
+        text = source.read_text(encoding="utf-8")
+        for key, value in values.items():
+            text = text.replace(f"{{{{ {key} }}}}", value)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+
+
+def _templates(folder: Traversable, inside: Path) -> Iterator[tuple[Path, Traversable]]:
+    for item in folder.iterdir():
+        name = item.name.removesuffix(SUFFIX)
+        path = inside / (f".{name.removeprefix(HIDDEN)}" if name.startswith(HIDDEN) else name)
+        if item.is_dir():
+            yield from _templates(item, path)
+        else:
+            yield path, item
+
+
+def _start_git_and_dvc(root: Path) -> None:
+    if shutil.which("git") is None:
+        raise ProjectError("git: expected the program on PATH, which DVC needs, got nothing; install git")
+    inside = _run(["git", "rev-parse", "--is-inside-work-tree"], root.parent).returncode == 0
+    if not inside:
+        _succeed(["git", "init", "--quiet"], root)
+    _succeed([sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if inside else [])], root)
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n", encoding="utf-8")
+
+
+def _succeed(command: Sequence[str], folder: Path) -> None:
+    finished = _run(command, folder)
+    if finished.returncode:
+        lines = (finished.stderr or finished.stdout).strip().splitlines()
+        raise ProjectError(
+            f"{' '.join(command)}: expected success, got {lines[-1] if lines else finished.returncode}; mend that and try again"
+        )
+
+
+def _run(command: Sequence[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)

@@ -1,0 +1,1 @@
+"""Several trained models as one: which to take, how to weigh them, and what that gains."""

@@ -1,0 +1,1 @@
+"""The scores of a trained model on the test part, in each task."""

@@ -1,0 +1,76 @@
+"""What the report of an evaluation is made of, whichever the task."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.atomic_files import whole_file
+from bigstep.data.split import Split
+from bigstep.data.store import Store
+from bigstep.report.evaluation_page import PageTable
+from bigstep.report.evaluation_plots import draw_mistakes
+
+__all__ = ["EvaluationReport", "EvaluationScores", "draw_worst", "shortest"]
+
+
+class EvaluationScores(Protocol):
+    """Scores on the test part."""
+
+    @property
+    def title(self) -> str:
+        """The most important of them, in words."""
+        ...
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """Those of each class, label or number: records whose first field is its name."""
+        ...
+
+    def summary(self) -> dict[str, float]:
+        """Return the totals by name."""
+        ...
+
+
+class EvaluationReport(Protocol):
+    """Collects what a model predicts, and reports on it."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of predictions.csv, after those that name the sample."""
+        ...
+
+    def add(self, predictions: NDArray[np.float32], targets: NDArray[Any]) -> Iterator[list[object]]:
+        """Keep the predictions ``(n, outputs)`` of a batch, and yield the cells of each sample.
+
+        Raises:
+            ModelError: a prediction is not a finite number.
+        """
+        ...
+
+    def scores(self) -> EvaluationScores:
+        """Return the scores on all samples."""
+        ...
+
+    def table(self, scores: Any) -> PageTable:
+        """Return the page's table of classes, labels or numbers."""
+        ...
+
+    def draw(self, store: Store, folder: Path) -> dict[str, str]:
+        """Draw confusion.png, calibration.png and mistakes.png, and return their names by their captions."""
+        ...
+
+
+def draw_worst(
+    store: Store, rows: NDArray[np.int64], captions: list[str], folder: Path, empty: str = "no mistakes on the test set"
+) -> None:
+    """Draw mistakes.png: the test images of these rows."""
+    with whole_file(folder / "mistakes.png") as beside:
+        draw_mistakes(np.asarray(store.images[store.indices(Split.TEST)[rows]]), captions, beside, empty=empty)
+
+
+def shortest(value: np.float32) -> str:
+    """Return the shortest digits that read back as the same number."""
+    return np.format_float_positional(value, unique=True, trim="0")

@@ -1,0 +1,63 @@
+"""The files of an evaluation: predictions, scores by class, pictures, a page and metrics."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from bigstep.atomic_files import whole_file, write_csv, write_json
+from bigstep.config.data import short_source
+from bigstep.data.repeated import count_repeated
+from bigstep.data.split import Split
+from bigstep.data.store import Store
+from bigstep.evaluation.predictions import Predictions
+from bigstep.report.evaluation_page import write_page
+from bigstep.report.evaluation_report import EvaluationReport, EvaluationScores
+
+__all__ = ["write_predictions", "write_results"]
+
+
+def write_predictions(folder: Path, store: Store, batches: Iterable[Predictions], report: EvaluationReport) -> None:
+    """Write predictions.csv batch by batch; the report keeps what it needs of them.
+
+    Args:
+        folder: to write to.
+        store: of the samples.
+        batches: predictions and targets of the test part, in order.
+        report: with nothing in it yet.
+    """
+    indices = store.indices(Split.TEST)
+    names = iter(zip(indices, store.names(indices), strict=True))
+
+    def rows() -> Iterator[list[object]]:
+        for predictions, targets in batches:
+            for cells, (index, name) in zip(report.add(predictions, targets), names, strict=False):
+                yield [index, name, *cells]
+
+    write_csv(["index", "name", *report.columns], rows(), folder / "predictions.csv")
+
+
+def write_results(folder: Path, store: Store, report: EvaluationReport, facts: dict[str, object]) -> EvaluationScores:
+    """Write classes.csv, the pictures, report.html and metrics.json.
+
+    Args:
+        folder: to write to.
+        store: of the samples.
+        report: with the predictions of the test part.
+        facts: about the model, by name, for the page.
+
+    Returns:
+        The scores.
+    """
+    scores = report.scores()
+    table = report.table(scores)
+    header = [table.header[0], *(item.name for item in fields(scores.classes[0])[1:])]
+    write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
+    pictures = report.draw(store, folder)
+    num_repeated = count_repeated(store.paths.repeated, "test")
+    if num_repeated:
+        facts = {**facts, "test images that are in another part, too": num_repeated}
+    title = f"{short_source(store.manifest.source)}: {scores.title}"
+    with whole_file(folder / "report.html") as beside:
+        write_page(title, scores.summary(), facts, table, pictures, beside)
+    write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
+    return scores

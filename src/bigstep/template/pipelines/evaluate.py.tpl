@@ -1,0 +1,9 @@
+"""Stage evaluate of dvc.yaml."""
+
+from installed import importing
+
+with importing() as started:
+    from bigstep.stages.evaluate import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(started))

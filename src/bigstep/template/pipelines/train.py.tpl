@@ -1,0 +1,9 @@
+"""Stage train of dvc.yaml."""
+
+from installed import importing
+
+with importing() as started:
+    from bigstep.stages.train import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(started))
