@@ -96,6 +96,7 @@ UNBOUNDED = {
     "train.nesterov",
     "train.keyed_randomness",
     "hardware.activation_checkpointing",
+    "hardware.compile",
 }
 UNBOUNDED |= {"tracking.experiment", "tracking.registered_model"}
 

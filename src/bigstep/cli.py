@@ -103,7 +103,7 @@ def _repro(options: argparse.Namespace) -> int:
     if options.command == "plan" and code == 0:
         from bigstep.commands.plan import plan
 
-        chosen = {name: getattr(options, name) for name in ("budget", "remeasure", "apply", "seconds")}
+        chosen = {name: getattr(options, name) for name in ("budget", "remeasure", "apply", "seconds", "compile")}
         return plan(ProjectPaths(root), paths, params, **chosen)
     return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
 

@@ -155,6 +155,9 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "plan":
         parser.add_argument("--budget", metavar="SIZE", help="memory limit such as 8GiB; overrides hardware.memory_budget")
         parser.add_argument("--remeasure", action="store_true", help="measure again even if there is a plan")
+        parser.add_argument(
+            "--compile", action="store_true", help="also measure what hardware.compile gains (a minute or more)"
+        )
         parser.add_argument("--apply", action="store_true", help="write the choice into params.yaml, keeping comments")
         parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="time limit for measuring (default: 60)")
     if name == "search":
