@@ -33,8 +33,8 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
     """Build what a training starts with; ``weights`` is the file of model.weights.
 
     Raises:
-        ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, a key
-            means nothing for the targets, or the training cannot be compiled.
+        ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, a key means
+            nothing for the targets, or the training cannot be compiled.
         ModelError: the weights do not fit the model.
     """
     model, train, hardware = params.model, params.train, params.hardware
