@@ -118,7 +118,7 @@ def _claim_run(root: Path) -> None:
 def _init(options: argparse.Namespace) -> int:
     from bigstep.commands.init import init
 
-    return init(Path(options.folder))
+    return init(Path(options.folder), None if options.example is None else Path(options.example))
 
 
 def _ensemble(options: argparse.Namespace) -> int:

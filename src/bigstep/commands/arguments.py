@@ -75,6 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
     text = "make a project in a new folder: files to start from, git and DVC"
     start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
     start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
+    start.add_argument(
+        "--from",
+        dest="example",
+        metavar="FOLDER",
+        help="copy the files of this folder, too; its params.yaml holds what differs (see examples)",
+    )
     text = "verify checksums of data, models and caches"
     commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     text = "find problems left by a crash, a full disk or another program"
