@@ -51,7 +51,7 @@ class Comparison:
 
 
 def plan_ensemble(members: Sequence[Member], store: Store, device: torch.device, *, greedy: bool) -> EnsemblePlan:
-    """Let every member answer the validation part, and decide how often each counts."""
+    """Run every member over the validation part, and decide how often each counts."""
     parts = tuple(predict_part(member.classifier, store, Split.VALIDATION, device) for member in members)
     counts = (1,) * len(members)
     if greedy:

@@ -42,7 +42,7 @@ def nats(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
 
 
 def choose_greedily(members: Sequence[Probabilities], labels: Labels) -> tuple[int, ...]:
-    """Choose how often each member counts: begin with the best, and add the one that helps most until none does.
+    """Choose how often each member counts: start with the best, and add the one that helps most as long as one helps.
 
     Members may be chosen again (Caruana et al., 2004), which weighs them.
 
