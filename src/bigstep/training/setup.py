@@ -73,7 +73,7 @@ def task_of_store(store: Store) -> Task:
 
 
 def check_inputs(train: TrainConfig, manifest: Manifest) -> None:
-    """Refuse what is for images only where the samples are none; the default of ``train.augmentation`` is passed over.
+    """Refuse what is for images only where samples are no images; the default of ``train.augmentation`` is passed over.
 
     Raises:
         ConfigError: one line.
