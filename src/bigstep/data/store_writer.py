@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bigstep.atomic_files import sha256
 from bigstep.config.data import DataConfig
+from bigstep.data.arrays import measure_arrays
 from bigstep.data.decoding import Refusal
 from bigstep.data.manifest import CHECKED_AT_START, Manifest, SourceFile
 from bigstep.data.mapped_array import BLOCK_BYTES, MappedArray, digest_blocks
@@ -125,12 +126,14 @@ def _manifest(
     parts: NDArray[np.uint8],
     reasons: Counter[str],
 ) -> Manifest:
-    size, channels = source.layout.size, source.layout.channels
-    assert size is not None
-    images = MappedArray(paths.images, (len(labels), size, size, channels), None)
-    mean, std = (
-        _measure(images, np.flatnonzero(parts == Split.TRAIN)) if data.pixel_statistics == "measured" else _imagenet(channels)
-    )
+    layout = source.layout
+    size, channels = (0, 0) if layout.shape else (layout.size or 0, layout.channels)
+    images = MappedArray(paths.images, (len(labels), *(layout.shape or (size, size, channels))), None, dtype=layout.dtype)
+    trained_on = np.flatnonzero(parts == Split.TRAIN)
+    if layout.shape:
+        mean, std = measure_arrays(images, trained_on)
+    else:
+        mean, std = _measure(images, trained_on) if data.pixel_statistics == "measured" else _imagenet(channels)
     targets = source.targets
     target_mean, target_std = targets.statistics(labels[parts == Split.TRAIN])
     tables = [path.name for path in (paths.samples, paths.skipped, paths.repeated) if path.exists()]
@@ -158,6 +161,8 @@ def _manifest(
         else dict(zip(SPLITS, np.bincount(parts, minlength=3).tolist(), strict=True)),
         target_mean=target_mean,
         target_std=target_std,
+        sample_shape=layout.shape,
+        sample_dtype=layout.dtype,
     )
 
 

@@ -66,9 +66,12 @@ class EvaluationReport(Protocol):
 def draw_worst(
     store: Store, rows: NDArray[np.int64], captions: list[str], folder: Path, empty: str = "no mistakes on the test set"
 ) -> None:
-    """Draw mistakes.png: the test images of these rows."""
+    """Draw mistakes.png: the test images of these rows; of samples that are no images it only says so."""
+    if not store.manifest.is_image:
+        rows, captions, empty = rows[:0], [], "samples that are no images"
     with whole_file(folder / "mistakes.png") as beside:
-        draw_mistakes(np.asarray(store.images[store.indices(Split.TEST)[rows]]), captions, beside, empty=empty)
+        images = np.asarray(store.images[store.indices(Split.TEST)[rows]]) if len(rows) else np.zeros((0, 1, 1, 1), np.uint8)
+        draw_mistakes(images, captions, beside, empty=empty)
 
 
 def shortest(value: np.float32) -> str:
