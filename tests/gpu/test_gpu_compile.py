@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gpu_cases import batch, build, distance, flat
 
 from bigstep import Accumulator, losses
+from gpu.gpu_cases import batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_cases import KINDS, batch, build, distance, flat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigstep import Accumulator, losses
+from gpu.gpu_cases import KINDS, batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-5}

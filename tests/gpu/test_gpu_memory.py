@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from gpu_cases import batch, build, distance, flat
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
 from bigstep.memory.measurement import peak_growth
 from bigstep.memory.prediction import predict_memory
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError, OutOfMemoryGuard
+from gpu.gpu_cases import batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 SIZE = 64

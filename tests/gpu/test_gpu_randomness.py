@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gpu_cases import KINDS, batch, build, distance, flat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bigstep import Accumulator, losses
 from bigstep.errors import RandomnessError
+from gpu.gpu_cases import KINDS, batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from gpu_cases import build
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
+from gpu.gpu_cases import build
 
 Record = Callable[[str, object], None]
 Step = Callable[[], object]

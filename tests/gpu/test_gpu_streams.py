@@ -3,9 +3,9 @@
 import contextlib
 
 import torch
-from gpu_cases import batch, build, flat
 
 from bigstep import Accumulator, losses
+from gpu.gpu_cases import batch, build, flat
 
 
 def test_a_step_in_a_stream_of_its_own_has_the_same_bits(device: torch.device) -> None:

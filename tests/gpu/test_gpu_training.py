@@ -15,6 +15,8 @@ from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
+from bigstep.step.losses import CrossEntropy
+from bigstep.tasks.classification import Classification
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.snapshot import Snapshot, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState, build_state
@@ -29,7 +31,8 @@ def _state(micro: int, device: torch.device, **train: Any) -> tuple[TrainingStat
     torch.manual_seed(0)
     classifier = build_classifier(model, InputShape(3, 8, 5), mean=(0.5,) * 3, std=(0.25,) * 3).to(device)
     sizes = BatchSizes(EFFECTIVE, micro, -(-EFFECTIVE // micro))
-    options = {"num_samples": 10 * EFFECTIVE, "num_classes": 5, "class_weights": None, "model": model, "noise": "first"}
+    task, loss = Classification(tuple("abcde")), CrossEntropy(label_smoothing=section.label_smoothing)
+    options = {"num_samples": 10 * EFFECTIVE, "task": task, "loss": loss, "model": model, "noise": "first"}
     state = build_state(classifier, section, sizes, **options)
     set_training_mode(state)
     return state, section
