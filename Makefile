@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 ROUNDS ?= 100
 READY := $(VENV)/.ready
+GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs speed memory growth lock clean
+.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs speed memory growth gpu examples lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +66,14 @@ speed: $(READY)  ## measure what a run costs beyond its training, and the choice
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py
 
+examples: $(READY)  ## run every example from `bigstep init` to the metrics, in a temporary folder
+	@$(BIN)/python tools/run_examples.py
+
 growth: $(READY)  ## write docs/growth.md: seconds and memory over the number of images, steps and trials (3 GB of scratch space)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+gpu:  ## run every check on a GPU and write docs/gpu.md; needs torch, torchvision, numpy, pytest and hypothesis only
+	@$(GPU_PYTHON) benchmarks/gpu_page.py
 
 lock: $(READY)  ## resolve requirements.txt, and the peers' requirements-bench.txt, from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -129,6 +129,16 @@ def test_measurements_of_this_machine_and_records_that_name_something_stay(proje
     assert _found(project) == {"plans/former", "attempts/done.json", "attempts/done.lock"}
 
 
+def test_compiled_code_stays_while_some_of_it_is_new(project: ProjectPaths) -> None:
+    assert _found(project) == set()
+    for name in ("ab", "cd"):
+        (project.compiled / name).mkdir(parents=True)
+    _age(project.compiled, 31 * DAY)
+    assert _found(project) == {"compiled"}
+    (project.compiled / "ef").mkdir()
+    assert _found(project) == set()
+
+
 def test_the_command_prints_what_it_removes_and_a_dry_run_removes_nothing(
     project: ProjectPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:

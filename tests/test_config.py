@@ -98,6 +98,7 @@ UNBOUNDED = {
     "train.nesterov",
     "train.keyed_randomness",
     "hardware.activation_checkpointing",
+    "hardware.compile",
 }
 UNBOUNDED |= {"tracking.experiment", "tracking.registered_model"}
 

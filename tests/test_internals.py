@@ -40,6 +40,7 @@ from bigstep.search.dashboard_internals import note_of, open_ended
 from bigstep.step import torch_internals as step_internals
 from bigstep.tracking.database import open_client
 from bigstep.tracking.mlflow_internals import PACKAGES, forget_engine, known_packages, migrations_folder
+from bigstep.training import torch_internals as training_internals
 from dvc_dependencies import ROOT
 
 SOURCE = ROOT / "src" / "bigstep"
@@ -279,6 +280,28 @@ for found in (without, later):
 
 def test_an_optimizer_without_the_compiler_does_the_same_and_does_not_import_it() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", OPTIMIZERS], check=True)
+
+
+def test_the_compiler_knows_the_options_writes_one_code_for_all_sizes_and_has_errors_of_its_own() -> None:
+    assert training_internals.inductor_options() == training_internals.OPTIONS
+    compilations: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compilations.append(len(inputs))
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(lambda rows: rows * 2, backend=backend)
+    for count in (3, 5, 7):
+        rows = torch.ones(count, 2)
+        training_internals.mark_batch(rows)
+        assert compiled(rows).shape == (count, 2)
+    assert len(compilations) == 1
+    with pytest.raises(Exception, match="no-such-backend") as caught:
+        torch.compile(lambda rows: rows + 1, backend="no-such-backend")(torch.ones(2))
+    assert "no-such-backend" in (training_internals.compiler_problem(caught.value) or "")
+    assert training_internals.compiler_problem(ValueError("no-such-backend")) is None
+    torch.compiler.reset()
 
 
 def test_the_versions_of_known_packages_are_compared_without_listing_all_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def _repro(options: argparse.Namespace) -> int:
     if options.command == "plan" and code == 0:
         from bigstep.commands.plan import plan
 
-        chosen = {name: getattr(options, name) for name in ("budget", "remeasure", "apply", "seconds")}
+        chosen = {name: getattr(options, name) for name in ("budget", "remeasure", "apply", "seconds", "compile")}
         return plan(ProjectPaths(root), paths, params, **chosen)
     return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
 
@@ -118,7 +118,7 @@ def _claim_run(root: Path) -> None:
 def _init(options: argparse.Namespace) -> int:
     from bigstep.commands.init import init
 
-    return init(Path(options.folder))
+    return init(Path(options.folder), None if options.example is None else Path(options.example))
 
 
 def _ensemble(options: argparse.Namespace) -> int:

@@ -72,9 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
-    text = "make a project in a new folder: files to start from, git and DVC"
-    start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
-    start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
+    _add_init(commands)
     text = "verify checksums of data, models and caches"
     commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     text = "find problems left by a crash, a full disk or another program"
@@ -100,6 +98,18 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the champion for data.source)",
     )
     return parser
+
+
+def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "make a project in a new folder: files to start from, git and DVC"
+    start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
+    start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
+    start.add_argument(
+        "--from",
+        dest="example",
+        metavar="FOLDER",
+        help="copy the files of this folder, too; its params.yaml holds what differs (see examples)",
+    )
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -155,6 +165,9 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "plan":
         parser.add_argument("--budget", metavar="SIZE", help="memory limit such as 8GiB; overrides hardware.memory_budget")
         parser.add_argument("--remeasure", action="store_true", help="measure again even if there is a plan")
+        parser.add_argument(
+            "--compile", action="store_true", help="also measure what hardware.compile gains (a minute or more)"
+        )
         parser.add_argument("--apply", action="store_true", help="write the choice into params.yaml, keeping comments")
         parser.add_argument("--seconds", type=float, default=60.0, metavar="N", help="time limit for measuring (default: 60)")
     if name == "search":

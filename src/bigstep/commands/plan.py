@@ -7,18 +7,20 @@ from rich.table import Table
 
 from bigstep.atomic_files import whole_file, write_json
 from bigstep.config.batch_sizes import UNMEASURED_MICRO_BATCH
-from bigstep.config.params import Params, read_params
+from bigstep.config.params import Params, check_compile, read_params
 from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.memory.measurement import resident_bytes
+from bigstep.planning.compiled_gain import measure_compiled
 from bigstep.planning.memory_budget import available_bytes, budget_bytes
 from bigstep.planning.plan import find_plan, recommend
 from bigstep.planning.throughput import GAIN, Plan, PlannedSlicing, ThroughputCurve, choose_curve
 from bigstep.planning.work import is_small_training
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.plan_plot import draw_plan
+from bigstep.runtime.environment import keep_compiled_code
 
 __all__ = ["plan"]
 
@@ -32,6 +34,7 @@ def plan(
     remeasure: bool,
     apply: bool,
     seconds: float,
+    compile: bool = False,  # noqa: A002 # as the option
 ) -> int:
     """Measure or read the plan, print it, and write ``plan.json`` and ``plan.png``.
 
@@ -43,6 +46,7 @@ def plan(
         remeasure: measure even if there is a plan.
         apply: write the choice into params.yaml.
         seconds: time limit for measuring.
+        compile: measure the recommended slicing compiled, too, beyond the limit.
 
     Returns:
         0
@@ -65,6 +69,8 @@ def plan(
     ladder, choice = recommend(found, effective, room)
     _print(found, ladder, choice, room)
     _print_gains(found, ladder, choice, room)
+    if compile:
+        _print_compiled(project, params, store, ladder, choice)
     _predicted_line(found, limit)
     _write(found, ladder, choice, limit, room)
     if apply:
@@ -117,6 +123,23 @@ def _print_gains(found: Plan, curve: ThroughputCurve, choice: PlannedSlicing, ro
                 f"train.precision {other.precision} ({other.memory_format}, micro-batches of {best[1].micro_batch_size}) would "
                 f"have {ratio:.2f} times the images/s; it changes the result, so --apply does not write it"
             )
+
+
+def _print_compiled(
+    project: ProjectPaths, params: Params, store: Store, curve: ThroughputCurve, choice: PlannedSlicing
+) -> None:
+    keep_compiled_code(project.compiled)
+    try:
+        check_compile(params.model, params.hardware.model_copy(update={"compile": True}))
+        found = measure_compiled(params, store, curve.memory_format, choice.micro_batch_size)
+    except ConfigError as error:
+        console.print(f"not measured compiled: {error}")
+        return
+    console.print(
+        f"hardware.compile true would have {found.ratio:.2f} times the images/s ({curve.memory_format}, micro-batches of "
+        f"{choice.micro_batch_size}), after {found.compile_seconds:.0f} s of compiling when it is first used; it changes "
+        "rounding, so --apply does not write it"
+    )
 
 
 def _predicted_line(found: Plan, limit: int | None) -> None:

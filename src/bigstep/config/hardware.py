@@ -50,3 +50,7 @@ class HardwareConfig(Section):
         "auto",
         description="memory layout of image tensors in training; auto = contiguous in small trainings, else the faster one",
     )
+    compile: bool = Field(
+        default=False,
+        description="run the passes of training through torch.compile (docs/speed.md); a run that is resumed keeps its choice",
+    )

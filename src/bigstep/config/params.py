@@ -23,7 +23,7 @@ from bigstep.config.train import TrainConfig
 from bigstep.config.yaml_files import Override, nearest, parse_section, problems_of_key, read_yaml
 from bigstep.errors import ConfigError
 
-__all__ = ["SECTIONS", "Params", "check_overrides", "flatten", "parse_params", "read_params"]
+__all__ = ["SECTIONS", "Params", "check_compile", "check_overrides", "flatten", "parse_params", "read_params"]
 
 log = logging.getLogger(__name__)
 ADDED = ("train.loss", "evaluate.metrics")  # keys that count only where they are set: runs of earlier versions lack them
@@ -101,9 +101,29 @@ def parse_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
     params = Params(**sections)
     try:
         _ = params.batch
+        check_compile(params.model, params.hardware)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     return params
+
+
+def check_compile(model: ModelConfig, hardware: HardwareConfig) -> None:
+    """Check that a training may be compiled, if it is to be.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    statistics = model.batch_norm_statistics
+    if hardware.compile and hardware.activation_checkpointing:
+        raise ConfigError(
+            "hardware.compile: expected false with hardware.activation_checkpointing, since compiled code decides itself what "
+            "it recomputes, got true; write false for one of the two"
+        )
+    if hardware.compile and model.norm == "batch" and statistics in ("corrected", "recalibrated"):
+        raise ConfigError(
+            f"hardware.compile: expected false with model.batch_norm_statistics {statistics}, which are collected outside of "
+            "compiled code, got true; write false, or set model.batch_norm_statistics to plain or frozen"
+        )
 
 
 def check_overrides(overrides: Iterable[Override], origin: str) -> None:

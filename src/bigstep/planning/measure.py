@@ -18,7 +18,7 @@ from bigstep.runtime.child_process import start_module
 from bigstep.runtime.device import MEMORY_FORMATS, possible_formats
 from bigstep.tasks.targets import CLASSIFICATION
 
-__all__ = ["MeasuredData", "MeasurementRequest", "climb_configured", "measure", "measure_formats"]
+__all__ = ["MeasuredData", "MeasurementRequest", "ask", "climb_configured", "measure", "measure_formats", "plain_sections"]
 
 LONGEST_WAIT = 600.0  # seconds for ``auto``: its process stops much earlier by itself, unless a single size takes as long
 
@@ -61,6 +61,9 @@ class MeasurementRequest:
     num_samples: int = 0
     """For ``auto``: samples of the training; measuring takes a share of the time for them."""
 
+    compiled: bool = False
+    """Measure the one size of ``sizes`` compiled and not, in turns."""
+
     def section(self, kind: Any) -> Any:
         """Return one section."""
         return parse_section(kind, self.sections, "plan")
@@ -99,10 +102,10 @@ def measure_formats(
     params: Params, data: MeasuredData, sizes: tuple[int, ...], num_samples: int
 ) -> tuple[ThroughputCurve, ...]:
     """Measure ``sizes`` in the possible memory formats, in a share of the time that training ``num_samples`` takes."""
-    sections = _sections(params, {"hardware": {"memory_format": possible_formats(params.hardware)[0]}})
+    sections = plain_sections(params, {"hardware": {"memory_format": possible_formats(params.hardware)[0]}})
     formats = possible_formats(params.hardware)
     request = MeasurementRequest(sections, data, until=0.0, sizes=sizes, formats=formats, num_samples=num_samples)
-    lines = _ask(request, params.model.name, LONGEST_WAIT)
+    lines = ask(request, params.model.name, LONGEST_WAIT)
     curves = []
     for name in formats:
         mine = [line for line in lines if line["memory_format"] == name]
@@ -115,8 +118,8 @@ def measure_formats(
 
 
 def _climb(params: Params, changes: dict[str, dict[str, str]], data: MeasuredData, seconds: float) -> ThroughputCurve | None:
-    sections = _sections(params, changes)
-    lines = _ask(MeasurementRequest(sections, data, until=time.time() + seconds), params.model.name, seconds + 20)
+    sections = plain_sections(params, changes)
+    lines = ask(MeasurementRequest(sections, data, until=time.time() + seconds), params.model.name, seconds + 20)
     rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
     if not rungs:
         return None
@@ -125,7 +128,8 @@ def _climb(params: Params, changes: dict[str, dict[str, str]], data: MeasuredDat
     return ThroughputCurve(precision, memory_format, lines[0]["update_seconds"], rungs, complete)
 
 
-def _sections(params: Params, changes: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
+def plain_sections(params: Params, changes: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return the sections of a request: without starting weights and class weights, and with ``changes``."""
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "train", "hardware", "tracking")}
     sections["model"].update(weights=None, freeze_backbone=False)
     sections["train"].update(class_weights=None, effective_batch_size=params.batch.effective_batch_size)
@@ -134,7 +138,7 @@ def _sections(params: Params, changes: dict[str, dict[str, str]]) -> dict[str, d
     return sections
 
 
-def _ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[str, Any]]:
+def ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[str, Any]]:
     """Run the process that measures, for at most ``seconds``, and return its lines: those before it died, if it did."""
     process = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE)
     assert process.stdin is not None

@@ -15,7 +15,7 @@ from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.tracking import TrackingConfig
 from bigstep.config.train import TrainConfig
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restart_peak_memory
 from bigstep.models.model_files import build_classifier
 from bigstep.planning.coarse import measure_coarsely
@@ -27,6 +27,8 @@ from bigstep.runtime.environment import guard_libraries
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL
 from bigstep.training.chosen_loss import build_loss
+from bigstep.training.compilation import CompiledClassifier
+from bigstep.training.compiled_check import compile_training
 from bigstep.training.loop import set_training_mode, take_step
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState, build_state
@@ -37,6 +39,7 @@ __all__ = ["build_measured_training", "main", "read_request"]
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 COARSE_SECONDS = 0.1  # the same for ``auto``, whose time is short
 MOST = 8  # micro-batches in a measured step of ``auto``
+ROUNDS = 7  # of a training that is compiled and one that is not
 
 
 def main() -> int:
@@ -46,7 +49,9 @@ def main() -> int:
     train: TrainConfig = request.section(TrainConfig)
     set_threads(request.section(HardwareConfig))
     with contextlib.suppress(OutOfMemoryError, MemoryExhaustedError):
-        if request.sizes:
+        if request.compiled:
+            _measure_compiled(request, train)
+        elif request.sizes:
             _measure_coarsely(request, train)
         else:
             _climb(request, train)
@@ -112,6 +117,31 @@ def _measure_coarsely(request: MeasurementRequest, train: TrainConfig) -> None:
         _write({"memory_format": name, "update_seconds": trainings[name][1], "rung": asdict(rung)})
 
 
+def _measure_compiled(request: MeasurementRequest, train: TrainConfig) -> None:
+    """Measure one size compiled and not, in turns, so that another process slows both."""
+    (size,), effective = request.sizes, int(train.effective_batch_size or 1)
+    images, labels = _batch(request, max(1, min(MOST, effective // size)) * size)
+    plain, compiled = (build_measured_training(replace(request, compiled=item), train) for item in (False, True))
+    started = time.perf_counter()
+    try:
+        for state in (plain, compiled):
+            state.accumulator.micro_batch_size = size
+        compile_training(compiled, train, images, labels)
+    except ConfigError as error:
+        _write({"refused": str(error)})
+        return
+    compile_seconds = time.perf_counter() - started
+    for state in (plain, compiled):
+        _step(state, train, images, labels, size)
+
+    def seconds(state: TrainingState) -> float:
+        return _seconds(lambda: _step(state, train, images, labels, size), 1)
+
+    rounds = [(seconds(plain), seconds(compiled)) for _ in range(ROUNDS)]
+    ratio = min(first for first, _ in rounds) / min(second for _, second in rounds)
+    _write({"ratio": ratio, "compile_seconds": compile_seconds})
+
+
 def _batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     data = request.data
@@ -156,7 +186,7 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
     count = data.num_classes
     task = task_of(data.task, [str(number) for number in range(count)], (0.0,) * count, (1.0,) * count)
     state = build_state(
-        classifier,
+        CompiledClassifier(classifier, request.sizes[0]) if request.compiled else classifier,
         train,
         BatchSizes(effective, effective, 1),
         num_samples=10 * effective,

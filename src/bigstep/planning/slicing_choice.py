@@ -1,4 +1,4 @@
-"""Slicing and memory format of a training before it starts: as configured, kept by a checkpoint, or chosen (``auto``)."""
+"""What decides rounding in a training before it starts: as configured, kept by a checkpoint, or chosen (``auto``)."""
 
 from dataclasses import dataclass, replace
 
@@ -14,16 +14,17 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import possible_formats
 from bigstep.training.snapshot import KeptSlicing
 
-__all__ = ["CheckedSlicing", "choose_slicing"]
+__all__ = ["CheckedSlicing", "choose_slicing", "kept_compilation"]
 
 
 @dataclass(frozen=True)
 class CheckedSlicing:
-    """The sizes of a step, the predicted bytes of its tensors, and the memory format: all that decides rounding."""
+    """The sizes of a step, the predicted bytes of its tensors, memory format and compilation: all that decides rounding."""
 
     batch: BatchSizes
     predicted_bytes: int
     memory_format: str
+    compiled: bool = False
 
     @property
     def tags(self) -> dict[str, str]:
@@ -32,11 +33,13 @@ class CheckedSlicing:
             "bigstep.micro_batch_size": str(self.batch.micro_batch_size),
             "bigstep.accumulation_steps": str(self.batch.accumulation_steps),
             "bigstep.memory_format": self.memory_format,
+            "bigstep.compile": str(self.compiled).lower(),
         }
 
     def applied_to(self, params: Params) -> Params:
-        """Return the parameters with the memory format that was chosen."""
-        return replace(params, hardware=params.hardware.model_copy(update={"memory_format": self.memory_format}))
+        """Return the parameters with the memory format that was chosen, compiled or not."""
+        chosen = {"memory_format": self.memory_format, "compile": self.compiled}
+        return replace(params, hardware=params.hardware.model_copy(update=chosen))
 
 
 def choose_slicing(
@@ -73,7 +76,17 @@ def choose_slicing(
     predicted = predict(project, params, store, batch)
     if params.hardware.micro_batch_size != "auto":
         check_budget(params, batch, predicted, resident)
-    return CheckedSlicing(batch, predicted.peak_bytes, memory_format)
+    return CheckedSlicing(batch, predicted.peak_bytes, memory_format, kept_compilation(params, kept))
+
+
+def kept_compilation(params: Params, kept: KeptSlicing | None) -> bool:
+    """Return whether a training is compiled: as it was when it started, whatever ``hardware.compile`` is by now."""
+    asked = params.hardware.compile
+    if kept is None or kept.compiled == asked:
+        return asked
+    was, now = str(kept.compiled).lower(), str(asked).lower()
+    console.print(f"this training was started with hardware.compile={was}, and keeps it; {now} holds from the next one on")
+    return kept.compiled
 
 
 @dataclass(frozen=True)

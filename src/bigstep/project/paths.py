@@ -75,6 +75,11 @@ class ProjectPaths:
         return self.state / "plans"
 
     @property
+    def compiled(self) -> Path:
+        """Code of torch.compile, which unpickles and loads it: no one else may write here."""
+        return self.state / "compiled"
+
+    @property
     def checkpoints(self) -> Path:
         """States of trainings that have not ended."""
         return self.state / "checkpoints"

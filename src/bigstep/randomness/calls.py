@@ -1,4 +1,4 @@
-"""Which random numbers a model draws, and where its samples lie in them: found by running it on two and three samples."""
+"""Which random numbers a model draws, and where its samples lie in them: found by running it on two numbers of samples."""
 
 import random
 import sys
@@ -27,7 +27,9 @@ class RandomCall:
     batch_dim: int | None
 
 
-def find_random_calls(run: Callable[[int], object], device: torch.device, seed: int = 0) -> tuple[RandomCall, ...]:
+def find_random_calls(
+    run: Callable[[int], object], device: torch.device, seed: int = 0, sizes: tuple[int, int] = (2, 3)
+) -> tuple[RandomCall, ...]:
     """Run the model on two and on three samples, and compare the shapes of its random calls; on two only if there is no call.
 
     All random states stay as they are.
@@ -37,22 +39,23 @@ def find_random_calls(run: Callable[[int], object], device: torch.device, seed: 
             state as it was.
         device: of the model.
         seed: of the step; calls that all samples share get the numbers that they will have in it.
+        sizes: the two numbers of samples, the smaller one first.
 
     Raises:
         RandomnessError: a call cannot be keyed; its operation is named.
     """
-    two = _record(run, 2, device, seed)
-    if not two:
+    few = _record(run, sizes[0], device, seed)
+    if not few:
         return ()
-    three = _record(run, 3, device, seed)
-    if [(name, len(shape)) for name, shape in two] != [(name, len(shape)) for name, shape in three]:
+    more = _record(run, sizes[1], device, seed)
+    if [(name, len(shape)) for name, shape in few] != [(name, len(shape)) for name, shape in more]:
         raise RandomnessError(
-            f"model: expected the same random calls for any number of samples, got {len(two)} for two and {len(three)} for "
-            "three; leave out the seed to draw natively"
+            f"model: expected the same random calls for any number of samples, got {len(few)} for {sizes[0]} and {len(more)} "
+            f"for {sizes[1]}; leave out the seed to draw natively"
         )
     return tuple(
-        RandomCall(name, len(small), _batch_dim(name, small, large))
-        for (name, small), (_, large) in zip(two, three, strict=True)
+        RandomCall(name, len(small), _batch_dim(name, small, large, sizes))
+        for (name, small), (_, large) in zip(few, more, strict=True)
     )
 
 
@@ -104,13 +107,13 @@ def _set_foreign_states(states: dict[str, Any]) -> None:
         numpy.random.set_state((kind, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
 
 
-def _batch_dim(name: str, small: torch.Size, large: torch.Size) -> int | None:
-    changed = [dim for dim, (two, three) in enumerate(zip(small, large, strict=True)) if two != three]
+def _batch_dim(name: str, small: torch.Size, large: torch.Size, sizes: tuple[int, int]) -> int | None:
+    changed = [dim for dim, (few, more) in enumerate(zip(small, large, strict=True)) if few != more]
     if not changed:
         return None
-    if len(changed) > 1 or small[changed[0]] * 3 != large[changed[0]] * 2:
+    if len(changed) > 1 or small[changed[0]] * sizes[1] != large[changed[0]] * sizes[0]:
         raise RandomnessError(
-            f"model: expected random calls with one dimension that counts samples, got {name} of shape {tuple(small)} for two "
-            f"samples and {tuple(large)} for three; leave out the seed to draw natively"
+            f"model: expected random calls with one dimension that counts samples, got {name} of shape {tuple(small)} for "
+            f"{sizes[0]} samples and {tuple(large)} for {sizes[1]}; leave out the seed to draw natively"
         )
     return changed[0]

@@ -61,7 +61,7 @@ class KeyedRandomness:
     """Keys a model's random calls; costs nothing if it makes none."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
-        """Key the calls of ``model`` by ``seed``."""
+        """Key the calls of ``model`` by ``seed``; its attribute ``probe_sizes``, if any, replaces two and three samples."""
         self.model = model
         self.seed = seed
         self._calls_by_mode: dict[Any, tuple[RandomCall, ...]] = {}
@@ -88,7 +88,8 @@ class KeyedRandomness:
         known = self._calls_by_mode.get(mode)
         may_branch = only_once and known is not None and any(call.batch_dim is None for call in known)
         if fresh or may_branch or known is None:
-            self._calls_by_mode[mode] = find_random_calls(run, device, seed)
+            sizes = getattr(self.model, "probe_sizes", (2, 3))
+            self._calls_by_mode[mode] = find_random_calls(run, device, seed, sizes)
         return KeyedStep(seed, self._calls_by_mode[mode], device)
 
 

@@ -79,6 +79,7 @@ def find_unneeded(
     yield from _trials(project)
     yield from _workspaces(project, before, kept_workspaces)
     yield from _plans(project, before)
+    yield from _compiled(project, before)
     yield from _attempts(project, before)
 
 
@@ -149,6 +150,13 @@ def _plans(project: ProjectPaths, before: float) -> Iterator[Unneeded]:
             continue  # damaged: `bigstep doctor` moves it away
         if stale and used < before:
             yield Unneeded(folder, "measurements of another torch or machine, or old predictions")
+
+
+def _compiled(project: ProjectPaths, before: float) -> Iterator[Unneeded]:
+    folder = project.compiled
+    written = max((path.stat().st_mtime for path in (folder, *folder.glob("*"))), default=before) if folder.exists() else before
+    if written < before:
+        yield Unneeded(folder, "code that hardware.compile compiles again")
 
 
 def _attempts(project: ProjectPaths, before: float) -> Iterator[Unneeded]:

@@ -6,6 +6,7 @@ before MLflow or DVC is imported; a program that uses bigstep as a library decid
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 __all__ = [
     "DVC_EXPERIMENT",
@@ -24,6 +25,7 @@ __all__ = [
     "child_environment",
     "guard_libraries",
     "is_set",
+    "keep_compiled_code",
     "read_variable",
     "search_path",
 ]
@@ -44,6 +46,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"  # MLflow's store; without it, a database i
 GIVEN_RUN = "MLFLOW_RUN_ID"  # the run that `mlflow run` has started
 GIVEN_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"  # that this run belongs to
 SITE_CACHE = "DVC_SITE_CACHE_DIR"  # DVC unpickles files of this folder: `bigstep` points it to one that no one else can write
+COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # torch.compile unpickles files of this folder, by default one in /tmp
 
 GUARDS = {
     "DVC_NO_ANALYTICS": "1",  # no reports to DVC's makers
@@ -66,6 +69,11 @@ def guard_libraries() -> None:
     """Set :data:`GUARDS`, before MLflow or DVC is imported."""
     for name, text in GUARDS.items():
         os.environ.setdefault(name, text)
+
+
+def keep_compiled_code(folder: Path) -> None:
+    """Make torch.compile keep its code in ``folder``, where no one else writes."""
+    os.environ.setdefault(COMPILED_CODE, str(folder))
 
 
 def read_variable(name: str, default: str = "") -> str:

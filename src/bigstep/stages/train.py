@@ -11,6 +11,7 @@ from bigstep.planning.slicing_choice import choose_slicing
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
+from bigstep.runtime.environment import keep_compiled_code
 from bigstep.stages.attempt_checkpoints import open_checkpoints
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
@@ -49,6 +50,8 @@ def train(stage: Stage) -> None:
     fit = choose_slicing(stage.project, params, store, failed_micro_batch_size(mark), checkpoints.kept_slicing())
     batch, params = fit.batch, fit.applied_to(params)
     weights = stage.project.starting_weights(model.weights)
+    if params.hardware.compile:
+        keep_compiled_code(stage.project.compiled)
     state = build_training(store, batch, params, weights=weights)
     invariance = check_slice_invariance(state, params.train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
-from bigstep.config.params import Params
+from bigstep.config.params import Params, check_compile
 from bigstep.config.train import TrainConfig
 from bigstep.data.manifest import Manifest
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.seeding import derive_key
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.data.transforms import check_transforms
+from bigstep.data.transforms import build_transforms, check_transforms, transform_sample
 from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
@@ -21,6 +22,8 @@ from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.task import Task
 from bigstep.training.chosen_loss import build_loss
+from bigstep.training.compilation import CompiledClassifier
+from bigstep.training.compiled_check import compile_training
 from bigstep.training.state import TrainingState, build_state
 
 __all__ = ["build_training", "check_inputs", "task_of_store"]
@@ -32,11 +35,12 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
     """Build what a training starts with; ``weights`` is the file of model.weights.
 
     Raises:
-        ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, or a key
-            means nothing for the targets.
+        ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, a key means
+            nothing for the targets, or the training cannot be compiled.
         ModelError: the weights do not fit the model.
     """
     model, train, hardware = params.model, params.train, params.hardware
+    check_compile(model, hardware)
     _check_batch_norm(model, batch, len(store.indices(Split.TRAIN)))
     task = task_of_store(store)
     task.check(train)
@@ -55,8 +59,8 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         weights=weights,
         activation_checkpointing=hardware.activation_checkpointing,
     ).to(device)
-    return build_state(
-        classifier,
+    state = build_state(
+        CompiledClassifier(classifier, batch.micro_batch_size) if hardware.compile else classifier,
         train,
         batch,
         num_samples=len(store.indices(Split.TRAIN)),
@@ -65,6 +69,18 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         model=model,
         noise=params.tracking.noise_scale,
     )
+    if hardware.compile:
+        compile_training(state, train, *_first_images(train, store, batch.micro_batch_size))
+    return state
+
+
+def _first_images(train: TrainConfig, store: Store, count: int) -> tuple[Tensor, Tensor]:
+    """Return ``count`` training images or all, of the type that they have once they are augmented, and their labels."""
+    images, labels = next(ordered_batches(store, Split.TRAIN, count))
+    if isinstance(train.augmentation, str):
+        return images, labels
+    transforms = build_transforms(train.augmentation)
+    return images.to(transform_sample(transforms, images[0], train.seed, 0, 0).dtype), labels
 
 
 def task_of_store(store: Store) -> Task:

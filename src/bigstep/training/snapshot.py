@@ -31,16 +31,19 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class KeptSlicing:
-    """The micro-batch size and memory format that a training started with: they decide rounding."""
+    """What a training started with that decides rounding: micro-batch size, memory format, and whether it is compiled."""
 
     micro_batch_size: int
     memory_format: str
+    compiled: bool = False
 
 
 def kept_slicing(values: Mapping[str, Any]) -> KeptSlicing | None:
     """Read it from a snapshot's values; None in those of versions that did not write it."""
     found = values.get("memory_format")
-    return None if found is None else KeptSlicing(int(values["micro_batch_size"][0]), str(found))
+    if found is None:
+        return None
+    return KeptSlicing(int(values["micro_batch_size"][0]), str(found), bool(values.get("compile", False)))
 
 
 def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
@@ -69,6 +72,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
         "scaler": state.scaler.state_dict() or None,
         "noise": state.noise.sums(),
         "micro_batch_size": [micro_batch_size, state.accumulator.micro_batch_size],
+        "compile": state.compiled is not None,
         "memory_format": str(state.classifier.memory_format).removeprefix("torch.").removesuffix("_format"),
     }
     return Snapshot(state.step, tensors, values)

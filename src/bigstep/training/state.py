@@ -22,6 +22,7 @@ from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
 from bigstep.tasks.task import Task
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
+from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.optimization import build_optimizer, build_schedule
 from bigstep.training.out_of_memory_guard import OutOfMemoryGuard
 
@@ -72,6 +73,8 @@ class TrainingState:
     task: Task
     frozen_statistics: bool
     guard: OutOfMemoryGuard
+    compiled: CompiledClassifier | None = None
+    """Runs the passes of training where they are compiled."""
     epoch: int = 0
     step: int = 0
     num_updates: int = 0
@@ -92,7 +95,7 @@ class TrainingState:
 
 
 def build_state(
-    classifier: Classifier,
+    trained: Classifier | CompiledClassifier,
     train: TrainConfig,
     batch: BatchSizes,
     *,
@@ -105,7 +108,7 @@ def build_state(
     """Build the state of a training before its first step.
 
     Args:
-        classifier: on its device.
+        trained: the classifier on its device, or what compiles it: :func:`compile_training` comes before the first step.
         train: the section ``train``.
         batch: sizes of a step.
         num_samples: of the training part.
@@ -115,6 +118,7 @@ def build_state(
         noise: micro-batches whose gradient norm is measured: ``first``, ``every`` or ``none``.
     """
     precision = PRECISIONS[train.precision]
+    classifier = trained.classifier if isinstance(trained, CompiledClassifier) else trained
     classifier.to(precision.parameter_dtype)
     device = next(classifier.parameters()).device
     scaler = precision.build_scaler(device)
@@ -132,7 +136,7 @@ def build_state(
         classifier=classifier,
         loss=loss,
         accumulator=Accumulator(
-            classifier,
+            trained,
             loss,
             micro_batch_size=batch.micro_batch_size,
             seed=train.seed if train.keyed_randomness else None,
@@ -150,6 +154,7 @@ def build_state(
         noise=NoiseScale(),
         task=task,
         guard=OutOfMemoryGuard(device),
+        compiled=trained if isinstance(trained, CompiledClassifier) else None,
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",
     )
 

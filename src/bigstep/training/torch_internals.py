@@ -1,4 +1,7 @@
-"""What the training knows of torch's optimizers that is not public, with its reason; tests/test_internals.py tries it."""
+"""What the training knows of torch's optimizers and compiler that is not public, with its reason.
+
+tests/test_internals.py tries it.
+"""
 
 import functools
 import inspect
@@ -7,14 +10,38 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["without_compiler"]
+__all__ = ["compiler_problem", "inductor_options", "mark_batch", "without_compiler"]
 
 T = TypeVar("T", bound=Optimizer)
 COMPILER = "torch._dynamo"
 METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 WRAPPERS = ("inner", "_use_grad")  # inside torch: they import the compiler, for code that is being compiled
+
+COMPILERS = (COMPILER, "torch._inductor")
+OPTIONS = {
+    "fallback_random": True,  # numbers are drawn by torch's own operations, which can be keyed
+    "deterministic": True,  # no choice of code by timing where it changes rounding
+}
+
+
+def inductor_options() -> dict[str, Any]:
+    """Return options of torch.compile for code that draws and rounds as it does in the next process."""
+    known = torch._inductor.list_options()  # noqa: SLF001 # what torch.compile's own documentation calls
+    return {name: value for name, value in OPTIONS.items() if name in known}
+
+
+def mark_batch(rows: Tensor) -> None:
+    """Make the compiler write one code for any number of ``rows`` but one; torch documents it under this name only."""
+    torch._dynamo.maybe_mark_dynamic(rows, 0)  # noqa: SLF001
+
+
+def compiler_problem(error: BaseException) -> str | None:
+    """Return the first line of an error of the compiler, which has no public class; None for any other error."""
+    kinds = [kind for kind in type(error).__mro__ if kind.__module__.startswith(COMPILERS)]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0] if kinds else None
 
 
 @functools.cache

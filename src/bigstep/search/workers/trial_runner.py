@@ -16,7 +16,7 @@ from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.trial_mapping import begin_tags
 from bigstep.planning.memory_budget import bytes_over_budget, predict
-from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing
+from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing, kept_compilation
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.checkpoint_files import clear_checkpoints, latest_values
@@ -110,25 +110,22 @@ class TrialRunner:
         except ConfigError as error:
             self._refuse(trial, "possible", 1.0, str(error).splitlines()[0])
             return None
+        values = latest_values(self._folder(trial) / CHECKPOINTS)
+        kept = None if values is None else kept_slicing(values)
         if self.space.kind == "full":
             predicted = predict(self.project, params, self.store, params.batch)
             excess = bytes_over_budget(params, predicted, self.resident) / MIB
-            fit = CheckedSlicing(params.batch, predicted.peak_bytes, possible_formats(params.hardware)[0])
+            format_name, compiled = possible_formats(params.hardware)[0], kept_compilation(params, kept)
+            fit = CheckedSlicing(params.batch, predicted.peak_bytes, format_name, compiled)
             if excess > 0:
                 self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
                 return None
             trial.set_constraint("memory", excess)
             show_constraints(trial)
         else:
-            values = latest_values(self._folder(trial) / CHECKPOINTS)
-            fit = choose_slicing(
-                self.project,
-                params,
-                self.store,
-                kept=None if values is None else kept_slicing(values),
-                always_measured=self.params.hardware.micro_batch_size != "auto",
-            )
-            params = fit.applied_to(params)
+            by_rule = self.params.hardware.micro_batch_size == "auto"
+            fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
+        params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
             fit = replace(fit, batch=fit.batch.at_most(-(-failed_at // 2)))

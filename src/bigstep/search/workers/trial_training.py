@@ -21,6 +21,7 @@ from bigstep.runs.checkpoints import CheckpointWriter
 from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
 from bigstep.runs.trained_model import model_card
 from bigstep.runs.training_run import ShouldStop, TrainingJob, TrainingRun
+from bigstep.runtime.environment import keep_compiled_code
 from bigstep.runtime.stop_signals import Signals
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
@@ -95,6 +96,8 @@ def train_trial(
         StopRequestedError: a signal stopped the process.
     """
     params, batch = job.params, job.fit.batch
+    if params.hardware.compile:
+        keep_compiled_code(project.compiled)
     state = build_training(store, batch, params, weights=project.starting_weights(params.model.weights))
     device = state.classifier.mean.device
     restart_peak_memory(device)
