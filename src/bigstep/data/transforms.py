@@ -13,6 +13,7 @@ from torch import Tensor
 from bigstep.data.seeding import derive_key
 from bigstep.data.transform_building import build_transforms, first_line
 from bigstep.errors import ConfigError
+from bigstep.user_code import user_code_line
 
 __all__ = ["build_transforms", "check_transforms", "keyed_random", "transform_sample"]
 
@@ -58,9 +59,10 @@ def transform_sample(transforms: Any, image: Tensor, seed: int, epoch: int, inde
         except Exception as error:  # whatever torchvision raises, in one line
             if isinstance(error, MemoryError) or ALLOCATOR in str(error):
                 raise
+            own = user_code_line(error)
+            found = own or f"from {_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
             raise ConfigError(
-                f"train.augmentation: expected transforms that accept images of shape {tuple(image.shape)}, got from "
-                f"{_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
+                f"train.augmentation: expected transforms that accept images of shape {tuple(image.shape)}, got {found}"
             ) from None
     _check_result(found, image)
     result: Tensor = found.as_subclass(Tensor)

@@ -26,6 +26,7 @@ from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.runtime.environment import guard_libraries
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL
+from bigstep.training.chosen_loss import build_loss
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.compiled_check import compile_training
 from bigstep.training.loop import set_training_mode, take_step
@@ -190,7 +191,7 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
         BatchSizes(effective, effective, 1),
         num_samples=10 * effective,
         task=task,
-        loss=task.loss(train, None),
+        loss=build_loss(train, task, None, classifier.mean.device),
         model=model,
         noise=request.section(TrackingConfig).noise_scale,
     )

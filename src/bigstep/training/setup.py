@@ -21,6 +21,7 @@ from bigstep.models.model_files import build_classifier
 from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.task import Task
+from bigstep.training.chosen_loss import build_loss
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.compiled_check import compile_training
 from bigstep.training.state import TrainingState, build_state
@@ -64,7 +65,7 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         batch,
         num_samples=len(store.indices(Split.TRAIN)),
         task=task,
-        loss=task.loss(train, store.labels[store.indices(Split.TRAIN)]),
+        loss=build_loss(train, task, store.labels[store.indices(Split.TRAIN)], device),
         model=model,
         noise=params.tracking.noise_scale,
     )
