@@ -66,8 +66,8 @@ speed: $(READY)  ## measure what a run costs beyond its training, and the choice
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py
 
-examples: $(READY)  ## run every example from `bigstep init` to the metrics, in a temporary folder
-	@$(BIN)/python tools/run_examples.py
+examples: $(READY)  ## run every example from `bigstep init` to the metrics, kill it, search, and serve its model
+	@$(BIN)/python -m pytest -q examples/check_examples.py
 
 growth: $(READY)  ## write docs/growth.md: seconds and memory over the number of images, steps and trials (3 GB of scratch space)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py

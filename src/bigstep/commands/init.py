@@ -51,9 +51,9 @@ def init(where: Path, example: Path | None = None) -> int:
             _add_example(made, example)
         write_code_lists(made)
         _start_git_and_dvc(made)
-        if target.exists():
-            target.rmdir()
-        made.replace(target)
+        target.mkdir(exist_ok=True)
+        for item in made.iterdir():  # the folder itself stays: it may be the current one
+            item.rename(target / item.name)
     console.print(f"{where}: a project for bigstep {__version__}\nnext: cd {where} && bigstep repro")
     return 0
 
