@@ -18,6 +18,8 @@ KEYS = [(section, key) for section in SECTIONS for key in section.model_fields]
 OUT_OF_RANGE: dict[str, Any] = {
     "data.image_size": 7,
     "data.channels": 2,
+    "data.table": "",
+    "data.columns": {"where": "x"},
     "data.validation_fraction": 1.0,
     "data.test_fraction": 0.0,
     "data.split_seed": -1,

@@ -26,7 +26,12 @@ from bigstep.errors import ConfigError
 __all__ = ["SECTIONS", "Params", "check_compile", "check_overrides", "flatten", "parse_params", "read_params"]
 
 log = logging.getLogger(__name__)
-ADDED = ("train.loss", "evaluate.metrics")  # keys that count only where they are set: runs of earlier versions lack them
+ADDED = (
+    "data.table",
+    "data.columns",
+    "train.loss",
+    "evaluate.metrics",
+)  # keys that count only where they are set: runs of earlier versions lack them
 
 SECTIONS: tuple[type[Section], ...] = (
     DataConfig,

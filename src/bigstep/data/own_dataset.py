@@ -31,7 +31,7 @@ PARTS: dict[str | None, int] = {None: UNASSIGNED, **{name: number for number, na
 
 @dataclass(frozen=True)
 class OwnSource:
-    """The samples of ``dataset``: ``(image, target)``, or ``(image, target, part)`` with train, validation, test or None."""
+    """The samples of ``dataset``: ``(image, target)``, or with a part (train, validation, test or None), and a group."""
 
     name: str
     place: str
@@ -55,13 +55,13 @@ class OwnSource:
         """
         for index, item in enumerate(_items(self.dataset, self.name)):
             try:
-                image, target, part = _parts_of(item)
+                image, target, part, group = _parts_of(item)
                 pixels = self._numbers(image)
                 label = self.targets.read(target)
             except ValueError as error:
                 raise self._wrong(index, str(error)) from None
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-            yield Sample(f"{index}", label, part, Decoded(pixels, sha256))
+            yield Sample(f"{index}", label, part, Decoded(pixels, sha256), group)
 
     def _numbers(self, sample: Any) -> NDArray[Any]:
         if self.layout.shape:
@@ -149,15 +149,17 @@ def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
         return items, _parts_of(start[0])[0]
 
 
-def _parts_of(item: Any) -> tuple[Any, Any, int]:
-    is_sample = isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3)
-    part = item[2] if is_sample and len(item) == 3 else None
+def _parts_of(item: Any) -> tuple[Any, Any, int, str]:
+    is_sample = isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3, 4)
+    part = item[2] if is_sample and len(item) > 2 else None
+    group = item[3] if is_sample and len(item) > 3 and item[3] is not None else ""
     if not is_sample or not (part is None or isinstance(part, str)) or part not in PARTS:
         shown = f"the part {part!r}" if is_sample else f"a {type(item).__name__}"
         raise ValueError(
-            f"a sample: expected (image, target), or (image, target, part) with {', '.join(SPLITS)} or None, got {shown}"
+            f"a sample: expected (image, target), or (image, target, part[, group]) with a part {', '.join(SPLITS)} or None, "
+            f"got {shown}"
         )
-    return item[0], item[1], PARTS[part]
+    return item[0], item[1], PARTS[part], str(group)
 
 
 def _items(dataset: Any, name: str) -> Iterator[Any]:

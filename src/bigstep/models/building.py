@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigstep.config.model import ModelConfig
+from bigstep.config.model import TIMM, ModelConfig
 from bigstep.config.yaml_files import nearest
 from bigstep.data.manifest import Manifest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
+from bigstep.models.timm_models import build_timm, check_timm
 from bigstep.step.preserved_state import preserved_state
 from bigstep.user_code import call_user_code, is_user_code, load_user_code, place_of, user_code_line
 
@@ -55,11 +56,12 @@ class InputShape:
 
     def network_channels(self, model: ModelConfig) -> int:
         """Channels of the network's input: torchvision's take three."""
-        return self.channels if model.name == "small_cnn" or is_user_code(model.name) else 3
+        takes_any = model.name == "small_cnn" or is_user_code(model.name) or model.name.startswith(TIMM)
+        return self.channels if takes_any else 3
 
 
 def check_model(model: ModelConfig) -> None:
-    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's, nor a project's own.
+    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's or timm's, nor a project's own.
 
     Raises:
         ConfigError: one line.
@@ -68,6 +70,9 @@ def check_model(model: ModelConfig) -> None:
         return
     if is_user_code(model.name):
         load_user_code(model.name, "model", "model.name")
+        return
+    if model.name.startswith(TIMM):
+        check_timm(model)
         return
     import torchvision
 
@@ -131,6 +136,8 @@ def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
         return _own_network(model, shape)
     if shape.sample_shape:
         raise _no_images(model, shape)
+    if model.name.startswith(TIMM):
+        return build_timm(model, shape.channels, shape.num_classes)
     import torchvision
 
     extra: dict[str, object] = {"init_weights": True} if model.name in AUXILIARY_WEIGHTS else {}

@@ -10,7 +10,7 @@ from bigstep.user_code import load_user_code
 
 __all__ = ["check_followed_by_dvc", "check_params", "learning_values"]
 
-NATIVE_SIZES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "image-folder": None}
+NATIVE_SIZES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "image-folder": None, "table": None}
 
 
 def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Params:
