@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs speed memory growth gpu lock clean
+.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs speed memory growth gpu examples lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ speed: $(READY)  ## measure what a run costs beyond its training, and the choice
 
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py
+
+examples: $(READY)  ## run every example from `bigstep init` to the metrics, kill it, search, and serve its model
+	@$(BIN)/python -m pytest -q examples/check_examples.py
 
 growth: $(READY)  ## write docs/growth.md: seconds and memory over the number of images, steps and trials (3 GB of scratch space)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py

@@ -14,6 +14,7 @@ from bigstep.atomic_files import read_json
 from bigstep.cli import main
 from bigstep.config.yaml_files import read_plain
 from bigstep.project.code_lists import check_code_list, list_path, read_code_list
+from bigstep.project.dvc import find_project_root
 from bigstep.runs.installed_code import refresh_code_lists
 from conftest import Shared
 from dvc_dependencies import ROOT, TEMPLATE, template_pipeline
@@ -56,6 +57,20 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_nothing_is_left(
     (line,) = capsys.readouterr().err.splitlines()
     assert "expected a" in line
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "taken"]
+
+
+def test_the_current_folder_becomes_a_project_if_it_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within another repository, too."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["init", "."]) == 0
+    assert "bigstep repro" in capsys.readouterr().out
+    assert Path("dvc.yaml").is_file()
+    assert not Path(".git").exists()
+    assert find_project_root(Path.cwd()) == tmp_path / "here"
 
 
 def test_without_git_there_is_one_line_and_no_folder(

@@ -118,7 +118,7 @@ def _claim_run(root: Path) -> None:
 def _init(options: argparse.Namespace) -> int:
     from bigstep.commands.init import init
 
-    return init(Path(options.folder))
+    return init(Path(options.folder), None if options.example is None else Path(options.example))
 
 
 def _ensemble(options: argparse.Namespace) -> int:
@@ -129,6 +129,13 @@ def _ensemble(options: argparse.Namespace) -> int:
     root = find_project_root(Path.cwd())
     refresh_code_lists(root)
     return ensemble(root, options.members, seeds=options.seeds, study=options.study, greedy=options.greedy, soup=options.soup)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from bigstep.commands.compare import compare
+    from bigstep.project.dvc import find_project_root
+
+    return compare(find_project_root(Path.cwd()), options.runs, as_json=options.json)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -192,6 +199,7 @@ def _mlflow(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "init": _init,
+    "compare": _compare,
     "ensemble": _ensemble,
     "predict": _predict,
     "verify": _verify,

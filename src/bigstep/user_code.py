@@ -4,18 +4,28 @@ It is named ``custom/model/net.py:build`` or ``package.module:Class``. DVC's lis
 depend on ``custom/model``, ``prepare`` depends on ``custom/data``, so code of one folder must not import that of another.
 """
 
+import functools
 import hashlib
 import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigstep.errors import ConfigError, ModelError
 
-__all__ = ["FOLDER", "call_user_code", "digest_user_code", "is_user_code", "load_user_code", "place_of", "user_code_line"]
+__all__ = [
+    "FOLDER",
+    "call_user_code",
+    "digest_user_code",
+    "is_user_code",
+    "load_user_code",
+    "load_user_function",
+    "place_of",
+    "user_code_line",
+]
 
 FOLDER = "custom"
 KINDS = {"model": "a function or class that returns a torch.nn.Module", "data": "a function or class that returns a data set"}
@@ -26,17 +36,19 @@ def is_user_code(name: str) -> bool:
     return ":" in name
 
 
-def load_user_code(name: str, kind: str, key: str) -> Callable[..., Any]:
+def load_user_code(name: str, kind: str, key: str, what: str | None = None) -> Callable[..., Any]:
     """Import what ``name`` names; a file is looked up in the project, the nearest folder with a params.yaml.
 
     Args:
         name: ``custom/<kind>/file.py:name``, or ``package.module:name``.
         kind: ``model`` or ``data``.
         key: of params.yaml, for the message.
+        what: is expected, for the message.
 
     Raises:
         ConfigError: there is no such file, module or name; it does not import; or it imports code of another kind.
     """
+    what = what or KINDS[kind]
     where, _, attribute = name.partition(":")
     root = _project_root()
     module = _module_name(root, where, attribute, kind, key)
@@ -46,11 +58,11 @@ def load_user_code(name: str, kind: str, key: str) -> Callable[..., Any]:
     try:
         found: Any = pkgutil.resolve_name(f"{module}:{attribute}")
     except Exception as error:
-        raise ConfigError(f"{key}: expected {KINDS[kind]} named {name}, got {_reason(error)}; correct it") from error
+        raise ConfigError(f"{key}: expected {what} named {name}, got {_reason(error)}; correct it") from error
     finally:
         sys.path.remove(str(root))
     if not callable(found):
-        raise ConfigError(f"{key}: expected {KINDS[kind]}, got {name}, a {type(found).__name__}; name a function or class")
+        raise ConfigError(f"{key}: expected {what}, got {name}, a {type(found).__name__}; name a function or class")
     if where.endswith(".py"):
         _check_imports(kind, key, before)
     result: Callable[..., Any] = found
@@ -58,7 +70,12 @@ def load_user_code(name: str, kind: str, key: str) -> Callable[..., Any]:
 
 
 def call_user_code(
-    function: Callable[..., Any], name: str, key: str, offered: Mapping[str, Any], options: Mapping[str, Any]
+    function: Callable[..., Any],
+    name: str,
+    key: str,
+    offered: Mapping[str, Any],
+    options: Mapping[str, Any],
+    options_key: str = "",
 ) -> Any:
     """Call ``function`` with the options, and with those of the offered arguments that its signature names.
 
@@ -68,12 +85,13 @@ def call_user_code(
         key: of params.yaml, for the message; the options are those of ``<section>.options``.
         offered: what bigstep knows; left out where the signature does not ask for it.
         options: each an argument.
+        options_key: where they are in params.yaml, for the message; ``<section>.options`` if it is empty.
 
     Raises:
         ConfigError: the signature takes no such option, or asks for more.
         ModelError: the call raised an exception; the line names its file and line.
     """
-    section = key.partition(".")[0]
+    options_key = options_key or f"{key.partition('.')[0]}.options"
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -85,7 +103,7 @@ def call_user_code(
         bound = signature.bind(**arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{key}: expected arguments among {', '.join(offered)} and those of {section}.options "
+            f"{key}: expected arguments among {', '.join(offered) or 'none'} and those of {options_key} "
             f"({', '.join(options) or 'none set'}), got {name}{signature}: {error}; correct one of them"
         ) from None
     try:
@@ -94,8 +112,41 @@ def call_user_code(
         raise ModelError(f"{key} {name}: {_reason(error)}") from error
 
 
+def load_user_function(
+    name: str, key: str, what: str, arguments: Sequence[str], offered: Mapping[str, Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Import a function of ``custom/model``, or a class and make an object of it, that is called with ``arguments``.
+
+    Args:
+        name: as of :func:`load_user_code`.
+        key: of params.yaml.
+        what: is expected, for the message.
+        arguments: by their names, for the message.
+        offered: to a class, as of :func:`call_user_code`.
+        options: arguments of a class, or further arguments of each call of a function.
+
+    Raises:
+        ConfigError: there is no such code, or its signature does not fit.
+        ModelError: making the object raised an exception.
+    """
+    found = load_user_code(name, "model", key, what)
+    is_class = isinstance(found, type)
+    result: Any = call_user_code(found, name, key, offered, options, key) if is_class else functools.partial(found, **options)
+    try:
+        inspect.signature(result if is_class else found).bind(*arguments, **({} if is_class else options))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{key} {name} ({place_of(found)}): expected {what}, called with ({', '.join(arguments)}), got: {error}; correct it"
+        ) from None
+    made: Callable[..., Any] = result
+    return made
+
+
 def place_of(function: Callable[..., Any]) -> str:
-    """Return ``file:line`` of a function or class, or its name."""
+    """Return ``file:line`` of a function or class, or of the class of another object; its name where there is no file."""
+    function = getattr(function, "func", function)  # of a partial
+    if not isinstance(function, type) and not inspect.isroutine(function):
+        function = type(function)
     try:
         path, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
     except (TypeError, OSError):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bigstep import Accumulator, losses
-from gpu.cases import batch, build, distance, flat
+from gpu.gpu_cases import batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigstep import Accumulator, losses
-from gpu.cases import KINDS, batch, build, distance, flat
+from gpu.gpu_cases import KINDS, batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-5}

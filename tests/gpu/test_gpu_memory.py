@@ -13,7 +13,7 @@ from bigstep import Accumulator, losses
 from bigstep.memory.measurement import peak_growth
 from bigstep.memory.prediction import predict_memory
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError, OutOfMemoryGuard
-from gpu.cases import batch, build, distance, flat
+from gpu.gpu_cases import batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 SIZE = 64

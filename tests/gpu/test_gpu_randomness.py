@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bigstep import Accumulator, losses
 from bigstep.errors import RandomnessError
-from gpu.cases import KINDS, batch, build, distance, flat
+from gpu.gpu_cases import KINDS, batch, build, distance, flat
 
 Record = Callable[[str, object], None]
 

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
-from gpu.cases import build
+from gpu.gpu_cases import build
 
 Record = Callable[[str, object], None]
 Step = Callable[[], object]

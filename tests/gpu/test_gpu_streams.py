@@ -6,7 +6,7 @@ import torch
 
 from bigstep import Accumulator, losses
 from bigstep.training.prefetch import prefetched
-from gpu.cases import batch, build, flat
+from gpu.gpu_cases import batch, build, flat
 
 
 def test_a_step_in_a_stream_of_its_own_has_the_same_bits(device: torch.device) -> None:

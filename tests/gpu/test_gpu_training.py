@@ -31,8 +31,8 @@ def _state(micro: int, device: torch.device, **train: Any) -> tuple[TrainingStat
     torch.manual_seed(0)
     classifier = build_classifier(model, InputShape(3, 8, 5), mean=(0.5,) * 3, std=(0.25,) * 3).to(device)
     sizes = BatchSizes(EFFECTIVE, micro, -(-EFFECTIVE // micro))
-    task = Classification(tuple(map(str, range(5))))
-    options = {"num_samples": 10 * EFFECTIVE, "task": task, "loss": CrossEntropy(), "model": model, "noise": "first"}
+    task, loss = Classification(tuple("abcde")), CrossEntropy(label_smoothing=section.label_smoothing)
+    options = {"num_samples": 10 * EFFECTIVE, "task": task, "loss": loss, "model": model, "noise": "first"}
     state = build_state(classifier, section, sizes, **options)
     set_training_mode(state)
     return state, section

@@ -72,9 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGES.items():
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
-    text = "make a project in a new folder: files to start from, git and DVC"
-    start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
-    start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
+    _add_init(commands)
     text = "verify checksums of data, models and caches"
     commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
     text = "find problems left by a crash, a full disk or another program"
@@ -87,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--days", type=float, default=30.0, metavar="N", help="keep what was used in the last N days (default: 30)"
     )
     _add_ensemble(commands)
+    _add_compare(commands)
     _add_server(commands, "mlflow", "start the MLflow UI for the project's runs", 5000, "runs")
     board = _add_server(commands, "dashboard", "start optuna-dashboard for the study", 8080, "studies")
     board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
@@ -100,6 +99,30 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: the champion for data.source)",
     )
     return parser
+
+
+def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "make a project in a new folder: files to start from, git and DVC"
+    start = commands.add_parser("init", help=text, description=text, allow_abbrev=False)
+    start.add_argument("folder", metavar="NAME", help="a new or an empty folder")
+    start.add_argument(
+        "--from",
+        dest="example",
+        metavar="FOLDER",
+        help="copy the files of this folder, too; its params.yaml holds what differs (see examples)",
+    )
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "compare finished runs: parameters, curves, and whether test accuracy differs by more than chance"
+    parser = commands.add_parser("compare", help=text, description=text, allow_abbrev=False)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="`workspace`, a git revision, a DVC experiment, or an MLflow run's id or name; each is compared with the first",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -15,6 +15,7 @@ from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.step.exactness import LayerCheck, check_cuts
+from bigstep.training.chosen_loss import build_loss
 from bigstep.training.invariance import find_invariance
 from bigstep.training.loop import set_training_mode
 from bigstep.training.setup import task_of_store
@@ -88,7 +89,7 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
         params.batch,
         num_samples=len(store.indices(Split.TRAIN)),
         task=task,
-        loss=task.loss(params.train, store.labels[store.indices(Split.TRAIN)]),
+        loss=build_loss(params.train, task, store.labels[store.indices(Split.TRAIN)], classifier.mean.device),
         model=params.model,
     )
 

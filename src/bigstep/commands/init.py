@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from bigstep import __version__
+from bigstep.config.params import check_overrides
+from bigstep.config.yaml_files import apply_overrides, read_plain, read_yaml, write_yaml
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.project.paths import check_project_name
@@ -20,15 +23,22 @@ __all__ = ["init"]
 
 SUFFIX = ".tpl"  # of Python files, which are no code of bigstep
 HIDDEN = "dot-"
+PARAMS = "params.yaml"
+LEFT_OUT = (".git", ".dvc", ".bigstep", ".venv", "mlruns", "results")  # of an example that was run in place
 
 
-def init(where: Path) -> int:
+def init(where: Path, example: Path | None = None) -> int:
     """Make a project in ``where``: its files, a git repository unless it lies in one, and DVC.
+
+    Args:
+        where: a new or an empty folder.
+        example: a folder whose files are copied into it; its params.yaml holds the values that differ from the defaults.
 
     Returns:
         0
 
     Raises:
+        ConfigError: the example's params.yaml breaks a rule.
         ProjectError: the folder holds something, its name cannot be used, or git or DVC fail; nothing is left behind then.
     """
     target = where.absolute()
@@ -37,11 +47,13 @@ def init(where: Path) -> int:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         made = Path(scratch, target.name)
         _write_files(made, target.name)
+        if example is not None:
+            _add_example(made, example)
         write_code_lists(made)
         _start_git_and_dvc(made)
-        if target.exists():
-            target.rmdir()
-        made.replace(target)
+        target.mkdir(exist_ok=True)
+        for item in made.iterdir():  # the folder itself stays: it may be the current one
+            item.rename(target / item.name)
     console.print(f"{where}: a project for bigstep {__version__}\nnext: cd {where} && bigstep repro")
     return 0
 
@@ -62,6 +74,22 @@ def _write_files(root: Path, name: str) -> None:
             text = text.replace(f"{{{{ {key} }}}}", value)
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, encoding="utf-8")
+
+
+def _add_example(root: Path, example: Path) -> None:
+    changes = example / PARAMS
+    if not changes.is_file():
+        raise ProjectError(f"--from: expected a folder with {PARAMS}, as in examples/flowers, got {example}; correct it")
+    values: dict[str, dict[str, Any]] = {section: dict(keys or {}) for section, keys in read_plain(changes).items()}
+    overrides = tuple((section, key, value) for section, keys in values.items() for key, value in keys.items())
+    check_overrides(overrides, str(changes))
+    content = apply_overrides(read_yaml(root / PARAMS), overrides)
+    for item in example.iterdir():
+        if item.is_dir() and item.name not in LEFT_OUT:
+            shutil.copytree(item, root / item.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        elif item.is_file():
+            shutil.copyfile(item, root / item.name)
+    write_yaml(content, root / PARAMS)
 
 
 def _templates(folder: Traversable, inside: Path) -> Iterator[tuple[Path, Traversable]]:

@@ -4,13 +4,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.config.data import short_source
 from bigstep.console import console
-from bigstep.data.decoding import Layout, Refusal, decode_file
+from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file
 from bigstep.errors import ModelError
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
@@ -24,13 +25,17 @@ MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities or values ``(1, outputs)``."""
+    """A model that maps one raw image, uint8 ``(1, height, width, channels)``, to probabilities or values ``(1, outputs)``.
 
-    predictions: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    A model of samples that are no images has a ``sample_shape``, and takes an array of it.
+    """
+
+    predictions: Callable[[NDArray[Any]], NDArray[np.float32]]
     classes: tuple[str, ...]
     """Names of the outputs."""
     channels: int
     task: str
+    sample_shape: tuple[int, ...] = ()
 
 
 def predict(root: Path | None, images: list[Path], model: str | None) -> int:
@@ -54,13 +59,24 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
     layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
     refused = 0
     for path in images:
-        decoded = decode_file(path, layout)
+        decoded = decode_file(path, layout) if not predictor.sample_shape else _read_array(path, predictor.sample_shape)
         if isinstance(decoded, Refusal):
             print(f"bigstep: cannot read {path}: {decoded.reason}; use another file", file=sys.stderr)
             refused += 1
             continue
         console.print(f"{path}: {_answers(predictor, predictor.predictions(decoded.pixels[None])[0])}")
     return 2 if refused else 0
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> Decoded | Refusal:
+    """Read one sample from a file of NumPy (.npy); nothing is unpickled."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        return Refusal(f"expected a .npy file with an array of shape {shape}, got {type(error).__name__}")
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind not in "biuf":
+        return Refusal(f"expected an array of shape {shape}, got {getattr(array, 'shape', type(array).__name__)}")
+    return Decoded(array, "")
 
 
 def _answers(predictor: Predictor, found: NDArray[np.float32]) -> str:
@@ -80,18 +96,18 @@ def is_exported(name: str) -> bool:
 def _from_folder(folder: Path, code: str) -> Predictor:
     import torch
 
-    from bigstep.models.classifier import ServedClassifier
     from bigstep.models.model_files import load_classifier
+    from bigstep.models.serving import serve
 
     classifier, card = load_classifier(folder, code=code)
-    served = ServedClassifier(classifier, card.size, card.output).eval()
+    served = serve(classifier, card)
 
-    def predictions(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predictions(images: NDArray[Any]) -> NDArray[np.float32]:
         with torch.no_grad():
-            answers: NDArray[np.float32] = served(torch.tensor(images)).numpy()
+            answers: NDArray[np.float32] = served(torch.tensor(images.astype(card.sample_dtype))).numpy()
         return answers
 
-    return Predictor(predictions, card.classes, card.channels, card.task)
+    return Predictor(predictions, card.classes, card.channels, card.task, card.sample_shape)
 
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
@@ -115,7 +131,16 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     task = str(model.metadata.metadata.get("task", CLASSIFICATION))
     taken = model.metadata.signature.inputs.inputs[0]
 
-    def predictions(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    if any(size > 0 for size in taken.shape[1:-1]) or len(taken.shape) != 4:
+        return Predictor(
+            lambda arrays: model.predict(arrays.astype(taken.type)),
+            classes,
+            0,
+            task,
+            tuple(int(size) for size in taken.shape[1:]),
+        )
+
+    def predictions(images: NDArray[Any]) -> NDArray[np.float32]:
         # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
         shown = np.concatenate([images, np.full_like(images[:1], 255)])
         answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]

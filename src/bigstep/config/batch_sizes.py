@@ -28,10 +28,8 @@ class BatchSizes:
         """Print the arithmetic of a step."""
         if not self.is_planned:
             return f"effective batch {self.effective_batch_size}, cut as planned"
-        return (
-            f"effective batch {self.effective_batch_size} = {self.accumulation_steps} "
-            f"micro-batches of at most {self.micro_batch_size}"
-        )
+        pieces = "1 micro-batch" if self.accumulation_steps == 1 else f"{self.accumulation_steps} micro-batches"
+        return f"effective batch {self.effective_batch_size} = {pieces} of at most {self.micro_batch_size}"
 
     def at_most(self, micro_batch_size: int) -> "BatchSizes":
         """Return the same effective batch in micro-batches of at most ``micro_batch_size``, and of at least one sample."""

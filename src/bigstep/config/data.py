@@ -7,9 +7,11 @@ from pydantic import Field, model_validator
 from bigstep.config.section import Section
 from bigstep.user_code import is_user_code
 
-__all__ = ["SOURCES", "DataConfig", "short_source"]
+__all__ = ["FILES", "SOURCES", "DataConfig", "short_source"]
 
-SOURCES = ("digits", "fashion-mnist", "cifar10", "image-folder")
+SOURCES = ("digits", "fashion-mnist", "cifar10", "image-folder", "table")
+FILES = ("image-folder", "table")  # sources of image files of any size
+Roles = Literal["path", "class", "labels", "targets", "part", "group"]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,11 +37,27 @@ class DataConfig(Section):
     root: str = Field(
         "data/raw", min_length=1, description="folder with the images, relative to the project; not used by digits"
     )
+    table: str | None = Field(
+        None,
+        min_length=1,
+        description="source table: a .csv or .parquet file below `root` with a row for each image; null = labels.csv or "
+        "labels.parquet",
+        json_schema_extra={"rule": "null or a path"},
+    )
+    columns: dict[Roles, str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]] = Field(
+        {},
+        description="source table: columns that are not called path, class, labels, targets, part or group, such as "
+        "{path: file, targets: [age, weight]}; see docs/custom.md",
+        json_schema_extra={"rule": "mapping of path, class, labels, targets, part or group to a column or a list of columns"},
+    )
     download: bool = Field(default=False, description="download fashion-mnist or cifar10 into `root` if it is missing")
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = Field(
-        None, description="pixels per side after centre crop and resize; null = as in the source (required for image-folder)"
+        None,
+        description="pixels per side after centre crop and resize; null = as in the source (image-folder, table: required)",
     )
-    channels: Literal[1, 3] | None = Field(None, description="1 = grey, 3 = colour; null = as in the source (image-folder: 3)")
+    channels: Literal[1, 3] | None = Field(
+        None, description="1 = grey, 3 = colour; null = as in the source (image-folder, table: 3)"
+    )
     pixel_statistics: Literal["measured", "imagenet"] = Field(
         "measured", description="mean and standard deviation: of the training images, or ImageNet's"
     )
@@ -63,8 +81,17 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.options: expected {{}} with data.source {self.source}, which takes none, got {self.options}; write {{}}"
             )
-        if self.source == "image-folder" and self.image_size is None:
-            raise ValueError("data.image_size: expected a number with data.source image-folder, got null; write for example 64")
+        if self.source in FILES and self.image_size is None:
+            raise ValueError(
+                f"data.image_size: expected a number with data.source {self.source}, got null; write for example 64"
+            )
+        for key, empty in (("table", None), ("columns", {})):
+            if self.source != "table" and getattr(self, key) != empty:
+                shown = "null" if empty is None else "{}"
+                raise ValueError(
+                    f"data.{key}: expected {shown} with data.source {self.source}, got {getattr(self, key)}; "
+                    f"write {shown}, or data.source=table"
+                )
         if self.download and self.source not in ("fashion-mnist", "cifar10"):
             raise ValueError(
                 f"data.download: expected false with data.source {self.source} (nothing to download), got true; write false"

@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from bigstep.config.section import Section
 from bigstep.user_code import is_user_code
 
-__all__ = ["ModelConfig"]
+__all__ = ["TIMM", "ModelConfig"]
+
+TIMM = "timm/"  # before the name of a network of the package timm
 
 
 class ModelConfig(Section):
@@ -19,12 +21,12 @@ class ModelConfig(Section):
     name: str = Field(
         "small_cnn",
         min_length=1,
-        description="`small_cnn` (8 to 64 pixels), any torchvision classifier, or your own network as "
+        description="`small_cnn` (8 to 64 pixels), any torchvision classifier, one of timm as `timm/NAME`, or your own as "
         "`custom/model/file.py:name` or `package.module:name`, see docs/custom.md",
     )
     options: dict[str, Any] = Field(
         {},
-        description="arguments of your own network, such as {depth: 3}",
+        description="arguments of your own network, or of timm's, such as {depth: 3}",
         json_schema_extra={"rule": "mapping of arguments"},
     )
     width: int = Field(32, ge=4, le=1024, description="channels of the first layer (small_cnn only)")
@@ -49,7 +51,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def check(self) -> "ModelConfig":
         """Refuse combinations that cannot work."""
-        if self.options and not is_user_code(self.name):
+        if self.options and not is_user_code(self.name) and not self.name.startswith(TIMM):
             raise ValueError(
                 f"model.options: expected {{}} with model.name {self.name}, which takes none, got {self.options}; write {{}}"
             )

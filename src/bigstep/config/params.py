@@ -17,7 +17,7 @@ from bigstep.config.former_keys import update_content
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.search import SearchConfig
-from bigstep.config.section import Section
+from bigstep.config.section import Section, code_of
 from bigstep.config.tracking import TrackingConfig
 from bigstep.config.train import TrainConfig
 from bigstep.config.yaml_files import Override, nearest, parse_section, problems_of_key, read_yaml
@@ -26,6 +26,12 @@ from bigstep.errors import ConfigError
 __all__ = ["SECTIONS", "Params", "check_compile", "check_overrides", "flatten", "parse_params", "read_params"]
 
 log = logging.getLogger(__name__)
+ADDED = (
+    "data.table",
+    "data.columns",
+    "train.loss",
+    "evaluate.metrics",
+)  # keys that count only where they are set: runs of earlier versions lack them
 
 SECTIONS: tuple[type[Section], ...] = (
     DataConfig,
@@ -49,6 +55,11 @@ class Params:
     hardware: HardwareConfig
     tracking: TrackingConfig
     search: SearchConfig
+
+    @property
+    def training_code(self) -> tuple[str, ...]:
+        """Names of the user's own code that decides what is learned, given the data."""
+        return tuple(dict.fromkeys(code_of([self.model.name, self.train.loss, self.train.augmentation])))
 
     @property
     def batch(self) -> BatchSizes:
@@ -156,5 +167,5 @@ def _items(section: Section) -> Iterator[tuple[str, Any]]:
     for key, value in section.model_dump(mode="json").items():
         if key == "options":
             yield from ((f"options.{name}", option) for name, option in value.items())
-        else:
+        elif f"{section.title}.{key}" not in ADDED or value:
             yield key, value

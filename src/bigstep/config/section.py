@@ -5,7 +5,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.fields import FieldInfo
 
-__all__ = ["Section", "rule_of"]
+from bigstep.user_code import is_user_code
+
+__all__ = ["Named", "Section", "code_of", "named_items", "rule_of"]
+
+Named = str | dict[str, dict[str, Any]]  # a name, with or without arguments
 
 
 class Section(BaseModel):
@@ -18,6 +22,20 @@ class Section(BaseModel):
 
     title: ClassVar[str]
     learning: ClassVar[bool]
+
+
+def named_items(value: Named) -> list[tuple[str, dict[str, Any]]]:
+    """Return names with their arguments."""
+    return [(value, {})] if isinstance(value, str) else list(value.items())
+
+
+def code_of(value: Any) -> list[str]:
+    """Return the names of the user's own code in a value: in lists, and in mappings of names to arguments."""
+    if isinstance(value, str):
+        return [value] if is_user_code(value) else []
+    if isinstance(value, dict):
+        return [name for key, inner in value.items() for name in (*code_of(key), *code_of(inner))]
+    return [name for item in value for name in code_of(item)] if isinstance(value, list | tuple) else []
 
 
 def rule_of(field: FieldInfo) -> str:

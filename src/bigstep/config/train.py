@@ -1,16 +1,15 @@
 """The section ``train``: everything that decides what is learned, given data and model."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bigstep.config.section import Section
+from bigstep.config.section import Named, Section
 
 __all__ = ["TrainConfig"]
 
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Named = str | dict[str, dict[str, Any]]  # a transform, with or without arguments
 Augmentation = Literal["none", "flip", "shift", "shift-flip"] | Annotated[tuple[Named, ...], Field(strict=False, min_length=1)]
 
 
@@ -41,6 +40,12 @@ class TrainConfig(Section):
     lr_decay_epochs: int = Field(10, ge=1, description="schedule step: epochs between reductions")
     lr_decay_factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: factor of each reduction")
     plateau_patience: int = Field(3, ge=0, description="schedule plateau: validations without improvement before a reduction")
+    loss: Named | None = Field(
+        None,
+        description="loss to train with; null = the task's (cross-entropy, binary cross-entropy, squared error), a loss of "
+        "torch.nn such as {HuberLoss: {delta: 2.0}}, or your own as `custom/model/file.py:name`, see docs/custom.md",
+        json_schema_extra={"rule": "null, a name, or {name: {argument: value}}"},
+    )
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing, as in torch's CrossEntropyLoss")
     class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)] | None = Field(
         None, description="`balanced` (by inverse frequency), a list with one weight per class, or null"
@@ -60,7 +65,8 @@ class TrainConfig(Section):
     augmentation: Augmentation = Field(
         "shift",
         description="mirroring, shifts by up to one eighth, or torchvision.transforms.v2 by name; random numbers depend "
-        "on (seed, epoch, sample) only; RandomApply, RandomChoice and RandomOrder nest: see the end of docs/parameters.md",
+        "on (seed, epoch, sample) only; RandomApply, RandomChoice and RandomOrder nest: see the end of docs/parameters.md; "
+        "an entry of a list may be your own, as `custom/model/file.py:name`",
         json_schema_extra={
             "rule": "one of none, flip, shift, shift-flip, or a list of transforms: a name, or {name: {argument: value}}"
         },

@@ -30,18 +30,23 @@ _pillow_limit = threading.Lock()  # Pillow's limit is one for the process
 
 @dataclass(frozen=True)
 class Layout:
-    """How decoded pixels are laid out: ``size`` pixels a side (None: as they are), 1 or 3 channels; more pixels are refused."""
+    """How decoded pixels are laid out: ``size`` pixels a side (None: as they are), 1 or 3 channels; more pixels are refused.
+
+    Samples that are no images have a ``shape`` and a ``dtype`` in place of these.
+    """
 
     size: int | None
     channels: int
     max_pixels: float
+    shape: tuple[int, ...] = ()
+    dtype: str = "uint8"
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels of one file: uint8 of shape ``(size, size, channels)``, and the file's SHA-256."""
+    """Pixels of one file: uint8 of shape ``(size, size, channels)`` (or the numbers of an array), and the file's SHA-256."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     sha256: str
 
 

@@ -13,11 +13,13 @@ from bigstep.data.split import SPLITS
 from bigstep.errors import DataError
 from bigstep.tasks.targets import CLASSIFICATION, REGRESSION, Targets, targets_of
 
-__all__ = ["CHECKED_AT_START", "FORMAT", "Manifest", "SourceFile"]
+__all__ = ["CHECKED_AT_START", "DTYPES", "FORMAT", "Manifest", "SourceFile"]
 
 FORMAT = 2
 FIRST_FORMAT = 1  # without block digests: such a store is read whole before it is used
 LATER: dict[str, Any] = {"task": CLASSIFICATION, "sizes": {}, "target_mean": (), "target_std": ()}
+LATER |= {"sample_shape": (), "sample_dtype": "uint8"}
+DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # those that torch computes with
 CHECKED_AT_START = frozenset({"images.blocks", "labels.npy", "parts.npy"})
 
 
@@ -69,6 +71,9 @@ class Manifest:
     target_mean: tuple[float, ...] = field(default=())
     """Mean of each target in the training part, of regression."""
     target_std: tuple[float, ...] = field(default=())
+    sample_shape: tuple[int, ...] = field(default=())
+    """Of samples that are no images: ``size`` and ``channels`` are 0 then."""
+    sample_dtype: str = field(default="uint8")
 
     @property
     def is_in_blocks(self) -> bool:
@@ -79,6 +84,16 @@ class Manifest:
     def digest(self) -> str:
         """One digest for the data: 64 hexadecimal digits."""
         return self.digests["all"]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the samples are images."""
+        return not self.sample_shape
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of one sample, as it is stored."""
+        return (self.size, self.size, self.channels) if self.is_image else self.sample_shape
 
     @property
     def targets(self) -> Targets:
@@ -111,11 +126,11 @@ class Manifest:
         """
         if not FIRST_FORMAT <= self.format <= FORMAT:
             raise ValueError(f"format {self.format}")
-        if min(self.size, self.channels, self.num_samples) < 1 or not self.classes or "all" not in self.digests:
+        if min(*self.stored_shape, self.num_samples) < 1 or not self.classes or "all" not in self.digests:
             raise ValueError("no samples")
-        if not len(self.mean) == len(self.std) == self.channels or not np.isfinite([*self.mean, *self.std]).all():
+        if not len(self.mean) == len(self.std) == self._num_means() or not np.isfinite([*self.mean, *self.std]).all():
             raise ValueError("mean and std are not one finite number per channel")
-        if min(self.std) <= 0:
+        if min(self.std, default=1) <= 0:
             raise ValueError("std is not positive")
         if self.record != self.summed() and (self.record or self.is_in_blocks):
             raise ValueError("fields with values of the wrong kind")
@@ -125,6 +140,13 @@ class Manifest:
         if self.counts.keys() != set(SPLITS) or any(part.keys() != counted for part in self.counts.values()):
             raise ValueError("counts are missing for a split or class")
         self._check_task()
+
+    def _num_means(self) -> int:
+        if self.is_image:
+            return self.channels
+        if self.sample_dtype not in DTYPES:
+            raise ValueError(f"samples of {self.sample_dtype}")
+        return self.sample_shape[0] if np.dtype(self.sample_dtype).kind == "f" else 0
 
     def _check_task(self) -> None:
         if (self.task != CLASSIFICATION) != (self.sizes.keys() == set(SPLITS)):

@@ -26,19 +26,21 @@ Index = int | np.integer[Any] | slice | list[int] | NDArray[np.int64]
 
 
 class MappedArray:
-    """A read-only array of samples, uint8 of shape ``(n, ...)``, in a file of just these bytes.
+    """A read-only array of samples, of shape ``(n, ...)``, in a file of just these bytes.
 
     An int or a slice returns a view, an array of indices a copy.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], digests: bytes | None, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], digests: bytes | None, block_bytes: int = BLOCK_BYTES, dtype: str = "uint8"
+    ) -> None:
         """Map a file; ``digests`` are those of :func:`digest_blocks`, None checks nothing.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: the file or ``digests`` has another length.
         """
-        size = int(np.prod(shape))
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if path.stat().st_size != size:
             raise ValueError(f"{path.name} does not have the size given in the manifest")
         num_blocks = -(-size // block_bytes) if digests is not None else 0
@@ -52,13 +54,13 @@ class MappedArray:
         self._resident_bytes = 0
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._array: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8).reshape(shape)
+        self._array: NDArray[Any] = np.frombuffer(self._map, dtype).reshape(shape)
 
     def __len__(self) -> int:
         """Count the samples."""
         return self.shape[0]
 
-    def __getitem__(self, index: Index) -> NDArray[np.uint8]:
+    def __getitem__(self, index: Index) -> NDArray[Any]:
         """Return samples.
 
         Raises:
@@ -66,12 +68,12 @@ class MappedArray:
         """
         if self._num_unchecked:
             self._check(self._blocks_of(_as_indices(index, len(self))))
-        found: NDArray[np.uint8] = self._array[index]
+        found: NDArray[Any] = self._array[index]
         places = 1 if isinstance(index, int | np.integer | slice) else len(found)
         self._give_back(found.nbytes + FAULT_BYTES * places)
         return found
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+    def __iter__(self) -> Iterator[NDArray[Any]]:
         """Return each sample."""
         return (self[index] for index in range(len(self)))
 

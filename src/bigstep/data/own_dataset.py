@@ -1,31 +1,37 @@
-"""A data set that the project brings: images in memory with their targets, from a function or class in ``custom/data/``."""
+"""A data set that the project brings: images or arrays with their targets, from a function or class in ``custom/data/``."""
 
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bigstep.config.data import DataConfig
+from bigstep.data.arrays import read_array
 from bigstep.data.decoding import Decoded, Layout, image_pixels, resize_array
 from bigstep.data.manifest import SourceFile
 from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, UNASSIGNED
-from bigstep.errors import DataError
+from bigstep.errors import ConfigError, DataError
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION, Targets, targets_of
 from bigstep.user_code import call_user_code, load_user_code, place_of, user_code_line
 
 __all__ = ["OwnSource", "open_dataset"]
 
 ATTRIBUTES = {"classes": CLASSIFICATION, "labels": MULTILABEL, "targets": REGRESSION}  # of a data set, and the task
+ARRAYS = "arrays"  # the attribute ``inputs`` of a data set whose samples are no images
 LEAST = {"classes": 2}
 PARTS: dict[str | None, int] = {None: UNASSIGNED, **{name: number for number, name in enumerate(SPLITS)}}
 
 
 @dataclass(frozen=True)
 class OwnSource:
-    """The samples of ``dataset``: ``(image, target)``, or ``(image, target, part)`` with train, validation, test or None."""
+    """The samples of ``dataset``: ``(image, target)``, or with a part (train, validation, test or None), and a group."""
 
     name: str
     place: str
@@ -34,6 +40,8 @@ class OwnSource:
     layout: Layout
     files: tuple[SourceFile, ...] = ()
     num_ignored: int = 0
+    like: NDArray[Any] | None = None
+    """The first sample, where samples are no images."""
 
     def __len__(self) -> int:
         """Count the samples; 0 where the data set does not know."""
@@ -45,16 +53,21 @@ class OwnSource:
         Raises:
             DataError: a sample is no image with a target, or reading it raised an exception.
         """
-        assert self.layout.size is not None
         for index, item in enumerate(_items(self.dataset, self.name)):
             try:
-                image, target, part = _parts_of(item)
-                pixels = resize_array(image_pixels(image, self.layout.channels), self.layout.size)
+                image, target, part, group = _parts_of(item)
+                pixels = self._numbers(image)
                 label = self.targets.read(target)
             except ValueError as error:
                 raise self._wrong(index, str(error)) from None
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-            yield Sample(f"{index}", label, part, Decoded(pixels, sha256))
+            yield Sample(f"{index}", label, part, Decoded(pixels, sha256), group)
+
+    def _numbers(self, sample: Any) -> NDArray[Any]:
+        if self.layout.shape:
+            return read_array(sample, self.like)
+        assert self.layout.size is not None
+        return resize_array(image_pixels(sample, self.layout.channels), self.layout.size)
 
     def _wrong(self, index: int, problem: str) -> DataError:
         return DataError(f"data.source {self.name} ({self.place}), sample {index}: {problem}")
@@ -73,8 +86,32 @@ def open_dataset(data: DataConfig, root: Path) -> Source:
     place = place_of(function)
     targets = _targets(dataset, f"data.source {data.source} ({place})")
     items, first = _peek(dataset, data.source, place)
-    layout = Layout(data.image_size or first.shape[0], data.channels or first.shape[2], data.max_megapixels * 1e6)
+    if getattr(dataset, "inputs", None) == ARRAYS or np.ndim(first) == 1:
+        return _array_source(data, place, items, targets, first)
+    with _named(data.source, place):
+        pixels = image_pixels(first)
+    layout = Layout(data.image_size or pixels.shape[0], data.channels or pixels.shape[2], data.max_megapixels * 1e6)
     return OwnSource(data.source, place, items, targets, layout)
+
+
+def _array_source(data: DataConfig, place: str, items: Iterable[Any], targets: Targets, first: Any) -> OwnSource:
+    for key, default in (("image_size", None), ("channels", None), ("pixel_statistics", "measured")):
+        value, shown = getattr(data, key), "null" if default is None else default
+        if value != default:
+            raise ConfigError(f"data.{key}: expected {shown} with samples that are no images, got {value}; write {shown}")
+    with _named(data.source, place):
+        like = read_array(first)
+    layout = Layout(None, 0, data.max_megapixels * 1e6, like.shape, like.dtype.name)
+    return OwnSource(data.source, place, items, targets, layout, like=like)
+
+
+@contextmanager
+def _named(name: str, place: str) -> Iterator[None]:
+    """Name the data set where its first sample is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"data.source {name} ({place}), sample 0: {error}") from None
 
 
 def _targets(dataset: Any, name: str) -> Targets:
@@ -93,7 +130,7 @@ def _targets(dataset: Any, name: str) -> Targets:
 
 
 def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
-    """Read the first image, which decides size and channels where params.yaml does not."""
+    """Read the first sample, which decides shape and type, or size and channels where params.yaml does not."""
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         items: Iterable[Any] = dataset
         start = list(itertools.islice(_items(dataset, name), 1))
@@ -108,21 +145,21 @@ def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
         )
     if not start:
         raise DataError(f"data.source {name} ({place}): expected samples, got an empty data set; add some")
-    try:
-        return items, image_pixels(_parts_of(start[0])[0])
-    except ValueError as error:
-        raise DataError(f"data.source {name} ({place}), sample 0: {error}") from None
+    with _named(name, place):
+        return items, _parts_of(start[0])[0]
 
 
-def _parts_of(item: Any) -> tuple[Any, Any, int]:
-    is_sample = isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3)
-    part = item[2] if is_sample and len(item) == 3 else None
+def _parts_of(item: Any) -> tuple[Any, Any, int, str]:
+    is_sample = isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3, 4)
+    part = item[2] if is_sample and len(item) > 2 else None
+    group = item[3] if is_sample and len(item) > 3 and item[3] is not None else ""
     if not is_sample or not (part is None or isinstance(part, str)) or part not in PARTS:
         shown = f"the part {part!r}" if is_sample else f"a {type(item).__name__}"
         raise ValueError(
-            f"a sample: expected (image, target), or (image, target, part) with {', '.join(SPLITS)} or None, got {shown}"
+            f"a sample: expected (image, target), or (image, target, part[, group]) with a part {', '.join(SPLITS)} or None, "
+            f"got {shown}"
         )
-    return item[0], item[1], PARTS[part]
+    return item[0], item[1], PARTS[part], str(group)
 
 
 def _items(dataset: Any, name: str) -> Iterator[Any]:

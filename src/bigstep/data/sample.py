@@ -20,6 +20,8 @@ class Sample:
     """The index of its class; of another task what :meth:`bigstep.tasks.targets.Targets.read` returns."""
     given: int
     result: Decoded | Refusal
+    group: str = ""
+    """Samples of one group are not split between parts; empty: it is of none."""
 
 
 class Source(Protocol):

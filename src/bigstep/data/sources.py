@@ -19,6 +19,7 @@ from bigstep.data.parallel_decoding import decode_files
 from bigstep.data.sample import Sample, Source
 from bigstep.data.sklearn_internals import digits_file, read_digits
 from bigstep.data.split import UNASSIGNED, Split
+from bigstep.data.table_source import open_table
 from bigstep.errors import DataError
 from bigstep.tasks.targets import ClassTargets
 from bigstep.user_code import is_user_code
@@ -41,6 +42,8 @@ def open_source(data: DataConfig, root: Path, num_workers: int) -> Source:
         assert data.image_size is not None  # the section checks it
         layout = Layout(data.image_size, data.channels or 3, data.max_megapixels * 1e6)
         return FolderSource(root, list_folder(root), layout, num_workers)
+    if data.source == "table":
+        return open_table(data, root, num_workers)
     if is_user_code(data.source):
         return open_dataset(data, root)
     loaders = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}

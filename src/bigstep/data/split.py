@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.errors import DataError
-from bigstep.tasks.targets import CLASSIFICATION, Targets
 
-__all__ = ["SPLITS", "UNASSIGNED", "Split", "split_samples", "split_targets"]
+__all__ = ["SPLITS", "UNASSIGNED", "Split", "check_classes", "split_alike", "split_samples"]
 
 
 class Split(IntEnum):
@@ -48,31 +46,17 @@ def split_samples(
     Raises:
         DataError: a class is empty, alone, missing from training, or too small to be in every part.
     """
-    _check_classes(labels, given, classes)
+    check_classes(labels, given, classes)
     whats = [f"class {name!r}" for name in classes]
     return _draw(labels, given, whats, validation_fraction, test_fraction, seed)
 
 
-def split_targets(
-    targets: Targets,
-    labels: NDArray[Any],
-    given: NDArray[np.int8],
-    *,
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-) -> NDArray[np.uint8]:
-    """Assign each sample to a part: within each class as :func:`split_samples`, in other tasks within all samples.
+def split_alike(given: NDArray[np.int8], *, validation_fraction: float, test_fraction: float, seed: int) -> NDArray[np.uint8]:
+    """Assign each sample to a part, as :func:`split_samples` but without classes.
 
     Raises:
-        DataError: as :func:`split_samples`; or a label has no sample.
+        DataError: there are too few samples for every part.
     """
-    if targets.task == CLASSIFICATION:
-        fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
-        return split_samples(labels, given, targets.names, **fractions, seed=seed)
-    for name, count in targets.counts(labels).items():
-        if count == 0:
-            raise DataError(f"label {name!r}: expected at least one sample, got none; add samples or remove the label")
     return _draw(np.zeros(len(given), np.int64), given, ["the data"], validation_fraction, test_fraction, seed)
 
 
@@ -107,7 +91,12 @@ def _share(count: int, fraction: float, spare: int) -> int:
     return min(max(1, round(count * fraction)), count - spare)
 
 
-def _check_classes(labels: NDArray[np.int64], given: NDArray[np.int8], classes: Sequence[str]) -> None:
+def check_classes(labels: NDArray[np.int64], given: NDArray[np.int8], classes: Sequence[str]) -> None:
+    """Refuse a class without samples, or without any that may be trained on.
+
+    Raises:
+        DataError: one line that names it.
+    """
     if len(classes) < 2:
         raise DataError(f"classes: expected at least two, got only {classes[0]!r}; add another class folder")
     counts = np.bincount(labels, minlength=len(classes))

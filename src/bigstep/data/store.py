@@ -4,7 +4,8 @@ Pixels are checked when they are first read, block by block. A store of format 1
 blocks: it is read whole before it is used.
 
 =================  ===========================================================================
-``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source
+``images.u8``      uint8 of shape ``(n, size, size, channels)``, in the order of the source; of samples that are no images the
+                   bytes of numbers of the manifest's shape and type
 ``images.blocks``  SHA-256 of each block of ``images.u8``, 32 bytes each
 ``labels.npy``     int64 of shape ``(n,)``; of other tasks as :mod:`bigstep.tasks.targets` says
 ``parts.npy``      uint8 of shape ``(n,)``: 0 train, 1 validation, 2 test
@@ -109,8 +110,8 @@ class Store:
     def _map_images(self) -> MappedArray:
         manifest = self.manifest
         digests = self.paths.blocks.read_bytes() if manifest.is_in_blocks else None
-        shape = (manifest.num_samples, manifest.size, manifest.size, manifest.channels)
-        return MappedArray(self.paths.images, shape, digests, manifest.block_bytes)
+        shape = (manifest.num_samples, *manifest.stored_shape)
+        return MappedArray(self.paths.images, shape, digests, manifest.block_bytes, manifest.sample_dtype)
 
     def _check_files(self, names: Iterable[str]) -> None:
         for name in sorted(names) if self.manifest.is_in_blocks else ():

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from bigstep.atomic_files import sha256
 from bigstep.config.data import DataConfig
+from bigstep.data.arrays import measure_arrays
 from bigstep.data.decoding import Refusal
 from bigstep.data.manifest import CHECKED_AT_START, Manifest, SourceFile
 from bigstep.data.mapped_array import BLOCK_BYTES, MappedArray, digest_blocks
+from bigstep.data.part_choice import Groups, choose_parts
 from bigstep.data.repeated import HEADER_REPEATED, PixelDigests
 from bigstep.data.sample import Sample, Source
-from bigstep.data.split import SPLITS, Split, split_targets
+from bigstep.data.split import SPLITS, Split
 from bigstep.data.store import StorePaths, digest_parts
 from bigstep.errors import DataError
 from bigstep.tasks.targets import CLASSIFICATION, Targets
@@ -39,7 +41,7 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     """
     paths = StorePaths(folder)
     targets = source.targets
-    labels, given = targets.buffer(), array("b")
+    labels, given, groups = targets.buffer(), array("b"), Groups()
     reasons: Counter[str] = Counter()
     digests = PixelDigests()
     taken_path = folder / "taken.tmp"  # names and hashes wait on disk until the split is known
@@ -59,16 +61,10 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
                 digests.add(sample.result.pixels)
                 labels.extend(targets.flat(sample.label))
                 given.append(sample.given)
+                groups.add(sample.group)
             yield sample
     all_labels, all_given = targets.stack(labels), np.asarray(given, np.int8)
-    parts = split_targets(
-        targets,
-        all_labels,
-        all_given,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.split_seed,
-    )
+    parts = choose_parts(targets, all_labels, all_given, groups.names, data)
     np.save(paths.labels, all_labels)
     np.save(paths.parts, parts)
     _write_samples(paths, taken_path, parts, all_labels, targets, digests.groups(parts))
@@ -125,12 +121,14 @@ def _manifest(
     parts: NDArray[np.uint8],
     reasons: Counter[str],
 ) -> Manifest:
-    size, channels = source.layout.size, source.layout.channels
-    assert size is not None
-    images = MappedArray(paths.images, (len(labels), size, size, channels), None)
-    mean, std = (
-        _measure(images, np.flatnonzero(parts == Split.TRAIN)) if data.pixel_statistics == "measured" else _imagenet(channels)
-    )
+    layout = source.layout
+    size, channels = (0, 0) if layout.shape else (layout.size or 0, layout.channels)
+    images = MappedArray(paths.images, (len(labels), *(layout.shape or (size, size, channels))), None, dtype=layout.dtype)
+    trained_on = np.flatnonzero(parts == Split.TRAIN)
+    if layout.shape:
+        mean, std = measure_arrays(images, trained_on)
+    else:
+        mean, std = _measure(images, trained_on) if data.pixel_statistics == "measured" else _imagenet(channels)
     targets = source.targets
     target_mean, target_std = targets.statistics(labels[parts == Split.TRAIN])
     tables = [path.name for path in (paths.samples, paths.skipped, paths.repeated) if path.exists()]
@@ -158,6 +156,8 @@ def _manifest(
         else dict(zip(SPLITS, np.bincount(parts, minlength=3).tolist(), strict=True)),
         target_mean=target_mean,
         target_std=target_std,
+        sample_shape=layout.shape,
+        sample_dtype=layout.dtype,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from bigstep.config.yaml_files import nearest
 from bigstep.errors import ConfigError
+from bigstep.user_code import is_user_code, load_user_function
 
 __all__ = ["build_transforms", "first_line"]
 
@@ -30,6 +31,7 @@ REFUSED = {
     "SanitizeKeyPoints": NO_BOXES,
     "SetClampingMode": NO_BOXES,
 }
+OWN = "a function, or a class whose objects are called, that transforms one image"
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -63,6 +65,8 @@ def _named(item: Any) -> list[tuple[str, dict[str, Any]]]:
 def _build(name: str, arguments: dict[str, Any]) -> Any:
     from torchvision.transforms import v2
 
+    if is_user_code(name):
+        return load_user_function(name, "train.augmentation", OWN, ("image",), {}, arguments)
     kinds = {key: kind for key, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, v2.Transform)}
     kinds.pop("Transform")  # the base of the others
     if name not in kinds:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bigstep.data.seeding import derive_key
 from bigstep.data.transform_building import build_transforms, first_line
 from bigstep.errors import ConfigError
+from bigstep.user_code import user_code_line
 
 __all__ = ["build_transforms", "check_transforms", "transform_batch", "transform_sample"]
 
@@ -65,21 +66,25 @@ def transform_batch(transforms: Any, images: Tensor, seed: int, epoch: int, indi
     Raises:
         ConfigError: the transforms fail, change the shape, or return something other than an image.
     """
-    with _preserved_generators():
-        return [_transform(transforms, images[place], seed, epoch, index) for place, index in enumerate(indices)]
+    alone = _draw_from_torch_only(transforms)
+    with _preserved_generators(torch_only=alone):
+        return [_transform(transforms, images[place], (seed, epoch, index), alone) for place, index in enumerate(indices)]
 
 
-def _transform(transforms: Any, image: Tensor, seed: int, epoch: int, index: int) -> Tensor:
-    _seed_generators(derive_key("augment", seed, epoch, index))
+def _transform(transforms: Any, image: Tensor, key: tuple[int, int, int], torch_only: bool) -> Tensor:  # noqa: FBT001 # short
+    from torchvision.tv_tensors import Image
+
+    _seed_generators(derive_key("augment", *key), torch_only=torch_only)
     shape = image.shape
     try:
-        found = transforms(image)
+        found = transforms(image if torch_only else Image(image))
     except Exception as error:  # whatever torchvision raises, in one line
         if isinstance(error, MemoryError) or ALLOCATOR in str(error):
             raise
+        own = user_code_line(error)
+        found = own or f"from {_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
         raise ConfigError(
-            f"train.augmentation: expected transforms that accept images of shape {tuple(shape)}, got from "
-            f"{_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
+            f"train.augmentation: expected transforms that accept images of shape {tuple(shape)}, got {found}"
         ) from None
     if type(found) is Tensor and found.dtype == torch.uint8 and found.shape == shape:
         return found
@@ -107,18 +112,18 @@ def _check_result(result: Any, image: Tensor) -> None:
         )
 
 
-def _seed_generators(key: int) -> None:
+def _seed_generators(key: int, *, torch_only: bool) -> None:
     torch.default_generator.manual_seed(key)
-    if not _draws_from_torch_only():
+    if not torch_only:
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 # a transform may draw from it
 
 
 @contextmanager
-def _preserved_generators() -> Iterator[None]:
+def _preserved_generators(*, torch_only: bool) -> Iterator[None]:
     """Restore the global generators: once a batch, since reading NumPy's takes as long as a transform."""
     state = torch.random.get_rng_state()
-    others = None if _draws_from_torch_only() else (random.getstate(), np.random.get_state())  # noqa: NPY002 # as above
+    others = None if torch_only else (random.getstate(), np.random.get_state())  # noqa: NPY002 # as above
     try:
         yield
     finally:
@@ -128,9 +133,16 @@ def _preserved_generators() -> Iterator[None]:
             np.random.set_state(others[1])  # noqa: NPY002 # as above
 
 
+def _draw_from_torch_only(transforms: Any) -> bool:
+    """Return whether transforms are torchvision's, which draw from torch; seeding the other generators takes time."""
+    inner = getattr(transforms, "transforms", ())
+    own = type(transforms).__module__.startswith("torchvision.transforms.v2")
+    return own and _torchvision_draws_from_torch() and all(map(_draw_from_torch_only, inner))
+
+
 @functools.cache
-def _draws_from_torch_only() -> bool:
-    """Return whether no module of torchvision's transforms has Python's or NumPy's generator; seeding these takes time."""
+def _torchvision_draws_from_torch() -> bool:
+    """Return whether no module of torchvision's transforms has Python's or NumPy's generator."""
     modules = [module for name, module in sys.modules.items() if name.startswith("torchvision.transforms.v2")]
     return not any(value is random or value is np.random for module in modules for value in vars(module).values())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigstep.atomic_files import read_json, sha256
+from bigstep.config.data import FILES
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
@@ -123,7 +124,7 @@ def _sources(store: Store, folder: Path) -> Iterator[str]:
     """Hash the files that prepare has read, wherever the source keeps them."""
     if is_user_code(store.manifest.source):
         return  # its samples are no files
-    if store.manifest.source == "image-folder":
+    if store.manifest.source in FILES:
         expected = [(folder / name, digest) for name, digest in store.origins()]
     else:
         home = digits_file().parent if store.manifest.source == "digits" else folder

@@ -23,7 +23,18 @@ from bigstep.tasks.targets import CLASSIFICATION
 __all__ = ["Member", "Part", "check_members", "predict_part", "read_members"]
 
 BATCH = 256  # images of a forward pass
-SAME = ("classes", "size", "channels", "mean", "std", "data_digest", "validation_digest", "precision")
+SAME = (
+    "classes",
+    "size",
+    "channels",
+    "sample_shape",
+    "sample_dtype",
+    "mean",
+    "std",
+    "data_digest",
+    "validation_digest",
+    "precision",
+)
 
 
 @dataclass(frozen=True)

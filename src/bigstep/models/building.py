@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bigstep.config.model import ModelConfig
+from bigstep.config.model import TIMM, ModelConfig
 from bigstep.config.yaml_files import nearest
 from bigstep.data.manifest import Manifest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
+from bigstep.models.timm_models import build_timm, check_timm
 from bigstep.step.preserved_state import preserved_state
 from bigstep.user_code import call_user_code, is_user_code, load_user_code, place_of, user_code_line
 
@@ -31,19 +32,36 @@ class InputShape:
     channels: int
     size: int
     num_classes: int
+    sample_shape: tuple[int, ...] = ()
+    """Of samples that are no images; they have no channels and no size."""
+    sample_dtype: str = "uint8"
 
     @classmethod
     def of(cls, manifest: Manifest) -> "InputShape":
         """Return that of prepared data."""
-        return cls(manifest.channels, manifest.size, len(manifest.classes))
+        counts = manifest.channels, manifest.size, len(manifest.classes)
+        return cls(*counts, manifest.sample_shape, manifest.sample_dtype)
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Of one sample in a batch of a store."""
+        return self.sample_shape or (self.channels, self.size, self.size)
+
+    def example(self, model: ModelConfig, count: int) -> Tensor:
+        """Return zeros for ``count`` samples, as they reach the network."""
+        if not self.sample_shape:
+            return torch.zeros(count, self.network_channels(model), self.size, self.size)
+        is_float = self.sample_dtype.startswith("float")
+        return torch.zeros(count, *self.sample_shape, dtype=torch.get_default_dtype() if is_float else torch.int64)
 
     def network_channels(self, model: ModelConfig) -> int:
         """Channels of the network's input: torchvision's take three."""
-        return self.channels if model.name == "small_cnn" or is_user_code(model.name) else 3
+        takes_any = model.name == "small_cnn" or is_user_code(model.name) or model.name.startswith(TIMM)
+        return self.channels if takes_any else 3
 
 
 def check_model(model: ModelConfig) -> None:
-    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's, nor a project's own.
+    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's or timm's, nor a project's own.
 
     Raises:
         ConfigError: one line.
@@ -52,6 +70,9 @@ def check_model(model: ModelConfig) -> None:
         return
     if is_user_code(model.name):
         load_user_code(model.name, "model", "model.name")
+        return
+    if model.name.startswith(TIMM):
+        check_timm(model)
         return
     import torchvision
 
@@ -103,7 +124,7 @@ def _num_outputs(module: nn.Module) -> int | None:
 
 
 def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
-    if model.name == "small_cnn":
+    if model.name == "small_cnn" and not shape.sample_shape:
         return SmallCNN(
             channels=shape.channels,
             size=shape.size,
@@ -113,6 +134,10 @@ def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
         )
     if is_user_code(model.name):
         return _own_network(model, shape)
+    if shape.sample_shape:
+        raise _no_images(model, shape)
+    if model.name.startswith(TIMM):
+        return build_timm(model, shape.channels, shape.num_classes)
     import torchvision
 
     extra: dict[str, object] = {"init_weights": True} if model.name in AUXILIARY_WEIGHTS else {}
@@ -130,13 +155,13 @@ def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
 
 def _own_network(model: ModelConfig, shape: InputShape) -> nn.Module:
     function = load_user_code(model.name, "model", "model.name")
-    offered = {
+    offered: dict[str, object] = {
         "num_classes": shape.num_classes,
         "num_outputs": shape.num_classes,
-        "channels": shape.channels,
-        "image_size": shape.size,
-        "input_shape": (shape.channels, shape.size, shape.size),
+        "input_shape": shape.tensor_shape,
     }
+    if not shape.sample_shape:
+        offered |= {"channels": shape.channels, "image_size": shape.size}
     network = call_user_code(function, model.name, "model.name", offered, model.options)
     if not isinstance(network, nn.Module):
         raise ModelError(
@@ -172,26 +197,33 @@ def _check_size(network: nn.Module, model: ModelConfig, shape: InputShape) -> No
 
 
 def _run_once(network: nn.Module, model: ModelConfig, shape: InputShape) -> Any:
-    images = torch.zeros(2, shape.network_channels(model), shape.size, shape.size)
+    images = shape.example(model, 2)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), preserved_state(network):
         return network(images)
 
 
 def _check_own(network: nn.Module, model: ModelConfig, shape: InputShape) -> None:
-    taken = (2, shape.channels, shape.size, shape.size)
+    taken, what = (2, *shape.tensor_shape), "samples" if shape.sample_shape else "images"
     try:
         logits = _run_once(network.eval(), model, shape)
     except Exception as error:
         problem = user_code_line(error) or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; correct the code"
-        raise ModelError(f"model.name {model.name}: expected a network for images of shape {taken}, got {problem}") from error
+        raise ModelError(f"model.name {model.name}: expected a network for {what} of shape {taken}, got {problem}") from error
     network.train()
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, shape.num_classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
         place = place_of(load_user_code(model.name, "model", "model.name"))
         raise ModelError(
-            f"model.name {model.name} ({place}): expected logits of shape {(2, shape.num_classes)} for images of "
+            f"model.name {model.name} ({place}): expected logits of shape {(2, shape.num_classes)} for {what} of "
             f"{taken}, got {found}; return one number per class, label or target"
         )
+
+
+def _no_images(model: ModelConfig, shape: InputShape) -> ConfigError:
+    return ConfigError(
+        f"model.name: expected a network of your own for samples of shape {shape.sample_shape}, got {model.name}, which takes "
+        "images; write custom/model/file.py:name (docs/custom.md)"
+    )
 
 
 def _wrong_size(model: ModelConfig, shape: InputShape, error: Exception) -> ModelError:

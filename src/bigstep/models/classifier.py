@@ -23,6 +23,7 @@ class Classifier(nn.Module):
     """Normalises stored images, fits their channels to the network, and runs it.
 
     Grey images reach a three-channel network repeated three times; colour images a one-channel network as their luma.
+    Other samples are normalised where they are floating-point numbers; integers reach the network as int64.
     """
 
     mean: Tensor
@@ -37,19 +38,32 @@ class Classifier(nn.Module):
         std: tuple[float, ...],
         network_channels: int,
         memory_format: torch.memory_format = torch.contiguous_format,
+        sample_shape: tuple[int, ...] = (),
+        sample_dtype: str = "uint8",
     ) -> None:
-        """Wrap ``network``; ``mean`` and ``std`` are those of the stored channels, on the scale 0 to 1."""
+        """Wrap ``network``; ``mean`` and ``std`` are those of the stored channels, on the scale 0 to 1.
+
+        Samples that are no images have a shape and a type; their mean and deviation are those along the first axis.
+        """
         super().__init__()
         self.network = network
+        self.sample_shape = sample_shape
+        self.input_dtype: torch.dtype = getattr(torch, sample_dtype)
+        if sample_shape and not mean:
+            mean, std = (0.0,), (1.0,)
+        view = (1, -1, *(1,) * (max(len(sample_shape), 1) - 1)) if sample_shape else (1, -1, 1, 1)
         self.network_channels = network_channels
         self.memory_format = memory_format
         # not in the state_dict: they are data, kept in model.json
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).float().view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float64).float().view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).float().view(view), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64).float().view(view), persistent=False)
         self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Any:
         """Map uint8 images ``(n, channels, size, size)`` to the network's output: logits ``(n, num_classes)``."""
+        if self.sample_shape:
+            numbers = images.to(self.mean.dtype) if self.input_dtype.is_floating_point else images.long()
+            return self.network((numbers - self.mean) / self.std if self.input_dtype.is_floating_point else numbers)
         pixels = self._normalise(images)
         if pixels.shape[1] > self.network_channels:
             pixels = (pixels * self.luma).sum(dim=1, keepdim=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from bigstep.atomic_files import read_record, sha256, whole_file, write_json
 from bigstep.config.model import ModelConfig
 from bigstep.config.yaml_files import parse_section
+from bigstep.data.manifest import DTYPES
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.activation_checkpointing import checkpoint_blocks
 from bigstep.models.building import InputShape, build_network
@@ -29,6 +30,7 @@ __all__ = ["ANY_CODE", "ModelCard", "build_classifier", "load_classifier", "save
 FORMAT = 2  # format 1 counted epochs from 0
 MAX_SIZE = 4096  # pixels a side
 LATER: dict[str, Any] = {"task": CLASSIFICATION, "val_score": None, "target_mean": (), "target_std": ()}
+LATER |= {"members": (), "temperature": 1.0, "sample_shape": (), "sample_dtype": "uint8"}
 ANY_CODE = "*"  # for a model that this project wrote itself
 
 
@@ -64,6 +66,9 @@ class ModelCard:
     members: tuple[dict[str, Any], ...] = ()
     """Of an ensemble: the model and the weight of each; ``model`` is that of the first."""
     temperature: float = 1.0
+    sample_shape: tuple[int, ...] = ()
+    """Of samples that are no images."""
+    sample_dtype: str = "uint8"
 
     @property
     def output(self) -> Task:
@@ -79,7 +84,7 @@ class ModelCard:
     @property
     def shape(self) -> InputShape:
         """What the network is built for."""
-        return InputShape(self.channels, self.size, len(self.classes))
+        return InputShape(self.channels, self.size, len(self.classes), self.sample_shape, self.sample_dtype)
 
 
 def build_classifier(
@@ -96,7 +101,15 @@ def build_classifier(
     network = build_network(model, shape, weights).to(memory_format=memory_format)
     if activation_checkpointing:
         checkpoint_blocks(network, model)
-    return Classifier(network, mean=mean, std=std, network_channels=shape.network_channels(model), memory_format=memory_format)
+    return Classifier(
+        network,
+        mean=mean,
+        std=std,
+        network_channels=shape.network_channels(model),
+        memory_format=memory_format,
+        sample_shape=shape.sample_shape,
+        sample_dtype=shape.sample_dtype,
+    )
 
 
 def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> ModelCard:
@@ -195,14 +208,13 @@ def _read_card(path: Path) -> ModelCard:
 
 def _check(card: ModelCard) -> None:
     """Refuse values of the right type that no model can have."""
-    if card.channels not in (1, 3) or not 1 <= card.size <= MAX_SIZE:
-        raise ValueError(f"{card.channels} channels of size {card.size}")
+    count = _check_samples(card)
     if not card.classes or len(set(card.classes)) < len(card.classes):
         raise ValueError("no classes, or the same class twice")
     _check_task(card)
     for name, values in (("mean", card.mean), ("std", card.std)):
-        if len(values) != card.channels or not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{name} is not {card.channels} finite numbers")
+        if len(values) != count or not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} is not {count} finite numbers")
     if card.precision not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"precision {card.precision!r}")
     if not all(value > 0 for value in card.std):
@@ -211,6 +223,17 @@ def _check(card: ModelCard) -> None:
         raise ValueError("a member without a model, or no positive temperature")
     if card.members and not sum(_weight(member) for member in card.members) > 0:
         raise ValueError("the members' weights are not positive")
+
+
+def _check_samples(card: ModelCard) -> int:
+    """Refuse a shape that no samples have, and return how many means they have."""
+    if not card.sample_shape:
+        if card.channels not in (1, 3) or not 1 <= card.size <= MAX_SIZE:
+            raise ValueError(f"{card.channels} channels of size {card.size}")
+        return card.channels
+    if min(card.sample_shape) < 1 or card.sample_dtype not in DTYPES:
+        raise ValueError(f"samples of {card.sample_dtype} and shape {card.sample_shape}")
+    return card.sample_shape[0] if card.sample_dtype.startswith("float") else 0
 
 
 def _weight(member: dict[str, Any]) -> float:

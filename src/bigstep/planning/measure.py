@@ -12,6 +12,7 @@ from bigstep.config.yaml_files import parse_section
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError
+from bigstep.models.building import InputShape
 from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve
 from bigstep.runtime.child_process import start_module
 from bigstep.runtime.device import MEMORY_FORMATS, possible_formats
@@ -30,12 +31,20 @@ class MeasuredData:
     size: int
     num_classes: int
     task: str = CLASSIFICATION
+    sample_shape: tuple[int, ...] = ()
+    sample_dtype: str = "uint8"
 
     @classmethod
     def of(cls, store: Store) -> "MeasuredData":
         """Return what is like the samples of a store."""
         manifest = store.manifest
-        return cls(manifest.channels, manifest.size, len(manifest.classes), manifest.task)
+        counts = manifest.channels, manifest.size, len(manifest.classes)
+        return cls(*counts, manifest.task, manifest.sample_shape, manifest.sample_dtype)
+
+    @property
+    def shape(self) -> InputShape:
+        """What a network for it is built for."""
+        return InputShape(self.channels, self.size, self.num_classes, tuple(self.sample_shape), self.sample_dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from bigstep.config.tracking import TrackingConfig
 from bigstep.config.train import TrainConfig
 from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.memory.measurement import peak_memory_bytes, resident_bytes, restart_peak_memory
-from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.planning.coarse import measure_coarsely
 from bigstep.planning.measure import MeasuredData, MeasurementRequest
@@ -27,6 +26,7 @@ from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.runtime.environment import guard_libraries
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL
+from bigstep.training.chosen_loss import build_loss
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.compiled_check import compile_training
 from bigstep.training.loop import set_training_mode, take_step
@@ -73,8 +73,9 @@ def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _write({"update_seconds": update_seconds})
     size = min(effective, 32)
-    image_shape = (request.data.channels, request.data.size, request.data.size)
-    prediction = predict_training(state.classifier, train, image_shape, BatchSizes(effective, size, -(-effective // size)))
+    prediction = predict_training(
+        state.classifier, train, request.data.shape.tensor_shape, BatchSizes(effective, size, -(-effective // size))
+    )
 
     def measure(size: int) -> SizeMeasurement:
         state.accumulator.micro_batch_size = size
@@ -145,7 +146,10 @@ def _batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch
     generator = torch.Generator().manual_seed(0)
     data = request.data
     shape = (count, data.size, data.size, data.channels)  # as stored
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    if data.sample_shape:  # zeros: no number of tokens is known
+        images = torch.zeros(count, *data.sample_shape, dtype=getattr(torch, data.sample_dtype))
+    else:
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     if data.task == CLASSIFICATION:
         return images, torch.randint(0, data.num_classes, (count,), generator=generator)
     labels = torch.randint(0, 2, (count, data.num_classes), generator=generator)
@@ -168,11 +172,13 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
     hardware: HardwareConfig = request.section(HardwareConfig)
     model: ModelConfig = request.section(ModelConfig)
     data = request.data
+    is_float = data.sample_dtype.startswith("float")
+    num_means = (data.sample_shape[0] if is_float else 0) if data.sample_shape else data.channels
     classifier = build_classifier(
         model,
-        InputShape(data.channels, data.size, data.num_classes),
-        mean=(0.5,) * data.channels,
-        std=(0.25,) * data.channels,
+        data.shape,
+        mean=(0.5,) * num_means,
+        std=(0.25,) * num_means,
         memory_format=memory_format(hardware),
         activation_checkpointing=hardware.activation_checkpointing,
     ).to(choose_device(hardware))
@@ -185,7 +191,7 @@ def build_measured_training(request: MeasurementRequest, train: TrainConfig) -> 
         BatchSizes(effective, effective, 1),
         num_samples=10 * effective,
         task=task,
-        loss=task.loss(train, None),
+        loss=build_loss(train, task, None, classifier.mean.device),
         model=model,
         noise=request.section(TrackingConfig).noise_scale,
     )

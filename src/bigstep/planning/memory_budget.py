@@ -59,7 +59,7 @@ def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPredictio
             std=manifest.std,
             activation_checkpointing=params.hardware.activation_checkpointing,
         )
-    return predict_training(classifier, params.train, (manifest.channels, manifest.size, manifest.size), batch)
+    return predict_training(classifier, params.train, InputShape.of(manifest).tensor_shape, batch)
 
 
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:

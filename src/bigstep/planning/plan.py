@@ -137,6 +137,8 @@ def _key(params: Params, store: Store) -> str:
     model = params.model.model_dump(mode="json", exclude={"weights", "freeze_backbone"})
     code = digest_user_code(params.model.name, "model") if is_user_code(params.model.name) else ""
     described = model | ({"code": code} if code else {}) | ({} if manifest.task == CLASSIFICATION else {"task": manifest.task})
+    if not manifest.is_image:
+        described |= {"sample_shape": manifest.sample_shape, "sample_dtype": manifest.sample_dtype}
     parts = (
         described,
         manifest.channels,

@@ -1,7 +1,5 @@
 """The predicted memory of a training step."""
 
-import torch
-
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.train import TrainConfig
 from bigstep.memory.prediction import MemoryPrediction, predict_memory
@@ -12,16 +10,16 @@ __all__ = ["predict_training"]
 
 
 def predict_training(
-    classifier: Classifier, train: TrainConfig, image_shape: tuple[int, int, int], batch: BatchSizes
+    classifier: Classifier, train: TrainConfig, sample_shape: tuple[int, ...], batch: BatchSizes
 ) -> MemoryPrediction:
-    """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``."""
+    """Predict the bytes of tensors of a training step on stored images ``(channels, size, size)``, or on other samples."""
     return predict_memory(
         classifier,
-        image_shape,
+        sample_shape,
         batch.micro_batch_size,
         optimizer=lambda parameters: build_optimizer(train, parameters),
         precision=train.precision,
-        input_dtype=torch.uint8,
+        input_dtype=classifier.input_dtype,
         effective_batch_size=None if classifier.mean.is_cuda else batch.effective_batch_size,  # it stays on the host
         average=train.ema_decay is not None,
     )

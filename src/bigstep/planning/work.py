@@ -58,7 +58,7 @@ def forward_operations(model: ModelConfig, shape: InputShape) -> int:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         network = build_network(model.model_copy(update={"freeze_backbone": False}), shape).eval()
         handles = [module.register_forward_hook(count) for module in network.modules()]
-        network(torch.zeros(1, shape.network_channels(model), shape.size, shape.size))
+        network(shape.example(model, 1))
     for handle in handles:
         handle.remove()
     return sum(counts)

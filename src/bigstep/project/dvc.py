@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from bigstep.config.data import FILES
 from bigstep.config.params import Params, read_params
 from bigstep.config.yaml_files import Override, apply_overrides
 from bigstep.console import console
@@ -111,7 +112,7 @@ def _check_source(root: Path, params: Params) -> None:
     folder = ProjectPaths(root).resolve(params.data.root)
     if not folder.is_dir():
         raise ProjectError(f"data.root: {folder} is not a directory; create it, or fix data.root")
-    if params.data.source == "image-folder":
+    if params.data.source in FILES:
         ignore_unhashable(root, params.data.root)
 
 

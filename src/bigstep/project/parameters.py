@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigstep.config.params import SECTIONS, Params, flatten, parse_params
+from bigstep.config.section import code_of
 from bigstep.errors import ConfigError
+from bigstep.user_code import load_user_code
 
 __all__ = ["check_followed_by_dvc", "check_params", "learning_values"]
 
-NATIVE_SIZES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "image-folder": None}
+NATIVE_SIZES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "image-folder": None, "table": None}
 
 
 def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Params:
@@ -30,6 +32,9 @@ def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
         from bigstep.data.transforms import build_transforms
 
         build_transforms(params.train.augmentation)
+    for key, value in (("train.loss", params.train.loss), ("evaluate.metrics", params.evaluate.metrics)):
+        for name in code_of(value):
+            load_user_code(name, "model", key, "a function or class")
     if params.model.weights is not None and not params.model.weights.startswith("weights/"):
         raise ConfigError(
             f"{origin}: model.weights: expected a file in weights/, which DVC tracks, got {params.model.weights!r}; "

@@ -13,7 +13,7 @@ from bigstep.data.store import Store
 from bigstep.evaluation.classification import Answers, Scores, score
 from bigstep.report.evaluation_page import PageTable
 from bigstep.report.evaluation_plots import draw_calibration, draw_confusion, short_name
-from bigstep.report.evaluation_report import draw_worst, shortest
+from bigstep.report.evaluation_report import draw_worst, shortest, totals_of
 from bigstep.tasks.task import Task
 
 __all__ = ["ClassificationReport", "class_table"]
@@ -36,6 +36,11 @@ class ClassificationReport:
         """Actual and predicted class, and probabilities."""
         classes = self._classes
         return ["actual", "predicted", *([f"p:{name}" for name in classes] if len(classes) <= MANY_CLASSES else LIKELIEST)]
+
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the totals."""
+        return totals_of(Scores)
 
     def add(self, predictions: NDArray[np.float32], targets: NDArray[Any]) -> Iterator[list[object]]:
         """Keep a few numbers a sample."""

@@ -1,6 +1,7 @@
 """What the report of an evaluation is made of, whichever the task."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from bigstep.data.store import Store
 from bigstep.report.evaluation_page import PageTable
 from bigstep.report.evaluation_plots import draw_mistakes
 
-__all__ = ["EvaluationReport", "EvaluationScores", "draw_worst", "shortest"]
+__all__ = ["EvaluationReport", "EvaluationScores", "draw_worst", "shortest", "totals_of"]
 
 
 class EvaluationScores(Protocol):
@@ -42,6 +43,11 @@ class EvaluationReport(Protocol):
         """Columns of predictions.csv, after those that name the sample."""
         ...
 
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the totals."""
+        ...
+
     def add(self, predictions: NDArray[np.float32], targets: NDArray[Any]) -> Iterator[list[object]]:
         """Keep the predictions ``(n, outputs)`` of a batch, and yield the cells of each sample.
 
@@ -63,12 +69,20 @@ class EvaluationReport(Protocol):
         ...
 
 
+def totals_of(scores: type) -> list[str]:
+    """Return the names of the totals of a class of scores."""
+    return [item.name for item in fields(scores) if item.name != "classes"]
+
+
 def draw_worst(
     store: Store, rows: NDArray[np.int64], captions: list[str], folder: Path, empty: str = "no mistakes on the test set"
 ) -> None:
-    """Draw mistakes.png: the test images of these rows."""
+    """Draw mistakes.png: the test images of these rows; of samples that are no images it only says so."""
+    if not store.manifest.is_image:
+        rows, captions, empty = rows[:0], [], "samples that are no images"
     with whole_file(folder / "mistakes.png") as beside:
-        draw_mistakes(np.asarray(store.images[store.indices(Split.TEST)[rows]]), captions, beside, empty=empty)
+        images = np.asarray(store.images[store.indices(Split.TEST)[rows]]) if len(rows) else np.zeros((0, 1, 1, 1), np.uint8)
+        draw_mistakes(images, captions, beside, empty=empty)
 
 
 def shortest(value: np.float32) -> str:

@@ -36,7 +36,9 @@ def write_predictions(folder: Path, store: Store, batches: Iterable[Predictions]
     write_csv(["index", "name", *report.columns], rows(), folder / "predictions.csv")
 
 
-def write_results(folder: Path, store: Store, report: EvaluationReport, facts: dict[str, object]) -> EvaluationScores:
+def write_results(
+    folder: Path, store: Store, report: EvaluationReport, facts: dict[str, object], more: dict[str, float] | None = None
+) -> EvaluationScores:
     """Write classes.csv, the pictures, report.html and metrics.json.
 
     Args:
@@ -44,11 +46,13 @@ def write_results(folder: Path, store: Store, report: EvaluationReport, facts: d
         store: of the samples.
         report: with the predictions of the test part.
         facts: about the model, by name, for the page.
+        more: scores beside those of the task.
 
     Returns:
         The scores.
     """
     scores = report.scores()
+    totals = scores.summary() | (more or {})
     table = report.table(scores)
     header = [table.header[0], *(item.name for item in fields(scores.classes[0])[1:])]
     write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
@@ -58,6 +62,6 @@ def write_results(folder: Path, store: Store, report: EvaluationReport, facts: d
         facts = {**facts, "test images that are in another part, too": num_repeated}
     title = f"{short_source(store.manifest.source)}: {scores.title}"
     with whole_file(folder / "report.html") as beside:
-        write_page(title, scores.summary(), facts, table, pictures, beside)
-    write_json({f"test_{name}": value for name, value in scores.summary().items()}, folder / "metrics.json")
+        write_page(title, totals, facts, table, pictures, beside)
+    write_json({f"test_{name}": value for name, value in totals.items()}, folder / "metrics.json")
     return scores

@@ -13,7 +13,7 @@ from bigstep.data.store import Store
 from bigstep.evaluation.multilabel import LabelAnswers, LabelScores, calibration_bins, score_labels
 from bigstep.report.evaluation_page import PageTable
 from bigstep.report.evaluation_plots import draw_reliability, short_name
-from bigstep.report.evaluation_report import draw_worst, shortest
+from bigstep.report.evaluation_report import draw_worst, shortest, totals_of
 from bigstep.report.figures import ACCENT, LINE, new_figure, save_figure
 from bigstep.tasks.targets import LabelTargets
 from bigstep.tasks.task import Task
@@ -36,6 +36,11 @@ class MultiLabelReport:
     def columns(self) -> list[str]:
         """Actual and predicted labels, and the probability of each."""
         return ["actual", "predicted", *(f"p:{name}" for name in self._targets.names)]
+
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the totals."""
+        return totals_of(LabelScores)
 
     def add(self, predictions: NDArray[np.float32], targets: NDArray[Any]) -> Iterator[list[object]]:
         """Keep all probabilities."""

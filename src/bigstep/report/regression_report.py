@@ -13,7 +13,7 @@ from bigstep.data.store import Store
 from bigstep.evaluation.regression import NumberAnswers, NumberScores, score_numbers
 from bigstep.report.evaluation_page import PageTable
 from bigstep.report.evaluation_plots import short_name
-from bigstep.report.evaluation_report import draw_worst, shortest
+from bigstep.report.evaluation_report import draw_worst, shortest, totals_of
 from bigstep.report.figures import LINE, new_figure, save_figure
 from bigstep.tasks.regression import Regression
 
@@ -38,6 +38,11 @@ class RegressionReport:
         names = self._task.names
         suffixes = [""] if len(names) == 1 else [f":{name}" for name in names]
         return [f"{what}{suffix}" for suffix in suffixes for what in ("actual", "predicted")]
+
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the totals."""
+        return totals_of(NumberScores)
 
     def add(self, predictions: NDArray[np.float32], targets: NDArray[Any]) -> Iterator[list[object]]:
         """Keep all numbers."""

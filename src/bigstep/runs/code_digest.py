@@ -15,12 +15,12 @@ DECIDING = ("randomness", "step", "tasks", "data", "models", "training")  # pack
 NO_RESULT = ("planning", "project.parameters")  # they can refuse or slow a stage, and change nothing that it writes
 
 
-def digest_code(model: str) -> str:
-    """Hash the code that decides what is learned, that of the network ``model.name`` included if a project brings it."""
+def digest_code(*own: str) -> str:
+    """Hash the code that decides what is learned; ``own`` are names of a project's own code, others among them are left out."""
     root, digest = Path(bigstep.__file__).parent, hashlib.sha256()
     for package in DECIDING:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    if is_user_code(model):
-        digest.update(digest_user_code(model, "model").encode())
+    for name in filter(is_user_code, own):
+        digest.update(digest_user_code(name, "model").encode())
     return digest.hexdigest()[:12]

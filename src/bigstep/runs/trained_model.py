@@ -38,6 +38,8 @@ def model_card(store: Store, state: TrainingState, best: Best, params: Params, b
         val_score=None if is_class else best.score,
         target_mean=manifest.target_mean,
         target_std=manifest.target_std,
+        sample_shape=manifest.sample_shape,
+        sample_dtype=manifest.sample_dtype,
     )
 
 
@@ -52,4 +54,6 @@ def model_record(folder: Path, store: Store, card: ModelCard) -> ModelRecord:
     }
     if card.output.champion != "val_loss":
         tags[CHAMPION_TAG] = card.output.champion
-    return ModelRecord(folder, np.pad(images, ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge"), card.classes, tags)
+    if store.manifest.is_image:
+        images = np.pad(images, ((0, 0), (1, 2), (0, 1), (0, 0)), mode="edge")
+    return ModelRecord(folder, images, card.classes, tags)

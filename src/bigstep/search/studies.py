@@ -64,7 +64,7 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
     recorded = study.user_attrs.get(PARAMETERS)
     if recorded is None:
         study.set_user_attr(PARAMETERS, fixed)
-        study.set_user_attr(CODE, digest_code(params.model.name))
+        study.set_user_attr(CODE, digest_code(*params.training_code))
         return
     known = new_values(recorded)
     changed = [f"{name} (was {known.get(name)})" for name in {**fixed, **known} if fixed.get(name) != known.get(name)]
@@ -73,5 +73,5 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
             "search.study: expected the parameters that the study was started with, got changed "
             f"{', '.join(sorted(changed)[:4])}; choose another name"
         )
-    if study.user_attrs.get(CODE) != digest_code(params.model.name):
+    if study.user_attrs.get(CODE) != digest_code(*params.training_code):
         console.print("WARNING: the training code has changed since this study was started; its trials may not be comparable")

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 from bigstep.atomic_files import sha256
-from bigstep.config.model import ModelConfig
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.project.attempts import begin_stage, read_attempt
@@ -16,12 +15,13 @@ from bigstep.stages.stage_runner import Stage
 __all__ = ["open_checkpoints"]
 
 
-def open_checkpoints(stage: Stage, store: Store, model: ModelConfig, every_seconds: float) -> "CheckpointWriter":
+def open_checkpoints(stage: Stage, store: Store, every_seconds: float) -> "CheckpointWriter":
     """Find the checkpoints of the stage's attempt; with other data or code than it was started with, a new attempt starts.
 
     ``$BIGSTEP_RESUME_ANYWAY`` (``--ignore-code-change``) resumes with other code.
     """
-    data, code = _digest_data(store, stage.project.starting_weights(model.weights)), digest_code(model.name)
+    weights = stage.project.starting_weights(stage.params.model.weights)
+    data, code = _digest_data(store, weights), digest_code(*stage.params.training_code)
     latest = read_attempt(stage.project.attempts, stage.key)
     known = None if latest is None or stage.name in latest.finished else latest.fingerprint
     anyway = is_set(RESUME_ANYWAY) and known is not None and known.partition("-")[0] == data
@@ -39,8 +39,9 @@ def _began_otherwise(known: str, data: str) -> str:
     if known.partition("-")[0] != data:
         return "an unfinished training was started with other data; this one starts from the first step"
     return (
-        "an unfinished training was started with other code in custom/model or in bigstep's step, data, models or training; "
-        "this one starts from the first step (--ignore-code-change resumes anyway, if you know that the change does not matter)"
+        "an unfinished training was started with other code in custom/model or in bigstep's step, tasks, data, models or "
+        "training; this one starts from the first step (--ignore-code-change resumes anyway, if you know that the change does "
+        "not matter)"
     )
 
 

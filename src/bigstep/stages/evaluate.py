@@ -7,11 +7,11 @@ from bigstep.config.data import short_source
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
+from bigstep.evaluation.more_metrics import MoreMetrics
 from bigstep.evaluation.predictions import Predictions, predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
-from bigstep.report.evaluation_report import EvaluationScores
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
 from bigstep.runs.tracked_run import as_metrics_now
@@ -45,10 +45,12 @@ def evaluate(stage: Stage) -> None:
     classifier, card = load_classifier(stage.paths.train, code=params.model.name)  # contiguous, whatever the training chose
     classifier.to(choose_device(params.hardware))
     report = report_of(card.output, params.evaluate)
-    write_predictions(stage.paths.evaluate, store, _predict(stage, store, classifier, card), report)
-    scores = write_results(stage.paths.evaluate, store, report, _facts(card))
+    metrics = MoreMetrics(params.evaluate.metrics, card.output, report.score_names)
+    write_predictions(stage.paths.evaluate, store, metrics.watch(_predict(stage, store, classifier, card)), report)
+    more = metrics.values()
+    scores = write_results(stage.paths.evaluate, store, report, _facts(card), more)
     with stage_run(stage, params.tracking.experiment) as tracker:
-        _log_results(stage, tracker, store, scores)
+        _log_results(stage, tracker, store, scores.summary() | more)
         stage.inputs.check()
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
         tracker.promote(name, card.weights_sha256)
@@ -70,10 +72,10 @@ def _facts(card: ModelCard) -> dict[str, object]:
     }
 
 
-def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, scores: EvaluationScores) -> None:
+def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, totals: dict[str, float]) -> None:
     manifest = store.manifest
     tracker.log_dataset(DatasetRecord(short_source(manifest.source), manifest.digest, manifest.source, "testing", {}))
-    metrics = {f"test_{name}": value for name, value in scores.summary().items()}
+    metrics = {f"test_{name}": value for name, value in totals.items()}
     trained = read_json(stage.paths.train / "metrics.json")
     metrics.update({name: value for name, value in trained.items() if name.startswith("best_val_")})
     tracker.log_metrics(as_metrics_now(metrics, step=trained["num_updates"]))

@@ -47,9 +47,10 @@ def prepare(stage: Stage) -> None:
 
 def _report(manifest: Manifest, num_repeated: int, folder: Path) -> None:
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.part_sizes.items())
-    size, channels = manifest.size, manifest.channels
     outputs = f"{len(manifest.classes)} {OUTPUTS[manifest.task]}"
-    console.print(f"{short_source(manifest.source)}: {counts} images of {size} x {size} x {channels}, {outputs}")
+    samples = "images of" if manifest.is_image else f"samples of {manifest.sample_dtype},"
+    shape = " x ".join(map(str, manifest.stored_shape))
+    console.print(f"{short_source(manifest.source)}: {counts} {samples} {shape}, {outputs}")
     if manifest.num_refused:
         console.print(f"{manifest.num_refused:,} files skipped, listed in {folder / 'skipped.csv'}:")
         for reason, count in manifest.refused.items():

@@ -46,7 +46,7 @@ def train(stage: Stage) -> None:
     store = Store(stage.paths.prepared)
     store.verify_former()
     mark = stage.project.attempts / f"{stage.key}.memory.json"
-    checkpoints = open_checkpoints(stage, store, model, parse_duration(params.hardware.checkpoint_interval))
+    checkpoints = open_checkpoints(stage, store, parse_duration(params.hardware.checkpoint_interval))
     fit = choose_slicing(stage.project, params, store, failed_micro_batch_size(mark), checkpoints.kept_slicing())
     batch, params = fit.batch, fit.applied_to(params)
     weights = stage.project.starting_weights(model.weights)

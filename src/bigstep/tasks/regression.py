@@ -5,19 +5,19 @@ evaluated and served is scaled back.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigstep.config.train import TrainConfig
-from bigstep.step.losses import MeanSquaredError
+from bigstep.step.losses import Loss, MeanSquaredError
 from bigstep.tasks.targets import REGRESSION
 from bigstep.tasks.task import refuse
 
-__all__ = ["Regression", "StandardizedSquaredError"]
+__all__ = ["Regression", "StandardizedCall", "StandardizedLoss"]
 
 
 @final
@@ -43,10 +43,10 @@ class Regression:
         """Refuse what mixes, smooths or weighs classes, and a metric of another task."""
         refuse(self, train, "label_smoothing", "class_weights", "mixup_alpha", "cutmix_alpha")
 
-    def loss(self, train: TrainConfig, targets: NDArray[Any] | None) -> "StandardizedSquaredError":
+    def loss(self, train: TrainConfig, targets: NDArray[Any] | None) -> "StandardizedLoss":
         """Return the mean squared error of standardised numbers."""
         del train, targets
-        return StandardizedSquaredError(self)
+        return StandardizedLoss(MeanSquaredError(), self)
 
     def standardize(self, targets: Tensor) -> Tensor:
         """Return targets ``(n, numbers)`` in standard deviations from their means."""
@@ -67,20 +67,34 @@ class Regression:
 
 
 @final
-@dataclass(frozen=True)
-class StandardizedSquaredError:
-    """The squared error of standardised numbers: a loss as of :class:`bigstep.step.losses.Loss`."""
+class StandardizedLoss:
+    """A loss of standardised numbers, as of :class:`bigstep.step.losses.Loss`."""
 
-    task: Regression
-    inner: MeanSquaredError = field(default_factory=MeanSquaredError)
+    def __init__(self, inner: Loss, task: Regression) -> None:
+        """Standardise targets for ``inner``."""
+        self.inner, self.task = inner, task
 
     def sum(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum over a micro-batch; outputs ``(n, numbers)`` are in standard deviations, targets in their own units."""
         return self.inner.sum(outputs, self.task.standardize(targets))
 
     def weight(self, targets: Tensor) -> float:
-        """Count the numbers."""
+        """Return that of the loss."""
         return self.inner.weight(targets)
+
+
+@final
+class StandardizedCall(nn.Module):
+    """A callable loss of standardised numbers."""
+
+    def __init__(self, inner: nn.Module, task: Regression) -> None:
+        """Standardise targets for ``inner``, and give them the type of the outputs."""
+        super().__init__()
+        self.inner, self.task = inner, task
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Any:
+        """Return what ``inner`` returns."""
+        return self.inner(outputs, self.task.standardize(targets).to(outputs.dtype))
 
 
 @final

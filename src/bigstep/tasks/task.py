@@ -93,8 +93,10 @@ class Task(Protocol):
         ...
 
 
-def refuse(task: Task, train: TrainConfig, *keys: str) -> None:
+def refuse(task: Task, train: TrainConfig, *keys: str, because: str = "") -> None:
     """Refuse keys of ``train`` that differ from their defaults, and a metric of another task as ``train.monitor``.
+
+    ``because`` is added to the line; empty: the targets have no use for the key.
 
     Raises:
         ConfigError: one line.
@@ -104,8 +106,8 @@ def refuse(task: Task, train: TrainConfig, *keys: str) -> None:
         if value != default and value:
             shown = "null" if default is None else default
             raise ConfigError(
-                f"train.{key}: expected {shown} with targets of {task.name}, which have no use for it, got {value}; "
-                f"write {shown}"
+                f"train.{key}: expected {shown} {because or f'with targets of {task.name}, which have no use for it'}, "
+                f"got {value}; write {shown}"
             )
     allowed = ("val_loss", f"val_{task.score}")
     if train.monitor not in allowed:

@@ -109,7 +109,8 @@ class MlflowTracker:
     def log_model(self, model: ModelPackage) -> None:
         """Export the module (torch.export) with any number of images of any size, and record its place in a tag.
 
-        The signature says float32: only what the exported program gets uncast can it refuse.
+        The signature of images says float32: only what the exported program gets uncast can it refuse. Other samples have
+        their own shape and type.
         """
         import mlflow
         import numpy as np
@@ -117,19 +118,25 @@ class MlflowTracker:
         from mlflow.types import Schema, TensorSpec
 
         from bigstep.models.classifier import CheckedClassifier
+        from bigstep.models.serving import ServedArrays
 
-        channels = model.example.shape[3]
+        module: Any
+        if isinstance(model.module, ServedArrays):
+            module, example, taken = model.module, model.example, model.example.shape[1:]
+        else:
+            module, example = CheckedClassifier(model.module), model.example.astype(np.float32)
+            taken = (-1, -1, example.shape[3])
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, -1, channels))]),
+            inputs=Schema([TensorSpec(example.dtype, (-1, *taken))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)), name=model.output)]),
         )
         packages = ("mlflow", "numpy", "torch")
         with known_packages(packages), mlflow.start_run(run_id=self.run_id):
             info = mlflow.pytorch.log_model(
-                CheckedClassifier(model.module).eval(),
+                module.eval(),
                 name="model",
                 signature=signature,
-                input_example=model.example.astype(np.float32),
+                input_example=example,
                 serialization_format="pt2",
                 pip_requirements=[f"{name}=={_public(name)}" for name in packages],
                 metadata={"classes": list(model.classes), "task": model.task, **model.tags},

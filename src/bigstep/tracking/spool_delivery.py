@@ -14,8 +14,8 @@ from typing import Any, final
 
 import numpy as np
 
-from bigstep.models.classifier import ServedClassifier
 from bigstep.models.model_files import ANY_CODE, load_classifier
+from bigstep.models.serving import serve
 from bigstep.models.torch_internals import preload_export
 from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
@@ -72,8 +72,8 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
     if not (folder / entry["path"]).exists():
         return  # sent long ago, and deleted since
     classifier, card = load_classifier(folder / entry["path"], code=ANY_CODE)
-    served = ServedClassifier(classifier, card.size, card.output).eval()
-    example = np.asarray(entry["example"], np.uint8)
+    served = serve(classifier, card)
+    example = np.asarray(entry["example"], card.sample_dtype)
     tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"], card.task, card.output.output))
 
 

@@ -9,6 +9,7 @@ from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params, check_compile
 from bigstep.config.train import TrainConfig
+from bigstep.data.manifest import Manifest
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.seeding import derive_key
 from bigstep.data.split import Split
@@ -20,11 +21,12 @@ from bigstep.models.model_files import build_classifier
 from bigstep.runtime.device import choose_device, memory_format, set_threads
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.task import Task
+from bigstep.training.chosen_loss import build_loss
 from bigstep.training.compilation import CompiledClassifier
 from bigstep.training.compiled_check import compile_training
 from bigstep.training.state import TrainingState, build_state
 
-__all__ = ["build_training", "task_of_store"]
+__all__ = ["build_training", "check_inputs", "task_of_store"]
 
 NUM_AUGMENTED = 32  # images on which a list of transforms is tried
 
@@ -40,9 +42,10 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
     model, train, hardware = params.model, params.train, params.hardware
     check_compile(model, hardware)
     _check_batch_norm(model, batch, len(store.indices(Split.TRAIN)))
-    _check_augmentation(train, store)
     task = task_of_store(store)
     task.check(train)
+    check_inputs(train, store.manifest)
+    _check_augmentation(train, store)
     set_threads(hardware)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
@@ -62,7 +65,7 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         batch,
         num_samples=len(store.indices(Split.TRAIN)),
         task=task,
-        loss=task.loss(train, store.labels[store.indices(Split.TRAIN)]),
+        loss=build_loss(train, task, store.labels[store.indices(Split.TRAIN)], device),
         model=model,
         noise=params.tracking.noise_scale,
     )
@@ -84,6 +87,25 @@ def task_of_store(store: Store) -> Task:
     """Return the task that prepared data is for."""
     manifest = store.manifest
     return task_of(manifest.task, manifest.classes, manifest.target_mean, manifest.target_std)
+
+
+def check_inputs(train: TrainConfig, manifest: Manifest) -> None:
+    """Refuse what is for images only where samples are no images; the default of ``train.augmentation`` is passed over.
+
+    Raises:
+        ConfigError: one line.
+    """
+    if manifest.is_image:
+        return
+    default = TrainConfig.model_fields["augmentation"].default
+    no_images, is_integer = "samples that are no images", not manifest.mean
+    for key, value, wanted, what in (
+        ("augmentation", None if train.augmentation in ("none", default) else train.augmentation, "none", no_images),
+        ("cutmix_alpha", train.cutmix_alpha, "null", no_images),
+        ("mixup_alpha", train.mixup_alpha if is_integer else None, "null", "samples of integers"),
+    ):
+        if value is not None:
+            raise ConfigError(f"train.{key}: expected {wanted} with {what}, got {value}; write {wanted}")
 
 
 def _check_augmentation(train: TrainConfig, store: Store) -> None:

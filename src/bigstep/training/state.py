@@ -1,6 +1,7 @@
 """Everything that training changes, and how it is built."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
+from bigstep.errors import ConfigError
 from bigstep.models.building import AUXILIARY_WEIGHTS
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import Accumulator
@@ -60,7 +62,7 @@ class TrainingState:
     """All that changes while training; the loop owns it."""
 
     classifier: Classifier
-    loss: Loss
+    loss: Any
     accumulator: Accumulator
     optimizer: Optimizer
     schedule: LRScheduler | ReduceLROnPlateau
@@ -99,7 +101,7 @@ def build_state(
     *,
     num_samples: int,
     task: Task,
-    loss: Loss,
+    loss: Any,
     model: ModelConfig,
     noise: str = "none",
 ) -> TrainingState:
@@ -111,7 +113,7 @@ def build_state(
         batch: sizes of a step.
         num_samples: of the training part.
         task: of the data.
-        loss: to train with.
+        loss: to train with, as of the accumulator.
         model: the section ``model``.
         noise: micro-batches whose gradient norm is measured: ``first``, ``every`` or ``none``.
     """
@@ -121,6 +123,11 @@ def build_state(
     device = next(classifier.parameters()).device
     scaler = precision.build_scaler(device)
     if model.name in AUXILIARY_WEIGHTS:
+        if not isinstance(loss, Loss):
+            raise ConfigError(
+                f"train.loss: expected null or CrossEntropyLoss with model.name {model.name}, which has auxiliary heads, got "
+                "one that is called per sample; write null"
+            )
         loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
     deferred = model.norm == "batch" and model.batch_norm_statistics in ("corrected", "recalibrated")
     statistics = DeferredStatistics(classifier if deferred else nn.Module())

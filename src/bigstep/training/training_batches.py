@@ -87,9 +87,10 @@ class TrainingBatches:
             raise kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from None
 
     def _augmented(self, chosen: NDArray[np.int64], epoch: int) -> ImageBatch:
-        kind = str(self.train.augmentation)
-        images = augment(np.asarray(self.store.images[chosen]), chosen, kind, self.train.seed, epoch)
-        return to_tensors(images, self.store.labels[chosen])
+        images, is_image = np.asarray(self.store.images[chosen]), self.store.manifest.is_image
+        if is_image:
+            images = augment(images, chosen, str(self.train.augmentation), self.train.seed, epoch)
+        return to_tensors(images, self.store.labels[chosen], is_image=is_image)
 
 
 def _pin(batch: ImageBatch) -> ImageBatch:
