@@ -9,13 +9,13 @@ import pytest
 HOW = "Chromium must be there for this test: apt-get install chromium"
 
 
-def look(address: str, screenshot: Path, seconds: float = 15) -> str:
+def look(address: str, screenshot: Path, seconds: float = 15, size: str = "1500,1300") -> str:
     """Open a page, write a screenshot, and give the page's elements as text once it is drawn."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip(HOW)
     command = [
-        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1500,1300",
+        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={size}",
         f"--virtual-time-budget={int(1000 * seconds)}", f"--user-data-dir={screenshot.parent / 'profile'}",
         f"--screenshot={screenshot}", "--dump-dom",
     ]  # fmt: skip

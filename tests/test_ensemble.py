@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bigstep.atomic_files import read_json
+from bigstep.comparison.paired import paired_interval
 from bigstep.data.store import Store
 from bigstep.ensembles.building import build, plan_ensemble
-from bigstep.ensembles.combining import choose_greedily, fit_temperature, mean_nats, paired_interval
+from bigstep.ensembles.combining import choose_greedily, fit_temperature, mean_nats
 from bigstep.ensembles.members import check_members, read_members
 from bigstep.ensembles.soup import check_soup
 from bigstep.errors import ModelError

@@ -23,6 +23,7 @@ LAYERS = [
     {"models"},
     {"evaluation", "project", "tracking", "training"},
     {"optuna_mlflow", "planning", "runs"},
+    {"comparison"},
     {"report"},
     {"ensembles", "search", "stages"},
     {"commands", "diagnostics"},

@@ -131,6 +131,13 @@ def _ensemble(options: argparse.Namespace) -> int:
     return ensemble(root, options.members, seeds=options.seeds, study=options.study, greedy=options.greedy, soup=options.soup)
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from bigstep.commands.compare import compare
+    from bigstep.project.dvc import find_project_root
+
+    return compare(find_project_root(Path.cwd()), options.runs, as_json=options.json)
+
+
 def _predict(options: argparse.Namespace) -> int:
     from bigstep.commands.predict import is_exported, predict
     from bigstep.project.dvc import find_project_root
@@ -192,6 +199,7 @@ def _mlflow(options: argparse.Namespace) -> int:
 
 COMMANDS = {
     "init": _init,
+    "compare": _compare,
     "ensemble": _ensemble,
     "predict": _predict,
     "verify": _verify,

@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--days", type=float, default=30.0, metavar="N", help="keep what was used in the last N days (default: 30)"
     )
     _add_ensemble(commands)
+    _add_compare(commands)
     _add_server(commands, "mlflow", "start the MLflow UI for the project's runs", 5000, "runs")
     board = _add_server(commands, "dashboard", "start optuna-dashboard for the study", 8080, "studies")
     board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
@@ -110,6 +111,18 @@ def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         metavar="FOLDER",
         help="copy the files of this folder, too; its params.yaml holds what differs (see examples)",
     )
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "compare finished runs: parameters, curves, and whether test accuracy differs by more than chance"
+    parser = commands.add_parser("compare", help=text, description=text, allow_abbrev=False)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="`workspace`, a git revision, a DVC experiment, or an MLflow run's id or name; each is compared with the first",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -8,13 +8,14 @@ from rich.table import Table
 
 from bigstep.atomic_files import write_csv, write_json
 from bigstep.commands.seeds import run_seeds
+from bigstep.comparison.paired import Interval
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten, read_params
 from bigstep.console import console
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.ensembles.building import Comparison, EnsemblePlan, build, compare, plan_ensemble
-from bigstep.ensembles.combining import Interval, mean_nats
+from bigstep.ensembles.combining import mean_nats
 from bigstep.ensembles.members import Member, check_members, predict_part, read_members
 from bigstep.ensembles.registered import confirmed_models, member_folders
 from bigstep.ensembles.soup import check_soup

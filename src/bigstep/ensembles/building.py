@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigstep.comparison.paired import Interval, paired_interval
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.ensembles.combining import Interval, choose_greedily, fit_temperature, mean_nats, nats, paired_interval
+from bigstep.ensembles.combining import choose_greedily, fit_temperature, mean_nats, nats
 from bigstep.ensembles.members import Member, Part, predict_part
 from bigstep.ensembles.soup import average_weights
 from bigstep.evaluation.classification import Answers, Scores, score

@@ -1,34 +1,17 @@
-"""How members are weighed and calibrated on the validation part, and whether the difference on the test part is chance."""
+"""How members are weighed and calibrated on the validation part."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "choose_greedily", "fit_temperature", "mean_nats", "paired_interval"]
+__all__ = ["choose_greedily", "fit_temperature", "mean_nats", "nats"]
 
 Probabilities = NDArray[np.float64]  # (n, num_classes)
 Labels = NDArray[np.int64]  # (n,)
 TINY = float(np.finfo(np.float32).tiny)
-RESAMPLES = 10_000
-LEVEL = 0.95
 ROUNDS_PER_MEMBER = 3
 LOWEST, HIGHEST, HALVINGS = 0.1, 10.0, 60  # of the temperature, and of the interval that it is in
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean difference and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def is_beyond_chance(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
 
 
 def mean_nats(probabilities: Probabilities, labels: Labels) -> float:
@@ -80,18 +63,6 @@ def fit_temperature(probabilities: Probabilities, labels: Labels) -> float:
         else:
             low = left
     return 2 / (low + high)
-
-
-def paired_interval(differences: NDArray[np.float64], seed: int = 0) -> Interval:
-    """Return the mean of paired differences ``(n,)`` with its bootstrap interval over the samples."""
-    random, count = np.random.default_rng(seed), len(differences)
-    rounds = max(1, 10_000_000 // max(count, 1))
-    means: list[float] = []
-    while len(means) < RESAMPLES:
-        drawn = random.integers(0, count, (min(rounds, RESAMPLES - len(means)), count))
-        means += differences[drawn].mean(axis=1).tolist()
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(differences.mean()), float(low), float(high))
 
 
 def _nats_of(logits: NDArray[np.float64], labels: Labels) -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["COUNT_TAG", "SEAL_TAG", "checked_copy", "seal", "seal_source"]
+__all__ = ["COUNT_TAG", "SEAL_TAG", "checked_copy", "local_folder", "seal", "seal_source"]
 
 SEAL_TAG, COUNT_TAG = "bigstep.files_sha256", "bigstep.files_count"
 LOADER = "mlflow.pytorch"
@@ -95,7 +95,7 @@ def _fetch(client: "MlflowClient", source: str, target: Path) -> Path:
     location = source
     if source.startswith("models:/"):
         location = str(client.get_logged_model(source.removeprefix("models:/")).artifact_location)
-    local = _local(location)
+    local = local_folder(location)
     target.mkdir()
     if local is None:
         return Path(download_artifacts(artifact_uri=location, dst_path=str(target)))
@@ -122,7 +122,8 @@ def _copy(path: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy)
 
 
-def _local(location: str) -> Path | None:
+def local_folder(location: str) -> Path | None:
+    """Return the folder of this machine that MLflow calls ``location``; None for one elsewhere."""
     parts = urlparse(location)
     if parts.scheme == "file":
         return Path(unquote(parts.path))

@@ -1,0 +1,103 @@
+"""`bigstep compare`: the same run wherever it is found, and differences that are chance are called chance."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from bigstep.comparison.differences import compare_runs
+from bigstep.comparison.paired import mcnemar
+from bigstep.comparison.result import Predictions, RunResult
+from bigstep.comparison.sources import find_result
+from bigstep.errors import ProjectError
+from browser import look
+from conftest import copy_prepared
+from faults.project import Project
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 0), (3, 9), (40, 41), (300, 250), (700, 600), (5000, 5300)])
+def test_the_probability_is_that_of_the_binomial_test(one: int, other: int) -> None:
+    expected = binomtest(one, one + other).pvalue if one + other else 1.0
+    assert mcnemar(one, other) == pytest.approx(expected, rel=1e-9 if one + other <= 1000 else 0.02)
+
+
+def _result(name: str, right: np.ndarray, names: tuple[str, ...]) -> RunResult:
+    predicted = tuple("a" if value else "b" for value in right)
+    return RunResult(
+        name,
+        {},
+        {"test_accuracy": float(right.mean())},
+        (),
+        Predictions(names, ("a",) * len(right), predicted, right * 0.8 + 0.1),
+    )
+
+
+@pytest.mark.parametrize(("gap", "least", "most"), [(0.0, 0, 3), (0.03, 19, 20)])
+def test_a_gap_of_three_points_is_found_and_none_is_called_chance(gap: float, least: int, most: int) -> None:
+    """Of 20 pairs over 10,000 samples; hard samples are hard for both, as in models that differ by their seed."""
+    random, count, found = np.random.default_rng(0), 10_000, 0
+    names = tuple(map(str, range(count)))
+    for _ in range(20):
+        ease = random.beta(8, 1, count)
+        rights = [(random.random(count) < ease - lost).astype(np.float64) for lost in (gap, 0.0)]
+        first, second = (_result(name, right, names) for name, right in zip("xy", rights, strict=True))
+        difference = compare_runs(first, second)
+        assert difference.paired is not None
+        found += difference.paired.is_beyond_chance
+        said = "y is better than x" if difference.paired.is_beyond_chance else "beyond chance"
+        assert said in difference.verdict or "y is worse" in difference.verdict
+    assert least <= found <= most
+
+
+def test_other_test_samples_are_not_compared_one_by_one() -> None:
+    right = np.ones(4)
+    first, second = _result("x", right, ("1", "2", "3", "4")), _result("y", right, ("1", "2", "3", "5"))
+    assert compare_runs(first, second).paired is None
+    assert "not compared sample by sample" in compare_runs(first, second).verdict
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory, two_seeds: Path) -> Project:
+    """A project with two runs, the first of them committed."""
+    project = copy_prepared(two_seeds / "project", tmp_path_factory.mktemp("compare") / "project")
+    project.run("git", "add", "-A")
+    project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "seed 0")
+    return project
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_in_the_workspace_in_git_and_in_mlflow(seeds: Project) -> None:
+    first, second = sorted(seeds.runs(), key=lambda run: run.data.params["train.seed"])
+    cache = seeds.root / ".dvc" / "cache"
+    here, commit, logged = (find_result(seeds.root, cache, name) for name in ("workspace", "HEAD", first.info.run_id))
+    for other in (commit, logged):
+        difference = compare_runs(here, other)
+        assert difference.params == {}
+        assert difference.paired is not None
+        assert (difference.paired.only_first, difference.paired.only_second, difference.paired.p_value) == (0, 0, 1.0)
+        assert other.history == here.history
+        assert all(one == pytest.approx(value) for one, value in difference.metrics.values())
+    named = find_result(seeds.root, cache, second.info.run_name)
+    assert compare_runs(here, named).params == {"train.seed": ("0", "1")}
+    for name in ("no-such-run", "--all"):
+        with pytest.raises(ProjectError, match="expected one run, got no run of this name; name workspace, a git revision"):
+            find_result(seeds.root, cache, name)
+
+
+@pytest.mark.slow
+def test_the_page_and_the_json_say_the_same(seeds: Project, tmp_path: Path) -> None:
+    second = max(seeds.runs(), key=lambda run: run.data.params["train.seed"]).info.run_id
+    output = seeds.bigstep("compare", "HEAD", second)
+    text = seeds.bigstep("compare", "HEAD", second, "--json")
+    assert text[0] == "[", text[:300]
+    (found,) = json.loads(text)
+    assert found["params"] == {"train.seed": ["0", "1"]}
+    assert found["paired"]["num_samples"] == 359
+    assert " ".join(found["verdict"].split()) in " ".join(output.split())
+    assert any("between 2 seeds" in text for text in found["texts"])
+    page = seeds.root / "results" / "compare" / "report.html"
+    for size in ("1280,900", "400,900"):
+        shown = look(page.as_uri(), tmp_path / f"{size}.png", 3, size)
+        assert found["verdict"].split(":")[0] in shown
