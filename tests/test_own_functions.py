@@ -26,6 +26,7 @@ from bigstep.runs.code_digest import digest_code
 from bigstep.step.losses import CrossEntropy
 from bigstep.tasks.registry import task_of
 from bigstep.training.chosen_loss import build_loss
+from bigstep.training.invariance import check_slice_invariance
 from bigstep.training.loop import take_step, train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState, build_state
@@ -65,6 +66,10 @@ def broken(outputs, targets):
 
 def one(outputs):
     return outputs
+
+
+def centred(outputs, targets):
+    return F.cross_entropy(outputs - outputs.mean(dim=0) * outputs.std(), targets, reduction="none")
 
 
 class Learning(torch.nn.Linear):
@@ -225,6 +230,14 @@ def test_what_is_wrong_with_a_loss_is_one_line(loss: Any, train: dict[str, Any],
     assert expected in str(raised.value)
     assert "train." in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_loss_that_looks_across_samples_is_named(digits: Store) -> None:
+    for name, holds in (("centred", False), ("focal", True)):
+        params = _params(loss=f"custom/model/losses.py:{name}")
+        state = _begin(digits, params)
+        assert check_slice_invariance(state, params.train, digits).holds is holds
+        state.guard.close()
 
 
 def test_a_loss_that_is_called_is_refused_with_auxiliary_heads(digits: Store) -> None:

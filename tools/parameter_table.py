@@ -50,7 +50,7 @@ or changes the size is refused in one line. Refused by name:
 | `MixUp`, `CutMix` | mix two samples: `train.mixup_alpha`, `train.cutmix_alpha` |
 | `FiveCrop`, `TenCrop` | return several images: `RandomCrop` |
 | `RandomIoUCrop` and what acts on boxes or key points | the images have no boxes: `RandomResizedCrop` |
-| `Lambda` | needs a function, which a file cannot hold |
+| `Lambda` | needs a function, which a file cannot hold: your own as `custom/model/file.py:name` ([custom.md](custom.md)) |
 | `Normalize`, `LinearTransformation` | would change training images only; the model normalizes: `data.pixel_statistics` |
 | `UniformTemporalSubsample` | acts on videos |
 """

@@ -20,7 +20,7 @@ REFUSED = {
     "FiveCrop": ("returns five images", "use RandomCrop instead"),
     "TenCrop": ("returns ten images", "use RandomCrop instead"),
     "RandomIoUCrop": ("crops by the boxes of an image, and a sample has none of them", "use RandomResizedCrop instead"),
-    "Lambda": ("needs a function, which a file cannot hold", "use transforms by name"),
+    "Lambda": ("needs a function, which a file cannot hold", "name your own as custom/model/file.py:name"),
     "LinearTransformation": ("needs a matrix, and training images only would be transformed", "remove it"),
     "Normalize": ("normalizes training images only, and the model does it for all", "set data.pixel_statistics instead"),
     "UniformTemporalSubsample": ("acts on videos", "remove it"),
