@@ -26,7 +26,7 @@ from bigstep.training.setup import build_training
 from bigstep.training.snapshot import KeptSlicing, kept_slicing, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
-from building import first_batch, flat_weights, quick_train
+from building import first_batch, flat_weights, quick_train, ten_classes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch"),
@@ -165,7 +165,7 @@ class _Different(nn.Module):
 def test_compiled_code_that_computes_something_else_is_refused(kind: str, problem: str, digits: Store) -> None:
     train = quick_train(effective_batch_size=8)
     classifier = Classifier(_Different(kind), mean=(0.5,), std=(0.2,), network_channels=1)
-    options = {"num_samples": 8, "num_classes": 10, "class_weights": None, "model": ModelConfig()}
+    options = {"num_samples": 8, "model": ModelConfig(), **ten_classes(train)}
     state = build_state(CompiledClassifier(classifier, 8), train, BatchSizes(8, 8, 1), **options)
     with pytest.raises(ConfigError, match=f"hardware.compile: .*{problem}.*; set hardware.compile=false"):
         compile_training(state, train, *first_batch(digits))

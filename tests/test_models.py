@@ -197,6 +197,22 @@ def test_stored_images_are_normalised_and_grey_ones_repeated() -> None:
     torch.testing.assert_close(pixels, expected[:, None].expand(-1, 3, -1))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("stored", [True, False], ids=["as stored", "plane by plane"])
+def test_normalised_images_are_the_same_bits_in_every_layout(
+    memory_format: torch.memory_format, dtype: torch.dtype, stored: bool
+) -> None:
+    images = torch.from_numpy(random_images(5, 9, 3)).permute(0, 3, 1, 2).to(dtype)
+    images = images if stored else images.contiguous()
+    before, options = images.clone(), {"mean": (0.1, 0.3, 0.5), "std": (0.2, 0.3, 0.7), "network_channels": 3}
+    classifier = Classifier(nn.Identity(), **options, memory_format=memory_format)
+    found = classifier(images)
+    assert torch.equal(found, (before.float() / 255 - classifier.mean) / classifier.std)
+    assert found.is_contiguous(memory_format=memory_format)
+    assert torch.equal(images, before), "the caller's images stay as they are"
+
+
 def test_colour_images_reach_a_one_channel_network_as_luma() -> None:
     images = torch.from_numpy(random_images(3, 4, 3)).permute(0, 3, 1, 2)
     pixels = _classifier(3, 1)(images)

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from bigstep.config.params import Params, parse_params
 from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
-from bigstep.data.transforms import build_transforms, check_transforms, transform_sample
+from bigstep.data.transforms import _draw_from_torch_only, build_transforms, check_transforms, transform_sample
 from bigstep.errors import ConfigError
 from bigstep.training.setup import build_training
 from bigstep.training.training_batches import TrainingBatches
@@ -175,6 +175,27 @@ def _working() -> list[tuple[str, dict[str, Any]]]:
 def test_every_transform_is_in_a_table() -> None:
     assert len(ALL) > 60
     assert WORK.keys() | REFUSED.keys() | {name for name, _ in ONE_SHAPE} == ALL
+
+
+def test_torchvisions_transforms_draw_from_torch_only() -> None:
+    """Python's and NumPy's generators are then left alone, which saves as much time as a flip takes."""
+    assert _draw_from_torch_only(build_transforms([{"RandomApply": {"transforms": FLIPS}}]))
+    other = re.compile(r"^(import|from) random\b|\b(np|numpy)\.random\b", re.MULTILINE)
+    folder = Path(v2.__file__).parent
+    assert not [path for path in folder.rglob("*.py") if other.search(path.read_text(encoding="utf-8"))]
+
+
+def test_a_transform_that_is_not_torchvisions_has_all_generators_keyed() -> None:
+    def shift(image: Tensor) -> Tensor:
+        return image + int(100 * random.random()) + np.random.randint(100)  # noqa: NPY002 # what is tested
+
+    transforms = v2.Compose([v2.RandomApply([shift], p=1.0)])
+    assert not _draw_from_torch_only(transforms)
+    image, state = torch.zeros(1, 2, 2, dtype=torch.uint8), random.getstate()
+    found = [transform_sample(transforms, image, 3, 1, index) for index in (0, 1, 0)]
+    assert random.getstate() == state
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
 
 
 def _apply(items: list[Any], images: list[Tensor]) -> list[Tensor]:

@@ -50,7 +50,7 @@ def test_an_infeasible_trial_is_worse_than_any_trained_one_in_every_objective(di
 
 def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: Store, tmp_path: Path) -> None:
     runner = _runner({}, digits, tmp_path)
-    nothing = TrialOutcome(math.nan, math.nan, None, 0, 0, False, True, 0.0, 0.0, 2**20, None, 8, None, None)
-    trained = TrialOutcome(2.0, 0.3, 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
+    nothing = TrialOutcome(math.nan, math.nan, "accuracy", None, 0, 0, False, True, 0.0, 0.0, 2**20, None, 8, None, None)
+    trained = TrialOutcome(2.0, 0.3, "accuracy", 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
     assert runner._values(trained, OBJECTIVES) == [2.0, 60.0, 2**30]
     assert all(bad > good for bad, good in zip(runner._values(nothing, OBJECTIVES), [2.0, 60.0, 2**30], strict=True))

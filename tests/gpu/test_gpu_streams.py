@@ -5,6 +5,7 @@ import contextlib
 import torch
 
 from bigstep import Accumulator, losses
+from bigstep.training.prefetch import prefetched
 from gpu.gpu_cases import batch, build, flat
 
 
@@ -33,3 +34,19 @@ def test_batches_in_pinned_memory_give_the_same(device: torch.device) -> None:
         Accumulator(model, losses.CrossEntropy(), micro_batch_size=5).backward(images, labels)
         found.append(flat(model))
     assert torch.allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_batches_that_are_prepared_and_pinned_ahead_give_the_same(device: torch.device) -> None:
+    batches = [batch(19 + step) for step in range(6)]
+
+    def pin(item: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return (item[0].pin_memory(), item[1].pin_memory()) if device.type == "cuda" else item
+
+    found = []
+    for items in (iter(batches), prefetched(iter(batches), pin)):
+        model = build("convolutions", device, dropout=0.3)
+        accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=5, seed=1)
+        for step, (images, labels) in enumerate(items):
+            accumulator.backward(images, labels, step=step)
+        found.append(flat(model))
+    assert torch.allclose(found[0], found[1], rtol=1e-12, atol=1e-14)

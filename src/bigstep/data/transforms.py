@@ -1,6 +1,8 @@
 """Any pipeline of torchvision.transforms.v2, keyed: what a sample becomes is a function of (seed, epoch, sample)."""
 
+import functools
 import random
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from bigstep.data.transform_building import build_transforms, first_line
 from bigstep.errors import ConfigError
 from bigstep.user_code import user_code_line
 
-__all__ = ["build_transforms", "check_transforms", "keyed_random", "transform_sample"]
+__all__ = ["build_transforms", "check_transforms", "transform_batch", "transform_sample"]
 
 ALLOCATOR = "DefaultCPUAllocator"  # names itself where memory ran out
 
@@ -46,24 +48,46 @@ def check_transforms(items: Sequence[str | dict[str, dict[str, Any]]], images: S
 
 
 def transform_sample(transforms: Any, image: Tensor, seed: int, epoch: int, index: int) -> Tensor:
-    """Transform one image, uint8 ``(channels, size, size)``; numbers from 0 to 255 come out, of the same shape.
+    """Transform one image as :func:`transform_batch` does several; it is not changed."""
+    (found,) = transform_batch(transforms, image.clone()[None], seed, epoch, [index])
+    return found
+
+
+def transform_batch(transforms: Any, images: Tensor, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
+    """Transform each image of a batch, keyed by its own index; numbers from 0 to 255 come out, of the same shapes.
+
+    Args:
+        transforms: of :func:`build_transforms`.
+        images: uint8 ``(n, channels, size, size)``, which the transforms may change.
+        seed: of the training.
+        epoch: counted from 0.
+        indices: of the samples, ``n`` of them.
 
     Raises:
         ConfigError: the transforms fail, change the shape, or return something other than an image.
     """
+    alone = _draw_from_torch_only(transforms)
+    with _preserved_generators(torch_only=alone):
+        return [_transform(transforms, images[place], (seed, epoch, index), alone) for place, index in enumerate(indices)]
+
+
+def _transform(transforms: Any, image: Tensor, key: tuple[int, int, int], torch_only: bool) -> Tensor:  # noqa: FBT001 # short
     from torchvision.tv_tensors import Image
 
-    with keyed_random(derive_key("augment", seed, epoch, index)):
-        try:
-            found = transforms(Image(image.clone()))
-        except Exception as error:  # whatever torchvision raises, in one line
-            if isinstance(error, MemoryError) or ALLOCATOR in str(error):
-                raise
-            own = user_code_line(error)
-            found = own or f"from {_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
-            raise ConfigError(
-                f"train.augmentation: expected transforms that accept images of shape {tuple(image.shape)}, got {found}"
-            ) from None
+    _seed_generators(derive_key("augment", *key), torch_only=torch_only)
+    shape = image.shape
+    try:
+        found = transforms(image if torch_only else Image(image))
+    except Exception as error:  # whatever torchvision raises, in one line
+        if isinstance(error, MemoryError) or ALLOCATOR in str(error):
+            raise
+        own = user_code_line(error)
+        found = own or f"from {_culprit(error)}: {first_line(error)}; change its arguments or what comes before it"
+        raise ConfigError(
+            f"train.augmentation: expected transforms that accept images of shape {tuple(shape)}, got {found}"
+        ) from None
+    if type(found) is Tensor and found.dtype == torch.uint8 and found.shape == shape:
+        return found
     _check_result(found, image)
     result: Tensor = found.as_subclass(Tensor)
     return result.float() * 255 if result.is_floating_point() else result
@@ -88,19 +112,39 @@ def _check_result(result: Any, image: Tensor) -> None:
         )
 
 
-@contextmanager
-def keyed_random(key: int) -> Iterator[None]:
-    """Seed torch's, Python's and NumPy's global generators by ``key`` within the block, and restore them."""
-    states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002 # users' code may draw from it
+def _seed_generators(key: int, *, torch_only: bool) -> None:
     torch.default_generator.manual_seed(key)
-    random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 # as above
+    if not torch_only:
+        random.seed(key)
+        np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 # a transform may draw from it
+
+
+@contextmanager
+def _preserved_generators(*, torch_only: bool) -> Iterator[None]:
+    """Restore the global generators: once a batch, since reading NumPy's takes as long as a transform."""
+    state = torch.random.get_rng_state()
+    others = None if torch_only else (random.getstate(), np.random.get_state())  # noqa: NPY002 # as above
     try:
         yield
     finally:
-        torch.random.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])  # noqa: NPY002 # as above
+        torch.random.set_rng_state(state)
+        if others is not None:
+            random.setstate(others[0])
+            np.random.set_state(others[1])  # noqa: NPY002 # as above
+
+
+def _draw_from_torch_only(transforms: Any) -> bool:
+    """Return whether transforms are torchvision's, which draw from torch; seeding the other generators takes time."""
+    inner = getattr(transforms, "transforms", ())
+    own = type(transforms).__module__.startswith("torchvision.transforms.v2")
+    return own and _torchvision_draws_from_torch() and all(map(_draw_from_torch_only, inner))
+
+
+@functools.cache
+def _torchvision_draws_from_torch() -> bool:
+    """Return whether no module of torchvision's transforms has Python's or NumPy's generator."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("torchvision.transforms.v2")]
+    return not any(value is random or value is np.random for module in modules for value in vars(module).values())
 
 
 def _force(transforms: Any, p: float) -> None:

@@ -79,7 +79,13 @@ class TrainingRun:
             StopRequestedError: the process was asked to stop; there is a checkpoint of this step.
         """
         job, started = self.job, time.perf_counter()
-        source = TrainingBatches(job.store, job.params.train, job.batch.effective_batch_size, job.params.hardware.num_workers)
+        source = TrainingBatches(
+            job.store,
+            job.params.train,
+            job.batch.effective_batch_size,
+            job.params.hardware.num_workers,
+            pinned=self.state.classifier.mean.is_cuda,
+        )
         batches = LowMemoryMarker(source, job.marker, job.step_bytes, lambda: self.state.accumulator.micro_batch_size)
         try:
             is_stopped = self._train(batches, should_stop)

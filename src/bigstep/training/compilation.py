@@ -34,8 +34,8 @@ class CompiledClassifier(nn.Module):
         self._tag = f"bigstep, {micro_batch_size} samples, {torch.get_num_threads()} threads"  # torch's key has neither
 
     def forward(self, images: Tensor) -> Any:
-        """Map images ``(n, channels, height, width)`` to the network's output."""
-        rows = images.permute(0, 2, 3, 1).reshape(len(images), -1)
+        """Map samples, such as images ``(n, channels, height, width)``, to the network's output."""
+        rows = (images.permute(0, 2, 3, 1) if images.ndim == 4 else images).reshape(len(images), -1)
         mark_batch(rows)
         with torch.compiler.config.patch(cache_key_tag=self._tag):  # type: ignore[attr-defined] # installed by torch
             return self._run[0](rows, *images.shape[1:])
@@ -43,11 +43,14 @@ class CompiledClassifier(nn.Module):
 
 @final
 class _Rows(nn.Module):
-    """Takes each image as a row, in the order of the store: a matrix has one layout in memory, so one code serves all."""
+    """Takes each sample as a row, in the order of the store: a matrix has one layout in memory, so one code serves all."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, rows: Tensor, channels: int, height: int, width: int) -> Any:
+    def forward(self, rows: Tensor, *shape: int) -> Any:
+        if len(shape) != 3:
+            return self.classifier(rows.view(-1, *shape))
+        channels, height, width = shape
         return self.classifier(rows.view(-1, height, width, channels).permute(0, 3, 1, 2))

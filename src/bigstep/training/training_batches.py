@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bigstep.config.train import TrainConfig
 from bigstep.data.augmentation import augment
@@ -18,8 +18,9 @@ from bigstep.data.order import effective_batches, epoch_order
 from bigstep.data.ordered_batches import ImageBatch, to_tensors
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.data.transforms import build_transforms, transform_sample
+from bigstep.data.transforms import build_transforms, transform_batch
 from bigstep.errors import ConfigError, DataError
+from bigstep.training.prefetch import prefetched
 
 __all__ = ["TrainingBatches"]
 
@@ -32,11 +33,22 @@ class TrainingBatches:
     computed on whole batches in this process; a list of transforms runs image by image in ``num_workers`` processes.
     """
 
-    def __init__(self, store: Store, train: TrainConfig, size: int, num_workers: int | None = None) -> None:
-        """Prepare; ``num_workers`` None takes half the cores for a list of transforms, 0 none beside this process."""
+    def __init__(
+        self, store: Store, train: TrainConfig, size: int, num_workers: int | None = None, *, pinned: bool = False
+    ) -> None:
+        """Prepare.
+
+        Args:
+            store: the images.
+            train: the section ``train``.
+            size: samples of a batch.
+            num_workers: None takes half the cores for a list of transforms, 0 none beside this process.
+            pinned: for a GPU: batches lie in pinned memory, and the next one is prepared while it computes.
+        """
         self.store = store
         self.train = train
         self.size = size
+        self._pinned = pinned
         self._ids = store.indices(Split.TRAIN)
         self._loader: DataLoader[Any] | None = None
         if not isinstance(train.augmentation, str):
@@ -46,6 +58,8 @@ class TrainingBatches:
                 _Transformed(store.paths.root, train.augmentation, train.seed),
                 batch_sampler=self._order,
                 num_workers=workers,
+                collate_fn=_collated,
+                pin_memory=pinned,
                 persistent_workers=workers > 0,
                 generator=torch.Generator(),  # its own: one drawn from torch's would move dropout without keys
             )
@@ -59,8 +73,8 @@ class TrainingBatches:
         order = epoch_order(len(self._ids), self.train.seed, epoch)
         batches = list(effective_batches(self._ids[order], self.size))[start:]
         if self._loader is None:
-            for chosen in batches:
-                yield self._augmented(chosen, epoch)
+            made = (self._augmented(chosen, epoch) for chosen in batches)
+            yield from prefetched(made, _pin) if self._pinned else made
         else:
             self._order.epoch, self._order.batches = epoch, batches
             yield from self._loaded()
@@ -79,6 +93,11 @@ class TrainingBatches:
         return to_tensors(images, self.store.labels[chosen], is_image=is_image)
 
 
+def _pin(batch: ImageBatch) -> ImageBatch:
+    images, labels = batch
+    return images.pin_memory(), labels.pin_memory()
+
+
 @dataclass
 class _EpochOrder:
     """A batch sampler whose batches are set before each epoch; an item is (epoch, index), so workers need no epoch."""
@@ -93,8 +112,8 @@ class _EpochOrder:
         return len(self.batches)
 
 
-class _Transformed(Dataset[tuple[Tensor, Tensor]]):
-    """Images of a store, transformed one at a time; each process opens the store for itself."""
+class _Transformed(Dataset[Any]):
+    """Images of a store, read a batch at a time and transformed one by one; each process opens the store for itself."""
 
     def __init__(self, root: Path, transforms: Any, seed: int) -> None:
         self.root = root
@@ -102,9 +121,16 @@ class _Transformed(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self._store: Store | None = None
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], NDArray[Any]]:
+        """Return images and targets of a batch, whose samples are each an (epoch, index); DataLoader calls it."""
         if self._store is None:
             self._store = Store(self.root)
-        epoch, index = item
-        image = torch.from_numpy(self._store.images[index].transpose(2, 0, 1).copy())
-        return transform_sample(self.transforms, image, self.seed, epoch, index), torch.tensor(self._store.labels[index])
+        indices = [index for _, index in items]
+        planes = self._store.images[np.asarray(indices)].transpose(0, 3, 1, 2).copy()  # faster than torch's copy
+        transformed = transform_batch(self.transforms, torch.from_numpy(planes), self.seed, items[0][0], indices)
+        return transformed, self._store.labels[indices]
+
+
+def _collated(samples: Any) -> ImageBatch:
+    images, targets = samples  # of one call of __getitems__
+    return default_collate(images), torch.from_numpy(targets)
