@@ -59,9 +59,11 @@ costs: $(READY)  ## measure what keyed randomness, the noise scale and the self-
 	@$(BIN)/python benchmarks/costs/keyed_randomness.py
 	@$(BIN)/python benchmarks/costs/self_check.py
 
-speed: $(READY)  ## measure what a run costs beyond its training, and the choice of `auto` against the tutorial's loop
+speed: $(READY)  ## measure what a run costs beyond its training, the choice of `auto`, the data path and compiled code
 	@$(BIN)/python benchmarks/speed/startup.py
 	@$(BIN)/python benchmarks/speed/auto.py
+	@$(BIN)/python benchmarks/speed/data_path.py
+	@$(BIN)/python benchmarks/speed/compiled.py
 
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py

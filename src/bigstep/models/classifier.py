@@ -74,7 +74,7 @@ class Classifier(nn.Module):
     def _normalise(self, images: Tensor) -> Tensor:
         if images.shape[1] == 1 or images.shape[1] != self.network_channels:
             return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        # in place, plane by plane: a third of the time for images as stored, channels last
+        # in place, plane by plane: at least twice as fast for images as stored, whose channels come last
         pixels = images.to(self.mean.dtype, memory_format=torch.contiguous_format, copy=True)
         return pixels.div_(255).sub_(self.mean).div_(self.std)
 

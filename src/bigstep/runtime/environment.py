@@ -47,6 +47,7 @@ GIVEN_RUN = "MLFLOW_RUN_ID"  # the run that `mlflow run` has started
 GIVEN_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"  # that this run belongs to
 SITE_CACHE = "DVC_SITE_CACHE_DIR"  # DVC unpickles files of this folder: `bigstep` points it to one that no one else can write
 COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # torch.compile unpickles files of this folder, by default one in /tmp
+_given_folder = os.environ.get(COMPILED_CODE)  # by the user: torch sets the variable itself when its compiler is imported
 
 GUARDS = {
     "DVC_NO_ANALYTICS": "1",  # no reports to DVC's makers
@@ -72,8 +73,9 @@ def guard_libraries() -> None:
 
 
 def keep_compiled_code(folder: Path) -> None:
-    """Make torch.compile keep its code in ``folder``, where no one else writes."""
-    os.environ.setdefault(COMPILED_CODE, str(folder))
+    """Make torch.compile keep its code in ``folder``, where no one else writes, unless the user has named another."""
+    if _given_folder is None:
+        os.environ[COMPILED_CODE] = str(folder)
 
 
 def read_variable(name: str, default: str = "") -> str:
