@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from bigstep.comparison.differences import compare_runs
 from bigstep.comparison.paired import mcnemar
-from bigstep.comparison.result import Predictions, RunResult
+from bigstep.comparison.result import Predictions, RunResult, read_predictions
 from bigstep.comparison.sources import find_result
 from bigstep.errors import ProjectError
 from browser import look
@@ -49,6 +49,15 @@ def test_a_gap_of_three_points_is_found_and_none_is_called_chance(gap: float, le
         said = "y is better than x" if difference.paired.is_beyond_chance else "beyond chance"
         assert said in difference.verdict or "y is worse" in difference.verdict
     assert least <= found <= most
+
+
+def test_predictions_of_several_labels_and_of_numbers_are_not_compared_as_classes() -> None:
+    labels = [{"name": "1", "actual": actual, "predicted": "a", "p:a": "0.9", "p:b": "0.2"} for actual in ("a", "", "a|b")]
+    numbers = [{"name": "1", "actual": "1.5", "predicted": "1.25"}]
+    for table in (labels, numbers):
+        found = read_predictions(table)
+        assert found is not None
+        assert found.p_actual is None
 
 
 def test_other_test_samples_are_not_compared_one_by_one() -> None:

@@ -26,7 +26,7 @@ def made(shared: Shared) -> Path:
 
 
 def test_the_files_that_a_project_starts_with_are_those_of_this_one() -> None:
-    assert (TEMPLATE / "dvc.yaml").read_text(encoding="utf-8") == template_pipeline(), "run `make dependencies`"
+    assert (TEMPLATE / "dvc.yaml.tpl").read_text(encoding="utf-8") == template_pipeline(), "run `make dependencies`"
     for name in ("params.yaml", ".dvcignore", "data/.gitignore"):
         text = (TEMPLATE / name.replace(".", "dot-", 1) if "/." in name or name[0] == "." else TEMPLATE / name).read_bytes()
         assert text == (ROOT / name).read_bytes(), "run `make dependencies`"

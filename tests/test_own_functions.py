@@ -1,6 +1,7 @@
 """A loss, metrics and transforms of the project's own, and those of torch and torchmetrics by name."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ruamel.yaml import YAML
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
@@ -374,6 +376,22 @@ def test_a_missing_torchmetrics_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(ConfigError, match=r"expected the package torchmetrics for AUROC, got none; install bigstep\[metrics\]"):
         MoreMetrics(["AUROC"], task_of("classification", "abc"))
+
+
+def test_the_pages_functions_and_parameters_are_accepted(project: Path, digits: Store) -> None:
+    page = (ROOT / "docs" / "custom.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "custom/model/functions.py" in block]
+    (project / "custom" / "model" / "functions.py").write_text(code, encoding="utf-8")
+    found = [YAML(typ="safe").load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    for content in found:
+        parse_params(content)
+    (functions,) = [content for content in found if "evaluate" in content]
+    params = check_params(functions)
+    state = _begin(digits, _params(loss=params.train.loss, augmentation=params.train.augmentation))
+    images, labels = next(TrainingBatches(digits, params.train, 16, 0).epoch(0))
+    assert take_step(state, _params().train, images, labels).applied
+    shares, classes = np.eye(3, dtype=np.float32)[[0, 1, 2] * 3] * 0.7 + 0.1, np.array([0, 1, 2] * 3)
+    assert _scores(list(params.evaluate.metrics), "classification", shares, classes) == {"errors": 0.0, "AUROC": 1.0}
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def write_dependencies() -> None:
         others = [item for item in stage["deps"] if not str(item).endswith(".py")]
         stage["deps"] = others + code
     yaml.dump(content, path)
-    (TEMPLATE / "dvc.yaml").write_text(template_pipeline(), encoding="utf-8")
+    (TEMPLATE / "dvc.yaml.tpl").write_text(template_pipeline(), encoding="utf-8")
     shutil.copyfile(ROOT / "params.yaml", TEMPLATE / "params.yaml")
 
 

@@ -21,7 +21,7 @@ from bigstep.runs.installed_code import write_code_lists
 
 __all__ = ["init"]
 
-SUFFIX = ".tpl"  # of Python files, which are no code of bigstep
+SUFFIX = ".tpl"  # of Python files, which are no code of bigstep, and of dvc.yaml, which is no pipeline of this repository
 HIDDEN = "dot-"
 PARAMS = "params.yaml"
 LEFT_OUT = (".git", ".dvc", ".bigstep", ".venv", "mlruns", "results")  # of an example that was run in place

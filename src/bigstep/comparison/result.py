@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FILES", "Predictions", "RunResult", "read_files", "read_folder"]
+__all__ = ["FILES", "Predictions", "RunResult", "read_files", "read_folder", "read_predictions"]
 
 FILES = {
     "predictions": "results/evaluate/predictions.csv",
@@ -69,7 +69,7 @@ def read_files(
     rows = [{key: float(value) for key, value in row.items()} for row in _rows(texts.get("history"))]
     table = _rows(texts.get("predictions"))
     numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-    return RunResult(name, params, numbers, tuple(rows), _predictions(table) if table else None, facts or {})
+    return RunResult(name, params, numbers, tuple(rows), read_predictions(table) if table else None, facts or {})
 
 
 def read_folder(folder: Path) -> dict[str, str | None]:
@@ -84,11 +84,12 @@ def _rows(text: str | None) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines())) if text else []
 
 
-def _predictions(table: list[dict[str, str]]) -> Predictions | None:
+def read_predictions(table: list[dict[str, str]]) -> Predictions | None:
+    """Read the rows of predictions.csv; None where it has no column for the target, as with several numbers."""
     if not {"name", "actual", "predicted"} <= table[0].keys():
         return None
     column = "p_actual" if "p_actual" in table[0] else None
-    has_each = any(key.startswith("p:") for key in table[0])
+    has_each = all(f"p:{row['actual']}" in row for row in table)  # not where samples have several labels
     p_actual = None
     if column or has_each:
         p_actual = np.array([float(row[column or f"p:{row['actual']}"]) for row in table])
