@@ -18,34 +18,31 @@ import requests
 from bigstep.runtime.local_port import free_port
 from conftest import read_rows
 from faults.project import Project, kill_group
-from run_examples import EXAMPLES, run_example
+from run_examples import EXAMPLES, make_example, run_example
 from serving import wait_for_port
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/params.yaml"))
+INTERVAL = "hardware.checkpoint_interval=0.2s"
 FILES = ("results/train/model.safetensors", "results/train/history.csv", "results/evaluate/predictions.csv")
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The example's project, after its pipeline has run."""
-    made = run_example(request.param, tmp_path_factory.mktemp("examples"), "hardware.checkpoint_interval=0.2s")
+    made = run_example(request.param, tmp_path_factory.mktemp("examples"), INTERVAL)
     return Project(made)
 
 
-def _bytes(project: Project) -> dict[str, bytes]:
-    return {name: (project.root / name).read_bytes() for name in FILES}
-
-
-def test_after_a_kill_in_the_middle_the_same_bytes(project: Project) -> None:
-    before = _bytes(project)
+def test_killed_in_the_middle_it_ends_in_the_same_bytes(project: Project, tmp_path: Path) -> None:
     rows = len(read_rows(project.root / "results" / "train" / "history.csv"))
-    process = project.start("dvc", "repro", "--force", "train")
-    project.until(process, lambda line: f"epoch {max(1, rows // 2)}/{rows}" in line)
+    other = Project(make_example(project.root.name, tmp_path, INTERVAL))
+    process = other.start("dvc", "repro")
+    other.until(process, lambda line: f"epoch {max(1, rows // 2)}/{rows}" in line)
     kill_group(process)
-    assert "resuming from the checkpoint" in project.run("dvc", "repro", "--force", "train")
-    project.run("dvc", "repro")
-    assert _bytes(project) == before
+    assert "resuming from the checkpoint" in other.run("dvc", "repro")
+    for name in FILES:
+        assert (other.root / name).read_bytes() == (project.root / name).read_bytes()
 
 
 def test_a_search_of_five_trials_finds_options_of_the_network(project: Project) -> None:

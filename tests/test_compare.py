@@ -87,6 +87,7 @@ def test_a_run_is_the_same_in_the_workspace_in_git_and_in_mlflow(seeds: Project)
         assert difference.paired is not None
         assert (difference.paired.only_first, difference.paired.only_second, difference.paired.p_value) == (0, 0, 1.0)
         assert other.history == here.history
+        assert other.metrics == here.metrics
         assert all(one == pytest.approx(value) for one, value in difference.metrics.values())
     named = find_result(seeds.root, cache, second.info.run_name)
     assert compare_runs(here, named).params == {"train.seed": ("0", "1")}

@@ -6,13 +6,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["EXAMPLES", "run_example"]
+__all__ = ["EXAMPLES", "make_example", "run_example"]
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def run_example(name: str, folder: Path, *overrides: str) -> Path:
-    """Make a project of the example ``name`` in ``folder``, prepare its data, and run the pipeline.
+    """Make a project of an example as :func:`make_example` does, and run its pipeline."""
+    project = make_example(name, folder, *overrides)
+    _run(project, "-m", "bigstep.cli", "repro")
+    return project
+
+
+def make_example(name: str, folder: Path, *overrides: str) -> Path:
+    """Make a project of the example ``name`` in ``folder``, with its data.
 
     Args:
         name: of a folder of ``examples``.
@@ -28,7 +35,6 @@ def run_example(name: str, folder: Path, *overrides: str) -> Path:
         _set(project / "params.yaml", overrides)
     if (project / "make_data.py").exists():
         _run(project, "make_data.py")
-    _run(project, "-m", "bigstep.cli", "repro")
     return project
 
 

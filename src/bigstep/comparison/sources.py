@@ -4,6 +4,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,8 +110,7 @@ def _from_mlflow(root: Path, name: str) -> RunResult:
     with tempfile.TemporaryDirectory(prefix="bigstep-compare-") as scratch:
         texts = {key: _artifact(client, run, path.removeprefix("results/"), Path(scratch)) for key, path in FILES.items()}
     result = read_files(name, texts, dict(run.data.params), _facts(run))
-    metrics = {**run.data.metrics, **result.metrics}
-    return RunResult(result.name, result.params, metrics, result.history, result.predictions, result.facts)
+    return result if result.metrics else replace(result, metrics=run.data.metrics)  # of a trial, which no test judges
 
 
 def _run(client: "MlflowClient", name: str) -> "Run":
