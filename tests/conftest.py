@@ -40,7 +40,12 @@ LONGEST = (
     "test_pipeline",
     "test_search_run",
     "test_invariance",
+    "test_inputs",
+    "test_former_versions",
+    "test_search_outage",
+    "test_user_code",
     "test_out_of_memory",
+    "test_compiled_training",
 )  # begun first, so that files side by side end together
 
 

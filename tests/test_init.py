@@ -145,7 +145,7 @@ def test_from_the_wheel_an_empty_folder_becomes_a_project_that_runs(tmp_path: Pa
     assert "3 passed" in run("pytest", "-q")
     loop = site / "bigstep" / "training" / "loop.py"
     loop.write_text(loop.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    output = run("bigstep.cli", "repro")
+    output = run("bigstep.cli", "train")
     assert "stage train runs again" in output
     assert "Stage 'prepare' didn't change" in output
     assert "Running stage 'train'" in output

@@ -136,7 +136,7 @@ def _distance(one: nn.Module, two: nn.Module) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("micro", "workers", "steps"), [(16, 4, STEPS), (7, 1, STEPS), (1, 0, FEW)])
+@pytest.mark.parametrize(("micro", "workers", "steps"), [(16, 4, FEW), (7, 1, STEPS), (1, 0, FEW)])
 def test_three_hundred_steps_end_in_the_same_weights(micro: int, workers: int, steps: int, digits: Store) -> None:
     reference, other = _reference(digits, steps), _run(digits, _train(), micro, workers, steps)
     assert _distance(reference.classifier, other.classifier) <= 1e-9
@@ -185,7 +185,7 @@ def test_in_float32_the_cut_is_far_below_the_spread_of_seeds(digits: Store) -> N
 
 
 def print_cut(folder: str) -> None:
-    """Print, for four seeds in one piece and then for the first in pieces of 7, the test loss and how many are right."""
+    """Print, for three seeds in one piece and then for the first in pieces of 7, the test loss and how many are right."""
     store = Store(Path(folder))
 
     def judge(seed: int, micro: int) -> tuple[float, int]:
@@ -193,7 +193,7 @@ def print_cut(folder: str) -> None:
         found = validate(state.evaluated_model, ordered_batches(store, Split.TEST, 359), state.task)
         return found.loss, round(found.score * 359)
 
-    sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(4)], judge(0, 7)]) + "\n")
+    sys.stdout.write(json.dumps([[judge(seed, 64) for seed in range(3)], judge(0, 7)]) + "\n")
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -413,14 +413,14 @@ def test_dvc_commands_do_what_they_say(trained: Path) -> None:
 
 def test_dvc_experiments_lose_no_run(trained: Path) -> None:
     runs = len(_runs(trained))
-    _run(trained, "dvc", "exp", "run", "-n", "here", "-S", "train.learning_rate=0.01")
+    _run(trained, "dvc", "exp", "run", "-n", "here", "-S", "evaluate.calibration_bins=10")
     _run(trained, "git", "checkout", "-q", "--", ".")
     _run(trained, "dvc", "checkout")
     _run(trained, "dvc", "exp", "run", "--queue", "-n", "queued", "-S", "train.seed=1")
     _run(trained, "dvc", "exp", "run", "--run-all")
     new = {run.data.tags.get("DVC_EXP_NAME"): run for run in _runs(trained)[runs:]}
     assert set(new) == {"here", "queued"}
-    assert new["here"].data.params["train.learning_rate"] == "0.01"
+    assert new["here"].data.params["evaluate.calibration_bins"] == "10"
     assert all("test_accuracy" in run.data.metrics for run in new.values())
     shown = _run(trained, "dvc", "exp", "show", "--csv")
     for name in new:
