@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(row, title, rounds=1): a row of the fault matrix")
     if config.getoption("--rounds", default=None):
-        settings.register_profile("many", parent=settings.get_profile("bigstep"), max_examples=567)
+        settings.register_profile("many", parent=settings.get_profile("bigstep"), max_examples=284)
         settings.load_profile("many")
     path = config.getoption("--fault-results", default=None)
     if path is not None and not hasattr(config, "workerinput"):

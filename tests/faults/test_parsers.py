@@ -52,7 +52,7 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
     max_leaves=6,
 )
-CASES = settings(max_examples=3 * settings.default.max_examples)  # with `make faults` ten thousand in all
+CASES = settings(max_examples=6 * settings.default.max_examples)  # with `make faults` ten thousand in all
 
 
 def _ours(function: Callable[[], Any]) -> Any:
