@@ -46,6 +46,7 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     DIVERGED = 3
     DAMAGED = 4
+    TIME_IS_UP = 124  # as of timeout(1)
 
 
 class BigstepError(Exception):
