@@ -62,7 +62,7 @@ def test_the_readmes_code_runs_as_it_stands() -> None:
 
 def test_the_code_of_the_page_of_the_library_runs_from_top_to_bottom() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     torch.manual_seed(0)
     names: dict[str, Any] = {}
     for code in blocks:
