@@ -59,6 +59,7 @@ def library_logs_nowhere() -> None:
     logger = logging.getLogger("bigstep")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(autouse=True)

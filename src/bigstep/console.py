@@ -32,6 +32,7 @@ def show_log() -> None:
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
+        logger.propagate = False  # a library that sets up the root logger would print each line again
 
 
 @dataclass

@@ -142,7 +142,7 @@ class GradientSum:
         return None
 
     def flattened(self, *, empty: bool = False) -> Tensor:
-        """Return the sums of all parameters in their order, in one vector: zeros for those without, all zeros with ``empty``."""
+        """Return the sums of all parameters in their order, in one vector: zeros for those without, zeros with ``empty``."""
         kinds = {parameter.dtype for parameter in self._ordered}
         dtype = torch.float64 if torch.float64 in kinds else torch.float32
         size = sum(parameter.numel() for parameter in self._ordered)
