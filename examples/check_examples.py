@@ -62,10 +62,10 @@ def test_the_served_model_answers_with_named_outputs(project: Project, tmp_path:
     import mlflow
 
     uri = f"sqlite:///{project.root / 'mlflow.db'}"
-    client = mlflow.MlflowClient(uri)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri, uri)  # the registry of another example's store would stay
     (name,) = [model.name for model in client.search_registered_models()]
     version = client.get_model_version_by_alias(name, "champion")
-    mlflow.set_tracking_uri(uri)
     info = mlflow.models.get_model_info(f"models:/{name}/{version.version}")
     spec = info.signature.inputs.inputs[0]
     shape = [2 if size == -1 and axis == 0 else (40 if size == -1 else size) for axis, size in enumerate(spec.shape)]

@@ -54,13 +54,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def library_logs_nowhere() -> Iterator[None]:
-    """A command that a test runs in this process shows the library's log; the next test starts without that."""
+def library_logs_nowhere() -> None:
+    """A command run in this process, by a test or a fixture, shows the library's log; each test starts without that."""
     logger = logging.getLogger("bigstep")
-    handlers, level = logger.handlers[:], logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def no_database_of_another_test() -> None:
+    """`mlflow.set_tracking_uri` writes this process's environment; each test starts with its own project's database."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params, parse_params
+from bigstep.console import format_seconds
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.memory.measurement import resident_bytes
@@ -110,7 +112,9 @@ def test_numbers_are_taken_as_they_are(digits: Store, tmp_path: Path) -> None:
     assert _files(ProjectPaths(tmp_path)) == {"predicted-64-8.json"}
 
 
-def test_a_choice_is_measured_once_stored_and_read_again(digits: Store, tmp_path: Path) -> None:
+def test_a_choice_is_measured_once_stored_and_read_again(
+    digits: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     project, params = ProjectPaths(tmp_path), _params(epochs=10**5, effective_batch_size=24)
     fit = choose_slicing(project, params, digits)
     (path,) = project.plans.rglob("auto-*.json")
@@ -120,7 +124,10 @@ def test_a_choice_is_measured_once_stored_and_read_again(digits: Store, tmp_path
     assert [[rung["micro_batch_size"] for rung in curve["rungs"]] for curve in measured["ladders"]] == [[6, 16, 24]] * 2
     assert choose_slicing(project, params, digits) == fit
     _store(path, measured, {"contiguous": {6: 10.0, 16: 10.0, 24: 10.0}, "channels_last": {6: 10.0, 16: 50.0, 24: 51.0}})
+    capsys.readouterr()
     again = choose_slicing(project, params, digits)
+    expected = f"expected: {format_seconds(10**5 * len(digits.indices(Split.TRAIN)) / 50)} for 100000 epochs at 50 images/s"
+    assert expected in capsys.readouterr().out
     assert (again.batch.micro_batch_size, again.memory_format) == (16, "channels_last"), (
         "the smallest within 3 % of the fastest"
     )

@@ -10,7 +10,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
-from bigstep.commands.plan import plan
+from bigstep.commands.plan import PlanRequest, plan
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params, parse_params
@@ -183,8 +183,8 @@ def test_plan_measures_what_compiling_gains(
     params = parse_params(
         {"model": {"width": 4}, "train": {"effective_batch_size": 8}, "hardware": {"memory_format": "contiguous"}}
     )
-    options = {"budget": None, "remeasure": False, "apply": False, "seconds": 1.0, "compile": True}
-    assert plan(ProjectPaths(tmp_path), StagePaths(tmp_path), params, **options) == 0
+    request = PlanRequest(seconds=1.0, compile=True)
+    assert plan(ProjectPaths(tmp_path), StagePaths(tmp_path), params, request) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "hardware.compile true would have " in printed
     assert "it changes rounding, so --apply does not write it" in printed

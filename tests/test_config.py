@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bigstep.cli import main
-from bigstep.commands.arguments import FORMER, with_new_names
+from bigstep.commands.argument_values import FORMER, with_new_names
 from bigstep.config.params import SECTIONS, flatten, parse_params
 from bigstep.config.search import SearchConfig
 from bigstep.config.section import Section, rule_of
@@ -68,6 +68,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hardware.memory_format": "nchw",
     "hardware.memory_budget": "4 gigs",
     "hardware.checkpoint_interval": "often",
+    "hardware.max_time": "often",
     "tracking.noise_scale": "all",
     "search.trials": 0,
     "search.max_time": "soon",
@@ -111,6 +112,19 @@ def _shipped() -> dict[str, Any]:
 
 def _with(*texts: str) -> dict[str, Any]:
     return apply_overrides(_shipped(), parse_overrides(texts))
+
+
+def test_an_experiment_of_dvc_changes_one_line_of_params_yaml(tmp_path: Path) -> None:
+    """The file has the form that `dvc exp run -S` writes."""
+    from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
+
+    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(before, encoding="utf-8")
+    with modify_yaml(str(tmp_path / "params.yaml")) as content:
+        content["train"]["learning_rate"] = 0.01
+    after = (tmp_path / "params.yaml").read_text(encoding="utf-8")
+    changed = [line for line, other in zip(before.splitlines(), after.splitlines(), strict=True) if line != other]
+    assert [line.split(":")[0].strip() for line in changed] == ["learning_rate"]
 
 
 def test_the_shipped_file_holds_every_key_with_its_default_and_a_comment() -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import guarantees_table
-from bigstep.commands.arguments import build_parser
+from bigstep.cli import COMMANDS
+from bigstep.commands.arguments import STAGES, build_parser
 from dvc_dependencies import ROOT
 from parameter_table import PAGE, parameters_page
 from wording import VERBS, foreign_words, modules, pages, read_docstrings, read_texts
@@ -61,7 +62,7 @@ def test_the_readmes_code_runs_as_it_stands() -> None:
 
 def test_the_code_of_the_page_of_the_library_runs_from_top_to_bottom() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     torch.manual_seed(0)
     names: dict[str, Any] = {}
     for code in blocks:
@@ -147,6 +148,14 @@ def test_the_readmes_commands_exist() -> None:
         build_parser().parse_args(line.split())
     for name in re.findall(r"--preset ([a-z0-9-]+)", README):
         assert (ROOT / "presets" / f"{name}.yaml").exists()
+
+
+def test_the_page_of_commands_has_every_command_and_its_examples_are_commands() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    names = {name for name in [*STAGES, *COMMANDS] if f"`bigstep {name}" in page or name in ("prepare", "train", "evaluate")}
+    assert names == {*STAGES, *COMMANDS}
+    for line in re.findall(r"^\$ bigstep ([^#\n|>;]+)", page, re.MULTILINE):
+        build_parser().parse_args(line.split())
 
 
 def test_the_readme_opens_with_what_it_is_a_picture_and_two_commands() -> None:

@@ -16,7 +16,7 @@ from dvc_dependencies import ROOT, files_of, import_closure, imported_names
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LAYERS = [
     {"errors"},
-    {"console", "atomic_files", "randomness", "user_code"},
+    {"console", "atomic_files", "machine_output", "randomness", "user_code"},
     {"config", "step"},
     {"tasks"},
     {"data", "memory", "runtime"},
@@ -26,7 +26,8 @@ LAYERS = [
     {"comparison"},
     {"report"},
     {"ensembles", "search", "stages"},
-    {"commands", "diagnostics"},
+    {"diagnostics"},
+    {"commands"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -136,8 +136,8 @@ def _distance(one: nn.Module, two: nn.Module) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("micro", "workers", "steps"), [(16, 4, FEW), (7, 1, STEPS), (1, 0, FEW)])
-def test_three_hundred_steps_end_in_the_same_weights(micro: int, workers: int, steps: int, digits: Store) -> None:
+@pytest.mark.parametrize(("micro", "workers", "steps"), [(16, 4, STEPS), (7, 1, STEPS), (1, 0, FEW)])
+def test_hundreds_of_steps_end_in_the_same_weights(micro: int, workers: int, steps: int, digits: Store) -> None:
     reference, other = _reference(digits, steps), _run(digits, _train(), micro, workers, steps)
     assert _distance(reference.classifier, other.classifier) <= 1e-9
     assert _distance(reference.evaluated_model, other.evaluated_model) <= 1e-9

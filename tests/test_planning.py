@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigstep.commands.plan import plan
+from bigstep.commands.plan import PlanRequest, plan
 from bigstep.config.batch_sizes import BatchSizes, resolve_batch
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
@@ -89,7 +89,7 @@ def test_auto_takes_what_is_planned_and_needs_the_effective_batch() -> None:
 def test_a_ghost_batch_leaves_nothing_to_plan(tmp_path: Path) -> None:
     params = parse_params({"model": {"norm": "batch", "ghost_batch_size": 32}, "hardware": {"micro_batch_size": None}})
     with pytest.raises(ConfigError, match=r"every micro-batch is model\.ghost_batch_size, 32; set model\.norm to group"):
-        plan(ProjectPaths(tmp_path), StagePaths(tmp_path), params, budget=None, remeasure=False, apply=False, seconds=1.0)
+        plan(ProjectPaths(tmp_path), StagePaths(tmp_path), params, PlanRequest(seconds=1.0))
 
 
 def test_smaller_micro_batches_keep_the_effective_batch() -> None:

@@ -59,6 +59,19 @@ def test_outside_of_a_step_the_signal_ends_the_work_where_it_is() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_stop_asked_for_by_time_comes_at_the_next_safe_point() -> None:
+    now = 100.0
+    signals = Signals(lambda: now)
+    signals.stop_after(2.0)
+    assert not signals.is_stopping()
+    now = 102.0
+    signals.raise_if_received()  # no checkpoint was written since
+    assert signals.is_stopping()
+    with pytest.raises(StopRequestedError, match=r"stopped by hardware\.max_time") as caught:
+        signals.raise_if_received()
+    assert caught.value.exit_code == 124
+
+
 def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path: Path) -> None:
     code = "import subprocess, sys; p = subprocess.Popen([sys.executable, sys.argv[1]]); print(p.pid, flush=True); p.wait()"
     script = tmp_path / "stage.py"

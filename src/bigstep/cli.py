@@ -6,8 +6,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigstep.commands.arguments import STAGES, build_parser, check_numbers, with_new_names
+from bigstep.commands.argument_values import check_numbers, with_new_names
+from bigstep.commands.arguments import STAGES, build_parser
 from bigstep.errors import ConfigError, UserError
+from bigstep.machine_output import reporting
 from bigstep.runtime.environment import GIVEN_RUN, guard_libraries, is_set
 from bigstep.user_code import user_code_line
 
@@ -32,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser().parse_args(given)
         check_numbers(options)
         _show_log()
-        return COMMANDS.get(options.command, _repro)(options)
+        with reporting(as_json=getattr(options, "as_json", False)) as options.report:
+            return COMMANDS.get(options.command, _repro)(options)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"bigstep: {line}", file=sys.stderr)
@@ -91,7 +94,9 @@ def _repro(options: argparse.Namespace) -> int:
     if getattr(options, "seeds", 1) > 1:
         from bigstep.commands.seeds import repro_seeds
 
-        code = repro_seeds(root, request, options.seeds, lambda paths, params: finish_pipeline(root, paths, params, "evaluate"))
+        code = repro_seeds(
+            root, request, options.seeds, lambda paths, params: finish_pipeline(root, paths, params, "evaluate", options.report)
+        )
         claiming.join()
         return code
     code, paths, params = run_pipeline(root, request)
@@ -99,13 +104,13 @@ def _repro(options: argparse.Namespace) -> int:
     if options.command == "check" and code == 0:
         from bigstep.commands.check import check
 
-        return check(ProjectPaths(root), paths, params, options.samples)
+        return check(ProjectPaths(root), paths, params, options.samples, options.report)
     if options.command == "plan" and code == 0:
-        from bigstep.commands.plan import plan
+        from bigstep.commands.plan import PlanRequest, plan
 
         chosen = {name: getattr(options, name) for name in ("budget", "remeasure", "apply", "seconds", "compile")}
-        return plan(ProjectPaths(root), paths, params, **chosen)
-    return code if code else finish_pipeline(root, paths, params, stage or "evaluate")
+        return plan(ProjectPaths(root), paths, params, PlanRequest(**chosen), options.report)
+    return code if code else finish_pipeline(root, paths, params, stage or "evaluate", options.report)
 
 
 def _claim_run(root: Path) -> None:
@@ -128,7 +133,8 @@ def _ensemble(options: argparse.Namespace) -> int:
 
     root = find_project_root(Path.cwd())
     refresh_code_lists(root)
-    return ensemble(root, options.members, seeds=options.seeds, study=options.study, greedy=options.greedy, soup=options.soup)
+    chosen = {name: getattr(options, name) for name in ("seeds", "study", "greedy", "soup", "report")}
+    return ensemble(root, options.members, **chosen)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -143,7 +149,7 @@ def _predict(options: argparse.Namespace) -> int:
     from bigstep.project.dvc import find_project_root
 
     root = None if options.model is not None and is_exported(options.model) else find_project_root(Path.cwd())
-    return predict(root, [Path(name) for name in options.images], options.model)
+    return predict(root, [Path(name) for name in options.images], options.model, options.report)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -152,23 +158,22 @@ def _verify(options: argparse.Namespace) -> int:
     from bigstep.project.dvc import find_project_root
     from bigstep.project.parameters import check_params
 
-    del options
     root = find_project_root(Path.cwd())
-    return verify(root, check_params(read_params(root / "params.yaml")))
+    return verify(root, check_params(read_params(root / "params.yaml")), options.report)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from bigstep.diagnostics.doctor import doctor
     from bigstep.project.dvc import find_project_root
 
-    return doctor(find_project_root(Path.cwd()), fix=options.fix)
+    return doctor(find_project_root(Path.cwd()), fix=options.fix, report=options.report)
 
 
 def _clean(options: argparse.Namespace) -> int:
     from bigstep.commands.clean import clean
     from bigstep.project.dvc import find_project_root
 
-    return clean(find_project_root(Path.cwd()), days=options.days, dry_run=options.dry_run)
+    return clean(find_project_root(Path.cwd()), days=options.days, dry_run=options.dry_run, report=options.report)
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -197,6 +202,19 @@ def _mlflow(options: argparse.Namespace) -> int:
     return serve_mlflow(find_project_root(Path.cwd()), port=options.port, host=options.host)
 
 
+def _status(options: argparse.Namespace) -> int:
+    from bigstep.commands.status import status
+    from bigstep.project.dvc import find_project_root
+
+    return status(find_project_root(Path.cwd()), options.report)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from bigstep.commands.completion import completion
+
+    return completion(build_parser(), options.shell)
+
+
 COMMANDS = {
     "init": _init,
     "compare": _compare,
@@ -204,8 +222,10 @@ COMMANDS = {
     "predict": _predict,
     "verify": _verify,
     "doctor": _doctor,
+    "status": _status,
     "clean": _clean,
     "mlflow": _mlflow,
+    "completion": _completion,
     "search": _search,
     "dashboard": _dashboard,
 }

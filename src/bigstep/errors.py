@@ -12,6 +12,7 @@
     │   ├── OutOfMemoryError      the request does not fit in memory
     │   └── ProjectError          a problem with the folder, the environment or another process
     ├── ExactnessError            a gradient depends on the micro-batch size
+    ├── OtherProcessError         another process of the group failed in this step
     ├── LossError                 a loss function returned something other than a loss (also a ValueError)
     └── RandomnessError           a model draws random numbers that cannot be keyed by sample
 
@@ -31,6 +32,7 @@ __all__ = [
     "ExitCode",
     "LossError",
     "ModelError",
+    "OtherProcessError",
     "OutOfMemoryError",
     "ProjectError",
     "RandomnessError",
@@ -46,6 +48,7 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     DIVERGED = 3
     DAMAGED = 4
+    TIME_IS_UP = 124  # as of timeout(1)
 
 
 class BigstepError(Exception):
@@ -96,6 +99,10 @@ class ExactnessError(BigstepError):
 
 class ExactnessWarning(UserWarning):
     """A gradient depends on the micro-batch size for a known reason, or could not be checked."""
+
+
+class OtherProcessError(BigstepError):
+    """Another process that shares the effective batch failed; gradients are as they were before the step."""
 
 
 class LossError(BigstepError, ValueError):

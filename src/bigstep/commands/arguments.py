@@ -1,12 +1,10 @@
 """The arguments of `bigstep`: its commands, their options and help."""
 
 import argparse
-from collections.abc import Sequence
 
 from bigstep import __version__
-from bigstep.errors import ConfigError
 
-__all__ = ["EXAMPLES", "FORMER", "SEARCH", "SHORT", "STAGES", "build_parser", "check_numbers", "short_forms", "with_new_names"]
+__all__ = ["EXAMPLES", "SEARCH", "SHORT", "STAGES", "build_parser", "short_forms"]
 STAGES = {
     "prepare": "read the source's images and write data/prepared",
     "train": "train and write results/train; runs prepare first if it is out of date",
@@ -35,29 +33,6 @@ EXAMPLES = """examples:
   bigstep predict photo.jpg                           classify with the champion of MLflow's registry
 """
 
-FORMER = {
-    "--again": "--remeasure",
-    "--adopt": "--apply",
-    "--prior": "--warm-start",
-    "--expose": "--host",
-    "--resume-anyway": "--ignore-code-change",
-}  # until 0.3
-
-
-def with_new_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replace former names of options by the new ones.
-
-    Returns:
-        The arguments, and one line for each name that was replaced.
-    """
-    found, lines = [], []
-    for argument in arguments:
-        name, mark, value = argument.partition("=")
-        if name in FORMER:
-            lines.append(f"{name} is now {FORMER[name]}; the former name works until version 0.3")
-        found.append(f"{FORMER.get(name, name)}{mark}{value}")
-    return found, lines
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
@@ -73,22 +48,38 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         _add_stage_options(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name)
     _add_init(commands)
-    text = "verify checksums of data, models and caches"
-    commands.add_parser("verify", help=text, description=text, allow_abbrev=False)
-    text = "find problems left by a crash, a full disk or another program"
-    doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
-    doctor.add_argument("--fix", action="store_true", help="fix them; damaged files are moved to .bigstep/set-aside")
-    text = "remove from .bigstep what no run, study or MLflow server needs any more"
-    clean = commands.add_parser("clean", help=text, description=text, allow_abbrev=False)
-    clean.add_argument("--dry-run", action="store_true", help="print what would be removed, and its size")
-    clean.add_argument(
-        "--days", type=float, default=30.0, metavar="N", help="keep what was used in the last N days (default: 30)"
-    )
+    _add_maintenance(commands)
     _add_ensemble(commands)
     _add_compare(commands)
     _add_server(commands, "mlflow", "start the MLflow UI for the project's runs", 5000, "runs")
     board = _add_server(commands, "dashboard", "start optuna-dashboard for the study", 8080, "studies")
     board.add_argument("--storage", metavar="ADDRESS", help="storage of the study (default: search.storage)")
+    _add_predict(commands)
+    text = "print the completion of commands and options for a shell"
+    completion = commands.add_parser("completion", help=text, description=text, allow_abbrev=False)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    return parser
+
+
+def _add_maintenance(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "show what runs, what was interrupted, what is queued, and what MLflow has not received"
+    _add_json(commands.add_parser("status", help=text, description=text, allow_abbrev=False))
+    text = "verify checksums of data, models and caches"
+    _add_json(commands.add_parser("verify", help=text, description=text, allow_abbrev=False))
+    text = "find problems left by a crash, a full disk or another program"
+    doctor = commands.add_parser("doctor", help=text, description=text, allow_abbrev=False)
+    _add_json(doctor)
+    doctor.add_argument("--fix", action="store_true", help="fix them; damaged files are moved to .bigstep/set-aside")
+    text = "remove from .bigstep what no run, study or MLflow server needs any more"
+    clean = commands.add_parser("clean", help=text, description=text, allow_abbrev=False)
+    _add_json(clean)
+    clean.add_argument("--dry-run", action="store_true", help="print what would be removed, and its size")
+    clean.add_argument(
+        "--days", type=float, default=30.0, metavar="N", help="keep what was used in the last N days (default: 30)"
+    )
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     text = "classify images"
     predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file of any size")
@@ -98,7 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="a registered model (its champion), a models:/ URI, or a folder with model.safetensors "
         "(default: the champion for data.source)",
     )
-    return parser
+    _add_json(predict)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="print the result as JSON, everything else on stderr"
+    )
 
 
 def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -141,6 +138,7 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--soup", action="store_true", help="average weights instead of probabilities; members must share a start"
     )
+    _add_json(parser)
 
 
 def _add_server(
@@ -166,6 +164,7 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set overrides them")
     if name != "search":
+        _add_json(parser)
         parser.add_argument("--force", "-f", action="store_true", help="run the stages even if they are up to date")
     if name in ("train", "evaluate", "repro"):
         parser.add_argument(
@@ -213,26 +212,3 @@ def _add_short_forms(parser: argparse.ArgumentParser, name: str) -> None:
 def short_forms(name: str) -> dict[str, str]:
     """Return the short options of a command, and the keys that they set."""
     return {"epochs": "search.epochs", **SEARCH} if name == "search" else SHORT
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """Check what argparse cannot: ranges and sizes.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-    if getattr(options, "samples", 2) < 2:
-        raise ConfigError(f"--samples: expected at least 2, got {options.samples}; use for example 32")
-    if not 1 <= getattr(options, "seeds", 1) <= 1000:
-        raise ConfigError(f"--seeds: expected 1 to 1000, got {options.seeds}; use for example 5")
-    if getattr(options, "seeds", 1) > 1 and getattr(options, "stage", None) is not None:
-        raise ConfigError(f"--seeds: expected no --stage beside it, got {options.stage}; leave one of them out")
-    if not 1 <= getattr(options, "seconds", 60.0) <= 3600:
-        raise ConfigError(f"--seconds: expected 1 to 3600, got {options.seconds:g}; use for example 60")
-    if not 0 <= getattr(options, "days", 30.0) <= 36500:
-        raise ConfigError(f"--days: expected 0 to 36500, got {options.days:g}; use for example 30")
-    if getattr(options, "budget", None) is not None:
-        from bigstep.config.hardware import HardwareConfig
-        from bigstep.config.yaml_files import parse_section
-
-        parse_section(HardwareConfig, {"hardware": {"memory_budget": options.budget}}, "--budget")

@@ -1,5 +1,7 @@
 """`bigstep check`: is the configured training exact, layer by layer?"""
 
+from dataclasses import asdict
+
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -11,6 +13,7 @@ from bigstep.data.seeding import derive_key
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ModelError, RandomnessError
+from bigstep.machine_output import Report, no_report
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -27,7 +30,7 @@ __all__ = ["check", "cut_sizes"]
 NUM_SAMPLES = 8  # in which the cause is looked for
 
 
-def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples: int) -> int:
+def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples: int, report: Report = no_report) -> int:
     """Compare accumulated with full-batch gradients in float64 for one effective batch, and print the result for each layer.
 
     Args:
@@ -35,6 +38,7 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
         paths: of the prepared data.
         params: the configuration.
         num_samples: of the batch, at most the effective batch.
+        report: takes the errors of each layer, one for each micro-batch size.
 
     Returns:
         0 where every layer is exact, else 1.
@@ -59,11 +63,13 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
             "BatchNorm needs at least two samples"
         ) from None
     _print(layers, cuts, size)
-    if all(layer.is_exact for layer in layers):
-        return 0
-    for cause in _causes(state, inputs, targets, keyed=train.keyed_randomness):
+    exact = all(layer.is_exact for layer in layers)
+    causes = [] if exact else _causes(state, inputs, targets, keyed=train.keyed_randomness)
+    for cause in causes:
         console.print(f"  because {cause}")
-    return 1
+    found = [{**asdict(layer), "is_exact": layer.is_exact} for layer in layers]
+    report({"exact": exact, "num_samples": size, "micro_batch_sizes": cuts, "layers": found, "causes": causes})
+    return 0 if exact else 1
 
 
 def cut_sizes(size: int, micro_batch_size: int) -> tuple[int, ...]:

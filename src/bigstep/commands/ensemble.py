@@ -19,6 +19,7 @@ from bigstep.ensembles.combining import mean_nats
 from bigstep.ensembles.members import Member, check_members, predict_part, read_members
 from bigstep.ensembles.registered import confirmed_models, member_folders
 from bigstep.ensembles.soup import check_soup
+from bigstep.machine_output import Report, no_report
 from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.dvc import Request
 from bigstep.project.parameters import check_params
@@ -34,7 +35,16 @@ from bigstep.tracking.mlflow_tracker import git_tags
 __all__ = ["combine", "ensemble"]
 
 
-def ensemble(root: Path, names: Sequence[str], *, seeds: int, study: bool, greedy: bool, soup: bool) -> int:
+def ensemble(
+    root: Path,
+    names: Sequence[str],
+    *,
+    seeds: int,
+    study: bool,
+    greedy: bool,
+    soup: bool,
+    report: Report = no_report,
+) -> int:
     """Combine the models that are named, those of ``seeds`` runs of the pipeline if that is more than one, and the study's.
 
     Returns:
@@ -51,10 +61,18 @@ def ensemble(root: Path, names: Sequence[str], *, seeds: int, study: bool, greed
             return code
     confirmed = confirmed_models(ProjectPaths(root), params.search.study) if study else []
     with member_folders(root, names) as found:
-        return combine(root, params, [*found, *trained, *confirmed], greedy=greedy, soup=soup)
+        return combine(root, params, [*found, *trained, *confirmed], greedy=greedy, soup=soup, report=report)
 
 
-def combine(root: Path, params: Params, folders: Sequence[tuple[str, Path]], *, greedy: bool, soup: bool) -> int:
+def combine(
+    root: Path,
+    params: Params,
+    folders: Sequence[tuple[str, Path]],
+    *,
+    greedy: bool,
+    soup: bool,
+    report: Report = no_report,
+) -> int:
     """Write ``results/ensemble``, log a run with the model, and print what the ensemble gained.
 
     Args:
@@ -63,6 +81,7 @@ def combine(root: Path, params: Params, folders: Sequence[tuple[str, Path]], *, 
         folders: a name for each member, and where its model is.
         greedy: choose members on the validation part, instead of taking each once.
         soup: average weights instead of probabilities.
+        report: takes the members, and the metrics of the ensemble.
 
     Returns:
         0
@@ -85,6 +104,8 @@ def combine(root: Path, params: Params, folders: Sequence[tuple[str, Path]], *, 
     _write(paths, store, members, plan, found, card, params)
     _track(ProjectPaths(root), paths, params, store, card, found)
     _print(members, plan, found, card)
+    counts = {member.name: count for member, count in zip(members, plan.counts, strict=True)}
+    report({"members": counts, "best": members[found.best].name, "metrics": _metrics(found, card)})
     return 0
 
 

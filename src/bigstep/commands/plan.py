@@ -1,6 +1,6 @@
 """`bigstep plan`: print the plan, write a plot and plan.json, and on request params.yaml."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
+from bigstep.machine_output import Report, no_report
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.compiled_gain import measure_compiled
 from bigstep.planning.memory_budget import available_bytes, budget_bytes
@@ -22,31 +23,33 @@ from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.plan_plot import draw_plan
 from bigstep.runtime.environment import keep_compiled_code
 
-__all__ = ["plan"]
+__all__ = ["PlanRequest", "plan"]
 
 
-def plan(
-    project: ProjectPaths,
-    paths: StagePaths,
-    params: Params,
-    *,
-    budget: str | None,
-    remeasure: bool,
-    apply: bool,
-    seconds: float,
-    compile: bool = False,  # noqa: A002 # as the option
-) -> int:
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked for: a budget instead of ``hardware.memory_budget``, and how to measure.
+
+    ``remeasure`` measures even if there is a plan, for ``seconds`` at most; ``compile`` measures the recommended slicing
+    compiled, too, beyond that limit; ``apply`` writes the choice into params.yaml.
+    """
+
+    budget: str | None = None
+    remeasure: bool = False
+    apply: bool = False
+    seconds: float = 60.0
+    compile: bool = False
+
+
+def plan(project: ProjectPaths, paths: StagePaths, params: Params, request: PlanRequest, report: Report = no_report) -> int:
     """Measure or read the plan, print it, and write ``plan.json`` and ``plan.png``.
 
     Args:
-        project: its state folder holds the plan; ``apply`` writes its params.yaml.
+        project: its state folder holds the plan.
         paths: of the prepared data.
         params: the configuration.
-        budget: overrides ``hardware.memory_budget``.
-        remeasure: measure even if there is a plan.
-        apply: write the choice into params.yaml.
-        seconds: time limit for measuring.
-        compile: measure the recommended slicing compiled, too, beyond the limit.
+        request: what is asked for.
+        report: takes what plan.json contains.
 
     Returns:
         0
@@ -60,20 +63,20 @@ def plan(
             f"model.norm: expected a norm that lets the plan choose the micro-batch size, got batch, with which every "
             f"micro-batch is model.ghost_batch_size, {ghost}; set model.norm to group"
         )
-    if budget is not None:
-        params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": budget}))
+    if request.budget is not None:
+        params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": request.budget}))
     store = Store(paths.prepared)
     effective = params.batch.effective_batch_size
-    found = find_plan(project, params, store, remeasure=remeasure, seconds=seconds, others=True)
+    found = find_plan(project, params, store, remeasure=request.remeasure, seconds=request.seconds, others=True)
     limit, room = budget_bytes(params.hardware), available_bytes(params.hardware, resident_bytes())
     ladder, choice = recommend(found, effective, room)
     _print(found, ladder, choice, room)
     _print_gains(found, ladder, choice, room)
-    if compile:
+    if request.compile:
         _print_compiled(project, params, store, ladder, choice)
     _predicted_line(found, limit)
-    _write(found, ladder, choice, limit, room)
-    if apply:
+    report(_write(found, ladder, choice, limit, room))
+    if request.apply:
         _apply(project.root / "params.yaml", ladder, choice)
     elif "auto" in (params.hardware.micro_batch_size, params.hardware.memory_format) and is_small_training(
         project, params, store
@@ -156,9 +159,11 @@ def _predicted_line(found: Plan, limit: int | None) -> None:
     )
 
 
-def _write(found: Plan, ladder: ThroughputCurve, choice: PlannedSlicing, limit: int | None, room: int | None) -> None:
+def _write(
+    found: Plan, ladder: ThroughputCurve, choice: PlannedSlicing, limit: int | None, room: int | None
+) -> dict[str, object]:
     ladders = (ladder, *(item for item in found.ladders if item is not ladder))
-    content = {
+    content: dict[str, object] = {
         "recommended": {**asdict(choice), "precision": ladder.precision, "memory_format": ladder.memory_format},
         "budget_bytes": limit,
         "room_bytes": room,
@@ -168,6 +173,7 @@ def _write(found: Plan, ladder: ThroughputCurve, choice: PlannedSlicing, limit: 
     with whole_file(found.folder / "plan.png") as beside:
         draw_plan(ladders, choice, room, beside)
     console.print(f"plan: {_relative(found.folder / 'plan.json')} and plan.png")
+    return content
 
 
 def _relative(path: Path) -> str:

@@ -13,6 +13,7 @@ from bigstep.config.data import short_source
 from bigstep.console import console
 from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file
 from bigstep.errors import ModelError
+from bigstep.machine_output import Report, no_report
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.evaluation_plots import short_name
@@ -38,7 +39,7 @@ class Predictor:
     sample_shape: tuple[int, ...] = ()
 
 
-def predict(root: Path | None, images: list[Path], model: str | None) -> int:
+def predict(root: Path | None, images: list[Path], model: str | None, report: Report = no_report) -> int:
     """Print the most likely classes of each image; of other tasks its likely labels, or the predicted numbers.
 
     Returns:
@@ -57,14 +58,17 @@ def predict(root: Path | None, images: list[Path], model: str | None) -> int:
         else _from_registry(ProjectPaths(root), name)
     )
     layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
-    refused = 0
+    refused, answers = 0, []
     for path in images:
         decoded = decode_file(path, layout) if not predictor.sample_shape else _read_array(path, predictor.sample_shape)
         if isinstance(decoded, Refusal):
             print(f"bigstep: cannot read {path}: {decoded.reason}; use another file", file=sys.stderr)
             refused += 1
             continue
-        console.print(f"{path}: {_answers(predictor, predictor.predictions(decoded.pixels[None])[0])}")
+        found = predictor.predictions(decoded.pixels[None])[0]
+        console.print(f"{path}: {_answers(predictor, found)}")
+        answers.append({"image": str(path), "outputs": dict(zip(predictor.classes, found.tolist(), strict=True))})
+    report(answers)
     return 2 if refused else 0
 
 

@@ -10,6 +10,7 @@ from bigstep.atomic_files import read_json
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten
 from bigstep.console import console
+from bigstep.machine_output import Report, no_report
 from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -25,8 +26,8 @@ __all__ = ["finish_pipeline"]
 FILES = {"train": ("train",), "evaluate": ("train", "evaluate")}
 
 
-def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -> int:
-    """Print the metrics up to ``stage``, and complete the run of `mlflow run`, if there is one.
+def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str, report: Report = no_report) -> int:
+    """Print and report the metrics up to ``stage``, and complete the run of `mlflow run`, if there is one.
 
     Returns:
         0
@@ -41,6 +42,7 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str) -
         where = paths.evaluate if stage == "evaluate" else paths.train
         console.print(f"results: {os.path.relpath(where)}   runs: bigstep mlflow")
     run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
+    report({"metrics": values, "results": str(paths.root / "results"), "params": flatten(params)})
     trim(ProjectPaths(root))
     if run_id is not None:
         _complete_run(ProjectPaths(root), params, values, run_id, stage)

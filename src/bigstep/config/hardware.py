@@ -40,6 +40,12 @@ class HardwareConfig(Section):
         "each epoch; none = at the end of each epoch only",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )
+    max_time: Annotated[str, Field(pattern=DURATION)] = Field(
+        "none",
+        description="stop the stage `train` after this time with a checkpoint and exit code 124, as where jobs are "
+        "limited; the same command resumes; none = no limit",
+        json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
+    )
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="worker processes that decode and augment images; 0 = in the main process; "

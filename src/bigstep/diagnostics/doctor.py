@@ -22,6 +22,7 @@ from bigstep.diagnostics.state_files import (
 )
 from bigstep.diagnostics.studies import find_studies
 from bigstep.errors import ExitCode
+from bigstep.machine_output import Report, no_report
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.environment import SITE_CACHE, is_set
 from bigstep.tracking.database import tracking_uri
@@ -38,16 +39,18 @@ FLOORS = {  # below: holes that are known, see SECURITY.md
 }
 
 
-def doctor(root: Path, *, fix: bool) -> int:
+def doctor(root: Path, *, fix: bool, report: Report = no_report) -> int:
     """Print every problem, and with ``fix`` what was done about it.
 
     Returns:
         0, or 4 if a problem remains.
     """
-    repaired, left = 0, 0
+    repaired, left, listed = 0, 0, []
     for finding in examine(root):
-        if fix and finding.repair is not None:
-            console.print(f"{finding.text}: {finding.repair()}")
+        done = finding.repair() if fix and finding.repair is not None else None
+        listed.append({"problem": finding.text, "repairable": finding.repair is not None, "repair": done})
+        if done is not None:
+            console.print(f"{finding.text}: {done}")
             repaired += 1
         else:
             left += 1
@@ -56,6 +59,7 @@ def doctor(root: Path, *, fix: bool) -> int:
         if finding.repair is not None:
             left += 1
             console.print(f"not repaired: {finding.text}")
+    report(listed)
     if not left:
         console.print("no problems found" if not repaired else "all problems fixed")
     return ExitCode.DAMAGED if left else ExitCode.OK

@@ -17,6 +17,7 @@ from bigstep.data.sklearn_internals import digits_file
 from bigstep.data.store import Store
 from bigstep.diagnostics.state_files import is_lock
 from bigstep.errors import ExitCode, ModelError, ProjectError, UserError
+from bigstep.machine_output import Report, no_report
 from bigstep.models.model_files import load_classifier
 from bigstep.project.dvc import cache_folder
 from bigstep.project.paths import ProjectPaths, StagePaths
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["find_damage", "verify"]
 
 
-def verify(root: Path, params: Params) -> int:
+def verify(root: Path, params: Params, report: Report = no_report) -> int:
     """Print what is damaged, one line each.
 
     Returns:
@@ -41,16 +42,19 @@ def verify(root: Path, params: Params) -> int:
     Raises:
         ProjectError: nothing is, but not everything could be read.
     """
-    count, unread = 0, None
+    damaged: list[str] = []
+    unread = None
     try:
-        for count, line in enumerate(find_damage(root, params), 1):  # noqa: B007 # counted
+        for line in find_damage(root, params):
             console.print(line)
+            damaged.append(line)
     except ProjectError as error:
         unread = error
-    if unread is not None and not count:
+    if unread is not None and not damaged:
         raise unread
-    if count:
-        console.print(f"{count} damaged" if unread is None else f"{count} damaged; {unread}")
+    report({"damaged": damaged, "unread": None if unread is None else str(unread)})
+    if damaged:
+        console.print(f"{len(damaged)} damaged" if unread is None else f"{len(damaged)} damaged; {unread}")
         return ExitCode.DAMAGED
     console.print("all files match their recorded checksums: sources, store, checkpoints, models, DVC's cache and outputs")
     return ExitCode.OK

@@ -11,7 +11,7 @@ from bigstep.data.store import Store
 from bigstep.planning.coarse import coarse_sizes
 from bigstep.planning.measure import MeasuredData, measure_formats
 from bigstep.planning.plan import covers, plan_folder, read_curves, read_plan
-from bigstep.planning.throughput import ThroughputCurve, choose_curve
+from bigstep.planning.throughput import PlannedSlicing, ThroughputCurve, choose_curve
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import possible_formats
 
@@ -26,6 +26,15 @@ class MeasuredChoice:
 
     micro_batch_size: int
     memory_format: str
+    samples_per_second: float
+
+    @classmethod
+    def of(cls, found: tuple[ThroughputCurve, PlannedSlicing] | None) -> "MeasuredChoice | None":
+        """Return the choice of a curve and a slicing on it."""
+        if found is None:
+            return None
+        curve, slicing = found
+        return cls(slicing.micro_batch_size, curve.memory_format, slicing.samples_per_second)
 
 
 def measured_choice(
@@ -40,10 +49,10 @@ def measured_choice(
     if plan is not None and size_is_open and covers(plan, params, effective):
         found = choose_curve(_up_to(plan.curves(possible_formats(params.hardware)), largest), effective, room)
         if found is not None:
-            return MeasuredChoice(found[1].micro_batch_size, found[0].memory_format)
+            return MeasuredChoice.of(found)
     curves = _find_curves(project, params, store, coarse_sizes(largest) if size_is_open else (largest,))
     found = choose_curve(_up_to(curves, largest), effective, None)
-    return None if found is None else MeasuredChoice(found[1].micro_batch_size, found[0].memory_format)
+    return MeasuredChoice.of(found)
 
 
 def _find_curves(project: ProjectPaths, params: Params, store: Store, sizes: tuple[int, ...]) -> tuple[ThroughputCurve, ...]:

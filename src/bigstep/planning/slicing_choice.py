@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from bigstep.config.batch_sizes import UNMEASURED_MICRO_BATCH, BatchSizes, resolve_batch
 from bigstep.config.params import Params
-from bigstep.console import console
+from bigstep.console import console, format_seconds
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.automatic_plan import measured_choice
@@ -127,7 +128,15 @@ class _Choice:
         chosen = measured_choice(self.project, self.params, self.store, largest, room, size_is_open=self.size_is_open)
         if chosen is None:
             return self.fitting(UNMEASURED_MICRO_BATCH), formats[0]
+        self.print_duration(chosen.samples_per_second)
         return self.fitting(chosen.micro_batch_size), chosen.memory_format
+
+    def print_duration(self, samples_per_second: float) -> None:
+        epochs = self.params.train.epochs
+        seconds = epochs * len(self.store.indices(Split.TRAIN)) / samples_per_second
+        console.print(
+            f"expected: {format_seconds(seconds)} for {epochs} epochs at {samples_per_second:,.0f} images/s, and the validation"
+        )
 
     def batch(self, size: int) -> BatchSizes:
         """Return the sizes with micro-batches of at most ``size``, if the size is open."""

@@ -125,7 +125,7 @@ class TrainingRun:
                 if isinstance(record, StepRecord) and line.progress is not None:
                     line.advance(text=self.log.describe(record))
                 ends = isinstance(record, EpochRecord)
-                if self._signals.received is not None or job.checkpoints.is_due(at_epoch_end=ends):
+                if self._signals.is_stopping() or job.checkpoints.is_due(at_epoch_end=ends):
                     self.save()
                 self._signals.raise_if_received()
                 stops = isinstance(record, EpochRecord) and should_stop(state.epoch * self._num_samples, record.validation)

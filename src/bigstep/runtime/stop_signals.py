@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT: the first ends the work at the next safe point, a second one ends the process at once."""
+"""SIGTERM, SIGINT and a time limit: the first ends the work at the next safe point, a second signal the process at once."""
 
+import math
 import os
 import signal
 import threading
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
+
+from bigstep.errors import ExitCode
 
 __all__ = ["Signals", "StopRequestedError", "handling"]
 
@@ -29,10 +32,15 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
 class StopRequestedError(BaseException):
     """The process was asked to stop. Not an ordinary error: nothing may catch it and continue."""
 
-    def __init__(self, number: int) -> None:
-        """Keep which signal it was."""
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+    def __init__(self, cause: str, exit_code: int) -> None:
+        """Keep what stopped it."""
+        super().__init__(f"stopped by {cause}")
+        self.exit_code = exit_code
+
+    @classmethod
+    def by_signal(cls, number: int) -> "StopRequestedError":
+        """Return the error of a signal."""
+        return cls(signal.Signals(number).name, 128 + number)
 
 
 @final
@@ -45,6 +53,7 @@ class Signals:
         self.received: int | None = None
         self._deferred = False
         self._at = 0.0
+        self._deadline, self._is_late = math.inf, False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -64,14 +73,25 @@ class Signals:
         finally:
             self._deferred = False
 
+    def stop_after(self, seconds: float) -> None:
+        """Request a stop ``seconds`` from now."""
+        self._deadline = self._clock() + seconds
+
+    def is_stopping(self) -> bool:
+        """Return whether a signal came, or the time is up: :meth:`raise_if_received` then raises."""
+        self._is_late = self._is_late or self._clock() >= self._deadline
+        return self._is_late or self.received is not None
+
     def raise_if_received(self) -> None:
-        """Stop here if a signal came.
+        """Stop here if a signal came, or :meth:`is_stopping` found that the time is up.
 
         Raises:
             StopRequestedError: one came.
         """
         if self.received is not None:
-            raise StopRequestedError(self.received)
+            raise StopRequestedError.by_signal(self.received)
+        if self._is_late:
+            raise StopRequestedError("hardware.max_time", ExitCode.TIME_IS_UP)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -81,4 +101,4 @@ class Signals:
             return
         self.received, self._at = number, self._clock()
         if not self._deferred:
-            raise StopRequestedError(number)
+            raise StopRequestedError.by_signal(number)

@@ -42,6 +42,7 @@ def train(stage: Stage) -> None:
         ProjectError: the results cannot be written.
     """
     params, model = stage.params, stage.params.model
+    stage.signals.stop_after(parse_duration(params.hardware.max_time))
     check_writable(stage.paths.train)
     store = Store(stage.paths.prepared)
     store.verify_former()

@@ -7,31 +7,28 @@ over the gradients, because W follows from the targets before the first forward 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from bigstep.errors import LossError, RandomnessError
-from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
 from bigstep.step.batch_norm import DeferredStatistics
-from bigstep.step.batch_structure import BatchStructure, check_usable
+from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.gradient_sum import GradientSum
 from bigstep.step.loss_arguments import resolve_loss
 from bigstep.step.losses import Loss
-from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss, weighted_loss
+from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss
 from bigstep.step.noise_scale import NoiseSample
-from bigstep.step.preserved_state import StateGuard, preserved_state
-from bigstep.step.processes import is_distributed, unwrapped, warn_of_shares
-from bigstep.step.self_check import SelfCheck
+from bigstep.step.process_group import open_processes
+from bigstep.step.process_share import open_share
+from bigstep.step.processes import warn_of_shares
+from bigstep.step.shared_step import SharedEnd, check_weight
 from bigstep.step.slicing import balanced_sizes, slices
+from bigstep.step.step_runner import StepEnd, StepRunner, finish_alone
 
 __all__ = ["Accumulator", "BackwardResult"]
-
-
-WEIGHT_TOLERANCE = 1e-6  # of sums of float32 class weights in another order
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ class Accumulator:
         statistics: DeferredStatistics | None = None,
         shared: Sequence[str | int] = (),
         self_check: bool = True,
+        group: Any = None,
     ) -> None:
         """Remember the parts; nothing is copied.
 
@@ -91,6 +89,9 @@ class Accumulator:
                 attention mask of shape ``(L, L)``: they are passed whole.
             self_check: on the first batch, and after modules or their modes changed, run at most eight samples twice, cut in
                 two ways, and compare; fewer than three passes a sample on average. Forward hooks are called more often.
+            group: of torch.distributed, whose processes share each effective batch: each gives its own samples, or none, and
+                all end with the gradient of the whole. Gradients are summed here, once a step; leave DistributedDataParallel
+                out. An error in one process is raised in all.
 
         Raises:
             LossError: ``loss`` would be averaged otherwise than torch does.
@@ -106,10 +107,8 @@ class Accumulator:
         statistics = DeferredStatistics(nn.Module()) if statistics is None else statistics  # of no layer
         self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
         self._shared = tuple(shared)
-        self._randomness = None if seed is None else KeyedRandomness(unwrapped(model), seed)
-        self._modules = tuple(module for module in (model, loss) if isinstance(module, nn.Module))
-        self._state_guard = StateGuard(*self._modules)
-        self._self_check = SelfCheck(model, loss, seed) if self_check else None
+        self._runner = StepRunner(self._settings, seed=seed, self_check=self_check)
+        self._processes = open_processes(group)
         self._next_step = 0
 
     def backward(
@@ -120,25 +119,36 @@ class Accumulator:
         step: int | None = None,
         positions: Tensor | None = None,
         weight: float | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> BackwardResult:
         """Add the gradient of the batch's mean loss to ``.grad`` of every parameter that takes part.
 
         Args:
             inputs: a tensor ``(N, ...)``, a list of N things (strings, tensors of different shapes), or a tuple, mapping or
                 dataclass of such, on the host or the device; tensors are moved to the model's device one micro-batch at a
-                time. The model is called with the items of a tuple, and with the keywords of a mapping.
+                time. The model is called with the items of a tuple, and with the keywords of a mapping. With a group those of
+                this process; None: it has no sample.
             targets: the same, for the loss.
             step: keys random calls, with the seed; None counts the calls of this method.
-            positions: of the samples in the effective batch, shape ``(N,)``, for one process among several; None: 0 to N - 1.
-            weight: what the sum of losses is divided by; None: the weight of ``targets``. Where several processes share the
-                effective batch and average their gradients, the whole batch's weight over their number.
+            positions: of the samples in the effective batch, shape ``(N,)``, for one process among several; None: 0 to N - 1,
+                with a group from the end of the samples of the process before.
+            weight: what the sum of losses is divided by; None: the weight of ``targets``, with a group of all of them, which
+                costs one more exchange. With DistributedDataParallel, which averages gradients, the weight of the whole
+                effective batch over the number of processes.
+            sizes: with a group, the number of samples of each process; needed with ``weight`` and without ``positions``.
 
         Raises:
             ValueError: the number of samples differs or does not follow, or there is no sample.
             ExactnessError: the first batch showed that the gradient depends on the micro-batch size.
             LossError: the loss returned or was given something else than it should.
             RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
+            OtherProcessError: another process of the group failed.
         """
+        if self._processes is not None:
+            device, given = self._runner.device, (inputs, targets, self._shared)
+            share = open_share(self._processes, self._settings, device, given, weight=weight, positions=positions, sizes=sizes)
+            end = self._end(share.weight, lambda: share.own_weight)
+            return self._run(partial(share.parts, self.micro_batch_size), share.divisor, step, end, attempts=2)
         batch = BatchStructure(inputs, targets, self._shared)
         total = batch.num_samples
         if total == 0:
@@ -154,107 +164,68 @@ class Accumulator:
             weight = loss.weight(targets)
             if not self._next_step:
                 warn_of_shares(self._settings.model)
-        return self._run(parts, weight, float(total) if weight is None else weight, self._count(step), attempts=2)
+        divisor = float(total) if weight is None else weight
+        return self._run(parts, divisor, step, self._end(weight), attempts=2)
 
     def backward_stream(
-        self, micro_batches: Iterable[tuple[Any, Any]], weight: float, *, step: int | None = None
+        self, micro_batches: Iterable[tuple[Any, Any]], weight: float, *, step: int | None = None, start: int = 0
     ) -> BackwardResult:
         """Do what :meth:`backward` does with micro-batches as they come, so that the whole need never be held.
 
         Args:
-            micro_batches: ``(inputs, targets)`` pairs of one effective batch; their sizes are the caller's.
+            micro_batches: ``(inputs, targets)`` pairs of one effective batch; their sizes are the caller's. With a group those
+                of this process, or none.
             weight: total weight of the effective batch, as ``loss.weight`` gives it for all targets together.
             step: keys random calls, with the seed; None counts the calls.
+            start: position of the first sample in the effective batch, where another process has those before it.
 
         Raises:
             LossError: the micro-batches' weights do not add up to ``weight``; ``.grad`` is as it was.
             TypeError: the loss is a callable, whose weight is not known beforehand.
+            OtherProcessError: another process of the group failed.
         """
         loss = self._settings.loss
         if not isinstance(loss, Loss):
             raise TypeError("backward_stream needs a bigstep loss, whose weight is known beforehand; a callable's is not")
+        found = 0.0
 
         def parts() -> Iterator[MicroBatch]:
-            begin, found = 0, 0.0
+            nonlocal found
+            place = start
             for inputs, targets in micro_batches:
                 batch = BatchStructure(inputs, targets, self._shared)
                 size = batch.num_samples
-                yield MicroBatch(batch, slice(0, size), torch.arange(begin, begin + size))
-                begin, found = begin + size, found + loss.weight(targets)
-            if abs(found - weight) > WEIGHT_TOLERANCE * max(abs(weight), 1.0):
-                raise LossError(
-                    f"weight: expected that of all micro-batches together, {found:g}, got {weight:g}; "
-                    "give loss.weight of all targets"
-                )
+                yield MicroBatch(batch, slice(0, size), torch.arange(place, place + size))
+                place, found = place + size, found + loss.weight(targets)
+            if self._processes is None:
+                check_weight(found, weight)
 
-        return self._run(parts, weight, weight, self._count(step), attempts=1)
+        return self._run(parts, weight or 1.0, step, self._end(weight, lambda: found), attempts=1)
 
-    def _count(self, step: int | None) -> int:
-        step = self._next_step if step is None else step
-        self._next_step = step + 1
-        return step
+    def _end(self, weight: float | None, own_weight: Callable[[], float | None] = lambda: None) -> StepEnd:
+        """Return what ends a step whose whole effective batch has ``weight``, the own share of it ``own_weight``."""
+
+        def end(loop: MicroBatchLoop, gradients: GradientSum, problem: BaseException | None) -> BackwardResult:
+            if self._processes is None:
+                loss, whole, noise = finish_alone(loop, problem, weight)
+                return BackwardResult(loss, whole, noise, tuple(loop.sizes))
+            own = own_weight()
+            if own is not None:
+                loop.find_weight(own)
+            shared = SharedEnd(self._processes, self._settings, self._runner.device)
+            loss, whole, noise = shared.finish(loop, gradients, problem, weight)
+            return BackwardResult(loss, whole, noise, tuple(loop.sizes))
+
+        return end
 
     def _run(
-        self, parts: Callable[[], Iterator[MicroBatch]], weight: float | None, divisor: float, step: int, *, attempts: int
+        self, parts: Callable[[], Iterator[MicroBatch]], divisor: float, step: int | None, end: StepEnd, *, attempts: int
     ) -> BackwardResult:
-        """Run the micro-batches; once more with a new probe where the model's random calls have changed since the last."""
-        settings = self._settings
-        device = _device_of(settings.model)
-        if weight == 0:
-            return BackwardResult(torch.zeros((), device=device), 0.0, None, ())
-        for attempt in range(attempts):
-            iterator = parts()
-            first = next(iterator)
-            check_usable(self._parameters(), first.batch)
-            if self._self_check is not None:
-                self._self_check.check(first.batch, self.micro_batch_size, device)
-            randomness = self._step_randomness(first, step, device, fresh=attempt > 0, only_once=attempts == 1)
-            with (
-                suppress(RandomCallsChangedError),
-                GradientSum(
-                    self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
-                ) as gradients,
-                settings.statistics.hold(),
-                self._state_guard.step(),
-            ):
-                run = MicroBatchLoop(settings, gradients, device, divisor, randomness)
-                for part, is_last in _marked(first, iterator):
-                    run.add(part, is_last=is_last)
-                return BackwardResult(*run.finish(weight), tuple(run.sizes))
-        raise RandomnessError(
-            "model: expected the same random calls in every micro-batch, to be keyed by sample, got others; "
-            "leave out the seed to draw natively"
+        step = self._next_step if step is None else step
+        self._next_step = step + 1
+        if divisor == 0 and self._processes is None:
+            return BackwardResult(torch.zeros((), device=self._runner.device), 0.0, None, ())
+        result: BackwardResult = self._runner.run(
+            parts, divisor, step, end, micro_batch_size=self.micro_batch_size, attempts=attempts
         )
-
-    def _parameters(self) -> Iterator[Tensor]:
-        for module in self._modules:
-            yield from module.parameters()
-
-    def _step_randomness(
-        self, first: MicroBatch, step: int, device: torch.device, *, fresh: bool, only_once: bool
-    ) -> StepRandomness:
-        if self._randomness is None:
-            return NativeRandomness()
-
-        def run(count: int) -> None:
-            settings, part = self._settings, first.part
-            indices = [part.start + index % (part.stop - part.start) for index in range(count)]
-            inputs, targets = first.batch.take(indices, device)
-            with preserved_state(*self._modules), settings.forward_context(device):
-                weighted_loss(settings.loss, first.batch.call(unwrapped(settings.model), inputs), targets, count)
-
-        return self._randomness.step(step, run, device, fresh=fresh, only_once=only_once)
-
-
-def _marked(first: MicroBatch, others: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
-    """Return micro-batches, and whether each is the last."""
-    previous = first
-    for following in others:
-        yield previous, False
-        previous = following
-    yield previous, True
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensor = next(iter(model.parameters()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
+        return result

@@ -14,7 +14,7 @@ gradient; what can be repaired is that its running statistics move once a micro-
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -93,15 +93,23 @@ class DeferredStatistics:
         for layer in self._layers:
             layer.register_forward_pre_hook(self._watch)
 
+    def __contains__(self, layer: nn.Module) -> bool:
+        """Return whether the layer is watched."""
+        return layer in self._layers
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the running statistics as they are within the block, in forward, backward and recomputed passes."""
+        pools = {layer: replace(pool) for layer, pool in self._layers.items()}
         momenta = {layer: layer.momentum for layer in self._layers}
         counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
         for layer in self._layers:
             layer.momentum = 0.0
         try:
             yield
+        except BaseException:
+            self._layers = pools
+            raise
         finally:
             for layer, momentum in momenta.items():
                 layer.momentum = momentum
@@ -125,6 +133,24 @@ class DeferredStatistics:
                 pool.move(layer)
         self.discard()
 
+    def pool(self, add_up: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Pool what was collected here with what other processes collected.
+
+        Args:
+            add_up: sums a vector over the processes, in place; it is called twice if any layer is watched.
+            device: of the vectors.
+        """
+        if not self._layers:
+            return
+        sums = torch.cat([pool.sums(layer.num_features, device) for layer, pool in self._layers.items()])
+        wholes = torch.split(add_up(sums), [layer.num_features + 1 for layer in self._layers])
+        for pool, whole in zip(self._layers.values(), wholes, strict=True):
+            pool.move_mean(whole)
+        squares = add_up(torch.cat([pool.squares for pool in self._layers.values()]))
+        parts = torch.split(squares, [layer.num_features for layer in self._layers])
+        for pool, part in zip(self._layers.values(), parts, strict=True):
+            pool.squares = part
+
     def discard(self) -> None:
         """Forget what was collected."""
         self._layers = {layer: _Pool() for layer in self._layers}
@@ -134,13 +160,13 @@ class DeferredStatistics:
             self._layers[layer].add(inputs[0].detach())  # type: ignore[index] # only these layers have the hook
 
 
+@dataclass
 class _Pool:
     """Count, mean and sum of squared deviations of each channel, merged by Chan, Golub and LeVeque (1979)."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self.squares: Tensor = torch.zeros(())
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, values: Tensor) -> None:
         channels = values.transpose(0, 1).flatten(1).to(torch.float64)  # (channels, everything else)
@@ -153,6 +179,19 @@ class _Pool:
         self.mean = self.mean + shift * (count / total)
         self.squares = self.squares + squares + shift.square() * (self.count * count / total)
         self.count = total
+
+    def sums(self, num_channels: int, device: torch.device) -> Tensor:
+        """Return the count, and the sum of each channel."""
+        sums = torch.zeros(num_channels + 1, dtype=torch.float64, device=device)
+        sums[0], sums[1:] = self.count, self.mean * self.count
+        return sums
+
+    def move_mean(self, sums: Tensor) -> None:
+        """Use the mean of all processes, whose :meth:`sums` are added up in ``sums``, and the squares about it."""
+        own, total = self.count, max(float(sums[0]), 1.0)
+        mean = sums[1:] / total
+        self.squares = torch.zeros_like(mean) + self.squares + own * (mean - self.mean).square()
+        self.count, self.mean = int(sums[0]), mean
 
     @torch.no_grad()
     def move(self, layer: Any) -> None:

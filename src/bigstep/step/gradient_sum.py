@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigstep.step.torch_internals import scale_all, vector_norms
 
@@ -64,6 +64,7 @@ class GradientSum:
         """
         self._apart, self._shared_memory = apart, shared_memory
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._ordered = tuple(dict.fromkeys(self._parameters))
         self._own = frozenset(self._parameters)
         self._aside: dict[Tensor, Tensor] = {}
         self._earlier: dict[Tensor, _Earlier] = {}
@@ -124,6 +125,49 @@ class GradientSum:
                 if gradient.is_sparse:
                     gradient.mul_(factor)
 
+    def present(self) -> list[bool]:
+        """Return whether there is a sum, for each parameter."""
+        return [parameter.grad is not None or parameter in self._aside for parameter in self._ordered]
+
+    def unsummable(self) -> str | None:
+        """Return what cannot be summed over processes: parameters not among those given, sparse or complex gradients."""
+        if any(isinstance(leaf, nn.Parameter) and leaf not in self._own for leaf in self._parameters):
+            return (
+                "loss: expected its parameters to be those of a module, got others; give it as a torch.nn.Module that has them"
+            )
+        for total in self.current():
+            if total.is_sparse or total.is_complex():
+                kind = "sparse" if total.is_sparse else "complex"
+                return f"model: expected dense gradients of real numbers beside group=, got a {kind} one; use a dense layer"
+        return None
+
+    def flattened(self, *, empty: bool = False) -> Tensor:
+        """Return the sums of all parameters in their order, in one vector: zeros for those without, all zeros with ``empty``."""
+        kinds = {parameter.dtype for parameter in self._ordered}
+        dtype = torch.float64 if torch.float64 in kinds else torch.float32
+        size = sum(parameter.numel() for parameter in self._ordered)
+        device = self._ordered[0].device if self._ordered else None
+        flat = torch.zeros(size, dtype=dtype, device=device)
+        for parameter, place in zip(self._ordered, _places(self._ordered), strict=True):
+            total = self._aside.get(parameter, parameter.grad)
+            if total is not None and not empty:
+                flat[place].copy_(total.reshape(-1))
+        return flat
+
+    def replace(self, flat: Tensor, present: list[bool]) -> None:
+        """Set the sums of the parameters that are ``present`` to those of ``flat``."""
+        for parameter, place, is_there in zip(self._ordered, _places(self._ordered), present, strict=True):
+            if not is_there:
+                continue
+            values = flat[place].view(parameter.shape)
+            if self._apart or parameter.dtype in NARROW:
+                self._aside[parameter] = values
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = values.to(parameter.dtype, copy=True)
+            else:
+                parameter.grad.copy_(values)
+
     def finish(self) -> None:
         """Make the end of the block leave the sums in ``.grad``, cast and added to what was there before."""
         self._complete = True
@@ -142,6 +186,13 @@ def find_leaves(result: Tensor) -> Iterator[Tensor]:
         if isinstance(leaf, Tensor):
             yield leaf
         waiting.extend(parent for parent, _ in node.next_functions)
+
+
+def _places(parameters: tuple[Tensor, ...]) -> Iterator[slice]:
+    begin = 0
+    for parameter in parameters:
+        yield slice(begin, begin + parameter.numel())
+        begin += parameter.numel()
 
 
 def squared_norm(tensors: list[Tensor]) -> Tensor:

@@ -68,6 +68,7 @@ class MicroBatchLoop:
         self.sizes: list[int] = []
         self.total = torch.zeros((), device=device, dtype=torch.float64)
         self.weight_sum = torch.zeros((), device=device, dtype=torch.float64)
+        self._found: float | None = None
         self._norms = _NoiseNorms(settings, gradients, divisor, device)
 
     def add(self, micro_batch: MicroBatch, *, is_last: bool) -> None:
@@ -97,6 +98,22 @@ class MicroBatchLoop:
         self.gradients.add()
         self.total += loss_sum.detach()
         self.sizes.append(size)
+
+    def find_weight(self, weight: float) -> None:
+        """Record the weight of the targets that were added, where the loss says it."""
+        self._found = (self._found or 0.0) + weight
+
+    def found_weight(self) -> float:
+        """Return the weight of what was added, by the loss or from the forward passes."""
+        return float(self.weight_sum) if self._found is None else self._found
+
+    def noise_share(self) -> Tensor:
+        """Return the noise of a process's share, shape ``(5,)``, for the sum over processes; zeros if it is not measured."""
+        return torch.zeros(5) if self.settings.noise is None else self._norms.share()
+
+    def unscaled(self) -> Tensor:
+        """Return what undoes the scaler in a squared norm."""
+        return self._norms.unscaled()
 
     def finish(self, weight: float | None) -> tuple[Tensor, float, NoiseSample | None]:
         """Set ``.grad`` to its final value; ``weight`` is W, or None if it is known from the forward passes only.
@@ -137,14 +154,14 @@ class _NoiseNorms:
         if weight != 0 and (self._settings.noise == "every" or not self._norms):
             self._sizes.append(weight**2 / square)
             norm = squared_norm(self._gradients.latest())
-            self._norms.append(norm * self._unscaled() * (self._divisor / weight) ** 2)
+            self._norms.append(norm * self.unscaled() * (self._divisor / weight) ** 2)
         elif weight != 0:
             self._sizes.append(weight**2 / square)
 
     def sample(self, num_samples: int) -> NoiseSample | None:
         if len(self._sizes) < 2:
             return None
-        whole = squared_norm(self._gradients.current()) * self._unscaled()
+        whole = squared_norm(self._gradients.current()) * self.unscaled()
         weighted = sum(size * norm for size, norm in zip(self._sizes, self._norms, strict=False))
         every = self._settings.noise == "every"
         sample = NoiseSample(
@@ -157,7 +174,15 @@ class _NoiseNorms:
         )
         return sample if sample.is_usable else None
 
-    def _unscaled(self) -> Tensor:
+    def share(self) -> Tensor:
+        """Return 1, what the samples are worth, that times the squared norm of their mean gradient, and sums of weights."""
+        if self._weight == 0:
+            return torch.zeros(5)
+        worth = self._weight**2 / self._square
+        norm = squared_norm(self._gradients.current()) * self.unscaled() * (self._divisor / self._weight) ** 2
+        return torch.tensor([1.0, worth, worth * float(norm), self._weight, self._square], dtype=torch.float64)
+
+    def unscaled(self) -> Tensor:
         return self._settings.scaler.scale(torch.ones((), device=self._device)).double() ** -2
 
 

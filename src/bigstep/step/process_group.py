@@ -1,0 +1,81 @@
+"""Several processes that share an effective batch: sums over them, and what a model must not do there."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bigstep.step.batch_norm import DeferredStatistics, batch_modules
+
+__all__ = ["Announcement", "Processes", "check_model", "open_processes"]
+
+
+@final
+class Processes:
+    """The processes of a group of torch.distributed; every one issues the same collectives in the same order."""
+
+    def __init__(self, group: Any) -> None:
+        """Join ``group``, of which this process is a member."""
+        import torch.distributed as dist
+
+        self._group, self._dist = group, dist
+        self.count: int = dist.get_world_size(group)
+        self.rank: int = dist.get_rank(group)
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """Replace ``values`` by their sum over all processes: the same bits in each of them."""
+        self._dist.all_reduce(values, op=self._dist.ReduceOp.SUM, group=self._group)
+        return values
+
+    def announce(self, num_samples: int, weight: float, device: torch.device) -> "Announcement":
+        """Exchange the number of samples of each process, and their weights' sum."""
+        values = torch.zeros(self.count + 1, dtype=torch.float64, device=device)
+        values[self.rank], values[-1] = num_samples, weight
+        *sizes, total = self.add_up(values).tolist()
+        return Announcement(tuple(map(int, sizes)), total)
+
+
+def open_processes(group: Any) -> Processes | None:
+    """Return the processes of ``group``; None without one, or where this process is alone in it."""
+    processes = None if group is None else Processes(group)
+    return None if processes is None or processes.count == 1 else processes
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """How many samples of an effective batch each process has, and the weight of all."""
+
+    sizes: tuple[int, ...]
+    weight: float
+
+    def begin(self, rank: int) -> int:
+        """Return the position of a process's first sample where the shares follow one another."""
+        return sum(self.sizes[:rank])
+
+
+def check_model(model: nn.Module, statistics: DeferredStatistics) -> None:
+    """Check that nothing of a model communicates by itself, or would become another one in each process.
+
+    Raises:
+        ValueError: it does.
+    """
+    if isinstance(model, DistributedDataParallel):
+        raise ValueError(  # noqa: TRY004 # it is a module
+            "model: expected a plain module beside group=, got DistributedDataParallel, which would exchange gradients, too; "
+            "give the module inside"
+        )
+    talking = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if talking:
+        raise ValueError(
+            f"model: expected no layer that communicates in its forward pass, got {talking[0]} (SyncBatchNorm); "
+            "use BatchNorm with statistics=DeferredStatistics(model), or GroupNorm"
+        )
+    kept = [module for module in batch_modules(model) if getattr(module, "track_running_stats", True)]
+    own = [module for module in kept if module not in statistics]
+    if own:
+        raise ValueError(
+            f"model: expected running statistics that all processes share, got those of {type(own[0]).__name__}, which each "
+            "would keep of its own samples; give statistics=DeferredStatistics(model)"
+        )

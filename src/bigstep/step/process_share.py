@@ -1,0 +1,101 @@
+"""What one of several processes adds to an effective batch: its samples, their positions, and what is divided by."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigstep.step.batch_structure import BatchStructure
+from bigstep.step.losses import Loss
+from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch
+from bigstep.step.process_group import Announcement, Processes, check_model
+from bigstep.step.slicing import balanced_sizes, slices
+
+__all__ = ["ProcessShare", "open_share"]
+
+
+@dataclass(frozen=True)
+class ProcessShare:
+    """The own samples, or what is wrong with them: it is raised in all processes after they have agreed."""
+
+    batch: BatchStructure | None
+    problem: BaseException | None
+    positions: Tensor
+    own_weight: float | None
+    """By the targets; None if the loss does not say."""
+    weight: float | None
+    """Of the whole effective batch; None if it is known from the forward passes only."""
+    divisor: float
+
+    def parts(self, micro_batch_size: int) -> Iterator[MicroBatch]:
+        """Cut the samples.
+
+        Raises:
+            ValueError: they are not as they should be.
+        """
+        if self.problem is not None:
+            raise self.problem
+        if self.batch is None:
+            return
+        for part in slices(balanced_sizes(self.batch.num_samples, micro_batch_size)):
+            yield MicroBatch(self.batch, part, self.positions[part])
+
+
+def open_share(
+    processes: Processes,
+    settings: AccumulationSettings,
+    device: torch.device,
+    batch: tuple[Any, Any, Sequence[str | int]],
+    *,
+    weight: float | None,
+    positions: Tensor | None,
+    sizes: Sequence[int] | None,
+) -> ProcessShare:
+    """Look at the own samples; without a weight the processes exchange what they have, in one sum.
+
+    Args:
+        processes: of the group.
+        settings: of the accumulator.
+        device: of the model.
+        batch: inputs (None: no sample), targets, and the inputs that all samples share.
+        weight: of the whole effective batch.
+        positions: of the own samples.
+        sizes: number of samples of each process.
+    """
+    problem: BaseException | None = None
+    loss = settings.loss
+    structure, count, own = None, 0, 0.0 if isinstance(loss, Loss) else None
+    try:
+        check_model(settings.model, settings.statistics)
+        structure = None if batch[0] is None else BatchStructure(*batch)
+        count = 0 if structure is None else structure.num_samples
+        structure = structure if count else None
+        if structure is not None and isinstance(loss, Loss):
+            own = loss.weight(batch[1])
+    except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
+        problem = error
+    if weight is None:
+        found = processes.announce(count, own or 0.0, device)
+        weight = None if own is None else found.weight
+    else:
+        found = Announcement(tuple(sizes or ()), weight)
+    problem = problem or _check(found, processes, count, positions)
+    begin = found.begin(processes.rank)
+    places = torch.arange(begin, begin + count) if positions is None else positions
+    divisor = float(sum(found.sizes)) if weight is None else weight
+    return ProcessShare(structure, problem, places, own, weight, divisor or 1.0)
+
+
+def _check(found: Announcement, processes: Processes, count: int, positions: Tensor | None) -> ValueError | None:
+    if positions is not None and len(positions) != count:
+        return ValueError(f"positions: expected one for each of {count} samples, got {len(positions)}; give as many")
+    if positions is None and not found.sizes:
+        return ValueError("positions: expected them or sizes= where weight is given, got none; give one of them")
+    if found.sizes and (len(found.sizes) != processes.count or found.sizes[processes.rank] != count):
+        return ValueError(
+            f"sizes: expected the number of samples of each of {processes.count} processes, {count} of this one, got "
+            f"{found.sizes}; correct them"
+        )
+    return None
