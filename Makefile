@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast faults check format dependencies documentation figure peers costs speed memory growth gpu examples lock clean
+.PHONY: help install repro test test-fast faults check format dependencies documentation docs screenshots figure peers costs speed memory growth gpu examples lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,9 +44,17 @@ format: $(READY)  ## format the code and mend what lint can
 dependencies: $(READY)  ## write the code each stage imports into dvc.yaml
 	@$(BIN)/python tools/dvc_dependencies.py
 
-documentation: $(READY)  ## write docs/parameters.md from the schema, and docs/guarantees.md from the tests' lists
+documentation: $(READY)  ## write docs/parameters.md from the schema, docs/guarantees.md from the tests' lists, and the notebook
 	@$(BIN)/python tools/parameter_table.py
 	@$(BIN)/python tools/guarantees_table.py
+	@$(BIN)/python tools/tutorial_notebook.py
+
+docs: $(VENV)/.docs  ## build the site into site/, check it in Chromium, and run the notebook (minutes; installs MkDocs)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@$(BIN)/python -m pytest -q tests/site/check_site.py tests/site/check_notebook.py
+
+screenshots: $(READY)  ## take docs/pictures again, of a project made for it, with Chromium
+	@$(BIN)/python tools/screenshots.py
 
 figure: $(READY)  ## write docs/figures: exactness.png and search.png, from docs/peers.md, docs/measurements and predicted memory
 	@$(BIN)/python benchmarks/peers/exactness_figure.py
@@ -77,22 +85,29 @@ growth: $(READY)  ## write docs/growth.md: seconds and memory over the number of
 gpu:  ## run every check on a GPU and write docs/gpu.md; needs torch, torchvision, numpy, pytest and hypothesis only
 	@$(GPU_PYTHON) benchmarks/gpu_page.py
 
-lock: $(READY)  ## resolve requirements.txt, and the peers' requirements-bench.txt, from pyproject.toml
+lock: $(READY)  ## resolve requirements.txt, the peers' requirements-bench.txt and the site's requirements-docs.txt, from pyproject.toml
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --output-file requirements.txt
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --extra bench --constraint requirements.txt \
 		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--output-file requirements-bench.txt
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra pipeline --extra dev --extra docs --constraint requirements.txt \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--output-file requirements-docs.txt
 	@sed -i "s/requirements.txt # .*/requirements.txt # $$(sha256sum requirements.txt | cut -c1-12)\"/" python_env.yaml
 
 clean:  ## remove results, data stores and caches; MLflow's history and .venv stay
-	rm -rf data/prepared results/train results/evaluate .bigstep/workspaces build dist
+	rm -rf data/prepared results/train results/evaluate .bigstep/workspaces build dist site
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests pipelines -name __pycache__ -type d -prune -exec rm -rf {} +
 	git checkout -q -- results 2>/dev/null || true
 
 $(VENV)/.bench: $(READY) requirements-bench.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --require-hashes -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.docs: $(READY) requirements-docs.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --require-hashes -r requirements-docs.txt
 	@touch $@
 
 $(READY): requirements.txt pyproject.toml

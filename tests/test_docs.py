@@ -188,6 +188,13 @@ def test_the_environment_of_mlflow_changes_with_the_lock() -> None:
     assert f"requirements.txt # {digest}" in (ROOT / "python_env.yaml").read_text(encoding="utf-8"), "run `make lock`"
 
 
+def test_what_the_site_is_built_with_is_locked_by_hash_and_agrees_with_the_rest() -> None:
+    docs, rest = (_locked(ROOT / name) for name in ("requirements-docs.txt", "requirements.txt"))
+    assert all(hashes for _, hashes in docs.values())
+    assert rest.items() <= docs.items(), "run `make lock`"
+    assert "--require-hashes -r requirements-docs.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 def test_what_the_peers_install_is_locked_by_hash_and_agrees_with_the_rest() -> None:
     locked = [_locked(ROOT / name) for name in ("requirements-bench.txt", "requirements.txt")]
     assert all(hashes for _, hashes in locked[0].values())
