@@ -60,11 +60,13 @@ def test_a_spool_is_delivered(former: Project) -> None:
     former.bigstep("doctor", code=0)
 
 
-def test_a_study_is_continued(former: Project) -> None:
+def test_a_study_with_exponents_is_refused_in_one_line_and_starts_another(former: Project) -> None:
     shutil.copyfile(former.root / "params.search.yaml", former.root / "params.yaml")
-    output = former.bigstep("search", "--trials", "3", "--workers", "1")
-    assert "WARNING: the training code has changed" in output
-    assert "3 trials" in output
+    refused = former.bigstep("search", "--trials", "3", "--workers", "1", code=2)
+    assert "search.study: expected a study of plain batch sizes" in refused
+    assert len([line for line in refused.splitlines() if line.startswith("bigstep: ")]) == 1
+    former.set("search.study=again", "search.storage=.bigstep/search/search.journal")
+    output = former.bigstep("search", "--trials", "3", "--workers", "1", "--warm-start", "search")
     assert "winner: trial" in output
     assert "Traceback" not in output
 

@@ -23,7 +23,7 @@ from bigstep.search.initial_points import ensure_noise_start, ensure_starts, noi
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult
 from bigstep.search.samplers import choose_sampler
-from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
+from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.progress_table import ProgressTable
 
@@ -59,15 +59,15 @@ def _search(values: Callable[[dict[str, Any]], float], space: Space, sampler: st
 def test_the_planned_space_has_two_dimensions_and_leaves_the_slicing_to_the_plan() -> None:
     space = _space()
     assert list(space.dimensions) == [RATE, EFFECTIVE]
-    overrides = space.overrides({RATE: 0.01, EFFECTIVE: 7})
+    overrides = space.overrides({RATE: 0.01, EFFECTIVE: 128})
     assert overrides == {RATE: 0.01, "train.effective_batch_size": 128, "hardware.micro_batch_size": "auto"}
 
 
 def test_the_full_space_says_why_and_is_cut_to_what_fits() -> None:
     space = build_space(parse_params({}), "BatchNorm looks across samples")
     assert (space.kind, space.reason) == ("full", "BatchNorm looks across samples")
-    assert space.cut(5).dimensions[MICRO].high == 5
-    assert space.overrides({RATE: 1, MICRO: 3, "accumulation_exponent": 2})["train.effective_batch_size"] == 32
+    assert space.cut(32).dimensions[MICRO].high == 32
+    assert space.overrides({RATE: 1, MICRO: 8, ACCUMULATION: 4})["train.effective_batch_size"] == 32
     assert _space(space="full").reason == ""
 
 
@@ -77,8 +77,8 @@ def test_the_current_parameters_are_a_point_of_the_space(size: int, rate: float)
     space = build_space(params)
     point = space.point(params)
     assert math.isclose(point[RATE], rate)
-    assert 3 <= point[EFFECTIVE] <= 9
-    assert not 8 <= size <= 512 or abs(point[EFFECTIVE] - math.log2(size)) <= 0.5
+    assert point[EFFECTIVE] in (8, 16, 32, 64, 128, 256, 512)
+    assert not 8 <= size <= 512 or abs(math.log2(point[EFFECTIVE] / size)) <= 0.5
     for start in start_points(point, space.dimensions):
         assert start[EFFECTIVE] != point[EFFECTIVE]
         assert (start[RATE] > point[RATE]) == (start[EFFECTIVE] > point[EFFECTIVE])
@@ -104,7 +104,7 @@ def test_further_parameters_are_dimensions() -> None:
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "cmaes", "random", "qmc"])
 def test_a_sampler_made_anew_for_each_ask_finds_the_bowl_and_is_the_same_twice(sampler: str) -> None:
     def bowl(point: dict[str, Any]) -> float:
-        return (math.log10(point[RATE]) + 2.4) ** 2 + 0.05 * (point[EFFECTIVE] - 6) ** 2
+        return (math.log10(point[RATE]) + 2.4) ** 2 + 0.05 * (math.log2(point[EFFECTIVE]) - 6) ** 2
 
     space = _space()
     first, second = (_search(bowl, space, sampler, 18) for _ in range(2))
@@ -203,16 +203,16 @@ def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> N
     assert len(hopeless.trials()) == 12
 
 
-@pytest.mark.parametrize(("scale", "exponent"), [(700.0, 9), (1e9, 9), (30.0, 5), (0.3, None), (64.0, None), (None, None)])
-def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | None, exponent: int | None) -> None:
+@pytest.mark.parametrize(("scale", "size"), [(700.0, 512), (1e9, 512), (30.0, 32), (0.3, None), (64.0, None), (None, None)])
+def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | None, size: int | None) -> None:
     params = parse_params({"search": {"effective_batch_size": [16, 512]}, "train": {"effective_batch_size": 64}})
     space = build_space(params)  # 16, 64 and 256 are tried anyway
     point = noise_point(space.point(params), space.dimensions, scale)
-    if exponent is None:
+    if size is None:
         assert point is None
     else:
-        rate = params.train.learning_rate * 2 ** ((exponent - 6) / 3)
-        assert point == {RATE: pytest.approx(rate), EFFECTIVE: exponent}
+        rate = params.train.learning_rate * (size / 64) ** (1 / 3)
+        assert point == {RATE: pytest.approx(rate), EFFECTIVE: size}
 
 
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:

@@ -1,7 +1,8 @@
 """Samplers that are made anew for each ask: the same search after a kill, together with others, and no point twice."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
+from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import parse_params
 from bigstep.search.initial_points import start_points
+from bigstep.search.powers_of_two import PowersOfTwoSampler
 from bigstep.search.samplers import AUTO, MAX_FITTED, best_and_newest, choose_sampler
-from bigstep.search.space import EFFECTIVE, MICRO, RATE, Space, build_space
+from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space, plain_values
 from bigstep.search.storage import open_storage, open_study
+from bigstep.search.trial_queue import TrialQueue
 from postgres import postgres
 
 NAMES = ("tpe", "gp", "cmaes", "random", "qmc")
@@ -29,7 +33,7 @@ def _space(**search: Any) -> Space:
 
 
 def _bowl(point: Params) -> float:
-    return (math.log10(point[RATE]) + 2.4) ** 2 + 0.05 * (point[EFFECTIVE] - 6) ** 2
+    return (math.log10(point[RATE]) + 2.4) ** 2 + 0.05 * (math.log2(point[EFFECTIVE]) - 6) ** 2
 
 
 def _ask(study: optuna.Study, name: str, space: Space, objectives: int = 1) -> tuple[optuna.Trial, Params]:
@@ -108,7 +112,10 @@ def test_where_few_points_are_left_they_are_found_and_hardly_any_is_asked_for_tw
 
 
 def test_quasi_random_points_are_one_sequence_although_each_ask_has_a_new_sampler() -> None:
-    anew, one = optuna.create_study(), optuna.create_study(sampler=optuna.samplers.QMCSampler(seed=3, scramble=True))
+    anew, one = (
+        optuna.create_study(),
+        optuna.create_study(sampler=PowersOfTwoSampler(optuna.samplers.QMCSampler(seed=3, scramble=True))),
+    )
     points = _run(anew, "qmc", 17)
     for _ in range(17):
         trial = one.ask()
@@ -166,7 +173,7 @@ def test_several_objectives_are_searched_alike_twice(kind: str, objectives: int)
     space = _space(space=kind)
 
     def value(point: Params) -> list[float]:
-        size = point[EFFECTIVE] if kind == "planned" else point[MICRO]
+        size = math.log2(point[EFFECTIVE] if kind == "planned" else point[MICRO])
         return [(math.log10(point[RATE]) + 2.4) ** 2, -float(size), float(size)][:objectives]
 
     def points() -> list[Params]:
@@ -184,17 +191,17 @@ def test_constraints_are_learned_from_what_was_refused_before_training() -> None
     space, study, fits = _space(space="full"), optuna.create_study(), []
     for _ in range(60):
         trial, point = _ask(study, "auto", space)
-        fits.append(point[MICRO] <= 5)
-        trial.set_constraint("memory", float(point[MICRO] - 5))
+        fits.append(point[MICRO] <= 32)
+        trial.set_constraint("memory", math.log2(point[MICRO]) - 5)
         study.tell(trial, (math.log10(point[RATE]) + 2.4) ** 2 if fits[-1] else 5.0)
     assert sum(fits[20:]) >= 30
-    cut, seen = space.cut(5), []
+    cut, seen = space.cut(32), []
     study = optuna.create_study()
     for _ in range(20):
         trial, point = _ask(study, "auto", cut)
         seen.append(point[MICRO])
         study.tell(trial, 1.0)
-    assert max(seen) == 5
+    assert max(seen) == 32
 
 
 def test_the_default_of_each_case_is_a_sampler_that_can_do_it() -> None:
@@ -202,19 +209,19 @@ def test_the_default_of_each_case_is_a_sampler_that_can_do_it() -> None:
     assert "cmaes" not in (AUTO["full"], AUTO["several"])
 
 
-def _dimensions(kind: Callable[[int, int], Any] = IntDistribution) -> dict[str, Any]:
-    return {RATE: FloatDistribution(1e-3, 1e-1, log=True), EFFECTIVE: kind(3, 9)}
+def _dimensions() -> dict[str, Any]:
+    return {RATE: FloatDistribution(1e-3, 1e-1, log=True), EFFECTIVE: IntDistribution(8, 512, log=True)}
 
 
 def test_start_points_lie_on_the_scaling_rule() -> None:
-    below, above = start_points({RATE: 0.01, EFFECTIVE: 6, "train.momentum": 0.9}, _dimensions())
-    assert (below[EFFECTIVE], above[EFFECTIVE]) == (4, 8)
+    below, above = start_points({RATE: 0.01, EFFECTIVE: 64, "train.momentum": 0.9}, _dimensions())
+    assert (below[EFFECTIVE], above[EFFECTIVE]) == (16, 256)
     assert math.isclose(above[RATE], 0.01 * 4 ** (1 / 3))
     assert math.isclose(below[RATE] * above[RATE], 0.01**2)
     assert above["train.momentum"] == 0.9
 
 
-@pytest.mark.parametrize(("current", "expected"), [(3, [5]), (9, [7]), (4, [3, 6])])
+@pytest.mark.parametrize(("current", "expected"), [(8, [32]), (512, [128]), (16, [8, 64])])
 def test_start_points_stay_in_the_range_and_none_repeats_the_current_one(current: int, expected: list[int]) -> None:
     points = start_points({RATE: 0.09, EFFECTIVE: current}, _dimensions())
     assert [point[EFFECTIVE] for point in points] == expected
@@ -250,3 +257,50 @@ def test_a_gaussian_process_sees_no_more_trials_than_the_limit(monkeypatch: pyte
     _run(study, "gp", 14)
     assert max(seen) == 10
     assert len(seen) >= 8
+
+
+@pytest.mark.parametrize("name", ["auto", "tpe", "gp", "cmaes", "qmc"])
+def test_trials_show_plain_sizes_and_the_sampler_sees_two_dimensions(name: str, tmp_path: Path) -> None:
+    """Planned sizes are parameters of one value; a killed trial that is taken up again may be planned otherwise."""
+    address, space, seen = str(tmp_path / "study.journal"), _space(), []
+    ledger = TrialQueue(open_study(open_storage(address), "study", ["minimize"]), 20, 40)
+
+    def sampler(number: int) -> optuna.samplers.BaseSampler:
+        made = choose_sampler(name, seed=number, space="planned", num_objectives=1, study_seed=3)
+        seen.append(made.infer_relative_search_space(ledger.study, ledger.trials()[-1]) if number > 4 else {})
+        return made
+
+    while (trial := ledger.take(sampler)) is not None:
+        point, killed = space.suggest(trial), trial.number in (2, 9)
+        micro = min(point[EFFECTIVE], 8 if killed else 64)
+        space.fix_planned(trial, BatchSizes(point[EFFECTIVE], micro, point[EFFECTIVE] // micro))
+        if killed:
+            ledger.fail(trial.number)
+            ledger.requeue(ledger.trials()[trial.number])
+            (again,) = [item for item in ledger.trials() if item.state.name == "WAITING"]
+            assert again.system_attrs["fixed_params"] == point
+        else:
+            ledger.study.tell(trial, _bowl(point))
+    plain = optuna.load_study(study_name="study", storage=JournalStorage(JournalFileBackend(address)))
+    assert len(plain.trials) == 22
+    for item in plain.trials:
+        assert set(item.params) == {RATE, EFFECTIVE, MICRO, ACCUMULATION}
+        assert item.params[MICRO] * item.params[ACCUMULATION] == item.params[EFFECTIVE]
+        assert all(math.log2(item.params[size]).is_integer() for size in (EFFECTIVE, MICRO, ACCUMULATION))
+    assert all(set(dimensions) == {RATE, EFFECTIVE} for dimensions in seen[5:])
+    importance = optuna.importance.get_param_importances(plain, params=[RATE, EFFECTIVE])
+    assert min(importance.values()) > 0
+
+
+def test_the_smallest_and_the_largest_size_are_drawn_as_often_as_the_others() -> None:
+    study, counts = optuna.create_study(), Counter[int]()
+    study.sampler = choose_sampler("random", seed=0, space="planned", num_objectives=1)
+    for _ in range(1400):
+        counts[_space().suggest(study.ask())[EFFECTIVE]] += 1
+    assert sorted(counts) == [8, 16, 32, 64, 128, 256, 512]
+    assert min(counts.values()) > 150
+
+
+def test_points_of_an_earlier_version_are_read_as_plain_sizes() -> None:
+    assert plain_values({RATE: 0.1, "effective_batch_exponent": 6}) == {RATE: 0.1, EFFECTIVE: 64}
+    assert plain_values({"micro_batch_exponent": 3, "accumulation_exponent": 0}) == {MICRO: 8, ACCUMULATION: 1}

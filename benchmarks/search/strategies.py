@@ -63,8 +63,8 @@ STRATEGIES = (
 
 def starts() -> list[dict[str, int]]:
     """Return the table's centre, as the current parameters, and the search's own starting points around it."""
-    dimensions = {RATE: FloatDistribution(min(RATES), max(RATES), log=True), EFFECTIVE: IntDistribution(2, 8)}
-    current = {RATE: float(np.sqrt(min(RATES) * max(RATES))), EFFECTIVE: 5}
+    dimensions = {RATE: FloatDistribution(min(RATES), max(RATES), log=True), EFFECTIVE: IntDistribution(4, 256, log=True)}
+    current = {RATE: float(np.sqrt(min(RATES) * max(RATES))), EFFECTIVE: 32}
     return [CENTRE, *(_nearest(point) for point in start_points(current, dimensions))]
 
 
@@ -75,7 +75,7 @@ def cut(point: Mapping[str, int], table: Table) -> dict[str, int]:
 
 
 def _nearest(point: Mapping[str, float]) -> dict[str, int]:
-    rate, batch = np.log(point[RATE]), np.log(2.0 ** point[EFFECTIVE])
+    rate, batch = np.log(point[RATE]), np.log(point[EFFECTIVE])
     return {
         "rate": int(np.abs(np.log(RATES) - rate).argmin()),
         "effective": int(np.abs(np.log(BATCHES) - batch).argmin()),

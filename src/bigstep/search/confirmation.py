@@ -156,7 +156,8 @@ def _other(trial: FrozenTrial) -> int:
 def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     found: dict[str, FrozenTrial] = {}
     for trial in trials:
-        found.setdefault(repr(sorted(trial.params.items())), trial)
+        drawn = {name: value for name, value in trial.params.items() if not trial.distributions[name].single()}
+        found.setdefault(repr(sorted(drawn.items())), trial)
     return list(found.values())
 
 

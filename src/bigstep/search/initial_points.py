@@ -12,14 +12,14 @@ from bigstep.config.former_keys import new_values
 from bigstep.config.params import Params
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.study_identity import storage_of
-from bigstep.search.space import EFFECTIVE, RATE, Space
+from bigstep.search.space import EFFECTIVE, RATE, Space, plain_values
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, not_failed, sort_value, value_of
 from bigstep.search.trial_record import TrialRecord
 
 __all__ = ["FIRST", "NOISY", "SLOPE", "ensure_noise_start", "ensure_starts", "noise_point", "start_points"]
 
 SLOPE = 1 / 3  # of the best log learning rate over the log effective batch, as measured on published grids
-EXPONENT_STEP = 2  # from the current effective batch: four times more or less
+FACTOR = 4  # from the current effective batch: four times more or less
 FIRST = "start-0"  # key of the current parameters
 NOISY = "start-noise"
 
@@ -32,7 +32,7 @@ def start_points(current: Mapping[str, Any], dimensions: Mapping[str, BaseDistri
     """
     if EFFECTIVE not in dimensions:
         return []
-    moved = (_moved(current, current[EFFECTIVE] + shift, dimensions) for shift in (-EXPONENT_STEP, EXPONENT_STEP))
+    moved = (_moved(current, size, dimensions) for size in (current[EFFECTIVE] // FACTOR, current[EFFECTIVE] * FACTOR))
     return [point for point in moved if point[EFFECTIVE] != current[EFFECTIVE]]
 
 
@@ -51,18 +51,18 @@ def noise_point(
     """
     if noise_scale is None or EFFECTIVE not in dimensions:
         return None
-    point = _moved(current, round(math.log2(max(noise_scale, 1.0))), dimensions)
+    point = _moved(current, 2 ** round(math.log2(max(noise_scale, 1.0))), dimensions)
     tried = {current[EFFECTIVE], *(item[EFFECTIVE] for item in start_points(current, dimensions))}
     return None if point[EFFECTIVE] in tried else point
 
 
-def _moved(current: Mapping[str, Any], exponent: int, dimensions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def _moved(current: Mapping[str, Any], size: int, dimensions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """Return the point of another effective batch, with the learning rate by the rule, within the ranges."""
     batches, rates = dimensions[EFFECTIVE], dimensions[RATE]
     assert isinstance(batches, IntDistribution)
     assert isinstance(rates, FloatDistribution)
-    moved = min(max(exponent, batches.low), batches.high)
-    scaled = current[RATE] * 2 ** (SLOPE * (moved - current[EFFECTIVE]))
+    moved = min(max(size, batches.low), batches.high)
+    scaled = current[RATE] * (moved / current[EFFECTIVE]) ** SLOPE
     return {**current, EFFECTIVE: moved, RATE: min(max(scaled, rates.low), rates.high)}
 
 
@@ -89,7 +89,7 @@ def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: 
     done = [trial for trial in not_failed(study.get_trials(deepcopy=False)) if trial.values]
     direction = study.directions[0]
     best = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))[:3]
-    points = [new_values(trial.params) for trial in best]
+    points = [plain_values(new_values(trial.params)) for trial in best]
     return [{name: point.get(name, current[name]) for name in space.dimensions} for point in points]
 
 

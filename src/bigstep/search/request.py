@@ -23,6 +23,6 @@ class SearchRequest:
     reason: str
     """Why training is not slice-invariant; empty if it is."""
     largest: int | None
-    """Exponent of the largest micro-batch that fits; None if it is planned."""
+    """The largest micro-batch size that fits; None if it is planned."""
     until: float
     """Seconds since 1970 after which no trial is started."""

@@ -1,4 +1,4 @@
-"""The sampler that suggests the next trial, and two wrappers: one learns from pruned trials, one repeats no point.
+"""The sampler that suggests the next trial, and wrappers: powers of two, learning from pruned trials, no point twice.
 
 The defaults are the best ones of the measurements in docs/search.md.
 """
@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.errors import ConfigError
+from bigstep.search.powers_of_two import PowersOfTwoSampler
 
 __all__ = ["AUTO", "MAX_FITTED", "NoRepeatSampler", "PrunedTrialsSampler", "best_and_newest", "choose_sampler"]
 
@@ -49,12 +50,16 @@ def choose_sampler(name: str, *, seed: int, space: str, num_objectives: int, stu
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "qmc":
-            return optuna.samplers.QMCSampler(seed=study_seed, scramble=True)
+            return PowersOfTwoSampler(optuna.samplers.QMCSampler(seed=study_seed, scramble=True))
         first = _make(name, seed)
         return first if name == "random" else NoRepeatSampler(first, _make("tpe", seed), _make("random", seed))
 
 
 def _make(name: str, seed: int) -> BaseSampler:
+    return PowersOfTwoSampler(_make_plain(name, seed))
+
+
+def _make_plain(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=NUM_RANDOM)
     if name == "gp":
@@ -94,7 +99,7 @@ class PrunedTrialsSampler(BaseSampler):
         del trial
         view = optuna.create_study(directions=study.directions, sampler=self._on_view)
         telling = [item for item in study.get_trials(deepcopy=False) if _is_telling(item, search_space)]
-        view.add_trials(_as_complete(best_and_newest(telling, study.directions[0])))
+        view.add_trials(_as_complete(best_and_newest(telling, study.directions[0]), search_space))
         with _one_thread():
             return view.ask(dict(search_space)).params if search_space else {}
 
@@ -134,14 +139,14 @@ def best_and_newest(trials: list[FrozenTrial], direction: StudyDirection) -> lis
     return [*sorted(best, key=lambda trial: trial.number), *newest]
 
 
-def _as_complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _as_complete(trials: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
     names = dict.fromkeys(name for trial in trials for name in trial.constraints)
     return [
         optuna.trial.create_trial(
             state=TrialState.RUNNING if trial.state == TrialState.RUNNING else TrialState.COMPLETE,
             values=None if trial.state == TrialState.RUNNING else _values(trial),
-            params=trial.params,
-            distributions=trial.distributions,
+            params={name: trial.params[name] for name in space},
+            distributions={name: trial.distributions[name] for name in space},
             constraints={name: trial.constraints.get(name, 0.0) for name in names} or None,
         )
         for trial in trials

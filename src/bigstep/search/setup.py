@@ -105,7 +105,7 @@ def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, 
     """Measure speed and memory once, up to the largest effective batch of the space."""
     if space.kind != "planned":
         return None
-    largest = int(2 ** space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
+    largest = int(space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
     asked: tuple[Override, ...] = (
         ("train", "effective_batch_size", largest),
         ("hardware", "micro_batch_size", "auto"),
@@ -124,7 +124,7 @@ def fix_memory_format(
     if plan is None or is_small_training(project, _as_trial(params), store):
         chosen = "contiguous"
     else:
-        largest = int(2 ** space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
+        largest = int(space.dimensions[EFFECTIVE].high)  # type: ignore[attr-defined] # whole numbers
         chosen = recommend(plan, largest, available_bytes(params.hardware, resident_bytes()))[0].memory_format
     return apply_overrides(content, (("hardware", "memory_format", chosen),))
 
@@ -135,7 +135,7 @@ def _as_trial(params: Params) -> Params:
 
 
 def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, store: Store) -> int | None:
-    """Return the exponent of the largest micro-batch whose predicted memory fits the budget; None if it is planned.
+    """Return the largest micro-batch size, a power of two, whose predicted memory fits the budget; None if it is planned.
 
     Raises:
         OutOfMemoryError: not even the smallest fits.
@@ -144,11 +144,12 @@ def largest_micro(project: ProjectPaths, content: dict[str, Any], space: Space, 
     if not isinstance(kind, IntDistribution):
         return None
     resident = resident_bytes()
-    for exponent in range(kind.high, kind.low - 1, -1):
-        size = 2**exponent
+    size = kind.high
+    while size >= kind.low:
         params = trial_params(content, {"train.effective_batch_size": size, "hardware.micro_batch_size": size})
         if bytes_over_budget(params, predict(project, params, store, params.batch), resident) <= 0:
-            return exponent
+            return size
+        size //= 2
     raise OutOfMemoryError(
-        f"search.micro_batch_size: expected a size that fits hardware.memory_budget, got at least {2**kind.low}; lower it"
+        f"search.micro_batch_size: expected a size that fits hardware.memory_budget, got at least {kind.low}; lower it"
     )

@@ -1,4 +1,7 @@
-"""The search space: the dimensions that a sampler sees, and the parameters of a point in it."""
+"""The search space: the dimensions that a sampler sees, and the parameters of a point in it.
+
+Batch sizes are plain values, so that Optuna's pages show them as they are; `bigstep.search.samplers` keeps them powers of two.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +11,20 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
 from bigstep.config.search import Range
 from bigstep.errors import ConfigError
 
-__all__ = ["ACCUMULATION", "EFFECTIVE", "MICRO", "RATE", "Space", "build_space", "exponents"]
+__all__ = ["ACCUMULATION", "EFFECTIVE", "EXPONENTS", "MICRO", "RATE", "Space", "build_space", "plain_values", "powers_of_two"]
 
 RATE = "train.learning_rate"
-EFFECTIVE, MICRO, ACCUMULATION = "effective_batch_exponent", "micro_batch_exponent", "accumulation_exponent"
+EFFECTIVE, MICRO, ACCUMULATION = "effective_batch_size", "micro_batch_size", "accumulation_steps"
+EXPONENTS = {  # names of an earlier version, which searched exponents of two
+    "effective_batch_exponent": EFFECTIVE,
+    "micro_batch_exponent": MICRO,
+    "accumulation_exponent": ACCUMULATION,
+}
 RATE_FACTOR = 10.0  # default range of the learning rate: the current one divided and multiplied by this
 
 
@@ -39,24 +48,33 @@ class Space:
         """Return the parameters of a point, as ``section.key``."""
         found = {name: value for name, value in point.items() if "." in name}
         if self.kind == "full":
-            micro, steps = 2 ** point[MICRO], 2 ** point[ACCUMULATION]
+            micro, steps = point[MICRO], point[ACCUMULATION]
             return {**found, "train.effective_batch_size": micro * steps, "hardware.micro_batch_size": micro}
-        return {**found, "train.effective_batch_size": 2 ** point[EFFECTIVE], "hardware.micro_batch_size": "auto"}
+        return {**found, "train.effective_batch_size": point[EFFECTIVE], "hardware.micro_batch_size": "auto"}
+
+    def fix_planned(self, trial: optuna.Trial, batch: BatchSizes) -> None:
+        """Record the sizes that follow from the point as parameters with a single possible value; no sampler draws them."""
+        planned = {EFFECTIVE: batch.effective_batch_size, MICRO: batch.micro_batch_size, ACCUMULATION: batch.accumulation_steps}
+        for name, value in planned.items():
+            if name not in self.dimensions:
+                trial.suggest_int(name, value, value, log=True)
 
     def cut(self, largest: int | None) -> "Space":
-        """Return the space without micro-batches over 2 ** ``largest``, which do not fit in memory."""
+        """Return the space without micro-batches over ``largest``, which do not fit in memory."""
         kind = self.dimensions.get(MICRO)
         if largest is None or not isinstance(kind, IntDistribution):
             return self
-        return replace(self, dimensions={**self.dimensions, MICRO: IntDistribution(kind.low, min(kind.high, largest))})
+        return replace(
+            self, dimensions={**self.dimensions, MICRO: IntDistribution(kind.low, min(kind.high, largest), log=True)}
+        )
 
     def point(self, params: Params) -> dict[str, Any]:
-        """Return the point nearest to ``params``."""
+        """Return the point nearest to ``params``; its batch sizes are powers of two."""
         batch = params.batch
         known: dict[str, Any] = {
-            EFFECTIVE: math.log2(batch.effective_batch_size),
-            MICRO: math.log2(batch.micro_batch_size),
-            ACCUMULATION: math.log2(batch.accumulation_steps),
+            EFFECTIVE: 2 ** round(math.log2(batch.effective_batch_size)),
+            MICRO: 2 ** round(math.log2(batch.micro_batch_size)),
+            ACCUMULATION: 2 ** round(math.log2(batch.accumulation_steps)),
         }
         values = {name: known[name] if name in known else _value(params, name) for name in self.dimensions}
         return {name: _nearest(self.dimensions[name], value) for name, value in values.items()}
@@ -78,18 +96,18 @@ def build_space(params: Params, reason: str = "") -> Space:
     low, high = search.learning_rate or (rate / RATE_FACTOR, rate * RATE_FACTOR)
     found: dict[str, BaseDistribution] = {RATE: FloatDistribution(low, high, log=True)}
     if kind == "planned":
-        found[EFFECTIVE] = exponents("effective_batch_size", search.effective_batch_size)
+        found[EFFECTIVE] = powers_of_two("effective_batch_size", search.effective_batch_size)
     else:
-        found[MICRO] = exponents("micro_batch_size", search.micro_batch_size)
-        found[ACCUMULATION] = exponents("accumulation_steps", search.accumulation_steps)
+        found[MICRO] = powers_of_two("micro_batch_size", search.micro_batch_size)
+        found[ACCUMULATION] = powers_of_two("accumulation_steps", search.accumulation_steps)
     for name, range_ in search.parameters.items():
         _value(params, name)
         found[name] = _distribution(range_)
     return Space(kind, found, reason if search.space != kind else "")
 
 
-def exponents(name: str, limits: tuple[int, int]) -> IntDistribution:
-    """Return the exponents of the powers of two within ``limits``.
+def powers_of_two(name: str, limits: tuple[int, int]) -> IntDistribution:
+    """Return the range from the lowest to the highest power of two within ``limits``, drawn evenly by exponent.
 
     Raises:
         ConfigError: there is no such value.
@@ -97,7 +115,12 @@ def exponents(name: str, limits: tuple[int, int]) -> IntDistribution:
     low, high = math.ceil(math.log2(limits[0])), math.floor(math.log2(limits[1]))
     if low > high:
         raise ConfigError(f"search.{name}: expected a range with a power of two, got {list(limits)}; widen it")
-    return IntDistribution(low, high)
+    return IntDistribution(2**low, 2**high, log=True)
+
+
+def plain_values(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point with plain batch sizes; one of an earlier version holds exponents of two."""
+    return {EXPONENTS.get(name, name): 2**value if name in EXPONENTS else value for name, value in point.items()}
 
 
 def _distribution(found: Range | tuple[bool | int | float | str, ...]) -> BaseDistribution:

@@ -12,7 +12,7 @@ from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.code_digest import digest_code
-from bigstep.search.space import Space
+from bigstep.search.space import EXPONENTS, Space
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue
 
@@ -62,6 +62,11 @@ def check_same(study: optuna.Study, params: Params, space: Space, store: Store) 
     fixed |= {"search.objective": str(params.search.objectives), "search.epochs": str(params.search.epochs)}
     fixed |= {"search.parameters": ", ".join(sorted(space.dimensions)), "data": store.manifest.digest}
     recorded = study.user_attrs.get(PARAMETERS)
+    if recorded is not None and any(name in str(recorded.get("search.parameters")) for name in EXPONENTS):
+        raise ConfigError(
+            f"search.study: expected a study of plain batch sizes, got {study.study_name}, in exponents (of an earlier "
+            f"version); choose another name (--warm-start {study.study_name} in the same search.storage tries its best trials)"
+        )
     if recorded is None:
         study.set_user_attr(PARAMETERS, fixed)
         study.set_user_attr(CODE, digest_code(*params.training_code))

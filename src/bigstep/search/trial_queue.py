@@ -54,6 +54,11 @@ def counts_toward_budget(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in not_failed(trials) if is_feasible(trial)]
 
 
+def _drawn(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters without those of a single possible value: a plan of now may fix others."""
+    return {name: value for name, value in trial.params.items() if not trial.distributions[name].single()}
+
+
 def value_of(trial: FrozenTrial) -> float:
     """Return the first objective's value."""
     return float(trial.values[0])
@@ -134,7 +139,7 @@ class TrialQueue:
         """Queue a trial that did not finish again, to resume from its checkpoint; at most ``retries`` times."""
         record = TrialRecord.read(trial)
         tries = record.retries or 0
-        params = trial.params or trial.system_attrs.get("fixed_params", {})
+        params = {**trial.system_attrs.get("fixed_params", {}), **_drawn(trial)}
         if not params or (retries is not None and tries >= retries):
             return
         origin = trial.number if record.origin is None else record.origin

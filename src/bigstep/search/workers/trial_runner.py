@@ -117,6 +117,7 @@ class TrialRunner:
             excess = bytes_over_budget(params, predicted, self.resident) / MIB
             format_name, compiled = possible_formats(params.hardware)[0], kept_compilation(params, kept)
             fit = CheckedSlicing(params.batch, predicted.peak_bytes, format_name, compiled)
+            self._note_planned(trial, fit)
             if excess > 0:
                 self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
                 return None
@@ -125,6 +126,7 @@ class TrialRunner:
         else:
             by_rule = self.params.hardware.micro_batch_size == "auto"
             fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
+            self._note_planned(trial, fit)
         params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
@@ -138,6 +140,11 @@ class TrialRunner:
             predicted_bytes=fit.predicted_bytes,
         ).write(trial)
         return params, fit
+
+    def _note_planned(self, trial: optuna.Trial, fit: CheckedSlicing) -> None:
+        """Show the planned sizes as parameters of a trial of the search; attributes say what was used."""
+        if TrialRecord.read(trial).of is None:
+            self.space.fix_planned(trial, fit.batch)
 
     def _refuse(self, trial: optuna.Trial, name: str, value: float, why: str) -> None:
         trial.set_constraint(name, value)
