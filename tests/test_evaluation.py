@@ -8,13 +8,17 @@ from sklearn import metrics
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from bigstep.config.evaluate import EvaluateConfig
+from bigstep.config.train import TrainConfig
 from bigstep.errors import ModelError
 from bigstep.evaluation.classification import Answers, ClassScores, Scores, confusion_matrix, score
 from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
+from bigstep.report.charts import Chart, Series, draw_chart
 from bigstep.report.classification_report import class_table
 from bigstep.report.evaluation_page import write_page
 from bigstep.report.evaluation_plots import draw_calibration, draw_confusion, draw_mistakes, short_name
+from bigstep.report.run_sections import parameter_section
 from bigstep.report.training_curves import draw_curves
 from bigstep.tasks.classification import Classification
 from conftest import random_images
@@ -162,3 +166,32 @@ def test_pictures_and_page_of_a_thousand_classes_show_those_that_matter(tmp_path
     assert text.count("<tr><th>class number") == 50
     assert min(scores.classes, key=lambda item: item.f1).name in text
     assert (tmp_path / "report.html").stat().st_size < 500_000
+
+
+def test_charts_have_whole_epochs_every_name_and_no_script() -> None:
+    epochs = [float(number) for number in range(1, 11)]
+    series = Series("<loss>", epochs, [1 / number for number in epochs])
+    chart = draw_chart(Chart("Loss", "epoch", [series], mark=(7.0, "kept: epoch 7"), level=(0.5, "budget")))
+    ticks = re.findall(r'text-anchor="middle">([^<]+)<', chart)
+    assert ticks == ["2", "4", "6", "8", "10", "epoch"]
+    for text in ("kept: epoch 7", "budget", "&lt;loss&gt;: 0.5 (epoch 2)"):
+        assert text in chart
+    assert "<script" not in chart
+    assert "<loss>" not in chart
+    assert draw_chart(Chart("Loss", "epoch", [Series("loss", [1.0], [float("nan")])])) == ""
+
+
+def test_a_long_curve_is_thinned_and_a_flat_or_wide_one_has_ticks() -> None:
+    long = draw_chart(Chart("a", "step", [Series("a", range(100_000), [1.0] * 100_000)]))
+    assert long.count("<circle") <= 240
+    for values in ([3.0, 3.0], [1e-9, 1e9], [0.0, 0.0], [-2.0, 5e5]):
+        for log in (False, True):
+            drawn = draw_chart(Chart("a", "x", [Series("a", [1.0, 2.0], values)], log_y=log))
+            assert "nan" not in drawn
+            assert 1 <= drawn.count('class="axis"') <= 12
+
+
+def test_parameters_that_differ_come_first() -> None:
+    html = parameter_section((TrainConfig(seed=3), EvaluateConfig())).body
+    assert re.search(r"<th>train.seed</th><td>3</td><td>0</td>", html)
+    assert html.index("train.seed") < html.index("<details>") < html.index("train.epochs")

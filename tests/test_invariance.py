@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from bigstep.config.batch_sizes import BatchSizes
+from bigstep.config.evaluate import EvaluateConfig
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError
+from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
+from bigstep.report.evaluation_page import PageStory
+from bigstep.report.evaluation_results import write_predictions, write_results
+from bigstep.report.reports import report_of
+from bigstep.report.run_sections import curve_section
 from bigstep.step.batch_norm import freeze_statistics
 from bigstep.training.invariance import Invariance, check_slice_invariance, find_invariance
 from bigstep.training.loop import set_training_mode, train_epochs, validate
@@ -159,6 +165,30 @@ def test_without_keys_the_cut_changes_the_weights(digits: Store) -> None:
     """The negative control: the same, with torch's own dropout."""
     one, two = (_run(digits, _train(keyed_randomness=False), micro, 0, FEW) for micro in (64, 16))
     assert _distance(one.classifier, two.classifier) > 0.01
+
+
+def test_the_page_is_the_same_bytes_for_any_cut(digits: Store, tmp_path: Path) -> None:
+    pages = []
+    for micro in (64, 7):
+        state = _run(digits, _train(), micro, 0, 6)
+        folder = tmp_path / str(micro)
+        folder.mkdir()
+        report = report_of(state.task, EvaluateConfig())
+        batches = predict_batches(state.evaluated_model, state.task, ordered_batches(digits, Split.TEST, 359))
+        write_predictions(folder, digits, batches, report)
+        found = validate(state.evaluated_model, ordered_batches(digits, Split.VALIDATION, 216), state.task)
+        row = {
+            "epoch": "1",
+            "train_loss": found.loss,
+            "val_loss": found.loss,
+            "val_accuracy": found.score,
+            "learning_rate": 0.1,
+        }
+        story = PageStory(before=(curve_section([row], 1, "accuracy"),))
+        write_results(folder, digits, report, {}, story=story)
+        pages.append((folder / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+    assert b"kept: epoch 1" in pages[0]
 
 
 @pytest.mark.slow

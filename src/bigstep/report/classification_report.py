@@ -10,9 +10,17 @@ from numpy.typing import NDArray
 from bigstep.atomic_files import whole_file
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.store import Store
-from bigstep.evaluation.classification import Answers, Scores, score
+from bigstep.evaluation.classification import Answers, Scores, confusion_matrix, score
+from bigstep.report.class_charts import calibration_chart, confusion_chart
 from bigstep.report.evaluation_page import PageTable
-from bigstep.report.evaluation_plots import draw_calibration, draw_confusion, short_name
+from bigstep.report.evaluation_plots import (
+    MOST_CONFUSED,
+    draw_calibration,
+    draw_confusion,
+    most_confused,
+    reliability,
+    short_name,
+)
 from bigstep.report.evaluation_report import draw_worst, shortest, totals_of
 from bigstep.tasks.task import Task
 
@@ -75,17 +83,29 @@ class ClassificationReport:
         labels, predicted = answers.labels, answers.predicted
         wrong = np.flatnonzero(labels != predicted)
         worst = wrong[np.argsort(answers.p_actual[wrong], kind="stable")][: evaluate.num_mistakes]
-        captions = [
-            f"{short_name(classes[labels[row]])}\n{short_name(classes[predicted[row]])} {answers.p_predicted[row]:.0%}"
-            for row in worst
-        ]
+        captions = [(classes[labels[row]], f"{classes[predicted[row]]} ({answers.p_predicted[row]:.0%})") for row in worst]
         with whole_file(folder / "confusion.png") as beside:
             draw_confusion(labels, predicted, classes, beside)
         with whole_file(folder / "calibration.png") as beside:
             draw_calibration(answers.p_predicted, labels == predicted, evaluate.calibration_bins, beside)
-        draw_worst(store, worst, captions, folder)
-        pictures = {"Confusion matrix": "confusion.png", "Calibration": "calibration.png"}
-        return pictures | {"Worst mistakes: actual class, then predicted class and its probability": "mistakes.png"}
+        means, shares = reliability(answers.p_predicted, labels == predicted, evaluate.calibration_bins)
+        return {
+            **self._confusion(),
+            "Calibration": calibration_chart(means, shares, "confidence", "accuracy"),
+            "Worst mistakes": draw_worst(store, worst, captions, folder),
+        }
+
+    def _confusion(self) -> dict[str, str]:
+        classes = self._classes
+        matrix = confusion_matrix(self._answers.labels, self._answers.predicted, len(classes))
+        chosen = most_confused(matrix)
+        if len(chosen) > MOST_CONFUSED:
+            return {"Confusion matrix": "confusion.png"}
+        names = [classes[index] for index in chosen]
+        title = "Confusion matrix"
+        if len(chosen) < len(classes):
+            title += f": the {len(chosen)} most confused of {len(classes):,} classes"
+        return {title: confusion_chart(matrix[np.ix_(chosen, chosen)], names, list(map(short_name, names)))}
 
 
 def class_table(scores: Scores) -> PageTable:

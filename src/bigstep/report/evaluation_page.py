@@ -5,48 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment
+from markupsafe import Markup
 
-from bigstep.report.figures import INK
+from bigstep.report.house_style import PageSection, fact_list, fill, section, table, write_html
 
-__all__ = ["MANY_CLASSES", "PageTable", "write_page"]
+__all__ = ["MANY_CLASSES", "NO_STORY", "THIS_RUN", "PageStory", "PageTable", "write_page"]
 
 MANY_CLASSES = 100  # with more, the page shows some only
 WORST = 50
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: {{ ink }}; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 0 2rem 1.5rem 0; display: inline-table; vertical-align: top }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid #e5e7eb; text-align: right; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 500 } img { max-width: 100% } figure { margin: 0 0 2rem }
-figcaption { color: #6b7280 }
-</style>
-<h1>{{ title }}</h1>
-<table><caption>Test set</caption>
-{%- for name, value in totals.items() -%}
-<tr><th>{{ name }}</th><td>{{ "%.4f" | format(value) }}</td></tr>
-{%- endfor -%}
-</table><table><caption>Model</caption>
-{%- for name, value in facts.items() -%}
-<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
-{%- endfor -%}
-</table>
-<h2>By {{ header[0] }}{{ left_out }}</h2>
-<table><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
-{%- for row in rows -%}
-<tr><th>{{ row[0] }}</th>
-{%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor -%}
-</tr>
-{%- endfor -%}
-</table>
-<h2>Pictures</h2>
-{% for caption, picture in pictures.items() -%}
-<figure><img src="{{ picture }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
-{%- endfor %}
-</html>
-"""
+THIS_RUN = "<!-- of this run and machine -->"  # MLflow's copy of the page has more here
 
 
 @dataclass(frozen=True)
@@ -61,25 +28,62 @@ class PageTable:
     """What the first of them are, in words."""
 
 
+@dataclass(frozen=True)
+class PageStory:
+    """What a page says beside the scores."""
+
+    verdict: str = ""
+    """The result in a sentence."""
+    before: tuple[PageSection, ...] = ()
+    """Sections before the pictures of the test part, such as curves."""
+    after: tuple[PageSection, ...] = ()
+    """Sections at the end, such as parameters."""
+
+
+NO_STORY = PageStory()
+
+
 def write_page(
-    title: str, totals: dict[str, float], facts: dict[str, object], table: PageTable, pictures: dict[str, str], path: Path
+    title: str,
+    totals: dict[str, float],
+    facts: dict[str, object],
+    table_of_classes: PageTable,
+    pictures: dict[str, str],
+    path: Path,
+    story: PageStory = NO_STORY,
 ) -> None:
-    """Write one HTML page: totals, facts, a table, and embedded pictures (caption -> file in the same folder)."""
-    template = Environment(autoescape=True, keep_trailing_newline=True).from_string(PAGE)
-    is_cut = len(table.rows) > MANY_CLASSES
-    text = template.render(
-        title=title,
-        ink=INK,
-        totals=totals,
-        facts=facts,
-        header=table.header,
-        left_out=f": the {WORST} {table.worst} of {len(table.rows):,}, all in classes.csv" if is_cut else "",
-        rows=[table.rows[number] for number in table.worst_first[:WORST]] if is_cut else table.rows,
-        pictures={caption: _embedded(path.parent / file) for caption, file in pictures.items()},
-    )
+    """Write one HTML page that needs no other file.
+
+    Args:
+        title: of the page.
+        totals: scores by name.
+        facts: about the model, by name.
+        table_of_classes: scores of each class.
+        pictures: by their captions; HTML, or the name of a PNG file in the same folder, which is embedded.
+        path: of the page.
+        story: of the training and its data.
+    """
+    shown = table_of_classes
+    is_cut = len(shown.rows) > MANY_CLASSES
+    left_out = f": the {WORST} {shown.worst} of {len(shown.rows):,}, all in classes.csv" if is_cut else ""
+    rows = [shown.rows[number] for number in shown.worst_first[:WORST]] if is_cut else shown.rows
+    parts = [
+        fill('<p class="verdict">{{ text }}</p>', text=story.verdict) if story.verdict else Markup(),
+        fact_list({name.replace("_", " "): f"{value:.4f}" for name, value in totals.items()}, large=True),
+        table((), list(facts.items()), caption="Model", words=True),
+        *(section(part) for part in story.before),
+        *(section(PageSection(caption, _picture(picture, caption, path.parent))) for caption, picture in pictures.items()),
+        section(PageSection(f"By {shown.header[0]}{left_out}", table(shown.header, rows))),
+        *(section(part) for part in story.after),
+        Markup(THIS_RUN),
+    ]
+    text = write_html("Report of a run", title, Markup("\n").join(parts))
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _embedded(picture: Path) -> str:
-    """Return a picture as a data URI: MLflow's artifact view loads a page without the files beside it."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+def _picture(picture: str, caption: str, folder: Path) -> Markup:
+    """Return HTML as it is, and a file as a data URI: MLflow's artifact view loads a page without the files beside it."""
+    if isinstance(picture, Markup):
+        return picture
+    data = base64.b64encode((folder / picture).read_bytes()).decode("ascii")
+    return Markup('<figure><img src="data:image/png;base64,{}" alt="{}"></figure>').format(data, caption)

@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 from bigstep.evaluation.classification import confusion_matrix
 from bigstep.report.figures import INK, LINE, new_figure, save_figure
 
-__all__ = ["draw_calibration", "draw_confusion", "draw_mistakes", "draw_reliability", "short_name"]
+__all__ = [
+    "MOST_CONFUSED",
+    "draw_calibration",
+    "draw_confusion",
+    "draw_mistakes",
+    "draw_reliability",
+    "most_confused",
+    "reliability",
+    "short_name",
+]
 
 MANY_CLASSES, MOST_CONFUSED = 100, 30  # with more classes than the first, the confusion matrix shows as many as the second
 
@@ -18,7 +27,7 @@ def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], clas
     """Draw the confusion matrix, as shares of the true class; of many classes those that are confused most often."""
     matrix = confusion_matrix(labels, predicted, len(classes))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    chosen = _most_confused(matrix)
+    chosen = most_confused(matrix)
     if len(chosen) < len(classes):
         title = f"the {len(chosen)} most confused of {len(classes):,} classes"
         matrix, shares = matrix[np.ix_(chosen, chosen)], shares[np.ix_(chosen, chosen)]
@@ -43,7 +52,7 @@ def draw_confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], clas
     save_figure(figure, path)
 
 
-def _most_confused(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
+def most_confused(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the classes to draw, in order: those with the most wrong answers, given or due."""
     wrong = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
     most = np.argsort(-wrong, kind="stable")[: MOST_CONFUSED if len(matrix) > MANY_CLASSES else None]
@@ -52,10 +61,16 @@ def _most_confused(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def draw_calibration(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int, path: Path) -> None:
     """Draw accuracy over confidence: the largest probability of each image, and whether it is that of the true class."""
+    means, shares = reliability(confidence, right, bins)
+    draw_reliability(means, shares, "confidence", "accuracy", path)
+
+
+def reliability(confidence: NDArray[np.float32], right: NDArray[np.bool_], bins: int) -> tuple[list[float], list[float]]:
+    """Return the mean confidence and the accuracy of each bin that has images."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     used = [index for index in range(bins) if (which == index).any()]
     means, shares = ([values[which == index].mean() for index in used] for values in (confidence, right))
-    draw_reliability(means, shares, "confidence", "accuracy", path)
+    return means, shares
 
 
 def draw_reliability(means: Sequence[float], shares: Sequence[float], xlabel: str, ylabel: str, path: Path) -> None:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from bigstep.atomic_files import whole_file
 from bigstep.data.split import Split
 from bigstep.data.store import Store
+from bigstep.report.class_charts import mistake_tiles
 from bigstep.report.evaluation_page import PageTable
-from bigstep.report.evaluation_plots import draw_mistakes
+from bigstep.report.evaluation_plots import draw_mistakes, short_name
 
 __all__ = ["EvaluationReport", "EvaluationScores", "draw_worst", "shortest", "totals_of"]
 
@@ -65,7 +67,7 @@ class EvaluationReport(Protocol):
         ...
 
     def draw(self, store: Store, folder: Path) -> dict[str, str]:
-        """Draw confusion.png, calibration.png and mistakes.png, and return their names by their captions."""
+        """Draw confusion.png, calibration.png and mistakes.png; return HTML for the page, or their names, by their captions."""
         ...
 
 
@@ -75,14 +77,24 @@ def totals_of(scores: type) -> list[str]:
 
 
 def draw_worst(
-    store: Store, rows: NDArray[np.int64], captions: list[str], folder: Path, empty: str = "no mistakes on the test set"
-) -> None:
-    """Draw mistakes.png: the test images of these rows; of samples that are no images it only says so."""
+    store: Store,
+    rows: NDArray[np.int64],
+    captions: list[tuple[str, str]],
+    folder: Path,
+    empty: str = "no mistakes on the test set",
+) -> Markup:
+    """Draw mistakes.png: the test images of these rows; of samples that are no images it only says so.
+
+    Returns:
+        The same for the page; ``captions`` are what an image is, and what was predicted.
+    """
     if not store.manifest.is_image:
         rows, captions, empty = rows[:0], [], "samples that are no images"
+    images = np.asarray(store.images[store.indices(Split.TEST)[rows]]) if len(rows) else np.zeros((0, 1, 1, 1), np.uint8)
+    lines = [f"is {short_name(actual)},\npredicted {short_name(predicted, 24)}" for actual, predicted in captions]
     with whole_file(folder / "mistakes.png") as beside:
-        images = np.asarray(store.images[store.indices(Split.TEST)[rows]]) if len(rows) else np.zeros((0, 1, 1, 1), np.uint8)
-        draw_mistakes(images, captions, beside, empty=empty)
+        draw_mistakes(images, lines, beside, empty=empty)
+    return mistake_tiles(images, [(short_name(actual, 60), short_name(predicted, 60)) for actual, predicted in captions], empty)
 
 
 def shortest(value: np.float32) -> str:

@@ -1,7 +1,7 @@
 """The files of an evaluation: predictions, scores by class, pictures, a page and metrics."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from bigstep.atomic_files import whole_file, write_csv, write_json
@@ -10,8 +10,9 @@ from bigstep.data.repeated import count_repeated
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation.predictions import Predictions
-from bigstep.report.evaluation_page import write_page
+from bigstep.report.evaluation_page import NO_STORY, PageStory, PageTable, write_page
 from bigstep.report.evaluation_report import EvaluationReport, EvaluationScores
+from bigstep.report.run_sections import data_section
 
 __all__ = ["write_predictions", "write_results"]
 
@@ -37,7 +38,12 @@ def write_predictions(folder: Path, store: Store, batches: Iterable[Predictions]
 
 
 def write_results(
-    folder: Path, store: Store, report: EvaluationReport, facts: dict[str, object], more: dict[str, float] | None = None
+    folder: Path,
+    store: Store,
+    report: EvaluationReport,
+    facts: dict[str, object],
+    more: dict[str, float] | None = None,
+    story: PageStory = NO_STORY,
 ) -> EvaluationScores:
     """Write classes.csv, the pictures, report.html and metrics.json.
 
@@ -47,6 +53,7 @@ def write_results(
         report: with the predictions of the test part.
         facts: about the model, by name, for the page.
         more: scores beside those of the task.
+        story: of the training, for the page; its verdict follows that of the test.
 
     Returns:
         The scores.
@@ -57,11 +64,19 @@ def write_results(
     header = [table.header[0], *(item.name for item in fields(scores.classes[0])[1:])]
     write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
     pictures = report.draw(store, folder)
-    num_repeated = count_repeated(store.paths.repeated, "test")
-    if num_repeated:
-        facts = {**facts, "test images that are in another part, too": num_repeated}
     title = f"{short_source(store.manifest.source)}: {scores.title}"
+    data = data_section(store.manifest, count_repeated(store.paths.repeated, "test"))
+    verdict = f"{_verdict(scores, table, len(store.indices(Split.TEST)))} {story.verdict}".strip()
+    story = replace(story, verdict=verdict, after=(*story.after, data))
     with whole_file(folder / "report.html") as beside:
-        write_page(title, totals, facts, table, pictures, beside)
+        write_page(title, totals, facts, table, pictures, beside, story)
     write_json({f"test_{name}": value for name, value in totals.items()}, folder / "metrics.json")
     return scores
+
+
+def _verdict(scores: EvaluationScores, table: PageTable, num_samples: int) -> str:
+    """Return how good it is, and where it is worst."""
+    row, metric = table.rows[table.worst_first[0]], table.worst.split()[-1]
+    weakest = f"{row[0]} ({metric} {row[table.header.index(metric)]})"
+    text = f"{scores.title[0].upper()}{scores.title[1:]} over {num_samples:,} samples."
+    return f"{text} The weakest {table.header[0]} is {weakest}." if len(table.rows) > 1 else text

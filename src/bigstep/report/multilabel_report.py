@@ -11,6 +11,7 @@ from bigstep.atomic_files import whole_file
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.data.store import Store
 from bigstep.evaluation.multilabel import LabelAnswers, LabelScores, calibration_bins, score_labels
+from bigstep.report.class_charts import calibration_chart
 from bigstep.report.evaluation_page import PageTable
 from bigstep.report.evaluation_plots import draw_reliability, short_name
 from bigstep.report.evaluation_report import draw_worst, shortest, totals_of
@@ -77,12 +78,15 @@ class MultiLabelReport:
         worst = wrong[np.argsort(-answers.nats[wrong], kind="stable")][: self._evaluate.num_mistakes]
         describe = self._targets.describe
         captions = [
-            f"{short_name(describe(answers.actual[row]))}\n{short_name(describe(answers.predicted[row].astype(np.uint8)))}"
+            (describe(answers.actual[row]) or "no label", describe(answers.predicted[row].astype(np.uint8)) or "no label")
             for row in worst
         ]
-        draw_worst(store, worst, captions, folder)
-        pictures = {"Missing and wrong labels": "confusion.png", "Calibration, of all labels": "calibration.png"}
-        return pictures | {"Worst mistakes: actual labels, then predicted labels": "mistakes.png"}
+        means, shares = [float(mean) for _, mean, _ in bins], [float(share) for _, _, share in bins]
+        return {
+            "Missing and wrong labels": "confusion.png",
+            "Calibration, of all labels": calibration_chart(means, shares, "probability", "frequency"),
+            "Worst mistakes": draw_worst(store, worst, captions, folder),
+        }
 
 
 def _draw_errors(answers: LabelAnswers, names: tuple[str, ...], path: Path) -> None:

@@ -72,10 +72,12 @@ class RegressionReport:
             _draw_points(answers.predicted, answers.errors, self._task.names, ("predicted", "predicted - actual"), beside)
         sizes = np.abs(answers.errors / np.asarray(self._task.std)).max(axis=1)
         worst = np.argsort(-sizes, kind="stable")[: self._evaluate.num_mistakes]
-        captions = [f"{_text(answers.actual[row])}\n{_text(answers.predicted[row])}" for row in worst]
-        draw_worst(store, worst, captions, folder)
-        pictures = {"Predicted over actual numbers": "confusion.png", "Residuals": "calibration.png"}
-        return pictures | {"Largest errors: actual numbers, then predicted numbers": "mistakes.png"}
+        captions = [(_text(answers.actual[row]), _text(answers.predicted[row])) for row in worst]
+        return {
+            "Predicted over actual numbers": "confusion.png",
+            "Residuals": "calibration.png",
+            "Largest errors": draw_worst(store, worst, captions, folder),
+        }
 
 
 def _text(numbers: NDArray[Any]) -> str:

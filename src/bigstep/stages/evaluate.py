@@ -1,5 +1,6 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
+import csv
 from collections.abc import Iterator
 
 from bigstep.atomic_files import read_json
@@ -12,8 +13,10 @@ from bigstep.evaluation.predictions import Predictions, predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
+from bigstep.report.evaluation_page import PageStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
+from bigstep.report.run_sections import curve_section, parameter_section
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.stages.attempt_run import stage_run
@@ -48,7 +51,7 @@ def evaluate(stage: Stage) -> None:
     metrics = MoreMetrics(params.evaluate.metrics, card.output, report.score_names)
     write_predictions(stage.paths.evaluate, store, metrics.watch(_predict(stage, store, classifier, card)), report)
     more = metrics.values()
-    scores = write_results(stage.paths.evaluate, store, report, _facts(card), more)
+    scores = write_results(stage.paths.evaluate, store, report, _facts(card), more, _story(stage, card))
     with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores.summary() | more)
         stage.inputs.check()
@@ -60,6 +63,17 @@ def _predict(stage: Stage, store: Store, classifier: Classifier | Ensemble, card
     """Yield the predictions of each batch; the files are complete only if nothing changed until then."""
     yield from predict_batches(classifier, card.output, ordered_batches(store, Split.TEST, BATCH))
     stage.inputs.check()
+
+
+def _story(stage: Stage, card: ModelCard) -> PageStory:
+    """Return what the page says of the training; parameters that decide no result are not among it."""
+    params, metrics = stage.params, read_json(stage.paths.train / "metrics.json")
+    with (stage.paths.train / "history.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    monitor = params.train.monitor.replace("val_", "validation ")
+    kept = f"The weights kept are those of epoch {card.epoch} of {metrics['epochs']}, by {monitor}."
+    deciding = (params.data, params.model, params.train, params.evaluate)
+    return PageStory(kept, (curve_section(rows, card.epoch, card.output.score),), (parameter_section(deciding),))
 
 
 def _facts(card: ModelCard) -> dict[str, object]:

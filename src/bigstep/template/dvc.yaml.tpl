@@ -43,13 +43,16 @@ stages:
     - results/train/model.safetensors
     - results/train/model.json
     - results/train/metrics.json
+    - results/train/history.csv
     - custom/model
     - pipelines/code/evaluate.txt
     - pipelines/installed.py
     - pipelines/evaluate.py
     params:
+    - data
     - evaluate
     - model
+    - train
     outs:
     - results/evaluate/predictions.csv
     - results/evaluate/classes.csv

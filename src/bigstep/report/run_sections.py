@@ -1,0 +1,78 @@
+"""Parts of a run's page that depend on what was learned only: curves, parameters and data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from bigstep.config.section import Section
+from bigstep.data.manifest import Manifest
+from bigstep.report.charts import Chart, Series, draw_chart
+from bigstep.report.house_style import PageSection, fill, table
+
+__all__ = ["curve_section", "data_section", "parameter_section"]
+
+REST = """<details><summary>{{ count }} more as by default</summary>
+{{ table }}</details>
+"""
+
+
+def curve_section(history: Sequence[Mapping[str, Any]], kept: int, score: str) -> PageSection:
+    """Show loss, score and learning rate over the epochs, with the one whose weights are kept.
+
+    Args:
+        history: rows of history.csv.
+        kept: number of that epoch, from 1.
+        score: name of the task's.
+    """
+    epochs = [float(row["epoch"]) for row in history]
+
+    def series(name: str, column: str) -> Series:
+        return Series(name, epochs, [float(row[column]) for row in history])
+
+    mark = (float(kept), f"kept: epoch {kept}")
+    losses = [series("validation", "val_loss"), series("training, as optimized", "train_loss")]
+    name = score.replace("_", " ")
+    charts = [
+        Chart("Loss", "epoch", losses, mark=mark, from_zero=True),
+        Chart(f"Validation {name}", "epoch", [series(f"validation {name}", f"val_{score}")], mark=mark),
+        Chart("Learning rate at the end of the epoch", "epoch", [series("learning rate", "learning_rate")], from_zero=True),
+    ]
+    return PageSection("Training", Markup('<div class="grid">{}</div>').format(Markup("").join(map(draw_chart, charts))))
+
+
+def parameter_section(sections: Sequence[Section]) -> PageSection:
+    """Show the parameters that decide the result: those that differ from the defaults, then the others."""
+    changed, others = [], []
+    for part in sections:
+        values, defaults = part.model_dump(mode="json"), type(part)().model_dump(mode="json")
+        for name, value in values.items():
+            if value == defaults[name]:
+                others.append((f"{part.title}.{name}", _shown(value)))
+            else:
+                changed.append((f"{part.title}.{name}", _shown(value), _shown(defaults[name])))
+    first = (
+        table(("parameter", "value", "default"), changed, words=True)
+        if changed
+        else fill('<p class="note">All are as by default.</p>')
+    )
+    return PageSection("Parameters", first + fill(REST, count=len(others), table=table((), others, words=True)))
+
+
+def data_section(manifest: Manifest, num_repeated: int) -> PageSection:
+    """Show what the data is: counts, what was skipped and why, and its digest."""
+    rows: list[tuple[str, object]] = [("source", manifest.source)]
+    rows += [(f"{part} samples", f"{count:,}") for part, count in manifest.part_sizes.items()]
+    sides = f"{manifest.size} x {manifest.size} pixels, {manifest.channels} channels" if manifest.is_image else "no images"
+    rows += [("outputs", f"{len(manifest.classes):,}"), ("samples are", sides)]
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in manifest.refused.items())
+    rows.append(("skipped files", f"{manifest.num_refused:,}" + (f" ({reasons})" if reasons else "")))
+    rows.append(("files that are no images", f"{manifest.num_ignored:,}"))
+    if num_repeated:
+        rows.append(("test images that are in another part, too", num_repeated))
+    rows.append(("digest", fill("<code>{{ text }}</code>", text=manifest.digest)))
+    return PageSection("Data", table((), rows, words=True))
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
