@@ -333,6 +333,10 @@ def test_the_whole_pipeline(
     assert f"test {'macro F1' if score == 'f1' else 'mean absolute error'}" in (results / "report.html").read_text("utf-8")
     client = open_client(f"sqlite:///{project / 'mlflow.db'}")
     version = client.get_model_version_by_alias(f"bigstep-{'Labels' if score == 'f1' else 'Numbers'}", "champion")
+    logged = Path(client.download_artifacts(version.run_id, "evaluate/report.html")).read_text("utf-8")
+    for text in ("Gradient norm before clipping", "Peak memory", "micro-batch size"):
+        assert text in logged
+        assert text not in (results / "report.html").read_text("utf-8")
     assert f"bigstep.{card.output.champion}" in version.tags
     _check_served(project, version.source, card.output.output, list(card.classes))
     image = project / "image.png"

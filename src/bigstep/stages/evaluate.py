@@ -1,7 +1,9 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
 import csv
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from bigstep.atomic_files import read_json
 from bigstep.config.data import short_source
@@ -15,6 +17,7 @@ from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
 from bigstep.report.evaluation_page import PageStory
 from bigstep.report.evaluation_results import write_predictions, write_results
+from bigstep.report.machine_section import machine_section, write_copy
 from bigstep.report.reports import report_of
 from bigstep.report.run_sections import curve_section, parameter_section
 from bigstep.runs.tracked_run import as_metrics_now
@@ -26,6 +29,7 @@ from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]
 
+PAGE = "report.html"
 BATCH = 256  # samples of a forward pass
 
 
@@ -54,6 +58,7 @@ def evaluate(stage: Stage) -> None:
     scores = write_results(stage.paths.evaluate, store, report, _facts(card), more, _story(stage, card))
     with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores.summary() | more)
+        _log_page(stage, tracker, card)
         stage.inputs.check()
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
         tracker.promote(name, card.weights_sha256)
@@ -94,7 +99,26 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, totals: dict
     metrics.update({name: value for name, value in trained.items() if name.startswith("best_val_")})
     tracker.log_metrics(as_metrics_now(metrics, step=trained["num_updates"]))
     for path in sorted(stage.paths.evaluate.iterdir()):
-        if not path.name.startswith("."):
+        if not path.name.startswith(".") and path.name != PAGE:
             tracker.log_file(path, "evaluate")
     tracker.log_file(stage.paths.params)
     tracker.log_file(stage.paths.lock)
+
+
+def _log_page(stage: Stage, tracker: SpoolTracker, card: ModelCard) -> None:
+    """Log the page with what depends on this run and machine, as far as this attempt trained the model."""
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    tags: dict[str, str] = {}
+    for entry, _ in tracker.spool.entries():
+        if entry["entry"] == "tags":
+            tags |= entry["values"]
+        elif entry["entry"] == "metrics":
+            for name, value, step, _time in entry["rows"]:
+                metrics.setdefault(name, []).append((step, value))
+    with tempfile.TemporaryDirectory(prefix="bigstep-page-") as scratch:
+        page, copy = stage.paths.evaluate / PAGE, Path(scratch, PAGE)
+        if "gradient_norm" in metrics:
+            write_copy(page, machine_section(metrics, tags, card.effective_batch_size), copy)
+        else:
+            copy = page
+        tracker.log_file(copy, "evaluate")
