@@ -1,12 +1,14 @@
 """`bigstep compare`: the same run wherever it is found, and differences that are chance are called chance."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from bigstep.commands.compare import compare
 from bigstep.comparison.differences import compare_runs
 from bigstep.comparison.paired import mcnemar
 from bigstep.comparison.result import Predictions, RunResult, read_predictions
@@ -111,3 +113,14 @@ def test_the_page_and_the_json_say_the_same(seeds: Project, tmp_path: Path) -> N
     for size in ("1280,900", "400,900"):
         shown = look(page.as_uri(), tmp_path / f"{size}.png", 3, size)
         assert found["verdict"].split(":")[0] in shown
+
+
+@pytest.mark.slow
+def test_ten_runs_are_compared_on_one_page_in_ten_seconds(seeds: Project) -> None:
+    ids = [run.info.run_id for run in seeds.runs()]
+    compare(seeds.root, ids, as_json=False)  # with what is imported once
+    started = time.process_time()
+    assert compare(seeds.root, ["HEAD", *(ids[number % 2] for number in range(9))], as_json=False) == 0
+    assert time.process_time() - started < 10
+    page = (seeds.root / "results" / "compare" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 9

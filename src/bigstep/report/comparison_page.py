@@ -4,42 +4,28 @@ import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment
+from markupsafe import Markup
 
 from bigstep.comparison.differences import RunDifference
 from bigstep.comparison.result import RunResult
 from bigstep.report.evaluation_plots import short_name
 from bigstep.report.figures import INK, new_figure, save_figure
+from bigstep.report.house_style import fill, table, write_html
 
 __all__ = ["class_changes", "draw_histories", "write_comparison"]
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#9333ea", "#475569", "#b91c1c")
 SHOWN_CLASSES = 5  # of those that gained, and of those that lost
 
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }
-.scroll { overflow-x: auto } table { border-collapse: collapse; margin: 0 0 1.5rem 0 }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid #9ca3af66; text-align: right; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 500 } img { max-width: 100%; background: white }
-.verdict { font-size: 1.1rem; font-weight: 600 }
-</style>
-<h1>{{ title }}</h1>
-<img src="{{ curves }}" alt="Validation loss and score over the samples seen">
+BODY = """<figure><img src="{{ curves }}" alt="Validation loss and score over the samples seen"></figure>
 {% for item in differences -%}
+<section>
 <h2>{{ item.title }}</h2>
 <p class="verdict">{{ item.verdict }}</p>
 {% for text in item.texts %}<p>{{ text }}</p>{% endfor %}
-{% for table in item.tables if table.rows -%}
-<div class="scroll"><table><caption>{{ table.caption }}</caption>
-<tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr>
-{%- for row in table.rows %}<tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</table></div>
-{% endfor %}{% endfor %}
-</html>
-"""
+{% for shown in item.tables %}{{ shown }}{% endfor %}
+</section>
+{% endfor %}"""
 
 
 def write_comparison(differences: Sequence[RunDifference], texts: Sequence[Sequence[str]], path: Path, curves: Path) -> None:
@@ -52,14 +38,13 @@ def write_comparison(differences: Sequence[RunDifference], texts: Sequence[Seque
         curves: a picture from :func:`draw_histories`.
     """
     first = differences[0].first.name
-    template = Environment(autoescape=True, keep_trailing_newline=True).from_string(PAGE)
     shown = [
         {"title": f"{item.second.name} against {first}", "verdict": item.verdict, "texts": lines, "tables": _tables(item)}
         for item, lines in zip(differences, texts, strict=True)
     ]
     picture = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode('ascii')}"
     title = f"{', '.join(item.second.name for item in differences)} against {first}"
-    text = template.render(title=title, curves=picture, differences=shown)
+    text = write_html("Comparison of runs", title, fill(BODY, curves=picture, differences=shown))
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -96,13 +81,14 @@ def _colors(count: int) -> list[str]:
     return [COLORS[number % len(COLORS)] for number in range(count)]
 
 
-def _tables(item: RunDifference) -> list[dict[str, object]]:
+def _tables(item: RunDifference) -> list[Markup]:
     names = ["", item.first.name, item.second.name]
     facts = [(name, item.first.facts.get(name, ""), value) for name, value in item.second.facts.items()]
     classes = [(name, f"{change:+d}") for name, change in class_changes(item)]
-    return [
-        {"caption": "Parameters that differ", "header": names, "rows": [(name, *pair) for name, pair in item.params.items()]},
-        {"caption": "Metrics", "header": names, "rows": item.rows()},
-        {"caption": "Classes that gained and lost", "header": ["class", "test samples"], "rows": classes},
-        {"caption": "Runs", "header": names, "rows": facts},
+    shown: list[tuple[str, Sequence[str], Sequence[Sequence[object]]]] = [
+        ("Parameters that differ", names, [(name, *pair) for name, pair in item.params.items()]),
+        ("Metrics", names, item.rows()),
+        ("Classes that gained and lost", ["class", "test samples"], classes),
+        ("Runs", names, facts),
     ]
+    return [table(header, rows, caption=caption) for caption, header, rows in shown if rows]
