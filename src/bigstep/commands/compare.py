@@ -67,7 +67,9 @@ def _texts(item: RunDifference, seeds: Sequence[float]) -> list[str]:
         )
         if paired.loss is not None:
             loss = paired.loss
-            found.append(f"test loss {-loss.mean:+.4f} nats (95 % interval {-loss.high:+.4f} to {-loss.low:+.4f})")
+            found.append(
+                f"test loss {0.0 - loss.mean:+.4f} nats (95 % interval {0.0 - loss.high:+.4f} to {0.0 - loss.low:+.4f})"
+            )
     if len(seeds) > 1 and MAIN in item.metrics:
         spread, gap = statistics.stdev(seeds), abs(item.metrics[MAIN][1] - item.metrics[MAIN][0])
         found.append(

@@ -43,7 +43,8 @@ def write_comparison(differences: Sequence[RunDifference], texts: Sequence[Seque
         for item, lines in zip(differences, texts, strict=True)
     ]
     picture = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode('ascii')}"
-    title = f"{', '.join(item.second.name for item in differences)} against {first}"
+    others = differences[0].second.name if len(differences) == 1 else f"{len(differences)} runs"
+    title = f"{others} against {first}"
     text = write_html("Comparison of runs", title, fill(BODY, curves=picture, differences=shown))
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
