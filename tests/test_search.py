@@ -22,6 +22,7 @@ from bigstep.search.confirmation import SeedStatistics, audits, best_trials, com
 from bigstep.search.initial_points import ensure_noise_start, ensure_starts, noise_point, start_points
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult
+from bigstep.search.results.verdict import verdict
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
@@ -155,6 +156,29 @@ def test_the_finish_takes_the_best_and_the_parameters_it_began_with() -> None:
     again = replicates(best, SearchConfig(), seed=7)
     assert {item.seed for item in again} == {8, 9, 10}
     assert len({item.key for item in again}) == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.20, 0.31, 0.10), "trial 4 beats the baseline beyond the spread of seeds: -0.1000 over 3 paired seeds"),
+        ((0.20, 0.44, 0.23), "trial 4 does not beat the baseline beyond the spread of seeds: -0.0133 over 3 paired seeds"),
+    ],
+)
+def test_the_verdict_pairs_seeds_whose_own_spread_is_larger(values: tuple[float, ...], text: str) -> None:
+    best, start = [_trial(4, 0.1), _trial(0, 0.2, start=0)], (0.30, 0.41, 0.20)
+    again = [
+        _trial(10 * of + number, value, kind="replicate", of=of, seed=number + 1)
+        for of, row in ((4, values), (0, start))
+        for number, value in enumerate(row)
+    ]
+    done = sorted(again, key=lambda item: item.values[0])  # workers end in any order
+    ranking = tuple(standings(best, done, StudyDirection.MINIMIZE))
+    found = SearchResult(best[0], ranking, (), tuple(best), tuple(done), ()).verdict
+    assert found.startswith(text), found
+    assert verdict(ranking, 0, 0).startswith("no trial beats the baseline")
+    assert "may be chance" in verdict((SeedStatistics(4, (0.1,), (1,)), SeedStatistics(0, (0.2,), (1,))), 4, 0)
+    assert verdict((), 4, 0) == ""
 
 
 def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:

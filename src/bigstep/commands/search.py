@@ -232,6 +232,8 @@ def _report(findings: SearchResult, params: Params) -> None:
         return
     record = TrialRecord.read(findings.winner)
     console.print(f"winner: trial {findings.winner.number}, learning rate {record.learning_rate:.3g}, {record.batch}")
+    if findings.verdict:
+        console.print(findings.verdict)
     if record.accumulation_steps == 1:
         console.print("accumulation does not help here: the whole batch fits and is as fast")
     console.print(

@@ -63,6 +63,8 @@ class SeedStatistics:
 
     of: int
     values: tuple[float, ...]
+    seeds: tuple[int, ...] = ()
+    """Of the values, ascending."""
 
     @property
     def mean(self) -> float:
@@ -124,9 +126,11 @@ def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], directio
     """Rank the configurations by the mean over their new seeds, best first; on a tie the lower number is first."""
     found = []
     for trial in best:
-        values = [value_of(item) for item in done if _is_of(item, "replicate", trial.number)]
-        if values:
-            found.append(SeedStatistics(trial.number, tuple(values)))
+        again = sorted(
+            (TrialRecord.read(item).seed or 0, value_of(item)) for item in done if _is_of(item, "replicate", trial.number)
+        )
+        if again:
+            found.append(SeedStatistics(trial.number, tuple(value for _, value in again), tuple(seed for seed, _ in again)))
     return sorted(found, key=lambda item: (sort_value(item.mean, direction), item.of))
 
 

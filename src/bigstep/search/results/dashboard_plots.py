@@ -44,7 +44,8 @@ def show_study(
         figures["slicing"] = _slicing(rungs, room)
     if rows:
         show_plots(study, figures)
-    note_run(study, run_page(request.uri, request.experiment_id, request.parent_run, "the search"))
+    link = run_page(request.uri, request.experiment_id, request.parent_run, "the search")
+    note_run(study, "\n\n".join(part for part in (findings.verdict, link) if part))
     for trial in findings.trials:
         if trial.state == TrialState.COMPLETE and (derived := slicing_rows(trial, rungs, room)):
             run_id, title = TrialRecord.read(trial).run_id, f"trial {trial.number}"

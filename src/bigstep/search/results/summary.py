@@ -13,6 +13,7 @@ from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.planning.throughput import SizeMeasurement
 from bigstep.search.confirmation import SeedStatistics, SlicingComparison, best_trials, compare, standings
 from bigstep.search.results.other_slicings import slicing_rows
+from bigstep.search.results.verdict import verdict
 from bigstep.search.space import RATE, Space
 from bigstep.search.trial_queue import TrialQueue, is_feasible, value_of
 from bigstep.search.trial_record import MEASURED, SCORES, SIZES, SURPLUS, TrialRecord, learned
@@ -30,6 +31,14 @@ class SearchResult:
     trials: tuple[FrozenTrial, ...]
     again: tuple[FrozenTrial, ...]
     front: tuple[FrozenTrial, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the winner beats the baseline beyond the spread of seeds; empty if that was not tried."""
+        baseline = next((trial.number for trial in self.trials if TrialRecord.read(trial).start == 0), None)
+        if self.winner is None or baseline is None:
+            return ""
+        return verdict(self.standings, self.winner.number, baseline)
 
     @property
     def warnings(self) -> list[str]:
@@ -110,6 +119,7 @@ def _summary(findings: SearchResult, space: Space) -> dict[str, Any]:
         "space": space.kind,
         "reason": space.reason,
         "winner": None if findings.winner is None else findings.winner.number,
+        "verdict": findings.verdict,
         "replicates": [
             {"of": item.of, "mean": item.mean, "spread": item.spread, "values": item.values} for item in findings.standings
         ],
