@@ -338,6 +338,14 @@ def test_the_whole_pipeline(
         assert text in logged
         assert text not in (results / "report.html").read_text("utf-8")
     assert f"bigstep.{card.output.champion}" in version.tags
+    run = client.get_run(version.run_id)
+    assert run.info.run_name == "small_cnn, B 16, lr 0.004"
+    assert run.data.tags["mlflow.note.content"].startswith("**")
+    shown = {item.key: item for item in client.get_logged_model(version.source.rpartition("/")[2]).metrics}
+    assert {"test_loss", "best_val_loss", f"best_val_{score}"} <= set(shown)
+    assert shown["test_loss"].value == run.data.metrics["test_loss"]
+    assert shown["test_loss"].dataset_name == ("Labels" if score == "f1" else "Numbers")
+    assert len(client.get_metric_history(version.run_id, "test_loss")) == 1
     _check_served(project, version.source, card.output.output, list(card.classes))
     image = project / "image.png"
     _save_image(image)

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bigstep.config.data import short_source
+from bigstep.config.params import Params
 from bigstep.project.attempts import note_run, read_attempt
 from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.stages.stage_runner import Stage
@@ -13,7 +15,14 @@ from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool import prune_spools
 from bigstep.tracking.spool_tracker import SpoolTracker
 
-__all__ = ["stage_run"]
+__all__ = ["run_title", "stage_run"]
+
+
+def run_title(params: Params) -> str:
+    """Name a run by what distinguishes it: model, effective batch size, learning rate, and the seed if it is not 0."""
+    train, name = params.train, short_source(params.model.name)
+    seed = f", seed {train.seed}" if train.seed else ""
+    return f"{name}, B {params.batch.effective_batch_size}, lr {train.learning_rate:g}{seed}"
 
 
 @contextmanager
@@ -27,6 +36,8 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
     name = f"{stage.key}.{attempt.number}"
     folder, given, pointing = stage.project.spools / name, given_run(experiment), pointing_run(experiment)
     tags = {**git_tags(root), "bigstep.attempt": name, "bigstep.stage": stage.name}
+    if given is None and not (folder / "journal.jsonl").exists():  # a name that a person gives later stays
+        tags["mlflow.runName"] = run_title(stage.params)
     with tracked_run(
         folder,
         tracking_uri(root),

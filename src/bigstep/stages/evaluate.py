@@ -22,8 +22,10 @@ from bigstep.report.reports import report_of
 from bigstep.report.run_sections import curve_section, parameter_section
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import choose_device, set_threads
+from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
+from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import DatasetRecord
 
@@ -59,6 +61,7 @@ def evaluate(stage: Stage) -> None:
     with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores.summary() | more)
         _log_page(stage, tracker, card)
+        tracker.set_tags({"mlflow.note.content": _note(stage, card, scores.title)})
         stage.inputs.check()
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
         tracker.promote(name, card.weights_sha256)
@@ -79,6 +82,20 @@ def _story(stage: Stage, card: ModelCard) -> PageStory:
     kept = f"The weights kept are those of epoch {card.epoch} of {metrics['epochs']}, by {monitor}."
     deciding = (params.data, params.model, params.train, params.evaluate)
     return PageStory(kept, (curve_section(rows, card.epoch, card.output.score),), (parameter_section(deciding),))
+
+
+def _note(stage: Stage, card: ModelCard, found: str) -> str:
+    """Describe a run for the top of its page in MLflow."""
+    commit = git_tags(stage.project.root).get("mlflow.source.git.commit")
+    experiment = read_variable(DVC_EXPERIMENT)
+    lines = [
+        f"**{found}** on the test part of {short_source(stage.params.data.source)}.",
+        f"Kept from epoch {card.epoch}: validation loss {card.val_loss:.4f}, {card.output.score} {card.score:.4f}.",
+        "The report is the artifact `evaluate/report.html`.",
+        *([f"Code: git commit `{commit[:10]}`."] if commit else []),
+        *([f"DVC experiment: `{experiment}`."] if experiment else []),
+    ]
+    return "\n\n".join(lines)
 
 
 def _facts(card: ModelCard) -> dict[str, object]:

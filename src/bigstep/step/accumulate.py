@@ -26,7 +26,7 @@ from bigstep.step.process_share import open_share
 from bigstep.step.processes import warn_of_shares
 from bigstep.step.shared_step import SharedEnd, check_weight
 from bigstep.step.slicing import balanced_sizes, slices
-from bigstep.step.step_runner import StepEnd, StepRunner, finish_alone
+from bigstep.step.step_runner import StepEnd, StepRunner
 
 __all__ = ["Accumulator", "BackwardResult"]
 
@@ -107,8 +107,8 @@ class Accumulator:
         statistics = DeferredStatistics(nn.Module()) if statistics is None else statistics  # of no layer
         self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
         self._shared = tuple(shared)
-        self._runner = StepRunner(self._settings, seed=seed, self_check=self_check)
         self._processes = open_processes(group)
+        self._runner = StepRunner(self._settings, seed=seed, self_check=self_check, shares=self._processes is not None)
         self._next_step = 0
 
     def backward(
@@ -207,13 +207,16 @@ class Accumulator:
 
         def end(loop: MicroBatchLoop, gradients: GradientSum, problem: BaseException | None) -> BackwardResult:
             if self._processes is None:
-                loss, whole, noise = finish_alone(loop, problem, weight)
+                loss, whole, noise = loop.finish(weight)
                 return BackwardResult(loss, whole, noise, tuple(loop.sizes))
             own = own_weight()
             if own is not None:
                 loop.find_weight(own)
             shared = SharedEnd(self._processes, self._settings, self._runner.device)
-            loss, whole, noise = shared.finish(loop, gradients, problem, weight)
+            try:
+                loss, whole, noise = shared.finish(loop, gradients, problem, weight)
+            finally:
+                problem = None  # its frames hold activations, and this one
             return BackwardResult(loss, whole, noise, tuple(loop.sizes))
 
         return end

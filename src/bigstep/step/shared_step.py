@@ -75,7 +75,10 @@ class SharedEnd:
         if not found.failed:
             self._settings.statistics.pool(self._processes.add_up, self._device)
         if problem is not None:
-            raise problem
+            try:
+                raise problem
+            finally:
+                problem = None  # its frames hold activations, and this one
         if found.failed:
             raise OtherProcessError(
                 f"process {found.failed[0]}: expected its share of the step, got an error there; its own output names it"

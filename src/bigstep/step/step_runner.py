@@ -13,32 +13,30 @@ from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomnes
 from bigstep.step.batch_structure import check_usable
 from bigstep.step.gradient_sum import GradientSum
 from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, weighted_loss
-from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.preserved_state import StateGuard, preserved_state
 from bigstep.step.processes import is_distributed, unwrapped
 from bigstep.step.self_check import SelfCheck
 
-__all__ = ["StepEnd", "StepRunner", "finish_alone"]
+__all__ = ["StepEnd", "StepRunner"]
 
 StepEnd = Callable[[MicroBatchLoop, GradientSum, BaseException | None], Any]
-"""Is called after the micro-batches, with what ended them early, if anything did; it sets ``.grad`` or raises."""
-
-
-def finish_alone(
-    loop: MicroBatchLoop, problem: BaseException | None, weight: float | None
-) -> tuple[Tensor, float, NoiseSample | None]:
-    """End the step of a process that has the whole effective batch."""
-    if problem is not None:
-        raise problem
-    return loop.finish(weight)
+"""Is called after the micro-batches; of several processes also with what ended them early. It sets ``.grad`` or raises."""
 
 
 @final
 class StepRunner:
     """Runs steps of one model and loss."""
 
-    def __init__(self, settings: AccumulationSettings, *, seed: int | None, self_check: bool) -> None:
-        """Run with ``settings``; ``seed`` and ``self_check`` are those of the accumulator."""
+    def __init__(self, settings: AccumulationSettings, *, seed: int | None, self_check: bool, shares: bool) -> None:
+        """Run with ``settings``.
+
+        Args:
+            settings: of the accumulator.
+            seed: of the accumulator.
+            self_check: of the accumulator.
+            shares: whether other processes wait for the end of a step, also where this one fails.
+        """
+        self._shares = shares
         model, loss = settings.model, settings.loss
         self._settings = settings
         self._randomness = None if seed is None else KeyedRandomness(unwrapped(model), seed)
@@ -65,11 +63,12 @@ class StepRunner:
         """Run the micro-batches; once more with a new probe where the model's random calls have changed since the last."""
         settings, device = self._settings, self.device
         for attempt in range(attempts):
-            start = _Start(iter(()), None, NativeRandomness())
-            problem: BaseException | None = None
+            start, problem = _Start(iter(()), None, NativeRandomness()), None
             try:
                 start = self._prepare(parts(), step, device, micro_batch_size, fresh=attempt > 0, only_once=attempts == 1)
-            except BaseException as error:  # noqa: BLE001 # the end raises it, after other processes know
+            except BaseException as error:
+                if not self._shares:
+                    raise
                 problem = error
             with (
                 suppress(RandomCallsChangedError),
@@ -80,15 +79,18 @@ class StepRunner:
                 self._state_guard.step(),
             ):
                 loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
-                problem = problem or _add_all(loop, start)
-                if isinstance(problem, RandomCallsChangedError):
-                    if attempt + 1 < attempts:
-                        raise problem
-                    problem = RandomnessError(
-                        "model: expected the same random calls in every micro-batch, to be keyed by sample, got others; "
-                        "leave out the seed to draw natively"
-                    )
-                return end(loop, gradients, problem)
+                try:
+                    _add_all(loop, start, is_last_attempt=attempt + 1 == attempts)
+                except RandomCallsChangedError:
+                    raise
+                except BaseException as error:
+                    if not self._shares:
+                        raise
+                    problem = error
+                try:
+                    return end(loop, gradients, problem)
+                finally:
+                    problem = None  # its frames hold activations, and this one
         raise AssertionError("the last attempt returns or raises")
 
     def _prepare(
@@ -139,16 +141,25 @@ class _Start:
     randomness: StepRandomness
 
 
-def _add_all(loop: MicroBatchLoop, start: _Start) -> BaseException | None:
-    """Add the micro-batches, and return what ended that early."""
+def _add_all(loop: MicroBatchLoop, start: _Start, *, is_last_attempt: bool) -> None:
+    """Add the micro-batches.
+
+    Raises:
+        RandomCallsChangedError: the random calls are others than before; a new probe may help.
+        RandomnessError: so they were in the last attempt.
+    """
     if start.first is None:
-        return None
+        return
     try:
         for part, is_last in _marked(start.first, start.others):
             loop.add(part, is_last=is_last)
-    except BaseException as error:  # noqa: BLE001 # the end raises it, after other processes know
-        return error
-    return None
+    except RandomCallsChangedError:
+        if not is_last_attempt:
+            raise
+        raise RandomnessError(
+            "model: expected the same random calls in every micro-batch, to be keyed by sample, got others; "
+            "leave out the seed to draw natively"
+        ) from None
 
 
 def _marked(first: MicroBatch, others: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:

@@ -1,5 +1,6 @@
 """The model registry: every trained model becomes the challenger, the better one the champion."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Promotion", "find_version", "produced_by", "promote"]
+__all__ = ["Promotion", "find_version", "log_scores", "produced_by", "promote"]
 
+SCORES = {"test_": "testing", "best_val_": "training"}  # what a model's page shows, and the data they are of
 WEIGHTS, DIGEST = "bigstep.weights_sha256", "bigstep.validation_digest"
 
 
@@ -34,6 +36,45 @@ def produced_by(client: "MlflowClient", run_id: str, weights_sha256: str) -> str
     query = f"tags.`{WEIGHTS}` = '{weights_sha256}'"
     found = client.search_runs(experiments, query, order_by=["attributes.start_time DESC"], max_results=1)
     return str(found[0].info.run_id) if found else None
+
+
+def log_scores(client: "MlflowClient", run_id: str, trained_in: str) -> None:
+    """Log the last scores of a run with the model that another one, or the same, has logged: its page shows them.
+
+    Scores that the model has already are left out, so that a second call changes nothing.
+    """
+    source = client.get_run(trained_in).data.tags.get(MODEL_URI_TAG)
+    if source is None:
+        return
+    model_id = source.rpartition("/")[2]
+    known = {item.key for item in client.get_logged_model(model_id).metrics or ()}
+    run = client.get_run(run_id)
+    data = {item.context: item for item in _datasets(run)}
+    for key, value in run.data.metrics.items():
+        part = next((part for start, part in SCORES.items() if key.startswith(start)), None)
+        if part is None or key in known:
+            continue
+        dataset = data.get(part)
+        latest = client.get_metric_history(run_id, key)[-1]
+        name, digest = (None, None) if dataset is None else (dataset.name, dataset.digest)
+        client.log_metric(
+            run_id, key, value, latest.timestamp, latest.step, dataset_name=name, dataset_digest=digest, model_id=model_id
+        )
+
+
+def _datasets(run: Any) -> Iterator["_Dataset"]:
+    for item in run.inputs.dataset_inputs if run.inputs is not None else ():
+        context = next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), "")
+        yield _Dataset(context, item.dataset.name, item.dataset.digest)
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """Data that a run used, and for what."""
+
+    context: str
+    name: str
+    digest: str
 
 
 def promote(client: "MlflowClient", run_id: str, name: str, *, metric: str, smaller_is_better: bool) -> Promotion | None:

@@ -20,7 +20,7 @@ from bigstep.models.torch_internals import preload_export
 from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
-from bigstep.tracking.model_registry import produced_by, promote
+from bigstep.tracking.model_registry import log_scores, produced_by, promote
 from bigstep.tracking.spool import Sent, Spool
 from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, Metric, ModelPackage
 
@@ -83,6 +83,7 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
         return
     if trained_in != tracker.run_id:
         tracker.set_tags({"bigstep.trained_in": trained_in})
+    log_scores(tracker.client, tracker.run_id, trained_in)
     metric = tracker.client.get_run(trained_in).data.tags.get(CHAMPION_TAG, "val_loss")
     promotion = promote(tracker.client, trained_in, name, metric=metric, smaller_is_better=True)
     if promotion is not None:
