@@ -95,7 +95,7 @@ def _repro(options: argparse.Namespace) -> int:
         from bigstep.commands.seeds import repro_seeds
 
         code = repro_seeds(
-            root, request, options.seeds, lambda paths, params: finish_pipeline(root, paths, params, "evaluate", options.report)
+            root, request, options.seeds, lambda paths, params: finish_pipeline(root, paths, params, "evaluate"), options.report
         )
         claiming.join()
         return code

@@ -10,6 +10,7 @@ from rich.table import Table
 from bigstep.atomic_files import read_json
 from bigstep.config.params import Params
 from bigstep.console import console
+from bigstep.machine_output import Report, no_report
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.paths import StagePaths
 
@@ -18,7 +19,9 @@ __all__ = ["repro_seeds", "run_seeds", "spread_rows"]
 COUNTED = ("best_epoch", "epochs", "num_updates", "num_dropped")  # no scores: their spread says nothing about the model
 
 
-def repro_seeds(root: Path, request: Request, count: int, finish: Callable[[StagePaths, Params], int]) -> int:
+def repro_seeds(
+    root: Path, request: Request, count: int, finish: Callable[[StagePaths, Params], int], report: Report = no_report
+) -> int:
     """Run the pipeline with ``train.seed`` as configured, and with the ``count - 1`` seeds after it, in private copies.
 
     Args:
@@ -26,6 +29,7 @@ def repro_seeds(root: Path, request: Request, count: int, finish: Callable[[Stag
         request: what to run.
         count: number of seeds, at least 2.
         finish: called after each run that succeeded.
+        report: takes the metrics of each seed, and mean, standard deviation, smallest and largest of each score.
 
     Returns:
         0, or the exit code of the first run that failed.
@@ -44,6 +48,8 @@ def repro_seeds(root: Path, request: Request, count: int, finish: Callable[[Stag
     code = run_seeds(root, request, count, note)
     if code == 0:
         _print(found, seeds)
+        runs = [{"seed": seed, "metrics": metrics} for seed, metrics in zip(seeds, found, strict=True)]
+        report({"runs": runs, "spread": spread_rows(found)})
     return code
 
 

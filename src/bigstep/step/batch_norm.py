@@ -89,6 +89,7 @@ class DeferredStatistics:
     def __init__(self, model: nn.Module) -> None:
         """Watch every BatchNorm of ``model`` that tracks statistics."""
         self._layers = {m: _Pool() for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats}
+        self._pooled: dict[Any, _Pool] = {}  # of all processes, in earlier calls for the same step
         self._collecting = False
         for layer in self._layers:
             layer.register_forward_pre_hook(self._watch)
@@ -129,6 +130,7 @@ class DeferredStatistics:
     def commit(self) -> None:
         """Move the running statistics by the pooled ones, as one pass over the effective batch would."""
         for layer, pool in self._layers.items():
+            pool.merge(self._pooled.get(layer, _Pool()))
             if pool.count:
                 pool.move(layer)
         self.discard()
@@ -150,10 +152,15 @@ class DeferredStatistics:
         parts = torch.split(squares, [layer.num_features for layer in self._layers])
         for pool, part in zip(self._layers.values(), parts, strict=True):
             pool.squares = part
+        for layer, pool in self._layers.items():
+            pool.merge(self._pooled.get(layer, _Pool()))
+        self._pooled = self._layers
+        self._layers = {layer: _Pool() for layer in self._layers}
 
     def discard(self) -> None:
         """Forget what was collected."""
         self._layers = {layer: _Pool() for layer in self._layers}
+        self._pooled = {}
 
     def _watch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self._collecting and layer.training:
@@ -171,13 +178,18 @@ class _Pool:
     def add(self, values: Tensor) -> None:
         channels = values.transpose(0, 1).flatten(1).to(torch.float64)  # (channels, everything else)
         count, mean = channels.shape[1], channels.mean(dim=1)
-        squares = (channels - mean[:, None]).square().sum(dim=1)
-        if self.count == 0:
-            self.count, self.mean, self.squares = count, mean, squares
+        self.merge(_Pool(count, mean, (channels - mean[:, None]).square().sum(dim=1)))
+
+    def merge(self, other: "_Pool") -> None:
+        """Add what another one has collected."""
+        if not other.count:
             return
-        total, shift = self.count + count, mean - self.mean
-        self.mean = self.mean + shift * (count / total)
-        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
+        if self.count == 0:
+            self.count, self.mean, self.squares = other.count, other.mean, other.squares
+            return
+        total, shift = self.count + other.count, other.mean - self.mean
+        self.mean = self.mean + shift * (other.count / total)
+        self.squares = self.squares + other.squares + shift.square() * (self.count * other.count / total)
         self.count = total
 
     def sums(self, num_channels: int, device: torch.device) -> Tensor:

@@ -141,18 +141,19 @@ class GradientSum:
                 return f"model: expected dense gradients of real numbers beside group=, got a {kind} one; use a dense layer"
         return None
 
-    def flattened(self, *, empty: bool = False) -> Tensor:
-        """Return the sums of all parameters in their order, in one vector: zeros for those without, zeros with ``empty``."""
+    def vector(self) -> Tensor:
+        """Return zeros for all parameters, in their order, in the type of their sums."""
         kinds = {parameter.dtype for parameter in self._ordered}
         dtype = torch.float64 if torch.float64 in kinds else torch.float32
         size = sum(parameter.numel() for parameter in self._ordered)
-        device = self._ordered[0].device if self._ordered else None
-        flat = torch.zeros(size, dtype=dtype, device=device)
+        return torch.zeros(size, dtype=dtype, device=self._ordered[0].device if self._ordered else None)
+
+    def fill(self, flat: Tensor) -> None:
+        """Copy the sums of all parameters into :meth:`vector`."""
         for parameter, place in zip(self._ordered, _places(self._ordered), strict=True):
             total = self._aside.get(parameter, parameter.grad)
-            if total is not None and not empty:
+            if total is not None:
                 flat[place].copy_(total.reshape(-1))
-        return flat
 
     def replace(self, flat: Tensor, present: list[bool]) -> None:
         """Set the sums of the parameters that are ``present`` to those of ``flat``."""

@@ -92,7 +92,7 @@ class MicroBatchLoop:
         with self.randomness.backward():
             self._backward(loss_sum / self.divisor)
         if weights is not None:
-            self.weight_sum += weights.sum()
+            self.weight_sum += weights.double().sum()
         if settings.noise is not None:
             self._norms.add(micro_batch, weights, size)
         self.gradients.add()
@@ -148,7 +148,7 @@ class _NoiseNorms:
         if weights is None:
             assert isinstance(loss, Loss)
             weights = sample_weights(loss, micro_batch.batch.take(micro_batch.part)[1], size)
-        weight, square = float(weights.sum()), float(weights.double().square().sum())
+        weight, square = float(weights.double().sum()), float(weights.double().square().sum())
         self._weight += weight
         self._square += square
         if weight != 0 and (self._settings.noise == "every" or not self._norms):

@@ -151,8 +151,11 @@ class StateGuard:
         self._constant: dict[tuple[bool, ...], frozenset[tuple[int, str]]] = {}
 
     @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Restore buffers, attributes and torch's random state on the CPU where the block ends by an exception."""
+    def step(self, *, learns: bool = True) -> Iterator[None]:
+        """Restore buffers, attributes and torch's random state on the CPU where the block ends by an exception.
+
+        Without ``learns`` the block runs no pass, so it does not show what steps change.
+        """
         mode = tuple(module.training for model in self._models for module in model.modules())
         state = ModuleState(*self._models, skip=self._constant.get(mode, frozenset()))
         random_state = torch.random.get_rng_state()
@@ -162,7 +165,8 @@ class StateGuard:
             state.restore()
             torch.random.set_rng_state(random_state)
             raise
-        self._constant[mode] = state.unchanged()
+        if learns:
+            self._constant[mode] = state.unchanged()
 
 
 @contextlib.contextmanager

@@ -63,7 +63,11 @@ class SharedEnd:
         Raises:
             OtherProcessError: another process failed.
         """
-        problem = problem or _unsummable(gradients)
+        problem, flat = problem or _unsummable(gradients), torch.zeros(0)
+        try:
+            flat = gradients.vector()  # before the agreement: there may be no memory for it
+        except (RuntimeError, MemoryError) as error:
+            problem = problem or error
         found = self._agree(loop, gradients, problem, weight or 0.0)
         if weight is not None and not found.failed:
             _check_same(found)
@@ -71,8 +75,9 @@ class SharedEnd:
         total = found.found if weight is None else weight
         if total != 0 and not found.failed:
             gradients.scale(loop.divisor / total)
-        flat = self._processes.add_up(gradients.flattened(empty=bool(found.failed)))
         if not found.failed:
+            gradients.fill(flat)
+            self._processes.add_up(flat)
             self._settings.statistics.pool(self._processes.add_up, self._device)
         if problem is not None:
             try:

@@ -76,7 +76,7 @@ class StepRunner:
                     self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
                 ) as gradients,
                 settings.statistics.hold(),
-                self._state_guard.step(),
+                self._state_guard.step(learns=start.first is not None),
             ):
                 loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
                 try:

@@ -1,5 +1,6 @@
 """The model registry: every trained model becomes the challenger, the better one the champion."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Promotion", "find_version", "log_scores", "produced_by", "promote"]
 
+log = logging.getLogger(__name__)
+REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
 SCORES = {"test_": "testing", "best_val_": "training"}  # what a model's page shows, and the data they are of
 WEIGHTS, DIGEST = "bigstep.weights_sha256", "bigstep.validation_digest"
 
@@ -39,6 +42,18 @@ def produced_by(client: "MlflowClient", run_id: str, weights_sha256: str) -> str
 
 
 def log_scores(client: "MlflowClient", run_id: str, trained_in: str) -> None:
+    """Do what :func:`_log_scores` does; where MLflow refuses, as for a model that was deleted, the run is whole without."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _log_scores(client, run_id, trained_in)
+    except MlflowException as error:
+        if error.error_code not in REFUSALS:
+            raise
+        log.info("MLflow shows no scores on the model's page: %s", str(error).splitlines()[0])
+
+
+def _log_scores(client: "MlflowClient", run_id: str, trained_in: str) -> None:
     """Log the last scores of a run with the model that another one, or the same, has logged: its page shows them.
 
     Scores that the model has already are left out, so that a second call changes nothing.
@@ -54,7 +69,7 @@ def log_scores(client: "MlflowClient", run_id: str, trained_in: str) -> None:
         part = next((part for start, part in SCORES.items() if key.startswith(start)), None)
         if part is None or key in known:
             continue
-        dataset = data.get(part)
+        dataset = data.get(part) or next(iter(data.values()), None)  # MLflow keeps one context of a data set that has two
         latest = client.get_metric_history(run_id, key)[-1]
         name, digest = (None, None) if dataset is None else (dataset.name, dataset.digest)
         client.log_metric(

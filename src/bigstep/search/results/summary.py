@@ -35,7 +35,7 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """Whether the winner beats the baseline beyond the spread of seeds; empty if that was not tried."""
-        baseline = next((trial.number for trial in self.trials if TrialRecord.read(trial).start == 0), None)
+        baseline = next((item.number for item in self.trials if _is_baseline(item)), None)
         if self.winner is None or baseline is None:
             return ""
         return verdict(self.standings, self.winner.number, baseline)
@@ -112,6 +112,11 @@ def _score(trials: Sequence[FrozenTrial]) -> str:
     """Return the name of the score that the trials have beside the loss."""
     records = [TrialRecord.read(trial) for trial in trials]
     return next((name for name in SCORES if any(getattr(item, f"val_{name}") is not None for item in records)), SCORES[0])
+
+
+def _is_baseline(trial: FrozenTrial) -> bool:
+    """A baseline that was killed has failed, and another trial took its place."""
+    return trial.state == TrialState.COMPLETE and TrialRecord.read(trial).start == 0
 
 
 def _summary(findings: SearchResult, space: Space) -> dict[str, Any]:
