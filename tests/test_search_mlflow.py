@@ -28,6 +28,7 @@ from bigstep.search.storage import open_storage
 from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT
 from serving import wait_for_port
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 PAGE = (ROOT / "docs" / "mlflow_callback.md").read_text(encoding="utf-8")
@@ -445,7 +446,7 @@ def test_a_server_that_is_gone_ends_no_study_and_is_told_later(
     try:
         wait_for_port(port)
         study.optimize(_square, n_trials=1, callbacks=[callback])
-        assert callback.catch_up(study) == 0
+        wait_until(lambda: callback.catch_up(study) == 0, "the server does not take the trials")  # it listens before it answers
     finally:
         server.terminate()
         server.wait(30)
