@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bigstep.runtime.local_port import free_port
+from serving import unused_port
 from waiting import wait_until
 
-# another for each process of a test run: a server that is stopped for a while keeps its port
-FIRST_PORT = 15000 + 500 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 HOW = "PostgreSQL's binaries must be there for this test: apt-get install postgresql"
 
 
@@ -37,7 +35,7 @@ class Server:
         self._folder, self._bin = folder, binaries()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._options = {"preexec_fn": _unprivileged(folder), "cwd": folder, **quiet}
-        self.port = free_port(0, first=FIRST_PORT)
+        self.port = unused_port()
         self.address = f"postgresql://study:secret@127.0.0.1:{self.port}/postgres"
         self._run("initdb", "-A", "trust", "-U", "study")
 

@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 from bigstep.commands.dashboard import make_dashboard
 from bigstep.report.figures import save_figure
-from bigstep.runtime.local_port import free_port
 from bigstep.search.optuna_dashboard import attach_file, note_ended, note_run, show_constraints, show_plots
 from bigstep.search.storage import open_storage, open_study
 from browser import look
 from faults.project import Project
+from serving import unused_port
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
@@ -48,7 +48,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, optuna
         )
     note_run(study, "**the search** of the digits")
     show_plots(study, {"landscape": go.Figure(go.Scatter(x=[1, 2], y=[3, 4]), layout={"title": "our own landscape"})})
-    port = free_port(0, first=8180)
+    port = unused_port()
     server = make_dashboard(address, folder / "artifacts", "127.0.0.1", port)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -18,11 +18,10 @@ from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yam
 from bigstep.data.store import Store
 from bigstep.project.attempts import attempt_key
 from bigstep.project.parameters import check_params, learning_values
-from bigstep.runtime.local_port import free_port
 from bigstep.stages import train as stage
 from conftest import copy_project, random_images, read_rows
 from images import add_damaged, encode
-from serving import wait_for_port
+from serving import unused_port, wait_for_port
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -518,7 +517,7 @@ def test_a_missing_requirement_is_one_line(trained: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def served(trained: Path) -> Iterator[str]:
     """The project as a git address: MLflow takes file:// for a folder, so git itself serves it on loopback."""
-    port = free_port(0)
+    port = unused_port()
     options = ["--listen=127.0.0.1", f"--port={port}", "--export-all", f"--base-path={trained.parent}", "--reuseaddr"]
     daemon = subprocess.Popen(["git", "daemon", *options], stderr=subprocess.DEVNULL)
     try:

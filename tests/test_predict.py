@@ -14,8 +14,8 @@ from bigstep.config.model import ModelConfig
 from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import ModelCard, build_classifier, save_model
-from bigstep.runtime.local_port import free_port
 from bigstep.tracking import database
+from serving import unused_port
 
 CARD = ModelCard(
     ModelConfig(width=4).model_dump(mode="json"), ("cat", "dog"), 8, 1, (0.3,), (0.4,), "float32", 8, 0, 1, 0.5, 0.5, "d", "v"
@@ -64,7 +64,7 @@ def test_a_server_that_does_not_answer_is_one_line_without_its_password(
 def test_a_verification_without_mlflow_says_so_and_does_not_say_that_all_is_well(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("data: {}\n", encoding="utf-8")
     (tmp_path / "dvc.yaml").touch()
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://user:secret@127.0.0.1:{free_port(0)}"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://user:secret@127.0.0.1:{unused_port()}"}
     command = [sys.executable, "-m", "bigstep.cli", "verify"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2

@@ -23,11 +23,10 @@ from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow import callback as mlflow_callback
 from bigstep.optuna_mlflow.callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
 from bigstep.optuna_mlflow.study_identity import database_name
-from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
 from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT
-from serving import wait_for_port
+from serving import unused_port, wait_for_port
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
@@ -429,7 +428,7 @@ def test_a_server_that_is_gone_ends_no_study_and_is_told_later(
     uri: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_callback, "LONGEST", 1e-6)  # each trial tries
-    port = free_port(0, first=5300)
+    port = unused_port()
     callback, study = MLflowCallback(f"http://127.0.0.1:{port}"), _study()
 
     def objective(trial: optuna.Trial) -> float:

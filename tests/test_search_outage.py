@@ -10,7 +10,6 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from bigstep.errors import ProjectError
-from bigstep.runtime.local_port import free_port
 from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.studies import confirmation_study_name
@@ -18,6 +17,7 @@ from bigstep.search.trial_queue import counts_toward_budget
 from faults.project import Project
 from postgres import postgres_server
 from searching import searching_project, wait_until_it_trains
+from serving import unused_port
 from waiting import Clock, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
@@ -118,7 +118,7 @@ def test_what_needs_a_storage_is_done_again_until_it_answers(capsys: pytest.Capt
 
 
 def test_a_database_that_is_away_at_the_start_is_one_line(project: Project) -> None:
-    address = f"postgresql://study:secret@127.0.0.1:{free_port(0)}/postgres"
+    address = f"postgresql://study:secret@127.0.0.1:{unused_port()}/postgres"
     code = (
         "import sys; from bigstep.search import storage; storage.START_SECONDS = 0.0; "  # to wait for one that is starting
         "from bigstep.cli import main; raise SystemExit(main(sys.argv[1:]))"

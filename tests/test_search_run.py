@@ -14,7 +14,6 @@ from bigstep.data.store import Store
 from bigstep.ensembles.members import check_members, read_members
 from bigstep.ensembles.registered import confirmed_models
 from bigstep.project.paths import ProjectPaths
-from bigstep.runtime.local_port import free_port
 from bigstep.search.storage import open_storage
 from bigstep.search.trial_queue import counts_toward_budget
 from browser import look
@@ -22,7 +21,7 @@ from conftest import read_rows
 from faults.project import Project
 from postgres import postgres
 from searching import QUICK, kill_and_finish, open_stored_study, search_runs, searching_project, wait_until_it_trains
-from serving import wait_for_port
+from serving import unused_port, wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
 RESULTS = ("trials.csv", "again.csv", "best_params.yaml", "summary.json")
@@ -173,7 +172,7 @@ def test_a_search_whose_worker_failed_names_no_winner(tmp_path: Path, prepared_r
 
 
 def test_mlflows_page_shows_the_search_and_its_trials(quick: Project, tmp_path: Path) -> None:
-    port = free_port(0, first=5600)
+    port = unused_port()
     command = [sys.executable, "-m", "bigstep.cli", "mlflow", "--port", str(port)]
     server = quick.start(*command, PYTHONPATH=str(quick.root / "src"))
     try:

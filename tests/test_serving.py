@@ -24,13 +24,12 @@ from bigstep.config.model import ModelConfig
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
 from bigstep.models.model_files import build_classifier
-from bigstep.runtime.local_port import free_port
 from bigstep.tracking.mlflow_tracker import open_run
 from bigstep.tracking.model_registry import promote
 from bigstep.tracking.tracker import ModelPackage
 from conftest import random_images
 from dvc_dependencies import ROOT
-from serving import wait_for_port
+from serving import unused_port, wait_for_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")]  # MLflow's own
 
@@ -88,7 +87,7 @@ def _register(root: Path) -> ServedClassifier:
 def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("served")
     shutil.copyfile(empty_database, root / "mlflow.db")
-    module, port = _register(root), free_port(0, first=5300)
+    module, port = _register(root), unused_port()
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(**_shell(root, port, SERVE), stdout=log, stderr=log, start_new_session=True)
         try:

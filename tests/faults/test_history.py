@@ -14,9 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from bigstep.commands.mlflow_ui import mlflow_command
-from bigstep.runtime.local_port import free_port
 from faults.project import EndState, Project
-from serving import wait_for_port
+from serving import unused_port, wait_for_port
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +129,7 @@ def test_a_killed_plan_leaves_no_half_plan(round_number: int, project: Project) 
 
 @pytest.mark.fault(35, "foreign Host and Origin headers to MLflow's page", rounds=2)
 def test_a_page_elsewhere_reaches_no_history(round_number: int, project: Project) -> None:
-    port = free_port(0)
+    port = unused_port()
     command = mlflow_command(f"sqlite:///{project.root / 'mlflow.db'}", "127.0.0.1", port)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
