@@ -24,6 +24,7 @@ from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.dvc import Request
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.report.card import CardStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
 from bigstep.runs.tracked_run import as_metrics_now, tracked_run
@@ -132,7 +133,7 @@ def _write(
         f"accuracy gained over {best}": _text(found.accuracy, 100, "points"),
         f"loss saved against {best}": _text(found.loss, 1, "nats"),
     }
-    write_results(folder, store, report, facts)
+    write_results(folder, store, report, facts, card=CardStory(card, facts, folder="results/ensemble"))
     write_json(_metrics(found, card), folder / "metrics.json")
 
 
@@ -166,7 +167,7 @@ def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Stor
                 tracker.log_file(path, "ensemble")
         tracker.log_model(model_record(paths.ensemble, store, card))
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
-        tracker.promote(name, card.weights_sha256)
+        tracker.promote(name, card.weights_sha256, (paths.ensemble / "card.md").read_text(encoding="utf-8"))
 
 
 def _print(members: Sequence[Member], plan: EnsemblePlan, found: Comparison, card: ModelCard) -> None:
