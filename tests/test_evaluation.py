@@ -17,12 +17,14 @@ from bigstep.evaluation.classification import Answers, ClassScores, Scores, conf
 from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.model_files import ModelCard
+from bigstep.planning.slicing_record import SlicingRecord
 from bigstep.report.card import CardStory, PartResult, write_card
 from bigstep.report.charts import Chart, Series, draw_chart
 from bigstep.report.classification_report import class_table
 from bigstep.report.evaluation_page import PageTable, write_page
 from bigstep.report.evaluation_plots import draw_calibration, draw_confusion, draw_mistakes, short_name
 from bigstep.report.run_sections import parameter_section
+from bigstep.report.slicing_section import slicing_section
 from bigstep.report.training_curves import draw_curves
 from bigstep.tasks.classification import Classification
 from conftest import random_images
@@ -219,6 +221,20 @@ def test_a_long_curve_is_thinned_and_a_flat_or_wide_one_has_ticks() -> None:
             drawn = draw_chart(Chart("a", "x", [Series("a", [1.0, 2.0], values)], log_y=log))
             assert "nan" not in drawn
             assert 1 <= drawn.count('class="axis"') <= 12
+
+
+def test_slicing_is_shown_with_budget_choice_and_what_was_measured() -> None:
+    predicted, speeds = ((1, 2**20), (16, 2**24), (64, 2**26)), {"contiguous": ((16, 50.0), (64, 60.0))}
+    record = SlicingRecord(64, 16, "contiguous", 2**25, predicted, speeds)
+    metrics = {"peak_tensor_bytes": [(9, 1.25 * 2**24)], "images_per_second": [(9, 55.0)], "training_seconds": [(9, 65.0)]}
+    body = slicing_section(record, metrics).body
+    assert body.count('<svg viewBox="0 0 440') == 2
+    for text in (">used: 16<", ">budget<", "predicted: 16 (micro-batch size 16)", "20 MiB (+25.0%)", "this run: 20 (", "1:05"):
+        assert text in body
+    assert "measured before it, contiguous: 60 (micro-batch size 64)" in body
+    unknown = slicing_section(SlicingRecord(64, 16, "contiguous", None, predicted, {}), {}).body
+    assert unknown.count('<svg viewBox="0 0 440') == 1
+    assert "no limit" in unknown
 
 
 def test_parameters_that_differ_come_first() -> None:

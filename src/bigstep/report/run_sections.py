@@ -68,7 +68,8 @@ def data_section(manifest: Manifest, num_repeated: int) -> PageSection:
     """Show what the data is: counts, what was skipped and why, and its digest."""
     rows: list[tuple[str, object]] = [("source", manifest.source)]
     rows += [(f"{part} samples", f"{count:,}") for part, count in manifest.part_sizes.items()]
-    sides = f"{manifest.size} x {manifest.size} pixels, {manifest.channels} channels" if manifest.is_image else "no images"
+    channels = f"{manifest.channels} channel{'s' if manifest.channels > 1 else ''}"
+    sides = f"{manifest.size} x {manifest.size} pixels, {channels}" if manifest.is_image else "no images"
     rows += [("outputs", f"{len(manifest.classes):,}"), ("samples are", sides)]
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in manifest.refused.items())
     rows.append(("skipped files", f"{manifest.num_refused:,}" + (f" ({reasons})" if reasons else "")))

@@ -1,11 +1,12 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
+import contextlib
 import csv
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigstep.atomic_files import read_json
+from bigstep.atomic_files import read_json, read_record
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
 from bigstep.config.section import Section
@@ -17,12 +18,14 @@ from bigstep.evaluation.predictions import Predictions, predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
+from bigstep.planning.slicing_record import SLICING, SlicingRecord
 from bigstep.report.card import CardStory
 from bigstep.report.evaluation_page import PageStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.machine_section import machine_section, write_copy
 from bigstep.report.reports import report_of
 from bigstep.report.run_sections import changed_parameters, curve_section, parameter_section
+from bigstep.report.slicing_section import slicing_section
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
@@ -152,16 +155,21 @@ def _log_page(stage: Stage, tracker: SpoolTracker, card: ModelCard) -> None:
     """Log the page with what depends on this run and machine, as far as this attempt trained the model."""
     metrics: dict[str, list[tuple[int, float]]] = {}
     tags: dict[str, str] = {}
+    record: SlicingRecord | None = None
     for entry, _ in tracker.spool.entries():
         if entry["entry"] == "tags":
             tags |= entry["values"]
         elif entry["entry"] == "metrics":
             for name, value, step, _time in entry["rows"]:
                 metrics.setdefault(name, []).append((step, value))
+        elif entry["entry"] == "file" and Path(entry["path"]).name == SLICING:
+            with contextlib.suppress(OSError, ValueError):  # of an earlier version, or deleted since
+                record = read_record(SlicingRecord, tracker.spool.folder / entry["path"])
     with tempfile.TemporaryDirectory(prefix="bigstep-page-") as scratch:
         page, copy = stage.paths.evaluate / PAGE, Path(scratch, PAGE)
         if "gradient_norm" in metrics:
-            write_copy(page, machine_section(metrics, tags, card.effective_batch_size), copy)
+            slicing = [] if record is None else [slicing_section(record, metrics)]
+            write_copy(page, [*slicing, machine_section(metrics, tags, card.effective_batch_size)], copy)
         else:
             copy = page
         tracker.log_file(copy, "evaluate")
