@@ -73,7 +73,7 @@ def test_a_small_training_is_cut_by_a_rule_and_nothing_is_measured(
     project = ProjectPaths(tmp_path)
     fit = choose_slicing(project, _params(effective_batch_size=effective), digits)
     assert (fit.batch.effective_batch_size, fit.batch.micro_batch_size, fit.memory_format) == (effective, micro, "contiguous")
-    assert _files(project) == {"work.json", f"predicted-{effective}-{micro}.json"}
+    assert _files(project) == {"work.json", f"peak-{effective}-{micro}.json"}
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def test_numbers_are_taken_as_they_are(digits: Store, tmp_path: Path) -> None:
     kept = KeptSlicing(2, "contiguous")
     fit = choose_slicing(ProjectPaths(tmp_path), _params(fixed, epochs=10**6), digits, kept=kept)
     assert (fit.batch.micro_batch_size, fit.memory_format) == (8, "channels_last")
-    assert _files(ProjectPaths(tmp_path)) == {"predicted-64-8.json"}
+    assert _files(ProjectPaths(tmp_path)) == {"peak-64-8.json"}
 
 
 def test_a_choice_is_measured_once_stored_and_read_again(

@@ -13,12 +13,13 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.ensembles.combining import choose_greedily
 from bigstep.ensembles.measures import Measure, Part, measure_of
-from bigstep.ensembles.members import Member, predict_part, task_of_store
+from bigstep.ensembles.members import Member, predict_part
 from bigstep.ensembles.soup import average_weights
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard
 from bigstep.report.evaluation_report import EvaluationScores
 from bigstep.tasks.targets import CLASSIFICATION
+from bigstep.training.setup import task_of_store
 
 __all__ = ["Comparison", "EnsemblePlan", "build", "compare", "plan_ensemble"]
 

@@ -17,11 +17,10 @@ from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
-from bigstep.tasks.registry import task_of
 from bigstep.tasks.targets import CLASSIFICATION
-from bigstep.tasks.task import Task
+from bigstep.training.setup import task_of_store
 
-__all__ = ["Member", "check_members", "predict_part", "read_members", "task_of_store"]
+__all__ = ["Member", "check_members", "predict_part", "read_members"]
 
 BATCH = 256  # images of a forward pass
 SAME = (
@@ -99,12 +98,6 @@ def predict_part(model: Classifier | Ensemble, store: Store, split: Split, devic
     if task.name == CLASSIFICATION:
         predictions /= predictions.sum(axis=1, keepdims=True)
     return Part(predictions, np.concatenate([targets for _, targets in found]))
-
-
-def task_of_store(store: Store) -> Task:
-    """Return the task of prepared data."""
-    manifest = store.manifest
-    return task_of(manifest.task, manifest.classes, manifest.target_mean, manifest.target_std)
 
 
 @contextmanager

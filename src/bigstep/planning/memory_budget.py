@@ -39,7 +39,8 @@ def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSiz
 
     This takes seconds, so each slicing's prediction is kept in a file beside the plan: many workers may predict at once.
     """
-    name = f"predicted-{batch.effective_batch_size}-{batch.micro_batch_size}.json"
+    layout = "" if isinstance(params.train.augmentation, str) else "-transformed"
+    name = f"peak-{batch.effective_batch_size}-{batch.micro_batch_size}{layout}.json"
     path = plan_folder(project, params, store) / name
     try:
         return read_record(MemoryPrediction, path)
