@@ -95,7 +95,7 @@ def check_budget(params: Params, batch: BatchSizes, predicted: MemoryPrediction,
     if budget is None or room is None or bytes_over_budget(params, predicted, resident) <= 0:
         return
     largest = min(predicted.largest(int(room / RESIDENT_PER_TENSOR_BYTE)), batch.micro_batch_size - 1)
-    way_out = f"the largest size that fits is {largest}" if largest >= 1 else "not even a single image fits"
+    way_out = f"the largest size that fits is {largest}" if largest >= 1 else "not even a single sample fits"
     process = "" if room == budget else f" plus {format_bytes(resident + OVERHEAD_BYTES)} for the process itself"
     raise OutOfMemoryError(
         f"hardware.micro_batch_size: expected a step that fits hardware.memory_budget, {format_bytes(budget)}, got "
