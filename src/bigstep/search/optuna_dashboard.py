@@ -45,7 +45,7 @@ def attach_file(trial: optuna.Trial, path: Path, folder: Path) -> None:
 
 
 def curve_of(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> str:
-    """Return the latest picture attached to a trial, in Markdown as the dashboard serves it; empty if there is none."""
+    """Return the latest picture attached to a trial, in Markdown as the dashboard serves it; empty without one."""
     known = get_all_artifact_meta(study_or_trial=trial, storage=storage_of(study))
     pictures = [item for item in known if item.filename.endswith(".png")]
     if not pictures:

@@ -18,7 +18,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def landscape_figure(rows: Rows, objective: str) -> Any:
-    """Draw each trial at its learning rate and effective batch; pruned and infeasible ones have their own symbols."""
+    """Draw each trial at its learning rate and effective batch; pruned (with the last value) and infeasible ones are apart."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -43,7 +43,7 @@ def landscape_figure(rows: Rows, objective: str) -> Any:
     figure.update_xaxes(type="log", title="learning rate")
     figure.update_yaxes(type="log", title="effective batch size")
     colors = {"colorscale": "Viridis", "reversescale": True, "colorbar": {"title": objective}}
-    title = f"{objective} over learning rate and effective batch size (of pruned trials the last value)"
+    title = f"{objective} over learning rate and effective batch"
     return figure.update_layout(title=title, coloraxis=colors, legend={"orientation": "h"})
 
 
