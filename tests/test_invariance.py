@@ -35,10 +35,11 @@ from bigstep.report.run_sections import curve_section
 from bigstep.runs.trained_model import model_card
 from bigstep.step.batch_norm import freeze_statistics
 from bigstep.training.invariance import Invariance, check_slice_invariance, find_invariance
-from bigstep.training.loop import set_training_mode, train_epochs, validate
+from bigstep.training.loop import set_training_mode, train_epochs
 from bigstep.training.records import StepRecord
 from bigstep.training.state import Best, TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from bigstep.training.validation import validate
 from building import ten_classes
 
 # four workers on two cores are slow, which is no matter here

@@ -240,6 +240,14 @@ def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | Non
         assert point == {RATE: pytest.approx(rate), EFFECTIVE: size}
 
 
+def test_a_warm_start_from_a_study_that_does_not_exist_names_those_that_do() -> None:
+    params = parse_params({})
+    ledger = TrialQueue(optuna.create_study(study_name="mine"), budget=5, max_asks=50)
+    with pytest.raises(ConfigError, match="--warm-start: no study 'nosuch' in this storage; available: mine"):
+        ensure_starts(ledger, params, build_space(params), "nosuch")
+    assert ledger.trials() == []
+
+
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:
     params = parse_params({"search": {"trials": 5}, "train": {"effective_batch_size": 64}})
     space = build_space(params)
@@ -281,7 +289,7 @@ def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest
             display.show(screen)
             assert "best so far: trial 0, 0.2500" in _text(shown, screen.renderable)
     assert (
-        "trial 0  learning rate 0.004  batch 64  4 x 16  0.2500  1,234 images/s  1.0 GiB  complete" in capsys.readouterr().out
+        "trial 0  learning rate 0.004  batch 64  4 x 16  0.2500  1,234 samples/s  1.0 GiB  complete" in capsys.readouterr().out
     )
 
 

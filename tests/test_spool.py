@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from bigstep.errors import ProjectError
+from bigstep.runs import tracked_run as tracked_runs
 from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
@@ -212,6 +214,32 @@ def test_a_run_that_is_not_waited_for_gets_all_that_was_logged_before_mlflow_ans
     assert tracked.delivered
     assert _history(uri, tracked.run_id()) == [(0, 1.0), (1, 0.5)]
     assert open_client(uri).get_run(tracked.run_id()).info.status == "FINISHED"
+
+
+def test_a_run_waits_for_its_spool_and_never_writes_beside_another_process(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, held, free = tmp_path / "spool", threading.Event(), threading.Event()
+    options = {"params": {"a": 1}, "tags": {}, "wait_seconds": 60}
+
+    def hold() -> None:
+        with spool_lock(folder):
+            held.set()
+            free.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    with monkeypatch.context() as patched:
+        patched.setattr(tracked_runs, "LOCK_SECONDS", 0.05)
+        with pytest.raises(ProjectError, match="expected no other process"), tracked_run(folder, uri, "Default", **options):
+            pass
+    assert not (folder / "journal.jsonl").exists()
+    threading.Timer(0.2, free.set).start()
+    with tracked_run(folder, uri, "Default", **options) as tracked:
+        assert free.is_set()
+    thread.join(60)
+    assert tracked.delivered
 
 
 @pytest.mark.parametrize("expected", [True, False])

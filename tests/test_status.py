@@ -19,9 +19,11 @@ from bigstep.diagnostics.doctor import doctor
 from bigstep.diagnostics.verify import verify
 from bigstep.project.attempts import writer_lock
 from bigstep.project.parameters import check_params
+from bigstep.search import storage
 from bigstep.search.storage import open_storage
 from conftest import copy_prepared
 from faults.project import Project
+from serving import unused_port
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,25 @@ def test_status_counts_the_trials_of_a_study_and_the_queue_of_dvc(stopped: Proje
     text = capsys.readouterr().out
     assert f"study digits: 2 complete, 1 waiting; best val_loss {study.best_value:.4f}" in text
     assert "2 experiments wait in DVC's queue; `dvc queue start` runs them" in text
+
+
+@pytest.mark.slow
+def test_status_makes_no_database_and_needs_no_git(
+    prepared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = copy_prepared(prepared_root, tmp_path / "project")
+    database = project.root / "study.db"
+    project.set(f"search.storage=sqlite:///{database}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert status(project.root) == 0
+    assert not database.exists()
+    monkeypatch.setattr(storage, "START_SECONDS", 0.0)
+    project.set(f"search.storage=postgresql://study:secret@127.0.0.1:{unused_port()}/postgres")
+    assert status(project.root) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    nothing = "nothing runs, and nothing waits"
+    assert re.fullmatch(rf"{nothing} study search: search.storage: expected .* {nothing}", printed), printed
+    assert "secret" not in printed
 
 
 @pytest.mark.slow

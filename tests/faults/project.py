@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 STRIKE = Path(__file__).with_name("strike")
 TIMED = ("images_per_second", "peak_memory_bytes")  # of the clock and the machine, not of the training
 FILES = ("results/train/model.safetensors", "results/train/metrics.json", "results/train/history.csv", "dvc.lock")
-JUDGED = ("results/evaluate/metrics.json", "results/evaluate/predictions.csv")
+JUDGED = ("results/evaluate/metrics.json", "results/evaluate/predictions.csv", "results/evaluate/card.md")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Project:
         own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "COLUMNS": "200"}
         return {**kept, **own, "DVC_SITE_CACHE_DIR": str(self.root / ".bigstep" / "dvc"), **extra}
 
-    def run(self, *command: str, code: int | None = 0, **extra: str) -> str:
+    def run(self, *command: str, code: int | None = 0, timeout: float = 300, **extra: str) -> str:
         finished = subprocess.run(
             command,
             cwd=self.root,
@@ -53,7 +53,7 @@ class Project:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=300,
+            timeout=timeout,
             check=False,
         )
         assert code is None or finished.returncode == code, finished.stdout[-4000:]

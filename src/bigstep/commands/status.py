@@ -11,6 +11,7 @@ from bigstep.diagnostics.activity import INTERRUPTED, RUNNING, Activity, RunActi
 from bigstep.errors import ExitCode, UserError
 from bigstep.machine_output import Report, no_report
 from bigstep.project.paths import ProjectPaths
+from bigstep.tracking.database import sqlite_file
 
 __all__ = ["status"]
 
@@ -40,20 +41,20 @@ def _studies(project: ProjectPaths, params: Params) -> tuple[StudyActivity, ...]
     from bigstep.search.studies import study_address
 
     address = study_address(project, params)
-    if "://" not in address and not Path(address).exists():
+    if not _exists(address):
         return ()
     import optuna
 
-    from bigstep.search.storage import open_storage
+    from bigstep.search.storage import STORAGE_ERRORS, first_line, open_storage
 
     try:
         study = optuna.load_study(study_name=params.search.study, storage=open_storage(address))
+        trials = study.get_trials(deepcopy=False)
     except KeyError:
         return ()
-    except UserError as error:
-        console.print(str(error))
+    except (UserError, *STORAGE_ERRORS) as error:
+        console.print(f"study {params.search.study}: {first_line(error)}")
         return ()
-    trials = study.get_trials(deepcopy=False)
     objective = params.search.objectives[0]
     values = [trial.values[0] for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE and trial.values]
     best = min if OBJECTIVES[objective] == "minimize" else max
@@ -65,6 +66,12 @@ def _studies(project: ProjectPaths, params: Params) -> tuple[StudyActivity, ...]
             objective,
         ),
     )
+
+
+def _exists(address: str) -> bool:
+    """Return whether there may be a study; reading a file that does not exist would create it."""
+    path = sqlite_file(address) if "://" in address else Path(address)
+    return path is None or path.exists()
 
 
 def _print(found: Activity) -> None:

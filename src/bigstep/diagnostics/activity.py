@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -98,7 +99,9 @@ def find_runs(project: ProjectPaths) -> Iterator[RunActivity]:
 
 
 def count_queued(root: Path) -> int:
-    """Return how many experiments wait in DVC's queue."""
+    """Return how many experiments wait in DVC's queue; 0 where git is not installed."""
+    if shutil.which("git") is None:
+        return 0
     command = ["git", "rev-list", "--walk-reflogs", "--count", QUEUE, "--"]
     finished = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
     return int(finished.stdout) if finished.returncode == 0 and finished.stdout.strip().isdigit() else 0

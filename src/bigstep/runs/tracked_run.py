@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigstep.console import console
+from bigstep.errors import ProjectError
 from bigstep.runtime.process_identity import process_name
 from bigstep.runtime.stop_signals import StopRequestedError
 from bigstep.tracking.dead_runs import PROCESS
@@ -19,6 +20,7 @@ __all__ = ["TrackedRun", "as_metrics_now", "deliver_others", "tracked_run"]
 
 FIRST_ROUND = 15.0  # seconds to wait for a run to start; a slower server is not waited for
 LAST_ROUND = 5.0  # seconds, for a stage that has to stop
+LOCK_SECONDS = 30.0  # to wait for a process that delivers what an earlier start left; `bigstep status` looks for an instant
 
 
 @dataclass
@@ -55,8 +57,16 @@ def tracked_run(
         given: a run to write to instead of the spool's own.
         wait_seconds: at most, for the run to start. Whatever is logged meanwhile is on disk and arrives when MLflow answers.
         expects_model: whether a model will be logged.
+
+    Raises:
+        ProjectError: another process writes to this run.
     """
-    with spool_lock(folder):
+    with spool_lock(folder, LOCK_SECONDS) as alone:
+        if not alone:
+            raise ProjectError(
+                f"run {folder.name}: expected no other process to write to it, got one that holds {folder.name}.lock; "
+                "wait for it, or stop it"
+            )
         spool = Spool(folder)
         spool.begin(uri, experiment)
         tracker = SpoolTracker(spool)

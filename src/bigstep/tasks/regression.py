@@ -4,7 +4,7 @@ The network learns numbers of mean 0 and standard deviation 1 (those of the trai
 evaluated and served is scaled back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -61,6 +61,10 @@ class Regression:
         """Return numbers in the units of the targets."""
         return self.scale_back(outputs).float()
 
+    def combine(self, outputs: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Return the mean of standardised numbers."""
+        return torch.stack([share * numbers.double() for share, numbers in zip(shares, outputs, strict=True)]).sum(dim=0)
+
     def tally(self, device: torch.device) -> "NumberTally":
         """Start with no samples."""
         return NumberTally(self, device)
@@ -112,6 +116,12 @@ class NumberTally:
         self._squares += (outputs.double() - self._task.standardize(targets)).square().sum()
         self._errors += (self._task.scale_back(outputs) - targets).abs().sum()
         self._count += targets.numel()
+
+    def pool(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Replace the sums by those of all processes."""
+        sums = torch.stack([self._squares, self._errors, self._squares.new_tensor(self._count)])
+        self._squares, self._errors, count = add_up(sums).unbind()
+        self._count = int(count)
 
     def result(self) -> tuple[float, float]:
         """Return the mean of the squares, and the mean absolute error."""

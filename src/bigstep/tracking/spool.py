@@ -186,11 +186,11 @@ class Spool:
 
 
 @contextmanager
-def spool_lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a spool while the block runs; returns False if another process holds it."""
+def spool_lock(folder: Path, patience: float = 0) -> Iterator[bool]:
+    """Hold the lock of a spool while the block runs; returns False if another process keeps it for ``patience`` seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = exclusive_lock(folder.with_name(f"{folder.name}.lock"), 0)
+        lock = exclusive_lock(folder.with_name(f"{folder.name}.lock"), patience)
     except Timeout:
         yield False
         return
