@@ -1,7 +1,7 @@
 """Every example, as its README says, and then hurt: `make examples` runs this file (minutes each).
 
 The pipeline from `bigstep init` to the metrics; the same bytes after a kill -9 in the middle of training; a search of five
-trials with options of the network; and a served model that answers with named outputs.
+trials with options of the network; and a served model that answers with one number for each name of its metadata.
 """
 
 import json
@@ -57,7 +57,7 @@ def test_a_search_of_five_trials_finds_options_of_the_network(project: Project) 
     assert all(len({row[name] for row in rows}) > 1 for name in options)
 
 
-def test_the_served_model_answers_with_named_outputs(project: Project, tmp_path: Path) -> None:
+def test_the_served_model_answers_with_a_number_for_each_name(project: Project, tmp_path: Path) -> None:
     """With what the registered model's own example looks like."""
     import mlflow
 

@@ -12,7 +12,11 @@ import psutil
 import pytest
 
 from bigstep.config.params import Params, parse_params
+from bigstep.data.store import Store
 from bigstep.errors import ConfigError
+from bigstep.models.small_cnn import SmallCNN
+from bigstep.planning.memory_budget import OVERHEAD_BYTES, available_bytes, predict
+from bigstep.project.paths import ProjectPaths
 from bigstep.runs.low_memory_marker import failed_micro_batch_size, mark_path
 from bigstep.runtime.device import count_processes, divided
 from conftest import copy_prepared
@@ -166,6 +170,20 @@ def test_the_number_of_processes() -> None:
     with pytest.raises(ConfigError, match=r"^train\.keyed_randomness: expected true with several processes"):
         count_processes(params(**unkeyed, hardware={"processes": 2, "device": "cpu"}))
     assert [divided(total, 4) for total in (0, 1, 4, 9)] == [0, 1, 1, 2]
+
+
+def test_memory_is_that_of_a_vector_of_gradients_more_and_a_cpu_is_shared(digits: Store, tmp_path: Path) -> None:
+    def params(processes: int) -> Params:
+        hardware = {"processes": processes, "device": "cpu", "memory_budget": "4GiB", "micro_batch_size": 16}
+        return parse_params({"hardware": hardware, "model": {"width": 8}, "train": {"precision": "float64"}})
+
+    one, two = (predict(ProjectPaths(tmp_path), params(count), digits, params(count).batch) for count in (1, 2))
+    flat = 8 * sum(
+        parameter.numel() for parameter in SmallCNN(channels=1, size=8, num_classes=10, width=8, dropout=0).parameters()
+    )
+    assert (two.peak_bytes - one.peak_bytes, two.bytes_per_sample) == (flat, one.bytes_per_sample)
+    room = [available_bytes(params(count).hardware, resident=0) for count in (1, 2, 4)]
+    assert [found + OVERHEAD_BYTES for found in room if found is not None] == [4 * 2**30, 2 * 2**30, 2**30]
 
 
 def test_the_mark_of_each_process_counts(tmp_path: Path) -> None:

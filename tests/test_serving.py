@@ -11,13 +11,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
+import mlflow
 import numpy as np
 import pytest
 import requests
 import torch
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from bigstep.config.model import ModelConfig
@@ -103,7 +108,7 @@ def test_the_readmes_lines_answer_and_name_the_classes(server: Server) -> None:
     server.run(WRITE)
     answer = json.loads(server.run(CURL))["predictions"]
     np.testing.assert_allclose(answer, server.expected(PIXELS[:1]), atol=1e-5)
-    assert ast.literal_eval(server.run(NAMES)) == list(CLASSES)
+    assert ast.literal_eval(server.run(NAMES)) == [dict(zip(CLASSES, answer[0], strict=True))]
 
 
 def test_whole_numbers_answer_whether_written_as_integers_or_not(server: Server) -> None:
@@ -120,6 +125,23 @@ def test_the_server_loads_no_code_of_ours(server: Server) -> None:
     model = next((server.root / "mlruns").rglob("MLmodel")).parent
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "mlflow.pytorch", done.stderr
+
+
+@final
+class _Named(nn.Module):
+    def forward(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"cat": numbers[:, 0], "dog": numbers[:, 1]}
+
+
+def test_mlflow_still_refuses_an_exported_program_that_names_its_outputs(tmp_path: Path) -> None:
+    """Decision 22: should this fail, answers can have names."""
+    example = np.zeros((2, 2), np.float32)
+    signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, 2))]))
+    given = {"signature": signature, "input_example": example, "serialization_format": "pt2", "pip_requirements": ["torch"]}
+    mlflow.pytorch.save_model(_Named(), tmp_path / "model", **given)
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    with pytest.raises(TypeError, match="single output tensor, but got output of type '<class 'dict'>'"):
+        loaded.predict(example)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,12 @@ from rich.table import Table
 
 from bigstep.atomic_files import write_csv, write_json
 from bigstep.commands.seeds import run_seeds
-from bigstep.comparison.paired import Interval
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten, read_params
 from bigstep.console import console
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.ensembles.building import Comparison, EnsemblePlan, build, compare, plan_ensemble
-from bigstep.ensembles.combining import mean_nats
 from bigstep.ensembles.members import Member, check_members, predict_part, read_members
 from bigstep.ensembles.registered import confirmed_models, member_folders
 from bigstep.ensembles.soup import check_soup
@@ -24,6 +22,7 @@ from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.dvc import Request
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.report.card import CardStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
 from bigstep.runs.tracked_run import as_metrics_now, tracked_run
@@ -80,7 +79,7 @@ def combine(
         params: of params.yaml; its data must be prepared.
         folders: a name for each member, and where its model is.
         greedy: choose members on the validation part, instead of taking each once.
-        soup: average weights instead of probabilities.
+        soup: average weights instead of predictions.
         report: takes the members, and the metrics of the ensemble.
 
     Returns:
@@ -99,7 +98,8 @@ def combine(
     plan = plan_ensemble(members, store, device, greedy=greedy)
     tested = [predict_part(member.classifier, store, Split.TEST, device) for member in members]  # before a soup replaces one
     tensors, card, ensemble = build(members, plan, store, device, soup=soup)
-    found = compare(ensemble, tested, plan.best, store, device, calibration_bins=params.evaluate.calibration_bins)
+    bins = params.evaluate.calibration_bins
+    found = compare(ensemble, tested, plan, store, device, calibration_bins=bins)
     card = save_model(tensors, card, paths.ensemble)
     _write(paths, store, members, plan, found, card, params)
     _track(ProjectPaths(root), paths, params, store, card, found)
@@ -119,36 +119,41 @@ def _write(
     params: Params,
 ) -> None:
     folder = paths.ensemble
-    write_csv(
-        ["member", "count", "val_loss", "test_accuracy", "test_loss"], _rows(members, plan, found), folder / "members.csv"
-    )
+    measure, best = plan.measure, members[found.best].name
+    header = ["member", "count", card.output.champion, f"test_{measure.name}", "test_loss"]
+    write_csv(header, _rows(members, plan, found), folder / "members.csv")
     report = report_of(card.output, params.evaluate)
-    write_predictions(folder, store, [(found.part.probabilities.astype(np.float32), found.part.labels)], report)
-    best = members[found.best].name
+    write_predictions(folder, store, [(found.part.predictions.astype(np.float32), found.part.targets)], report)
     facts: dict[str, object] = {
         "members": ", ".join(f"{member.name} x {count}" for member, count in zip(members, plan.counts, strict=True) if count),
-        "temperature": f"{card.temperature:.3f}",
-        "validation loss before calibration": f"{card.val_loss:.4f}",
-        f"accuracy gained over {best}": _text(found.accuracy, 100, "points"),
-        f"loss saved against {best}": _text(found.loss, 1, "nats"),
+        **(
+            {"temperature": f"{card.temperature:.3f}", "validation loss before calibration": f"{card.val_loss:.4f}"}
+            if _is_calibrated(card)
+            else {"validation loss": f"{card.val_loss:.4f}"}
+        ),
+        f"{measure.title} {'gained' if card.output.higher_is_better else 'saved'} over {best}": measure.gains[0].text(
+            found.score
+        ),
+        f"loss saved against {best}": measure.gains[1].text(found.loss),
     }
-    write_results(folder, store, report, facts)
+    write_results(folder, store, report, facts, card=CardStory(card, facts, folder="results/ensemble"))
     write_json(_metrics(found, card), folder / "metrics.json")
 
 
 def _rows(members: Sequence[Member], plan: EnsemblePlan, found: Comparison) -> list[list[object]]:
+    totals = [scores.summary() for scores in found.members]
     return [
-        [member.name, count, mean_nats(part.probabilities, part.labels), scores.accuracy, scores.loss]
-        for member, count, part, scores in zip(members, plan.counts, plan.validation, found.members, strict=True)
+        [member.name, count, value, total[plan.measure.name], total["loss"]]
+        for member, count, value, total in zip(members, plan.counts, plan.values, totals, strict=True)
     ]
 
 
 def _metrics(found: Comparison, card: ModelCard) -> dict[str, float]:
     totals = {f"test_{name}": value for name, value in found.scores.summary().items()}
-    gains: dict[str, float] = {}
-    for name, interval in (("accuracy_gain", found.accuracy), ("loss_gain", found.loss)):
+    score, gains = card.output.score, dict[str, float]()
+    for name, interval in ((f"{score}_gain", found.score), ("loss_gain", found.loss)):
         gains |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return {**totals, **gains, "val_loss": card.val_loss, "val_accuracy": card.score, "temperature": card.temperature}
+    return {**totals, **gains, "val_loss": card.val_loss, f"val_{score}": card.score, "temperature": card.temperature}
 
 
 def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Store, card: ModelCard, found: Comparison) -> None:
@@ -166,26 +171,29 @@ def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Stor
                 tracker.log_file(path, "ensemble")
         tracker.log_model(model_record(paths.ensemble, store, card))
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
-        tracker.promote(name, card.weights_sha256)
+        tracker.promote(name, card.weights_sha256, (paths.ensemble / "card.md").read_text(encoding="utf-8"))
 
 
 def _print(members: Sequence[Member], plan: EnsemblePlan, found: Comparison, card: ModelCard) -> None:
-    table = Table(title=f"{len(members)} members", title_justify="left")
-    for name in ("model", "count", "validation loss", "test accuracy", "test loss"):
+    measure, table = plan.measure, Table(title=f"{len(members)} members", title_justify="left")
+    by = f"validation {'loss' if card.output.champion == 'val_loss' else measure.title}"
+    for name in ("model", "count", by, f"test {measure.title}", "test loss"):
         table.add_column(name, justify="left" if name == "model" else "right")
-    for row in _rows(members, plan, found):
+    total = found.scores.summary()
+    chosen_by = card.val_loss if card.output.champion == "val_loss" else card.score
+    for row in [*_rows(members, plan, found), ["ensemble", "", chosen_by, total[measure.name], total["loss"]]]:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    table.add_row("ensemble", "", f"{card.val_loss:.4f}", f"{found.scores.accuracy:.4f}", f"{found.scores.loss:.4f}")
     console.print(table)
-    best = members[found.best].name
-    verdict = "beyond chance" if found.accuracy.is_beyond_chance else "no difference beyond chance"
+    verdict = "beyond chance" if found.score.is_beyond_chance else "no difference beyond chance"
     console.print(
-        f"test accuracy against {best}, the best on the validation part: {_text(found.accuracy, 100, 'points')}: {verdict}"
+        f"test {measure.title} against {members[found.best].name}, the best on the validation part: "
+        f"{measure.gains[0].text(found.score)}{'' if card.output.higher_is_better else ' lower'}: {verdict}"
     )
-    console.print(f"test loss: {_text(found.loss, 1, 'nats')} lower; temperature {card.temperature:.3f}")
+    calibrated = f"; temperature {card.temperature:.3f}" if _is_calibrated(card) else ""
+    console.print(f"test loss: {measure.gains[1].text(found.loss)} lower{calibrated}")
     console.print("results: results/ensemble   try it: bigstep predict --model results/ensemble IMAGE")
 
 
-def _text(interval: Interval, scale: float, unit: str) -> str:
-    low, high = interval.low * scale, interval.high * scale
-    return f"{interval.mean * scale:+.3f} {unit} (95 % interval {low:+.3f} to {high:+.3f})"
+def _is_calibrated(card: ModelCard) -> bool:
+    """Return whether the outputs are probabilities, which a temperature calibrates."""
+    return card.output.output == "probabilities"

@@ -11,12 +11,15 @@ from torch import Tensor
 from bigstep.comparison.paired import Interval, paired_interval
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.ensembles.combining import choose_greedily, fit_temperature, mean_nats, nats
-from bigstep.ensembles.members import Member, Part, predict_part
+from bigstep.ensembles.combining import choose_greedily
+from bigstep.ensembles.measures import Measure, Part, measure_of
+from bigstep.ensembles.members import Member, predict_part
 from bigstep.ensembles.soup import average_weights
-from bigstep.evaluation.classification import Answers, Scores, score
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard
+from bigstep.report.evaluation_report import EvaluationScores
+from bigstep.tasks.targets import CLASSIFICATION
+from bigstep.training.setup import task_of_store
 
 __all__ = ["Comparison", "EnsemblePlan", "build", "compare", "plan_ensemble"]
 
@@ -25,28 +28,31 @@ __all__ = ["Comparison", "EnsemblePlan", "build", "compare", "plan_ensemble"]
 class EnsemblePlan:
     """How often each member counts (0: left out), and each one's answers to the validation part."""
 
+    measure: Measure
     counts: tuple[int, ...]
     validation: tuple[Part, ...]
+    values: tuple[float, ...]
+    """Of each member: the validation metric by which the champion is chosen; the lower is better."""
 
     @property
     def best(self) -> int:
-        """The member with the lowest validation loss."""
-        return int(np.argmin([mean_nats(part.probabilities, part.labels) for part in self.validation]))
+        """The member with the lowest value."""
+        return int(np.argmin(self.values))
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The ensemble on the test part, beside its members."""
 
-    scores: Scores
+    scores: EvaluationScores
     """Of the ensemble."""
-    members: tuple[Scores, ...]
+    members: tuple[EvaluationScores, ...]
     best: int
     """The member that it is compared with: the best on the validation part."""
-    accuracy: Interval
-    """Of the gain in accuracy over that member; positive is better."""
+    score: Interval
+    """Of the gain in the task's score over that member; positive is better."""
     loss: Interval
-    """Of the fall of the negative log-likelihood, calibrated against as it is; positive is better."""
+    """Of the fall of the loss, calibrated against as it is; positive is better."""
     part: Part
     """The ensemble's answers."""
 
@@ -54,10 +60,12 @@ class Comparison:
 def plan_ensemble(members: Sequence[Member], store: Store, device: torch.device, *, greedy: bool) -> EnsemblePlan:
     """Run every member over the validation part, and decide how often each counts."""
     parts = tuple(predict_part(member.classifier, store, Split.VALIDATION, device) for member in members)
-    counts = (1,) * len(members)
+    measure, counts = measure_of(task_of_store(store)), (1,) * len(members)
     if greedy:
-        counts = choose_greedily([part.probabilities for part in parts], parts[0].labels)
-    return EnsemblePlan(counts, parts)
+        counts = choose_greedily(
+            [part.predictions for part in parts], lambda mean: measure.chosen_by(Part(mean, parts[0].targets))
+        )
+    return EnsemblePlan(measure, counts, parts, tuple(measure.chosen_by(part) for part in parts))
 
 
 def build(
@@ -70,7 +78,7 @@ def build(
         plan: from :func:`plan_ensemble`.
         store: for the validation part.
         device: to run a soup on.
-        soup: average weights instead of probabilities.
+        soup: average weights instead of predictions.
 
     Returns:
         All weights by name, a description (with the loss before calibration), and the ensemble on the CPU.
@@ -83,38 +91,37 @@ def build(
         chosen = [(first, 1)]
         part = predict_part(first.classifier, store, Split.VALIDATION, device)
     else:
-        parts = [part.probabilities for part in plan.validation]
-        part = Part(np.average(parts, axis=0, weights=plan.counts), plan.validation[0].labels)
-    temperature = fit_temperature(part.probabilities, part.labels)
-    ensemble = Ensemble([member.classifier for member, _ in chosen], [float(count) for _, count in chosen], temperature)
-    return _tensors(chosen), _card(chosen, part, temperature), ensemble.eval()
+        parts = [part.predictions for part in plan.validation]
+        part = Part(np.average(parts, axis=0, weights=plan.counts), plan.validation[0].targets)
+    temperature = plan.measure.temperature(part)
+    networks, weights = [member.classifier for member, _ in chosen], [float(count) for _, count in chosen]
+    ensemble = Ensemble(networks, weights, temperature, task=chosen[0][0].card.output)
+    return _tensors(chosen), _card(chosen, part, plan.measure, temperature), ensemble.eval()
 
 
 def compare(
-    ensemble: Ensemble, members: Sequence[Part], best: int, store: Store, device: torch.device, *, calibration_bins: int
+    ensemble: Ensemble,
+    members: Sequence[Part],
+    plan: EnsemblePlan,
+    store: Store,
+    device: torch.device,
+    *,
+    calibration_bins: int,
 ) -> Comparison:
-    """Compare on the test part, image by image.
+    """Compare on the test part, sample by sample.
 
     Args:
         ensemble: from :func:`build`.
         members: answers of each member to the test part.
-        best: the member to compare with.
+        plan: with the member to compare with.
         store: for the test part.
         device: to run the ensemble on.
         calibration_bins: of the expected calibration error.
     """
-    part, other = predict_part(ensemble, store, Split.TEST, device), members[best]
-    classes = store.manifest.classes
-    answers = [Answers.of(item.probabilities.astype(np.float32), item.labels) for item in (part, *members)]
-    scores = [score(item, classes, calibration_bins=calibration_bins) for item in answers]
-    return Comparison(
-        scores[0],
-        tuple(scores[1:]),
-        best,
-        paired_interval(part.is_right - other.is_right),
-        paired_interval(nats(other.probabilities, other.labels) - nats(part.probabilities, part.labels)),
-        part,
-    )
+    part, other, measure = predict_part(ensemble, store, Split.TEST, device), members[plan.best], plan.measure
+    scores = [measure.scores(item, num_bins=calibration_bins) for item in (part, *members)]
+    loss = paired_interval(measure.losses(other) - measure.losses(part))
+    return Comparison(scores[0], tuple(scores[1:]), plan.best, measure.gain(part, other), loss, part)
 
 
 def _tensors(chosen: Sequence[tuple[Member, int]]) -> dict[str, Tensor]:
@@ -125,16 +132,18 @@ def _tensors(chosen: Sequence[tuple[Member, int]]) -> dict[str, Tensor]:
     }
 
 
-def _card(chosen: Sequence[tuple[Member, int]], part: Part, temperature: float) -> ModelCard:
+def _card(chosen: Sequence[tuple[Member, int]], part: Part, measure: Measure, temperature: float) -> ModelCard:
     first = chosen[0][0].card
     described: tuple[dict[str, Any], ...] = tuple(
         {"model": member.card.model, "weight": count, "weights_sha256": member.card.weights_sha256} for member, count in chosen
     )
+    score, is_class = measure.score(part), first.task == CLASSIFICATION
     return replace(
         first,
         members=described,
         temperature=temperature,
-        val_loss=mean_nats(part.probabilities, part.labels),
-        val_accuracy=float(part.is_right.mean()),
+        val_loss=float(measure.losses(part).mean()),
+        val_accuracy=score if is_class else None,
+        val_score=None if is_class else score,
         weights_sha256="",
     )

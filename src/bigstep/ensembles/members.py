@@ -7,23 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
+from bigstep.ensembles.measures import Part
 from bigstep.errors import ModelError
 from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
-from bigstep.tasks.classification import Classification
 from bigstep.tasks.targets import CLASSIFICATION
+from bigstep.training.setup import task_of_store
 
-__all__ = ["Member", "Part", "check_members", "predict_part", "read_members"]
+__all__ = ["Member", "check_members", "predict_part", "read_members"]
 
 BATCH = 256  # images of a forward pass
 SAME = (
+    "task",
     "classes",
     "size",
     "channels",
@@ -44,20 +45,6 @@ class Member:
     name: str
     classifier: Classifier
     card: ModelCard
-
-
-@dataclass(frozen=True)
-class Part:
-    """One model's answers to a part of the data: probabilities ``(n, num_classes)`` and true classes ``(n,)``."""
-
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
-
-    @property
-    def is_right(self) -> NDArray[np.float64]:
-        """1 where the likeliest class is the true one, else 0."""
-        right: NDArray[np.float64] = (self.probabilities.argmax(axis=1) == self.labels).astype(np.float64)
-        return right
 
 
 def read_members(folders: Sequence[tuple[str, Path]], *, code: str) -> list[Member]:
@@ -87,8 +74,6 @@ def check_members(members: Sequence[Member], store: Store) -> None:
     """
     if len(members) < 2:
         raise ModelError(f"members: expected at least two models, got {len(members)}; name more of them, or use --seeds 3")
-    if store.manifest.task != CLASSIFICATION:
-        raise ModelError(f"bigstep ensemble: expected data with one class a sample, got targets of {store.manifest.task}")
     seen: dict[str, str] = {}
     for member in members:
         known = seen.setdefault(member.card.weights_sha256, member.name)
@@ -106,11 +91,13 @@ def check_members(members: Sequence[Member], store: Store) -> None:
 
 def predict_part(model: Classifier | Ensemble, store: Store, split: Split, device: torch.device) -> Part:
     """Run ``model`` over a part of the data."""
+    task = task_of_store(store)
     with _on(model, device):
-        found = list(predict_batches(model, Classification(store.manifest.classes), ordered_batches(store, split, BATCH)))
-    probabilities = np.concatenate([part for part, _ in found]).astype(np.float64)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return Part(probabilities, np.concatenate([labels for _, labels in found]))
+        found = list(predict_batches(model, task, ordered_batches(store, split, BATCH)))
+    predictions = np.concatenate([part for part, _ in found]).astype(np.float64)
+    if task.name == CLASSIFICATION:
+        predictions /= predictions.sum(axis=1, keepdims=True)
+    return Part(predictions, np.concatenate([targets for _, targets in found]))
 
 
 @contextmanager

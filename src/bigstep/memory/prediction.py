@@ -67,6 +67,7 @@ class _Step:
     loss: Callable[[Any], Tensor]
     held_samples: int
     extra_bytes: int
+    channels_last: bool
 
 
 def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
@@ -80,6 +81,7 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
     loss: Callable[[Any], Tensor] | None = None,
     effective_batch_size: int | None = None,
     average: bool = False,
+    channels_last: bool = False,
 ) -> MemoryPrediction:
     """Predict the most bytes of tensors alive during one optimizer step: parameters, gradients, optimizer state, activations.
 
@@ -94,6 +96,7 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
         loss: from the model's output to a scalar; None is the cross-entropy of logits, or the mean of other outputs.
         effective_batch_size: samples held while the step runs, where they lie on the model's device; None holds a micro-batch.
         average: whether an exponential moving average of the weights is kept beside them.
+        channels_last: whether the channels of a pixel lie side by side, as in a decoded file.
 
     Raises:
         ValueError: ``micro_batch_size`` is below 1, a name is unknown, or shapes and types do not fit together.
@@ -118,6 +121,7 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
         loss=loss or _mean_loss,
         held_samples=effective_batch_size or 0,
         extra_bytes=held_bytes(_in_dtype(model, kind.parameter_dtype)) if average else 0,
+        channels_last=channels_last,
     )
     other = micro_batch_size // 2 if micro_batch_size >= 4 else 2 * micro_batch_size  # BatchNorm takes no single sample
     try:
@@ -190,7 +194,7 @@ def _prepare(step: _Step, model: nn.Module) -> Optimizer:
 
 def _inputs(step: _Step, model: nn.Module, size: int) -> Any:
     count, device = max(size, step.held_samples), next(model.parameters()).device
-    return build_inputs(step.sample_shape, step.input_dtype, count, device, step.dtype)
+    return build_inputs(step.sample_shape, step.input_dtype, count, device, step.dtype, channels_last=step.channels_last)
 
 
 def _micro_batch(step: _Step, model: nn.Module, inputs: Any) -> None:

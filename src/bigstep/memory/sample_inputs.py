@@ -1,6 +1,7 @@
 """Inputs of a model made from shapes: of one tensor, or of nested tuples and dictionaries, as a batch has them."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from bigstep.step.batch_structure import map_tensors
 __all__ = ["DtypeTree", "ShapeTree", "build_inputs", "call_model", "check_shapes", "first_samples"]
 
 ShapeTree = Sequence[int] | Mapping[str, "ShapeTree"] | Sequence["ShapeTree"]
+IMAGE_NDIM = 3  # channels, height, width
 DtypeTree = torch.dtype | None | Mapping[str, "DtypeTree"] | Sequence["DtypeTree"]
 
 
@@ -49,12 +51,25 @@ def _check(shapes: Any, dtypes: Any, name: str, other: str) -> None:
         _check(item, _child(dtypes, key), f"{name}[{key!r}]", f"{other}[{key!r}]")
 
 
-def build_inputs(shapes: ShapeTree, dtypes: DtypeTree, count: int, device: torch.device, default: torch.dtype) -> Any:
-    """Return tensors of ones for ``count`` samples, in the structure of ``shapes``; a type of None means ``default``."""
+def build_inputs(
+    shapes: ShapeTree,
+    dtypes: DtypeTree,
+    count: int,
+    device: torch.device,
+    default: torch.dtype,
+    *,
+    channels_last: bool = False,
+) -> Any:
+    """Return tensors of ones for ``count`` samples, in the structure of ``shapes``; a type of None means ``default``.
+
+    With ``channels_last`` images lie in memory as in a decoded file. Grey ones fit both layouts; torch goes by their strides.
+    """
     if _is_shape(shapes):
         kind = dtypes if isinstance(dtypes, torch.dtype) else default
-        return torch.ones((count, *shapes), dtype=kind, device=device)
-    built = {key: build_inputs(item, _child(dtypes, key), count, device, default) for key, item in _items(shapes)}
+        layout = torch.channels_last if channels_last and len(shapes) == IMAGE_NDIM else torch.contiguous_format
+        return torch.empty((count, *shapes), dtype=kind, device=device, memory_format=layout).fill_(1)
+    build = partial(build_inputs, count=count, device=device, default=default, channels_last=channels_last)
+    built = {key: build(item, _child(dtypes, key)) for key, item in _items(shapes)}
     return built if isinstance(shapes, Mapping) else tuple(built.values())
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.memory.torch_internals import (
+    OPAQUE_POOLING,
     PRIVATE_OPERATIONS,
     FakeTensor,
     TorchDispatchMode,
@@ -21,8 +22,8 @@ __all__ = ["OperationCall", "StorageTracker"]
 
 aten = torch.ops.aten
 DEVICE = torch.ops.prim.device.default
-# what allocates inside itself, where no dispatcher sees it: oneDNN's reordered copies and scratch pads
-OPAQUE = {aten.convolution.default, aten.convolution_backward.default}
+# what allocates inside itself, where no dispatcher sees it: oneDNN's reordered copies and scratch pads, a copied gradient
+OPAQUE = {aten.convolution.default, aten.convolution_backward.default, OPAQUE_POOLING}
 # these give one tensor, shaped as the operation's own kernel for tensors without content says; fake tensors ask it too, but
 # look for a decomposition and for a cached answer first, which takes ten times as long
 PLAIN = {
@@ -83,6 +84,19 @@ def _batch_norm_backward(gradient: Tensor, images: Tensor, weight: Any, *rest: A
     return _like(images), _like(weight), _like(weight)
 
 
+def _group_norm(images: Tensor, weight: Any, bias: Any, count: Any, channels: Any, size: Any, groups: Any, eps: Any) -> Any:
+    if images.device.type != "cpu":
+        return aten.native_group_norm.default(images, weight, bias, count, channels, size, groups, eps)
+    kept = images.new_empty((count, groups), dtype=images.dtype if weight is None else weight.dtype)
+    return _like(images), kept, _like(kept)
+
+
+def _group_norm_backward(gradient: Tensor, images: Tensor, mean: Tensor, inverse: Tensor, weight: Any, *rest: Any) -> Any:
+    if weight is None or not all(rest[-1]) or images.device.type != "cpu":
+        return aten.native_group_norm_backward.default(gradient, images, mean, inverse, weight, *rest)
+    return _like(images), _like(weight), _like(weight)
+
+
 def _backward_of(operation: Any) -> Callable[..., Any]:
     def leave(gradient: Tensor, inputs: Tensor, *rest: Any) -> Any:
         alike = gradient.stride() == inputs.stride() and gradient.dtype == inputs.dtype
@@ -99,10 +113,13 @@ ACTIVATIONS = (
     aten.silu_backward.default,
     aten.threshold_backward.default,
 )
-# what these leave, said at once: torch's own way to find it takes them apart into a dozen operations, 20 ms each
+# what these leave, said at once: torch's own way to find it takes them apart into a dozen operations, 20 ms each, and
+# forgets that a GroupNorm keeps channels last
 DIRECT: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.native_group_norm.default: _group_norm,
+    aten.native_group_norm_backward.default: _group_norm_backward,
     **{operation: _backward_of(operation) for operation in ACTIVATIONS},
 }
 

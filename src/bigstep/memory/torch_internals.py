@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves, tree_map  # of nested arguments; the public pytree of torch is not stable yet
 
 __all__ = [
+    "OPAQUE_POOLING",
     "PRIVATE_OPERATIONS",
     "FakeCopyMode",
     "FakeTensor",
@@ -38,6 +39,8 @@ __all__ = [
 
 # operations whose names start with an underscore; a dispatch mode sees them too
 PRIVATE_OPERATIONS = {torch.ops.aten._to_copy.default, torch.ops.aten._unsafe_view.default}  # noqa: SLF001
+# makes a copy of the gradient where channels come last, and frees it again
+OPAQUE_POOLING = torch.ops.aten._adaptive_avg_pool2d_backward.default  # noqa: SLF001
 MEMORY_ONLY = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, _ExperimentalConfig())  # noqa: FBT003
 
 

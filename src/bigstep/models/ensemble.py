@@ -1,4 +1,4 @@
-"""Several classifiers as one: the weighted mean of their probabilities, as logits."""
+"""Several models as one: the weighted mean of what they predict."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -7,19 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.models.classifier import Classifier
+from bigstep.tasks.task import Task
 
 __all__ = ["Ensemble"]
 
 
 @final
 class Ensemble(nn.Module):
-    """Takes the same images as each of its members, and returns logits whose softmax is the mean of their probabilities."""
+    """Takes the same samples as each of its members, and returns outputs whose prediction is the mean of theirs."""
 
     shares: Tensor
 
-    def __init__(self, members: Sequence[Classifier], weights: Sequence[float], temperature: float = 1.0) -> None:
+    def __init__(
+        self, members: Sequence[Classifier], weights: Sequence[float], temperature: float = 1.0, *, task: Task
+    ) -> None:
         """Combine ``members``, each with its weight; ``temperature`` divides the logits (Guo et al., 2017)."""
         super().__init__()
+        self.task = task
         self.members = nn.ModuleList(members)
         self.temperature = temperature
         shares = torch.tensor(weights, dtype=torch.float64)
@@ -33,10 +37,6 @@ class Ensemble(nn.Module):
         return mean
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images ``(n, channels, size, size)`` to logits ``(n, num_classes)``."""
-        parts = [
-            share * member(images).double().softmax(dim=1) for share, member in zip(self.shares, self.members, strict=True)
-        ]
-        probabilities = torch.stack(parts).sum(dim=0)
-        logits: Tensor = torch.log(probabilities.clamp_min(torch.finfo(torch.float32).tiny)) / self.temperature
-        return logits
+        """Map samples as stored to outputs ``(n, outputs)``: logits or standardised numbers."""
+        outputs: list[Any] = [member(images) for member in self.members]
+        return self.task.combine(outputs, self.shares) / self.temperature

@@ -152,7 +152,8 @@ def load_classifier(
     if not card.members:
         return build(card.model, tensors), card
     members = [build(member["model"], _below(f"{number}.", tensors)) for number, member in enumerate(card.members)]
-    return Ensemble(members, [member["weight"] for member in card.members], card.temperature).eval(), card
+    weights = [member["weight"] for member in card.members]
+    return Ensemble(members, weights, card.temperature, task=card.output).eval(), card
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -42,8 +42,9 @@ def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSiz
     This takes seconds, so each slicing's prediction is kept in a file beside the plan: many workers may predict at once.
     """
     processes = count_processes(params)
+    layout = "" if isinstance(params.train.augmentation, str) else "-transformed"
     shared = "" if processes == 1 else "-shared"
-    name = f"predicted-{batch.effective_batch_size}-{batch.micro_batch_size}{shared}.json"
+    name = f"peak-{batch.effective_batch_size}-{batch.micro_batch_size}{layout}{shared}.json"
     path = plan_folder(project, params, store) / name
     try:
         return read_record(MemoryPrediction, path)

@@ -56,7 +56,8 @@ svg .band { fill: var(--accent-soft) } svg .mark { stroke: var(--quiet); stroke-
 svg .cell { fill: var(--accent) } svg .on { fill: var(--paper) } svg .off { fill: var(--ink) }
 @media print { :root { --paper: #fff; --ink: #1f2933; --quiet: #5f6b7a; --line: #d5dae0; --soft: #fff; --accent: #2f5fd0;
   --accent-soft: #2f5fd01f } body { font-size: 10.5pt } main { max-width: none; padding: 0 } h2 { break-after: avoid }
-  .scroll { overflow: visible } tr { break-inside: avoid } summary { list-style: none }
+  .scroll { overflow: visible } tr, .facts, .tiles figure { break-inside: avoid } caption, .title, h2 + p { break-after: avoid }
+  details .scroll { columns: 2; column-gap: 2rem } summary { list-style: none }
   details::details-content { content-visibility: visible; block-size: auto } }
 """
 

@@ -7,7 +7,8 @@ from bigstep.config.units import parse_duration
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
-from bigstep.planning.slicing_choice import choose_slicing
+from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing
+from bigstep.planning.slicing_outlook import record_slicing
 from bigstep.runs.helper_processes import helper_request, training_group
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
@@ -16,7 +17,7 @@ from bigstep.runtime.environment import keep_compiled_code
 from bigstep.stages.attempt_checkpoints import open_checkpoints
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
-from bigstep.stages.train_outputs import dataset_record, log_results, write_results
+from bigstep.stages.train_outputs import dataset_record, log_results, log_slicing, write_results
 from bigstep.step.noise_scale import advise
 from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance, check_slice_invariance
@@ -57,11 +58,11 @@ def train(stage: Stage) -> None:
     job = TrainingJob(store, params, batch, fit.predicted_bytes, checkpoints, mark)
     with training_group(helper_request(job, weights), stage.signals) as group:
         state = build_training(store, batch, params, weights=weights, group=group)
-        _train(stage, job, state, fit.tags)
+        _train(stage, job, state, fit)
     checkpoints.clear()
 
 
-def _train(stage: Stage, job: TrainingJob, state: TrainingState, tags: dict[str, str]) -> None:
+def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSlicing) -> None:
     store, params, batch, model = job.store, job.params, job.batch, job.params.model
     invariance = check_slice_invariance(state, params.train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
@@ -70,8 +71,8 @@ def _train(stage: Stage, job: TrainingJob, state: TrainingState, tags: dict[str,
     with stage_run(stage, params.tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))
         tracker.set_tags(invariance.tags)
-        tracker.set_tags(tags)
-        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.step_bytes}, step=0))
+        tracker.set_tags(fit.tags)
+        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
         run = TrainingRun(job, state, tracker, stage.signals, resumed)
         with stage.signals.deferred():
             run.run()
@@ -79,6 +80,8 @@ def _train(stage: Stage, job: TrainingJob, state: TrainingState, tags: dict[str,
         run.recalibrate()
         if params.tracking.noise_scale != "none":
             _report_noise(state, tracker, batch)
+        tracker.log_metrics(as_metrics_now({"training_seconds": run.log.seconds}, step=state.step))
+        log_slicing(tracker, record_slicing(stage.project, stage.params, store, fit))
         card = write_results(stage.paths, store, state, params, batch, run.log.rows)
         stage.inputs.check()
         log_results(stage.paths, tracker, store, card)

@@ -1,7 +1,7 @@
 """One class a sample: cross-entropy, and the share of samples whose likeliest class is theirs."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -55,6 +55,11 @@ class Classification:
     def predict(self, outputs: Tensor) -> Tensor:
         """Return probabilities whose sum is 1."""
         return outputs.float().softmax(dim=1)
+
+    def combine(self, outputs: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Return the logarithm of the mean of probabilities."""
+        parts = [share * logits.double().softmax(dim=1) for share, logits in zip(shares, outputs, strict=True)]
+        return torch.log(torch.stack(parts).sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny))
 
     def tally(self, device: torch.device) -> "ClassTally":
         """Start with no samples."""

@@ -1,7 +1,7 @@
 """Any number of labels a sample: binary cross-entropy, and F1 averaged over the labels."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -53,6 +53,15 @@ class MultiLabel:
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the probability of each label."""
         return outputs.float().sigmoid()
+
+    def combine(self, outputs: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Return the logits of the mean of probabilities."""
+        chances = [
+            torch.stack([share * (sign * logits.double()).sigmoid() for share, logits in zip(shares, outputs, strict=True)])
+            for sign in (1, -1)
+        ]
+        has, lacks = (torch.log(chance.sum(dim=0).clamp_min(torch.finfo(torch.float32).tiny)) for chance in chances)
+        return has - lacks
 
     def tally(self, device: torch.device) -> "LabelTally":
         """Start with no samples."""

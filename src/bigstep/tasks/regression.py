@@ -4,7 +4,7 @@ The network learns numbers of mean 0 and standard deviation 1 (those of the trai
 evaluated and served is scaled back.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -60,6 +60,10 @@ class Regression:
     def predict(self, outputs: Tensor) -> Tensor:
         """Return numbers in the units of the targets."""
         return self.scale_back(outputs).float()
+
+    def combine(self, outputs: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Return the mean of standardised numbers."""
+        return torch.stack([share * numbers.double() for share, numbers in zip(shares, outputs, strict=True)]).sum(dim=0)
 
     def tally(self, device: torch.device) -> "NumberTally":
         """Start with no samples."""

@@ -1,6 +1,6 @@
 """What a training needs to know about its task, whichever it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -90,6 +90,15 @@ class Task(Protocol):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Turn the network's outputs ``(n, outputs)`` into what is served, of the same shape in float32."""
+        ...
+
+    def combine(self, outputs: Sequence[Tensor], shares: Tensor) -> Tensor:
+        """Return outputs whose prediction is the weighted mean of what several networks predict, in float64.
+
+        Args:
+            outputs: of each network, ``(n, outputs)``.
+            shares: of each, ``(networks,)``; their sum is 1.
+        """
         ...
 
     def tally(self, device: torch.device) -> Tally:
