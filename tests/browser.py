@@ -18,6 +18,12 @@ const measure = (frame) => {
   const outside = [...page.querySelectorAll("h1, h2, p, dd, figure, svg, img, figcaption, summary")].filter((part) =>
     part.getClientRects().length && !part.closest(".scroll")
     && (part.getBoundingClientRect().right > root.clientWidth + 1 || part.getBoundingClientRect().left < -1));
+  const isCut = (cell) => {
+    const text = page.createRange();
+    text.selectNodeContents(cell);
+    return text.getClientRects().length > 1;
+  };
+  outside.push(...[...page.querySelectorAll("table:not(.words) td, .head th")].filter(isCut));
   return {
     wider: root.scrollWidth - root.clientWidth,
     pictures: page.images.length + page.querySelectorAll("svg[role=img]").length,
@@ -45,7 +51,7 @@ def look(address: str, screenshot: Path, seconds: float | None = 15, size: str =
 
 @dataclass(frozen=True)
 class Layout:
-    """A page at one width: pixels that it is too wide, pictures, those that are broken, and what is cut at a side."""
+    """A page at one width: pixels that it is too wide, pictures, those that are broken, what is cut, and cut numbers."""
 
     wider: int
     pictures: int

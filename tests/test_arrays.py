@@ -303,7 +303,9 @@ def test_the_whole_pipeline(
     sample, wrong = project / "sample.npy", project / "wrong.npy"
     np.save(sample, Store(project / "data" / "prepared").images[5])
     np.save(wrong, np.zeros(2))
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "samples/s" in printed
+    assert "image" not in printed
     answers = []
     for model in (str(project / "results" / "train"), f"bigstep-{SOURCES[kind].partition(':')[2]}"):
         assert predict(project, [sample], model) == 0

@@ -101,7 +101,9 @@ def test_the_rule_stays_within_the_budget(digits: Store, tmp_path: Path) -> None
     fit = choose_slicing(project, _params(_budget(int(1.15 * (least + most) / 2)), width=256, epochs=1), digits)
     assert 1 <= fit.batch.micro_batch_size < sizes.micro_batch_size == 32
     assert least <= fit.predicted_bytes < most
-    with pytest.raises(OutOfMemoryError, match=r"expected a step that fits hardware.memory_budget, .* not even a single image"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"expected a step that fits hardware.memory_budget, .* not even a single sample"
+    ):
         choose_slicing(project, _params({"memory_budget": "100MiB"}, width=256, epochs=1), digits)
 
 
@@ -134,7 +136,7 @@ def test_a_choice_is_measured_once_stored_and_read_again(
     _store(path, measured, {"contiguous": {6: 10.0, 16: 10.0, 24: 10.0}, "channels_last": {6: 10.0, 16: 50.0, 24: 51.0}})
     capsys.readouterr()
     again = choose_slicing(project, params, digits)
-    expected = f"expected: {format_seconds(10**5 * len(digits.indices(Split.TRAIN)) / 50)} for 100000 epochs at 50 images/s"
+    expected = f"expected: {format_seconds(10**5 * len(digits.indices(Split.TRAIN)) / 50)} for 100000 epochs at 50 samples/s"
     assert expected in capsys.readouterr().out
     assert (again.batch.micro_batch_size, again.memory_format) == (16, "channels_last"), (
         "the smallest within 3 % of the fastest"

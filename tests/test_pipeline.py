@@ -312,7 +312,7 @@ def test_sixteen_bits_nested_transforms_weights_from_a_file_and_a_start_that_die
         ),
         (
             ["hardware.memory_budget=300MiB", "train.seed=4"],
-            ["expected a step that fits hardware.memory_budget, 300 MiB, got ", "not even a single image fits"],
+            ["expected a step that fits hardware.memory_budget, 300 MiB, got ", "not even a single sample fits"],
         ),
     ],
     ids=["transforms", "budget"],
@@ -499,7 +499,8 @@ def test_each_checkout_runs_its_own_code(trained: Path, tmp_path: Path) -> None:
     assert "own code, digits" in _run(other, "dvc", "repro", "prepare")
     assert "own code" not in _run(trained, "dvc", "repro", "-f", "prepare")
     installed = _run(other, "bigstep", "repro", code=2)
-    assert "bigstep: expected the code in" in installed
+    assert "bigstep: code: expected that in" in installed
+    assert "bigstep: bigstep" not in installed
     assert "python pipelines/repro.py" in installed
 
 

@@ -100,7 +100,7 @@ def test_a_class_of_damaged_files_only_is_one_line(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
     (root / "class2").mkdir()
     add_damaged(root / "class2", random_images(1, 8, 3)[0])
-    with pytest.raises(DataError, match="class 'class2': expected at least one readable image"):
+    with pytest.raises(DataError, match="class 'class2': expected at least one readable sample"):
         _prepare(_image_folder(), root, tmp_path / "store")
 
 

@@ -286,7 +286,7 @@ def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest
             display.show(screen)
             assert "best so far: trial 0, 0.2500" in _text(shown, screen.renderable)
     assert (
-        "trial 0  learning rate 0.004  batch 64  4 x 16  0.2500  1,234 images/s  1.0 GiB  complete" in capsys.readouterr().out
+        "trial 0  learning rate 0.004  batch 64  4 x 16  0.2500  1,234 samples/s  1.0 GiB  complete" in capsys.readouterr().out
     )
 
 

@@ -48,9 +48,9 @@ def test_a_given_validation_set_stays_too() -> None:
     ("labels", "given", "classes", "message"),
     [
         ([0] * 9, None, "a", "classes: expected at least two, got only 'a'"),
-        ([0] * 9, None, "ab", "class 'b': expected at least one readable image, got none"),
-        ([0] * 9 + [1] * 2, None, "ab", "class 'b': expected at least 3 training images to split, got 2"),
-        ([0] * 9 + [1], [-1] * 9 + [2], "ab", "class 'b': expected training images, got images in the test set only"),
+        ([0] * 9, None, "ab", "class 'b': expected at least one readable sample, got none"),
+        ([0] * 9 + [1] * 2, None, "ab", "class 'b': expected at least 3 training samples to split, got 2"),
+        ([0] * 9 + [1], [-1] * 9 + [2], "ab", "class 'b': expected training samples, got samples in the test set only"),
     ],
 )
 def test_classes_that_cannot_be_split_are_one_line(

@@ -154,7 +154,7 @@ def test_a_failure_at_one_image_is_one_clear_line_and_moves_nothing(digits: Stor
         raise RuntimeError(TEXT)
 
     handle = state.classifier.register_forward_hook(fail)
-    with pytest.raises(OutOfMemoryError, match="expected a micro-batch of one image to fit") as caught:
+    with pytest.raises(OutOfMemoryError, match="expected a micro-batch of one sample to fit") as caught:
         take_step(state, section, *_batches(digits, section, 1)[0])
     handle.remove()
     assert len(str(caught.value).splitlines()) == 1
@@ -180,7 +180,7 @@ def test_bug_11_a_validation_that_does_not_fit_says_so(digits: Store) -> None:
             raise RuntimeError(TEXT)
 
     state.classifier.register_forward_hook(fail)
-    with pytest.raises(OutOfMemoryError, match="expected 16 images at a time to fit in memory"):
+    with pytest.raises(OutOfMemoryError, match="expected 16 samples at a time to fit in memory"):
         list(train_epochs(state, section, digits, TrainingBatches(digits, section, EFFECTIVE, 0)))
 
 

@@ -45,7 +45,7 @@ class Project:
         own = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", "COLUMNS": "200"}
         return {**kept, **own, "DVC_SITE_CACHE_DIR": str(self.root / ".bigstep" / "dvc"), **extra}
 
-    def run(self, *command: str, code: int | None = 0, **extra: str) -> str:
+    def run(self, *command: str, code: int | None = 0, timeout: float = 300, **extra: str) -> str:
         finished = subprocess.run(
             command,
             cwd=self.root,
@@ -53,7 +53,7 @@ class Project:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=300,
+            timeout=timeout,
             check=False,
         )
         assert code is None or finished.returncode == code, finished.stdout[-4000:]

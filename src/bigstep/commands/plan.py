@@ -90,7 +90,7 @@ def plan(project: ProjectPaths, paths: StagePaths, params: Params, request: Plan
 def _print(found: Plan, curve: ThroughputCurve, choice: PlannedSlicing, room: int | None) -> None:
     for ladder in found.ladders:
         table = Table(title=f"{ladder.precision}, {ladder.memory_format}", title_justify="left")
-        for name in ("micro-batch", "images/s", "process growth", "predicted tensors", ""):
+        for name in ("micro-batch", "samples/s", "process growth", "predicted tensors", ""):
             table.add_column(name, justify="left" if name == "" else "right")
         for rung in ladder.rungs:
             fits = room is None or rung.resident_growth_bytes <= room
@@ -105,7 +105,7 @@ def _print(found: Plan, curve: ThroughputCurve, choice: PlannedSlicing, room: in
         console.print(table)
     console.print(
         f"recommended for an effective batch of {choice.effective_batch_size}: micro-batches of {choice.micro_batch_size}, "
-        f"{choice.accumulation_steps} per step, {curve.memory_format}, {choice.samples_per_second:,.0f} images/s"
+        f"{choice.accumulation_steps} per step, {curve.memory_format}, {choice.samples_per_second:,.0f} samples/s"
     )
     largest = [rung for rung in curve.rungs if rung.micro_batch_size >= choice.effective_batch_size]
     if choice.accumulation_steps > 1 and largest and (room is None or largest[-1].resident_growth_bytes <= room):
@@ -120,11 +120,11 @@ def _print_gains(found: Plan, curve: ThroughputCurve, choice: PlannedSlicing, ro
             continue
         ratio = best[1].samples_per_second / choice.samples_per_second
         if other.precision == curve.precision:
-            console.print(f"{curve.memory_format} has {1 / ratio:.2f} times the images/s of {other.memory_format}")
+            console.print(f"{curve.memory_format} has {1 / ratio:.2f} times the samples/s of {other.memory_format}")
         elif ratio > GAIN:
             console.print(
                 f"train.precision {other.precision} ({other.memory_format}, micro-batches of {best[1].micro_batch_size}) would "
-                f"have {ratio:.2f} times the images/s; it changes the result, so --apply does not write it"
+                f"have {ratio:.2f} times the samples/s; it changes the result, so --apply does not write it"
             )
 
 
@@ -139,7 +139,7 @@ def _print_compiled(
         console.print(f"not measured compiled: {error}")
         return
     console.print(
-        f"hardware.compile true would have {found.ratio:.2f} times the images/s ({curve.memory_format}, micro-batches of "
+        f"hardware.compile true would have {found.ratio:.2f} times the samples/s ({curve.memory_format}, micro-batches of "
         f"{choice.micro_batch_size}), after {found.compile_seconds:.0f} s of compiling when it is first used; it changes "
         "rounding, so --apply does not write it"
     )

@@ -28,7 +28,7 @@ __all__ = ["WORKSPACE", "find_result", "other_seeds"]
 WORKSPACE = "workspace"
 SEED = "train.seed"
 DECIDING = ("data.", "model.", "train.")  # sections that decide the result
-FACTS = {"images_per_second": "images/s", "peak_memory_bytes": "peak memory, bytes"}
+FACTS = {"images_per_second": "samples/s", "peak_memory_bytes": "peak memory, bytes"}
 WAY_OUT = f"name {WORKSPACE}, a git revision, a DVC experiment, or the id or name of an MLflow run"
 
 

@@ -19,7 +19,7 @@ class TrainConfig(Section):
     title: ClassVar[str] = "train"
     learning: ClassVar[bool] = True
 
-    epochs: int = Field(20, ge=1, description="passes over the training images")
+    epochs: int = Field(20, ge=1, description="passes over the training samples")
     effective_batch_size: Annotated[int, Field(ge=1)] | None = Field(
         64, description="B, samples per optimizer step; null = micro_batch_size * accumulation_steps"
     )

@@ -39,7 +39,7 @@ def split_samples(
         given: part that the source itself fixes, -1 where it fixes none, shape ``(n,)``. Parts that occur here are not
             drawn from the other samples.
         classes: names, for the messages.
-        validation_fraction: share of the training images, test images not counted.
+        validation_fraction: share of the training samples, test samples not counted.
         test_fraction: share of all images.
         seed: of the draw.
 
@@ -76,8 +76,8 @@ def _draw(
         needed = 1 + draw_test + draw_validation
         if len(mine) < needed:
             raise DataError(
-                f"{what}: expected at least {needed} training images to split, got {len(mine)}; "
-                f"add images{' or remove the class' if len(whats) > 1 else ''}"
+                f"{what}: expected at least {needed} training samples to split, got {len(mine)}; "
+                f"add samples{' or remove the class' if len(whats) > 1 else ''}"
             )
         order = np.random.default_rng([seed, label]).permutation(mine)
         num_test = _share(len(mine), test_fraction, spare=needed - 1) if draw_test else 0
@@ -103,10 +103,10 @@ def check_classes(labels: NDArray[np.int64], given: NDArray[np.int8], classes: S
     trainable = np.bincount(labels[(given == UNASSIGNED) | (given == Split.TRAIN)], minlength=len(classes))
     for label, name in enumerate(classes):
         if counts[label] == 0:
-            raise DataError(f"class {name!r}: expected at least one readable image, got none; add images or remove the class")
+            raise DataError(f"class {name!r}: expected at least one readable sample, got none; add samples or remove the class")
         if trainable[label] == 0:
             where = " and ".join(part for index, part in enumerate(SPLITS) if (given[labels == label] == index).any())
             raise DataError(
-                f"class {name!r}: expected training images, got images in the {where} set only; "
-                "add training images or remove the class"
+                f"class {name!r}: expected training samples, got samples in the {where} set only; "
+                "add training samples or remove the class"
             )

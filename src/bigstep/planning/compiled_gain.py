@@ -15,7 +15,7 @@ LONGEST_SECONDS = 900.0  # compiling a large network takes minutes
 
 @dataclass(frozen=True)
 class CompiledGain:
-    """Images per second of compiled code over those of the model itself, and what compiling took."""
+    """Samples per second of compiled code over those of the model itself, and what compiling took."""
 
     ratio: float
     compile_seconds: float

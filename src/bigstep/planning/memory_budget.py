@@ -41,15 +41,15 @@ def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSiz
 
     This takes seconds, so each slicing's prediction is kept in a file beside the plan: many workers may predict at once.
     """
-    processes = count_processes(params)
     layout = "" if isinstance(params.train.augmentation, str) else "-transformed"
-    shared = "" if processes == 1 else "-shared"
+    is_shared = count_processes(params) > 1
+    shared = "-shared" if is_shared else ""
     name = f"peak-{batch.effective_batch_size}-{batch.micro_batch_size}{layout}{shared}.json"
     path = plan_folder(project, params, store) / name
     try:
         return read_record(MemoryPrediction, path)
     except (OSError, ValueError):
-        found = _predict(params, store, batch, is_shared=processes > 1)
+        found = _predict(params, store, batch, is_shared=is_shared)
     write_json(vars(found), path)
     return found
 
@@ -95,7 +95,7 @@ def check_budget(params: Params, batch: BatchSizes, predicted: MemoryPrediction,
     if budget is None or room is None or bytes_over_budget(params, predicted, resident) <= 0:
         return
     largest = min(predicted.largest(int(room / RESIDENT_PER_TENSOR_BYTE)), batch.micro_batch_size - 1)
-    way_out = f"the largest size that fits is {largest}" if largest >= 1 else "not even a single image fits"
+    way_out = f"the largest size that fits is {largest}" if largest >= 1 else "not even a single sample fits"
     process = "" if room == budget else f" plus {format_bytes(resident + OVERHEAD_BYTES)} for the process itself"
     raise OutOfMemoryError(
         f"hardware.micro_batch_size: expected a step that fits hardware.memory_budget, {format_bytes(budget)}, got "

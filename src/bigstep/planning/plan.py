@@ -39,14 +39,14 @@ def recommend(
     """Return the fastest slicing within ``room`` in one of ``formats``, and the curve that it is of.
 
     Raises:
-        OutOfMemoryError: not even a single image fits.
+        OutOfMemoryError: not even a single sample fits.
     """
     curves = plan.curves(formats)
     choice = choose_curve(curves, effective_batch_size, room)
     if choice is None:
         least = min((rung.resident_growth_bytes for curve in curves for rung in curve.rungs), default=0)
         raise OutOfMemoryError(
-            f"hardware.memory_budget: expected at least {format_bytes(least)} for a step with single images, got "
+            f"hardware.memory_budget: expected at least {format_bytes(least)} for a step with single samples, got "
             f"{format_bytes(max(room or 0, 0))} after the memory of the process itself; raise it, or choose a smaller model"
         )
     return choice
@@ -68,7 +68,7 @@ def find_plan(
     ladders = measure(params, store, seconds, others=others)
     if not ladders or not ladders[0].rungs:
         raise OutOfMemoryError(
-            f"memory: expected room for a step of {params.model.name} with one image, got too little; use a smaller model"
+            f"memory: expected room for a step of {params.model.name} with one sample, got too little; use a smaller model"
         )
     fresh = {(item.precision, item.memory_format) for item in ladders}
     kept = [item for item in (stored.ladders if stored else ()) if (item.precision, item.memory_format) not in fresh]

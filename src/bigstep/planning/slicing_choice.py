@@ -137,9 +137,8 @@ class _Choice:
     def print_duration(self, samples_per_second: float) -> None:
         epochs = self.params.train.epochs
         seconds = epochs * len(self.store.indices(Split.TRAIN)) / samples_per_second
-        console.print(
-            f"expected: {format_seconds(seconds)} for {epochs} epochs at {samples_per_second:,.0f} images/s, and the validation"
-        )
+        speed = f"{samples_per_second:,.0f} samples/s"
+        console.print(f"expected: {format_seconds(seconds)} for {epochs} epochs at {speed}, and the validation")
 
     def batch(self, size: int) -> BatchSizes:
         """Return the sizes with micro-batches of at most ``size``, if the size is open."""

@@ -78,8 +78,7 @@ def _check_code(root: Path) -> None:
     beside = root / "src"
     if (beside / "bigstep").is_dir() and beside.resolve() != own:
         raise ProjectError(
-            f"bigstep: expected the code in {beside}, got {own}; "
-            "use the environment of this checkout, or `python pipelines/repro.py`"
+            f"code: expected that in {beside}, got {own}; use the environment of this checkout, or `python pipelines/repro.py`"
         )
 
 

@@ -124,4 +124,4 @@ def class_table(scores: Scores) -> PageTable:
         for item in scores.classes
     ]
     worst = sorted(range(len(rows)), key=lambda row: scores.classes[row].f1)
-    return PageTable(("class", "precision", "recall", "F1", "images"), rows, worst, "lowest F1")
+    return PageTable(("class", "precision", "recall", "F1", "samples"), rows, worst, "lowest F1")

@@ -37,6 +37,7 @@ caption { text-align: left; padding-bottom: .3rem } .wide { width: 100% }
 th, td { padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 500 } tr:first-child > th:not(:first-child) { text-align: right }
+table:not(.words) td, .head th { white-space: nowrap } table.words th { overflow-wrap: break-word }
 table.words td { text-align: left } table.words tr:first-child > th { text-align: left }
 .head { color: var(--quiet); font-size: .8rem } code { font-size: .85em }
 details { margin: .6rem 0 } summary { cursor: pointer; color: var(--accent) }

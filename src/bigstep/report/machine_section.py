@@ -26,7 +26,7 @@ def machine_section(metrics: Mapping[str, Points], tags: Mapping[str, str], effe
     charts = [
         _chart("Gradient norm before clipping", "step", metrics.get("gradient_norm", ()), log_y=True),
         _noise(metrics.get("noise_scale", ()), effective_batch_size),
-        _chart("Images per second", "step", metrics.get("images_per_second", ()), from_zero=True),
+        _chart("Samples per second", "step", metrics.get("images_per_second", ()), from_zero=True),
         _chart("Peak memory of the process, MiB", "step", _mebibytes(metrics.get("peak_memory_bytes", ())), from_zero=True),
     ]
     advice = fill("<p>{{ text }}</p>", text=tags["bigstep.advice"]) if "bigstep.advice" in tags else Markup()

@@ -15,7 +15,7 @@ OTHERS = ("tab:blue", "tab:green", "tab:purple", "tab:red")
 
 
 def draw_plan(ladders: "Sequence[ThroughputCurve]", choice: "PlannedSlicing", room_bytes: int | None, path: Path) -> None:
-    """Draw images per second and process growth over the micro-batch size; the budget is a line."""
+    """Draw samples per second and process growth over the micro-batch size; the budget is a line."""
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     for number, ladder in enumerate(ladders):
@@ -40,7 +40,7 @@ def draw_plan(ladders: "Sequence[ThroughputCurve]", choice: "PlannedSlicing", ro
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_xlabel("micro-batch size")
-    left.set(ylabel="images per second", ylim=(0, None))
+    left.set(ylabel="samples per second", ylim=(0, None))
     left.legend(frameon=False, fontsize="small")
     right.set(ylabel="MiB", yscale="log" if room_bytes is not None else "linear")
     save_figure(figure, path)

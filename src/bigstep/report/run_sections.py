@@ -75,7 +75,7 @@ def data_section(manifest: Manifest, num_repeated: int) -> PageSection:
     rows.append(("skipped files", f"{manifest.num_refused:,}" + (f" ({reasons})" if reasons else "")))
     rows.append(("files that are no images", f"{manifest.num_ignored:,}"))
     if num_repeated:
-        rows.append(("test images that are in another part, too", num_repeated))
+        rows.append(("test samples that are in another part, too", num_repeated))
     rows.append(("digest", fill("<code>{{ text }}</code>", text=manifest.digest)))
     return PageSection("Data", table((), rows, words=True))
 

@@ -65,7 +65,7 @@ class MetricLog:
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second so far, validation included; without the time between a kill and the next start."""
+        """Training samples per second so far, validation included; without the time between a kill and the next start."""
         return self.num_images / max(self.seconds, 1e-9)
 
     @property
@@ -85,7 +85,7 @@ class MetricLog:
         left = self._left_seconds(record.step + 1)
         return (
             f"epoch {record.epoch + 1}/{self.num_epochs}  loss {float(record.loss):.4f}  "
-            f"{self.images_per_second:,.0f} images/s  peak {format_bytes(peak_memory_bytes(self.device))}  "
+            f"{self.images_per_second:,.0f} samples/s  peak {format_bytes(peak_memory_bytes(self.device))}  "
             f"left {format_seconds(left)}"
         )
 
@@ -127,7 +127,7 @@ class MetricLog:
         console.print(
             f"epoch {number}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
             f"{self._score} {record.validation.score:.4f}{' *' if record.is_best else '  '}  "
-            f"{shown['images_per_second']:,.0f} images/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
+            f"{shown['images_per_second']:,.0f} samples/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
             f"left {format_seconds(left)}"
         )
         self._epoch_started, self._epoch_images = self._clock(), 0

@@ -79,7 +79,7 @@ class TrainingRun:
 
         Raises:
             DivergedError: the gradient was not finite in too many steps in a row.
-            OutOfMemoryError: not one image at a time fits, or a batch of images does not.
+            OutOfMemoryError: not one sample at a time fits, or a batch of samples does not.
             StopRequestedError: the process was asked to stop; there is a checkpoint of this step.
         """
         job, started = self.job, time.perf_counter()
@@ -91,12 +91,12 @@ class TrainingRun:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"memory: expected a batch of images to fit, got: {error}; lower train.effective_batch_size"
+                f"memory: expected a batch of samples to fit, got: {error}; lower train.effective_batch_size"
             ) from None
         finally:
             batches.clear()
         self._report_out_of_memory()
-        console.print(f"trained in {time.perf_counter() - started:.1f} s, {self.log.images_per_second:,.0f} images/s")
+        console.print(f"trained in {time.perf_counter() - started:.1f} s, {self.log.images_per_second:,.0f} samples/s")
         return is_stopped
 
     def recalibrate(self) -> None:

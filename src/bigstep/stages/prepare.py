@@ -36,7 +36,7 @@ def prepare(stage: Stage) -> None:
     workers = hardware.num_workers if hardware.num_workers is not None else os.cpu_count() or 1
     source = open_source(params.data, stage.project.resolve(params.data.root), workers)
     with whole_folder(stage.paths.prepared) as folder:
-        for _ in follow(prepare_store(source, params.data, folder), "images", len(source)):
+        for _ in follow(prepare_store(source, params.data, folder), "samples", len(source)):
             pass
         manifest = Manifest.read(StorePaths(folder).manifest)
         stage.inputs.check()
@@ -57,7 +57,7 @@ def _report(manifest: Manifest, num_repeated: int, folder: Path) -> None:
             console.print(f"  {count:,} {reason}")
     if num_repeated:
         console.print(
-            f"WARNING: {num_repeated:,} images are in more than one of train, validation and test, which makes scores look "
+            f"WARNING: {num_repeated:,} samples are in more than one of train, validation and test, which makes scores look "
             f"better; they are listed in {folder / 'repeated.csv'}"
         )
     if manifest.num_ignored:

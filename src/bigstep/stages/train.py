@@ -72,7 +72,7 @@ def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSli
         tracker.log_dataset(dataset_record(store, "training"))
         tracker.set_tags(invariance.tags)
         tracker.set_tags(fit.tags)
-        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
+        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.step_bytes}, step=0))
         run = TrainingRun(job, state, tracker, stage.signals, resumed)
         with stage.signals.deferred():
             run.run()

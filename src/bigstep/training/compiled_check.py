@@ -86,7 +86,9 @@ def _compile(state: TrainingState, train: TrainConfig, images: Tensor) -> int:
         except MemoryExhaustedError as failure:
             problem = str(failure)
         if size == 1:
-            raise OutOfMemoryError(f"memory: expected one image to fit, got: {problem}; use a smaller model or smaller images")
+            raise OutOfMemoryError(
+                f"memory: expected one sample to fit, got: {problem}; use a smaller model or smaller samples"
+            )
         size = -(-size // 2)
 
 

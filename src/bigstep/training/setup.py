@@ -152,6 +152,6 @@ def _check_batch_norm(model: ModelConfig, batch: BatchSizes, num_samples: int) -
     left = num_samples % batch.effective_batch_size
     if model.norm == "batch" and (left == 1 or batch.effective_batch_size == 1 or batch.micro_batch_size == 1):
         raise ConfigError(
-            f"model.norm batch: expected at least two samples in every micro-batch, got one ({num_samples} training images in "
+            f"model.norm batch: expected at least two samples in every micro-batch, got one ({num_samples} training samples in "
             f"effective batches of {batch.effective_batch_size}); change train.effective_batch_size by one"
         )

@@ -135,12 +135,12 @@ def _halve_micro_batch(state: TrainingState, problem: str) -> None:
     across = any(isinstance(module, BATCH_NORMS) and module.training for module in state.classifier.modules())
     if across:
         raise OutOfMemoryError(
-            f"model.norm batch: expected the ghost batch of {size} images to fit in memory, got: {problem}; "
+            f"model.norm batch: expected the ghost batch of {size} samples to fit in memory, got: {problem}; "
             "lower model.ghost_batch_size, or set model.norm to group"
         )
     if size == 1:
         raise OutOfMemoryError(
-            f"memory: expected a micro-batch of one image to fit, got: {problem}; use a smaller model, smaller images, "
+            f"memory: expected a micro-batch of one sample to fit, got: {problem}; use a smaller model, smaller samples, "
             "or hardware.activation_checkpointing"
         )
     state.accumulator.micro_batch_size = -(-size // 2)

@@ -96,5 +96,5 @@ def _guarded(state: TrainingState, function: Callable[[], T]) -> T:
         problem = str(failure)
     size = state.accumulator.micro_batch_size
     raise OutOfMemoryError(
-        f"validation: expected {size} images at a time to fit in memory, got: {problem}; lower hardware.micro_batch_size"
+        f"validation: expected {size} samples at a time to fit in memory, got: {problem}; lower hardware.micro_batch_size"
     )

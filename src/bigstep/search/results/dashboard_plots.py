@@ -85,13 +85,13 @@ def _slicing(rungs: Sequence[SizeMeasurement], room: int | None) -> Any:
 
     figure = make_subplots(rows=1, cols=2)
     sizes = [rung.micro_batch_size for rung in rungs]
-    figure.add_scatter(x=sizes, y=[rung.samples_per_second for rung in rungs], name="images per second", row=1, col=1)
+    figure.add_scatter(x=sizes, y=[rung.samples_per_second for rung in rungs], name="samples per second", row=1, col=1)
     grown = [rung.resident_growth_bytes / MIB for rung in rungs]
     figure.add_scatter(x=sizes, y=grown, name="process growth (MiB)", row=1, col=2)
     if room is not None:
         figure.add_scatter(x=sizes, y=[room / MIB] * len(sizes), name="budget (MiB)", row=1, col=2)
     figure.update_xaxes(type="log", title="micro-batch size")
-    figure.update_yaxes(title="images per second", row=1, col=1)
+    figure.update_yaxes(title="samples per second", row=1, col=1)
     figure.update_yaxes(title="MiB", type="log", row=1, col=2)
     return figure.update_layout(title="Speed and memory over micro-batch size (from the plan)")
 

@@ -17,7 +17,7 @@ from bigstep.search.trial_record import SURPLUS, TrialRecord
 __all__ = ["ProgressTable", "live_table"]
 
 SHOWN = 12  # rows of the table
-COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "images/s", "memory", "state")
+COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "samples/s", "memory", "state")
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _best(ledger: TrialQueue) -> FrozenTrial | None:
 def _line(trial: FrozenTrial) -> str:
     """Return the line of a trial that ended."""
     name, *cells, state = _cells(trial)
-    words = ("learning rate {}", "batch {}", "{}", "{}", "{} images/s", "{}")
+    words = ("learning rate {}", "batch {}", "{}", "{}", "{} samples/s", "{}")
     parts = [word.format(cell) for word, cell in zip(words, cells, strict=True) if cell]
     return "  ".join([f"trial {name}" if name.isdigit() else name, *parts, state])
 

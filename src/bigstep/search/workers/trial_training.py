@@ -93,7 +93,7 @@ def train_trial(
         on_run_id: is called with the run's id as soon as it is known.
 
     Raises:
-        OutOfMemoryError: not even a single image fits.
+        OutOfMemoryError: not even a single sample fits.
         StopRequestedError: a signal stopped the process.
     """
     params, batch = job.params, job.fit.batch
