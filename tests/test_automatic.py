@@ -24,6 +24,7 @@ from bigstep.planning.coarse import coarse_sizes, measure_coarsely
 from bigstep.planning.memory_budget import OVERHEAD_BYTES, predict
 from bigstep.planning.plan import plan_folder
 from bigstep.planning.slicing_choice import choose_slicing
+from bigstep.planning.slicing_outlook import record_slicing
 from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve, choose_curve
 from bigstep.planning.work import SMALL_TRAINING, forward_operations, training_operations
 from bigstep.project.paths import ProjectPaths
@@ -123,6 +124,13 @@ def test_a_choice_is_measured_once_stored_and_read_again(
     assert [curve["memory_format"] for curve in measured["ladders"]] == ["contiguous", "channels_last"]
     assert [[rung["micro_batch_size"] for rung in curve["rungs"]] for curve in measured["ladders"]] == [[6, 16, 24]] * 2
     assert choose_slicing(project, params, digits) == fit
+    record = record_slicing(project, params, digits, fit)
+    assert [size for size, _ in record.predicted] == [1, 2, 4, 8, 16, 24]
+    assert dict(record.predicted)[fit.batch.micro_batch_size] == fit.predicted_bytes
+    assert {name: [size for size, _ in points] for name, points in record.speeds.items()} == {
+        "contiguous": [6, 16, 24],
+        "channels_last": [6, 16, 24],
+    }
     _store(path, measured, {"contiguous": {6: 10.0, 16: 10.0, 24: 10.0}, "channels_last": {6: 10.0, 16: 50.0, 24: 51.0}})
     capsys.readouterr()
     again = choose_slicing(project, params, digits)

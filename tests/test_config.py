@@ -1,15 +1,19 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from bigstep.cli import main
 from bigstep.commands.argument_values import FORMER, with_new_names
+from bigstep.config.lock_files import load_lock, read_lock
 from bigstep.config.params import SECTIONS, flatten, parse_params
 from bigstep.config.search import SearchConfig
 from bigstep.config.section import Section, rule_of
-from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_plain, read_yaml, write_yaml
+from bigstep.config.yaml_files import apply_overrides, load_plain, parse_overrides, read_plain, read_yaml, write_yaml
+from bigstep.diagnostics.state_files import is_lock
 from bigstep.errors import ConfigError
 from bigstep.project.parameters import check_followed_by_dvc, check_params, learning_values
 
@@ -264,7 +268,7 @@ def test_a_number_is_the_same_wherever_it_is_written(text: str, tmp_path: Path) 
     assert parse_params(_with(f"train.learning_rate={text}")).train.learning_rate == 0.001
 
 
-@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
 def test_a_file_that_is_only_looked_at_has_the_same_values_is_parsed_once_and_seen_to_change(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes((ROOT / name).read_bytes())
@@ -273,6 +277,52 @@ def test_a_file_that_is_only_looked_at_has_the_same_values_is_parsed_once_and_se
     assert read_plain(path) is read
     path.write_text(path.read_text(encoding="utf-8") + "more: {value: 1e-3}\n", encoding="utf-8")
     assert read_plain(path) == {**read, "more": {"value": 0.001}}
+
+
+VALUES = (1e-5, 1e22, -0.0, float("inf"), 10**20, True, None, [1, 2.5, "on", None], {"a": {"b": [False]}})
+TEXTS = (
+    "yes",
+    "no",
+    "010",
+    "0o17",
+    "1_000",
+    "12:30",
+    "2024-01-01",
+    "~",
+    "1e-5",
+    "",
+    "=",
+    "<<",
+    "a: b",
+    "- x",
+    ".5",
+    "true",
+    "+1",
+)
+
+
+@pytest.mark.parametrize("value", [*VALUES, *TEXTS, "\u00e9", "# no"], ids=repr)
+def test_dvcs_record_is_read_as_dvc_reads_it(value: object) -> None:
+    text = io.StringIO()
+    YAML().dump({"stages": value}, text)
+    found = load_lock(text.getvalue())
+    assert repr(found) == repr(load_plain(text.getvalue()))
+    assert found["stages"] == value
+
+
+def test_the_record_of_this_project_is_read_as_dvc_reads_it() -> None:
+    assert json.dumps(read_lock(ROOT / "dvc.lock")) == json.dumps(load_plain((ROOT / "dvc.lock").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: 1\na: 2\n", "a: &x 1\nb: *x\n", "[" * 50, "\x00", "a\tb: ]", "{a: {b", "!!python/object:os.system x"]
+)
+def test_a_torn_record_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"dvc\.lock: expected valid YAML, got: ") as caught:
+        read_lock(tmp_path / "dvc.lock")
+    assert len(str(caught.value).splitlines()) == 1
+    assert not is_lock(tmp_path / "dvc.lock")
 
 
 @pytest.mark.parametrize("text", ["train", "train.learning_rate", "=1", "train.=1", "a.b.c=1"])

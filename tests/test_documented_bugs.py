@@ -14,8 +14,9 @@ from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import peak_growth
-from bigstep.training.loop import take_step, validate
+from bigstep.training.loop import take_step
 from bigstep.training.records import EpochRecord, StepRecord
+from bigstep.training.validation import validate
 from building import build_digits_training, first_batch, flat_weights, quick_train, train_all
 from conftest import random_images
 from oracles import full_batch_gradients, relative_error

@@ -222,6 +222,9 @@ def test_an_ensemble_of_seeds_is_one_model_with_its_gain_and_interval(seeds: Pat
     assert "test accuracy against seed" in output
     assert metrics["accuracy_gain_low"] <= metrics["accuracy_gain"] <= metrics["accuracy_gain_high"]
     assert "is champion" in output
+    text = (root / "results" / "ensemble" / "card.md").read_text(encoding="utf-8")
+    assert "# Model card: ensemble of 2 on digits\n" in text
+    assert "| accuracy gained over seed" in text
     ensemble, card = load_classifier(root / "results" / "ensemble")
     assert isinstance(ensemble, Ensemble)
     assert len(card.members) == 2

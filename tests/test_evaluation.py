@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,20 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.config.train import TrainConfig
+from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.evaluation.classification import Answers, ClassScores, Scores, confusion_matrix, score
 from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
+from bigstep.models.model_files import ModelCard
+from bigstep.planning.slicing_record import SlicingRecord
+from bigstep.report.card import CardStory, PartResult, write_card
 from bigstep.report.charts import Chart, Series, draw_chart
 from bigstep.report.classification_report import class_table
-from bigstep.report.evaluation_page import write_page
+from bigstep.report.evaluation_page import PageTable, write_page
 from bigstep.report.evaluation_plots import draw_calibration, draw_confusion, draw_mistakes, short_name
 from bigstep.report.run_sections import parameter_section
+from bigstep.report.slicing_section import slicing_section
 from bigstep.report.training_curves import draw_curves
 from bigstep.tasks.classification import Classification
 from conftest import random_images
@@ -168,6 +174,32 @@ def test_pictures_and_page_of_a_thousand_classes_show_those_that_matter(tmp_path
     assert (tmp_path / "report.html").stat().st_size < 500_000
 
 
+def _card(digits: Store, names: tuple[str, ...], table: PageTable, path: Path) -> str:
+    model = ModelCard({"name": "small_cnn"}, names, 8, 1, (0.3,), (0.4,), "float32", 64, 3, 60, 0.5, 0.9, "0", "1")
+    manifest = replace(digits.manifest, classes=names, source="some*where")
+    tested = PartResult("Good.", "The weakest is one.", {"accuracy": 0.9}, table, "Calm.", 100, 2)
+    write_card(CardStory(model, {"seed": 3}, [("train.seed", "3", "0")]), manifest, tested, path)
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_card_escapes_names_and_lists_few_of_many_classes(digits: Store, tmp_path: Path) -> None:
+    evil = "<b>|a_b|\n# *x* `y`"
+    text = _card(
+        digits, (evil, "a_b"), PageTable(("class", "F1", "images"), [(evil, "0.5", "3")], [0], "lowest F1"), tmp_path / "c"
+    )
+    assert "| &lt;b>\\|a_b\\| # \\*x\\* \\`y\\` | 0.5 | 3 |" in text
+    assert "# Model card: small_cnn on some\\*where\n" in text
+    assert "By class, 1 of 1 have fewer than 10 test samples" in text
+    assert "is 0.8256 to 0.9448." in text  # Wilson's interval of 0.9 with 100 samples
+    assert "2 test images are in another part" in text
+    names = tuple(f"class number {index}" for index in range(1000))
+    rows = [(name, "0.500", "50") for name in names]
+    many = _card(digits, names, PageTable(("class", "F1", "images"), rows, range(999, -1, -1), "lowest F1"), tmp_path / "c")
+    assert "The 30 lowest F1 of 1,000; classes.csv has all." in many
+    assert "| class number 999 |" in many
+    assert len(many) < 5000
+
+
 def test_charts_have_whole_epochs_every_name_and_no_script() -> None:
     epochs = [float(number) for number in range(1, 11)]
     series = Series("<loss>", epochs, [1 / number for number in epochs])
@@ -189,6 +221,20 @@ def test_a_long_curve_is_thinned_and_a_flat_or_wide_one_has_ticks() -> None:
             drawn = draw_chart(Chart("a", "x", [Series("a", [1.0, 2.0], values)], log_y=log))
             assert "nan" not in drawn
             assert 1 <= drawn.count('class="axis"') <= 12
+
+
+def test_slicing_is_shown_with_budget_choice_and_what_was_measured() -> None:
+    predicted, speeds = ((1, 2**20), (16, 2**24), (64, 2**26)), {"contiguous": ((16, 50.0), (64, 60.0))}
+    record = SlicingRecord(64, 16, "contiguous", 2**25, predicted, speeds)
+    metrics = {"peak_tensor_bytes": [(9, 1.25 * 2**24)], "images_per_second": [(9, 55.0)], "training_seconds": [(9, 65.0)]}
+    body = slicing_section(record, metrics).body
+    assert body.count('<svg viewBox="0 0 440') == 2
+    for text in (">used: 16<", ">budget<", "predicted: 16 (micro-batch size 16)", "20 MiB (+25.0%)", "this run: 20 (", "1:05"):
+        assert text in body
+    assert "measured before it, contiguous: 60 (micro-batch size 64)" in body
+    unknown = slicing_section(SlicingRecord(64, 16, "contiguous", None, predicted, {}), {}).body
+    assert unknown.count('<svg viewBox="0 0 440') == 1
+    assert "no limit" in unknown
 
 
 def test_parameters_that_differ_come_first() -> None:

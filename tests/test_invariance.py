@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchvision.ops import StochasticDepth
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.evaluate import EvaluateConfig
 from bigstep.config.model import ModelConfig
+from bigstep.config.params import parse_params
 from bigstep.config.train import TrainConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
@@ -24,16 +26,20 @@ from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.evaluation.predictions import predict_batches
 from bigstep.models.classifier import Classifier
+from bigstep.models.model_files import save_model
+from bigstep.report.card import CardStory
 from bigstep.report.evaluation_page import PageStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
 from bigstep.report.run_sections import curve_section
+from bigstep.runs.trained_model import model_card
 from bigstep.step.batch_norm import freeze_statistics
 from bigstep.training.invariance import Invariance, check_slice_invariance, find_invariance
-from bigstep.training.loop import set_training_mode, train_epochs, validate
+from bigstep.training.loop import set_training_mode, train_epochs
 from bigstep.training.records import StepRecord
-from bigstep.training.state import TrainingState, build_state
+from bigstep.training.state import Best, TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from bigstep.training.validation import validate
 from building import ten_classes
 
 # four workers on two cores are slow, which is no matter here
@@ -167,8 +173,8 @@ def test_without_keys_the_cut_changes_the_weights(digits: Store) -> None:
     assert _distance(one.classifier, two.classifier) > 0.01
 
 
-def test_the_page_is_the_same_bytes_for_any_cut(digits: Store, tmp_path: Path) -> None:
-    pages = []
+def test_the_page_and_the_card_are_the_same_bytes_for_any_cut(digits: Store, tmp_path: Path) -> None:
+    pages, cards = [], []
     for micro in (64, 7):
         state = _run(digits, _train(), micro, 0, 6)
         folder = tmp_path / str(micro)
@@ -185,9 +191,15 @@ def test_the_page_is_the_same_bytes_for_any_cut(digits: Store, tmp_path: Path) -
             "learning_rate": 0.1,
         }
         story = PageStory(before=(curve_section([row], 1, "accuracy"),))
-        write_results(folder, digits, report, {}, story=story)
+        best = Best(0, found.loss, found.loss, found.score, state.evaluated_model.state_dict())
+        params = replace(parse_params({}), train=_train())
+        card = save_model(best.weights, model_card(digits, state, best, params, BatchSizes(64, micro, -(-64 // micro))), folder)
+        write_results(folder, digits, report, {}, story=story, card=CardStory(card, {"precision": card.precision}))
         pages.append((folder / "report.html").read_bytes())
+        cards.append((folder / "card.md").read_bytes())
     assert pages[0] == pages[1]
+    assert cards[0] == cards[1]
+    assert b"| accuracy | 0." in cards[0]
     assert b"kept: epoch 1" in pages[0]
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bigstep import Accumulator, losses
-from bigstep.step.batch_norm import DeferredStatistics, find_batch_layers, freeze_statistics, recalibrate
+from bigstep.step.batch_norm import DeferredStatistics, find_batch_layers, freeze_statistics
+from bigstep.step.recalibration import recalibrate
 from oracles import full_batch_gradients, relative_error
 
 MOMENTUM = 0.1

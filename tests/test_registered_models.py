@@ -26,7 +26,7 @@ from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.tracking.database import open_client
 from bigstep.tracking.mlflow_tracker import open_run
-from bigstep.tracking.model_registry import promote
+from bigstep.tracking.model_registry import Promotion, describe_version, promote
 from bigstep.tracking.sealing import SEAL_TAG
 from bigstep.tracking.tracker import ModelPackage
 
@@ -86,6 +86,23 @@ def test_an_image_of_one_value_however_dark_answers_as_the_exported_folder(regis
     with torch.no_grad():
         expected = registered.module(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(found.predictions(image), expected, atol=1e-6)
+
+
+def test_a_version_shows_its_card_and_keeps_what_a_person_wrote(logged: Registered) -> None:
+    client = open_client(f"sqlite:///{logged.root / 'mlflow.db'}")
+    version = Promotion("pets", "1", is_champion=True, reason="")
+
+    def described(card: str) -> str:
+        describe_version(client, version, card)
+        return str(client.get_model_version("pets", "1").description)
+
+    assert described("---\ntags: [a]\n---\n\n# Model card\n\ngood\n") == "# Model card\n\ngood"
+    long = described("# Model card\n" + "a line\n" * 2000)
+    assert 4900 < len(long) <= 5000
+    assert long.endswith("a line\n\n(cut; the whole card is the artifact `card.md` of the run)")
+    assert described("# Model card\n\nbetter\n") == "# Model card\n\nbetter"
+    client.update_model_version("pets", "1", "my own words")
+    assert described("# Model card\n\nbest\n") == "my own words"
 
 
 def _rewrite(pt2: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None) -> None:

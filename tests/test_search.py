@@ -239,6 +239,14 @@ def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | Non
         assert point == {RATE: pytest.approx(rate), EFFECTIVE: size}
 
 
+def test_a_warm_start_from_a_study_that_does_not_exist_names_those_that_do() -> None:
+    params = parse_params({})
+    ledger = TrialQueue(optuna.create_study(study_name="mine"), budget=5, max_asks=50)
+    with pytest.raises(ConfigError, match="--warm-start: no study 'nosuch' in this storage; available: mine"):
+        ensure_starts(ledger, params, build_space(params), "nosuch")
+    assert ledger.trials() == []
+
+
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:
     params = parse_params({"search": {"trials": 5}, "train": {"effective_batch_size": 64}})
     space = build_space(params)

@@ -23,6 +23,7 @@ from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow import callback as mlflow_callback
 from bigstep.optuna_mlflow.callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
 from bigstep.optuna_mlflow.study_identity import database_name
+from bigstep.runtime.environment import SERVER_GUARDS, child_environment
 from bigstep.search.storage import open_storage
 from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT
@@ -441,7 +442,8 @@ def test_a_server_that_is_gone_ends_no_study_and_is_told_later(
     assert line.startswith("MLflow is unreachable (")
     assert capsys.readouterr().out == "", "a library prints nothing"
     assert callback.catch_up(study) == 2
-    server = subprocess.Popen(mlflow_command(uri, "127.0.0.1", port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen(mlflow_command(uri, "127.0.0.1", port), env=child_environment(SERVER_GUARDS), **silent)
     try:
         wait_for_port(port)
         study.optimize(_square, n_trials=1, callbacks=[callback])

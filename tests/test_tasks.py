@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from sklearn import metrics
 from torch import Tensor
@@ -297,10 +299,25 @@ def test_the_whole_pipeline(
     assert f"test {'macro F1' if score == 'f1' else 'mean absolute error'}" in (results / "report.html").read_text("utf-8")
     client = open_client(f"sqlite:///{project / 'mlflow.db'}")
     version = client.get_model_version_by_alias(f"bigstep-{'Labels' if score == 'f1' else 'Numbers'}", "champion")
-    logged = Path(client.download_artifacts(version.run_id, "evaluate/report.html")).read_text("utf-8")
-    for text in ("Gradient norm before clipping", "Peak memory", "micro-batch size"):
+    artifacts = Path(client.get_run(version.run_id).info.artifact_uri.removeprefix("file://"))
+    logged = (artifacts / "evaluate" / "report.html").read_text("utf-8")
+    for text in (
+        "Gradient norm before clipping",
+        "Peak memory",
+        "micro-batch size",
+        "Tensors at the peak of a step",
+        "training time",
+    ):
         assert text in logged
         assert text not in (results / "report.html").read_text("utf-8")
+    text = (results / "card.md").read_text("utf-8")
+    assert version.description == text.partition("\n---\n")[2].strip()
+    assert (artifacts / "evaluate" / "card.md").read_text("utf-8") == text
+    (header,) = yaml.safe_load(text.partition("\n---\n")[0].removeprefix("---"))["model-index"]
+    assert header["results"][0]["metrics"][0] == {"type": "macro_f1" if score == "f1" else "mae", "value": ANY}
+    for name in ("Intended use", "Data", "Procedure", "Metrics", "Calibration", "Limits", "How to load and serve"):
+        assert f"\n## {name}\n\n" in text
+    assert "| train.epochs | 2 | 20 |" in text
     assert f"bigstep.{card.output.champion}" in version.tags
     run = client.get_run(version.run_id)
     assert run.info.run_name == "small_cnn, B 16, lr 0.004"

@@ -18,11 +18,12 @@ from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.step.losses import CrossEntropy
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
-from bigstep.training.loop import take_step, validate
+from bigstep.training.loop import take_step
 from bigstep.training.optimization import build_optimizer, build_schedule
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from bigstep.training.validation import validate
 from building import build_digits_training, first_batch, flat_weights, quick_train, ten_classes, train_all
 
 

@@ -1,6 +1,9 @@
 """What a search's worker reports of trials that cannot be trained."""
 
 import math
+import shutil
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,22 @@ from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
+from bigstep.runs.tracked_run import tracked_run
 from bigstep.runtime.device import choose_device, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.request import SearchRequest
 from bigstep.search.space import build_space
+from bigstep.search.workers import trial_training
 from bigstep.search.workers.trial_runner import TrialRunner
 from bigstep.search.workers.trial_training import TrialOutcome
+from bigstep.tracking import spool_delivery as delivery
+from bigstep.tracking.database import open_client
 
 OBJECTIVES = ["val_loss", "seconds", "peak_bytes"]
 
 
-def _runner(content: dict[str, Any], store: Store, root: Path) -> TrialRunner:
-    request = SearchRequest(str(root), str(root), content, "", "", "e", "", "", "", None, math.inf)
+def _runner(content: dict[str, Any], store: Store, root: Path, uri: str = "") -> TrialRunner:
+    request = SearchRequest(str(root), str(root), content, "", uri, "e", "", "", "", None, math.inf)
     space = build_space(check_params(content))
     return TrialRunner(ProjectPaths(root), store, request, space, Signals(), resident_bytes())
 
@@ -46,6 +53,25 @@ def test_an_infeasible_trial_is_worse_than_any_trained_one_in_every_objective(di
     assert loss > math.log(10), "worse than guessing"
     assert seconds > 1437, "an epoch of 1,437 images at one a second"
     assert peak >= total_memory_bytes(choose_device(runner.params.hardware))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the open spool
+def test_a_trial_is_linked_to_a_run_that_mlflow_starts_after_the_training(
+    digits: Store, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    trained, opens = threading.Event(), delivery.open_run
+    monkeypatch.setattr(trial_training, "tracked_run", partial(tracked_run, wait_seconds=0))
+    monkeypatch.setattr(trial_training, "_log_outcome", lambda *_: trained.set())
+    monkeypatch.setattr(delivery, "open_run", lambda *args, **options: trained.wait(120) and opens(*args, **options))
+    content = {"model": {"width": 4}, "train": {"epochs": 1}, "hardware": {"micro_batch_size": 64}, "search": {"space": "full"}}
+    runner = _runner(content, digits, tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    study = optuna.create_study(direction="minimize")
+    runner.run_trial(study, study.ask())
+    (found,) = study.get_trials()
+    assert open_client(runner.request.uri).get_run(found.user_attrs["mlflow_run_id"]).info.status == "FINISHED"
 
 
 def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: Store, tmp_path: Path) -> None:

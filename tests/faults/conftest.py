@@ -6,6 +6,7 @@ where the fault strikes. `make test` runs the first round of each row that is no
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from conftest import Shared
 from faults.project import EndState, Project
 
 RESULTS: list[Path] = []  # where the lines go, if anywhere; a round passes where all of its lines do
@@ -74,25 +76,31 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, prepared_root: Path) -> P
 
 
 @pytest.fixture(scope="session")
-def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, EndState]:
-    """A project in which a training ended that nothing happened to, and what it ended in."""
-    project = Project(tmp_path_factory.mktemp("undisturbed") / "project")
-    shutil.copytree(prepared, project.root, symlinks=True)
-    project.run("dvc", "repro", "-q", "train")
-    return project, project.end_state()
+def end_states(prepared: Path, shared: Shared) -> Path:
+    """What a training ends in that nothing happens to, and the same with evaluation."""
+
+    def make(folder: Path) -> None:
+        project = Project(folder / "project")
+        shutil.copytree(prepared, project.root, symlinks=True)
+        for name, stage in (("trained", "train"), ("judged", "evaluate")):
+            project.run("dvc", "repro", "-q", stage)
+            (folder / name).write_bytes(pickle.dumps(project.end_state()))
+
+    return shared("end_states", make)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(trained: tuple[Project, EndState]) -> EndState:
+def undisturbed(end_states: Path) -> EndState:
     """What a training ends in that nothing happens to."""
-    return trained[1]
+    state: EndState = pickle.loads((end_states / "trained").read_bytes())  # written above
+    return state
 
 
 @pytest.fixture(scope="session")
-def judged(trained: tuple[Project, EndState]) -> EndState:
+def judged(end_states: Path) -> EndState:
     """The same with evaluation."""
-    trained[0].run("dvc", "repro", "-q")
-    return trained[0].end_state()
+    state: EndState = pickle.loads((end_states / "judged").read_bytes())  # written above
+    return state
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 STRIKE = Path(__file__).with_name("strike")
 TIMED = ("images_per_second", "peak_memory_bytes")  # of the clock and the machine, not of the training
 FILES = ("results/train/model.safetensors", "results/train/metrics.json", "results/train/history.csv", "dvc.lock")
-JUDGED = ("results/evaluate/metrics.json", "results/evaluate/predictions.csv")
+JUDGED = ("results/evaluate/metrics.json", "results/evaluate/predictions.csv", "results/evaluate/card.md")
 
 
 @dataclass(frozen=True)

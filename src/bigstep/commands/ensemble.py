@@ -22,6 +22,7 @@ from bigstep.models.model_files import ModelCard, save_model
 from bigstep.project.dvc import Request
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.report.card import CardStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.reports import report_of
 from bigstep.runs.tracked_run import as_metrics_now, tracked_run
@@ -135,7 +136,7 @@ def _write(
         ),
         f"loss saved against {best}": measure.gains[1].text(found.loss),
     }
-    write_results(folder, store, report, facts)
+    write_results(folder, store, report, facts, card=CardStory(card, facts, folder="results/ensemble"))
     write_json(_metrics(found, card), folder / "metrics.json")
 
 
@@ -170,7 +171,7 @@ def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Stor
                 tracker.log_file(path, "ensemble")
         tracker.log_model(model_record(paths.ensemble, store, card))
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
-        tracker.promote(name, card.weights_sha256)
+        tracker.promote(name, card.weights_sha256, (paths.ensemble / "card.md").read_text(encoding="utf-8"))
 
 
 def _print(members: Sequence[Member], plan: EnsemblePlan, found: Comparison, card: ModelCard) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "parse_overrides",
     "parse_section",
     "problems_of_key",
+    "read_mapping",
     "read_plain",
     "read_yaml",
     "write_yaml",
@@ -40,7 +41,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not valid YAML, or is not a mapping of sections.
     """
-    return _read(path, lambda text: _load(text, YAML()))
+    return read_mapping(path, lambda text: _load(text, YAML()))
 
 
 def read_plain(path: Path) -> Mapping[str, Any]:
@@ -49,10 +50,11 @@ def read_plain(path: Path) -> Mapping[str, Any]:
     Raises:
         ConfigError: as :func:`read_yaml`.
     """
-    return _read(path, _load_once)
+    return read_mapping(path, _load_once)
 
 
-def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
+def read_mapping(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
+    """Read a file by ``load``, whose YAMLError and ValueError become a ConfigError; so does anything that is not a mapping."""
     try:
         content = load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -64,7 +66,7 @@ def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
     return content
 
 
-@lru_cache(maxsize=4)  # params.yaml, dvc.yaml and dvc.lock: each takes 0.03 to 0.3 s, and a stage looks at them again and again
+@lru_cache(maxsize=4)  # params.yaml and dvc.yaml take 0.03 s each, and a stage looks at them again and again
 def _load_once(text: str) -> Any:
     return load_plain(text)
 

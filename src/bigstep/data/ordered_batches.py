@@ -17,9 +17,9 @@ __all__ = ["ImageBatch", "ordered_batches", "to_tensors"]
 ImageBatch = tuple[Tensor, Tensor]  # images uint8 (n, channels, size, size) or arrays as stored; labels as stored
 
 
-def ordered_batches(store: Store, split: Split, size: int) -> Iterator[ImageBatch]:
-    """Yield the samples of a split in order, at most ``size`` at a time."""
-    for chosen in effective_batches(store.indices(split), size):
+def ordered_batches(store: Store, split: Split, size: int, part: slice = slice(None)) -> Iterator[ImageBatch]:
+    """Yield the samples of a split in order, or of a part of it, at most ``size`` at a time."""
+    for chosen in effective_batches(store.indices(split)[part], size):
         yield to_tensors(np.asarray(store.images[chosen]), store.labels[chosen], is_image=store.manifest.is_image)
 
 

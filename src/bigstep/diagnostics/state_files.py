@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 import psutil
-from ruamel.yaml.error import YAMLError
 
 from bigstep.atomic_files import parse_json, read_json
-from bigstep.config.yaml_files import load_plain
+from bigstep.config.lock_files import load_lock
 from bigstep.console import format_bytes
 from bigstep.diagnostics.dvc_internals import matches_lock_schema
 from bigstep.diagnostics.finding import Problem, Quarantine, remove
@@ -60,8 +59,8 @@ def find_dvc_lock(root: Path, aside: Quarantine) -> Iterator[Problem]:
 def is_lock(path: Path) -> bool:
     """Return whether DVC can read dvc.lock: a truncated file may be valid YAML, but not a valid lock."""
     try:
-        return matches_lock_schema(load_plain(path.read_text(encoding="utf-8")))
-    except (YAMLError, ValueError):
+        return matches_lock_schema(load_lock(path.read_text(encoding="utf-8")))
+    except ValueError:
         return False
 
 

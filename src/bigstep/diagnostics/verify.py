@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigstep.atomic_files import read_json, sha256
 from bigstep.config.data import FILES
+from bigstep.config.lock_files import read_lock
 from bigstep.config.params import Params
-from bigstep.config.yaml_files import load_plain
 from bigstep.console import console
 from bigstep.data.sklearn_internals import digits_file
 from bigstep.data.store import Store
@@ -149,7 +149,7 @@ def _cache(root: Path, lock: Path) -> Iterator[str]:
         yield f"lock: {lock} is damaged; `bigstep doctor --fix` repairs it"
         return
     cache = cache_folder(root) / "files" / "md5"
-    for stage in (load_plain(lock.read_text(encoding="utf-8")).get("stages") or {}).values():
+    for stage in (read_lock(lock).get("stages") or {}).values():
         for out in stage.get("outs") or []:
             digest = str(out.get("md5"))
             yield from _object(cache, digest, out["path"])

@@ -15,7 +15,7 @@ from bigstep.planning.throughput import PlannedSlicing, ThroughputCurve, choose_
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import possible_formats
 
-__all__ = ["MeasuredChoice", "measured_choice"]
+__all__ = ["MeasuredChoice", "measured_choice", "stored_curves"]
 
 FORMAT = 1
 
@@ -53,6 +53,15 @@ def measured_choice(
     curves = _find_curves(project, params, store, coarse_sizes(largest) if size_is_open else (largest,))
     found = choose_curve(_up_to(curves, largest), effective, None)
     return MeasuredChoice.of(found)
+
+
+def stored_curves(project: ProjectPaths, params: Params, store: Store) -> tuple[ThroughputCurve, ...]:
+    """Return what `bigstep plan` or an earlier run has measured for this training; measure nothing."""
+    plan = read_plan(project, params, store)
+    if plan is not None:
+        return plan.curves(possible_formats(params.hardware))
+    name = _name(params, (params.batch.micro_batch_size,))
+    return _read(plan_folder(project, params, store) / name, 0) or ()
 
 
 def _find_curves(project: ProjectPaths, params: Params, store: Store, sizes: tuple[int, ...]) -> tuple[ThroughputCurve, ...]:

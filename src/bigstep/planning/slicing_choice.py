@@ -1,6 +1,6 @@
 """What decides rounding in a training before it starts: as configured, kept by a checkpoint, or chosen (``auto``)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bigstep.config.batch_sizes import UNMEASURED_MICRO_BATCH, BatchSizes, resolve_batch
 from bigstep.config.params import Params
@@ -26,6 +26,8 @@ class CheckedSlicing:
     predicted_bytes: int
     memory_format: str
     compiled: bool = False
+    room_bytes: int | None = field(default=None, compare=False)
+    """Of memory for a step within the budget, at this moment; None: there is no limit, or it was not asked for."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -77,7 +79,8 @@ def choose_slicing(
     predicted = predict(project, params, store, batch)
     if params.hardware.micro_batch_size != "auto":
         check_budget(params, batch, predicted, resident)
-    return CheckedSlicing(batch, predicted.peak_bytes, memory_format, kept_compilation(params, kept))
+    room = available_bytes(params.hardware, resident)
+    return CheckedSlicing(batch, predicted.peak_bytes, memory_format, kept_compilation(params, kept), room)
 
 
 def kept_compilation(params: Params, kept: KeptSlicing | None) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigstep.atomic_files import read_json
+from bigstep.config.lock_files import read_lock
 from bigstep.config.yaml_files import read_plain
 from bigstep.errors import ProjectError
 from bigstep.runtime.environment import INPUTS, is_set, read_variable
@@ -116,7 +117,7 @@ def _ran_with(root: Path, stage: str) -> dict[str, str]:
     note, lock = Path(read_variable(INPUTS) or root, f"{stage}.json"), root / "dvc.lock"
     if is_set(INPUTS) and note.exists():
         return dict(read_json(note)["params"])
-    recorded = (read_plain(lock).get("stages") or {}) if lock.exists() else {}
+    recorded = (read_lock(lock).get("stages") or {}) if lock.exists() else {}
     return flat_text(((recorded.get(stage) or {}).get("params") or {}).get("params.yaml") or {})
 
 

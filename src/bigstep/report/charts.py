@@ -127,13 +127,17 @@ def _curve(
     return parts
 
 
+def _key(item: Series, style: int) -> Markup:
+    if len(item.x) == 1:
+        return Markup('<circle class="f{}" cx="11" cy="5" r="2.6"/>').format(style)
+    return Markup('<path class="curve s{}{}" d="M0 5H22"/>').format(style, " dash" if item.is_dashed else "")
+
+
 def _legend(curves: Sequence[Series]) -> Markup:
     if len(curves) < 2:
         return Markup()
     parts = [
-        Markup('<svg viewBox="0 0 22 10" class="key"><path class="{}" d="M0 5H22"/></svg> {}').format(
-            f"curve s{min(number, 2)}{' dash' if item.is_dashed else ''}", item.name
-        )
+        Markup('<svg viewBox="0 0 22 10" class="key">{}</svg> {}').format(_key(item, min(number, 2)), item.name)
         for number, item in enumerate(curves)
     ]
     return Markup("<figcaption>{}</figcaption>").format(Markup(" &nbsp; ").join(parts))

@@ -77,6 +77,15 @@ class ClassificationReport:
         """Return precision, recall and F1 of each class."""
         return class_table(scores)
 
+    def calibration(self, scores: Scores) -> str:
+        """Return the calibration error, and which way the confidence is wrong on average."""
+        confidence = float(self._answers.confidence.mean())
+        side = "more confident than right" if confidence > scores.accuracy else "less confident than right"
+        return (
+            f"The expected calibration error over {self._evaluate.calibration_bins} bins is {scores.calibration_error:.4f}. "
+            f"The mean confidence is {confidence:.4f}, the accuracy {scores.accuracy:.4f}: on average the model is {side}."
+        )
+
     def draw(self, store: Store, folder: Path) -> dict[str, str]:
         """Draw confusion matrix, calibration and the worst mistakes."""
         answers, classes, evaluate = self._answers, self._classes, self._evaluate

@@ -66,6 +66,10 @@ class EvaluationReport(Protocol):
         """Return the page's table of classes, labels or numbers."""
         ...
 
+    def calibration(self, scores: Any) -> str:
+        """Return in words how far the predictions can be taken literally."""
+        ...
+
     def draw(self, store: Store, folder: Path) -> dict[str, str]:
         """Draw confusion.png, calibration.png and mistakes.png; return HTML for the page, or their names, by their captions."""
         ...

@@ -10,6 +10,7 @@ from bigstep.data.repeated import count_repeated
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.evaluation.predictions import Predictions
+from bigstep.report.card import CardStory, PartResult, write_card
 from bigstep.report.evaluation_page import NO_STORY, PageStory, PageTable, write_page
 from bigstep.report.evaluation_report import EvaluationReport, EvaluationScores
 from bigstep.report.run_sections import data_section
@@ -44,8 +45,9 @@ def write_results(
     facts: dict[str, object],
     more: dict[str, float] | None = None,
     story: PageStory = NO_STORY,
+    card: CardStory | None = None,
 ) -> EvaluationScores:
-    """Write classes.csv, the pictures, report.html and metrics.json.
+    """Write classes.csv, the pictures, report.html, card.md and metrics.json.
 
     Args:
         folder: to write to.
@@ -54,6 +56,7 @@ def write_results(
         facts: about the model, by name, for the page.
         more: scores beside those of the task.
         story: of the training, for the page; its verdict follows that of the test.
+        card: what the model card says beside the scores; None: no card.
 
     Returns:
         The scores.
@@ -65,18 +68,22 @@ def write_results(
     write_csv(header, (asdict(item).values() for item in scores.classes), folder / "classes.csv")
     pictures = report.draw(store, folder)
     title = f"{short_source(store.manifest.source)}: {scores.title}"
-    data = data_section(store.manifest, count_repeated(store.paths.repeated, "test"))
-    verdict = f"{_verdict(scores, table, len(store.indices(Split.TEST)))} {story.verdict}".strip()
-    story = replace(story, verdict=verdict, after=(*story.after, data))
+    num_samples, num_repeated = len(store.indices(Split.TEST)), count_repeated(store.paths.repeated, "test")
+    found, weakest = f"{scores.title[0].upper()}{scores.title[1:]} over {num_samples:,} samples.", _weakest(table)
+    data = data_section(store.manifest, num_repeated)
+    story = replace(story, verdict=" ".join(filter(None, (found, weakest, story.verdict))), after=(*story.after, data))
     with whole_file(folder / "report.html") as beside:
         write_page(title, totals, facts, table, pictures, beside, story)
+    if card is not None:
+        tested = PartResult(found, weakest, totals, table, report.calibration(scores), num_samples, num_repeated)
+        with whole_file(folder / "card.md") as beside:
+            write_card(card, store.manifest, tested, beside)
     write_json({f"test_{name}": value for name, value in totals.items()}, folder / "metrics.json")
     return scores
 
 
-def _verdict(scores: EvaluationScores, table: PageTable, num_samples: int) -> str:
-    """Return how good it is, and where it is worst."""
+def _weakest(table: PageTable) -> str:
+    """Return where the model is worst; empty if there is nothing to choose from."""
     row, metric = table.rows[table.worst_first[0]], table.worst.split()[-1]
     weakest = f"{row[0]} ({metric} {row[table.header.index(metric)]})"
-    text = f"{scores.title[0].upper()}{scores.title[1:]} over {num_samples:,} samples."
-    return f"{text} The weakest {table.header[0]} is {weakest}." if len(table.rows) > 1 else text
+    return f"The weakest {table.header[0]} is {weakest}." if len(table.rows) > 1 else ""

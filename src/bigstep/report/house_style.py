@@ -37,6 +37,7 @@ caption { text-align: left; padding-bottom: .3rem } .wide { width: 100% }
 th, td { padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 500 } tr:first-child > th:not(:first-child) { text-align: right }
+table:not(.words) td, .head th { white-space: nowrap } table.words th { overflow-wrap: break-word }
 table.words td { text-align: left } table.words tr:first-child > th { text-align: left }
 .head { color: var(--quiet); font-size: .8rem } code { font-size: .85em }
 details { margin: .6rem 0 } summary { cursor: pointer; color: var(--accent) }
@@ -56,7 +57,8 @@ svg .band { fill: var(--accent-soft) } svg .mark { stroke: var(--quiet); stroke-
 svg .cell { fill: var(--accent) } svg .on { fill: var(--paper) } svg .off { fill: var(--ink) }
 @media print { :root { --paper: #fff; --ink: #1f2933; --quiet: #5f6b7a; --line: #d5dae0; --soft: #fff; --accent: #2f5fd0;
   --accent-soft: #2f5fd01f } body { font-size: 10.5pt } main { max-width: none; padding: 0 } h2 { break-after: avoid }
-  .scroll { overflow: visible } tr { break-inside: avoid } summary { list-style: none }
+  .scroll { overflow: visible } tr, .facts, .tiles figure { break-inside: avoid } caption, .title, h2 + p { break-after: avoid }
+  details .scroll { columns: 2; column-gap: 2rem } summary { list-style: none }
   details::details-content { content-visibility: visible; block-size: auto } }
 """
 

@@ -1,14 +1,13 @@
-"""What MLflow's copy of a run's page has beside DVC's: gradient norm, noise scale, speed and memory of this run."""
+"""What MLflow's copy of a run's page has beside DVC's: gradient norm, noise scale, speed and memory over the steps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from bigstep.console import format_bytes
 from bigstep.report.charts import Chart, Series, draw_chart
 from bigstep.report.evaluation_page import THIS_RUN
-from bigstep.report.house_style import PageSection, fact_list, fill, section
+from bigstep.report.house_style import PageSection, fill, section
 
 __all__ = ["machine_section", "write_copy"]
 
@@ -17,22 +16,13 @@ Points = Sequence[tuple[int, float]]
 
 
 def machine_section(metrics: Mapping[str, Points], tags: Mapping[str, str], effective_batch_size: int) -> PageSection:
-    """Show what depends on slicing, machine and clock.
+    """Show what depends on slicing, machine and clock, over the steps.
 
     Args:
         metrics: step and value of each metric of the run, by name.
         tags: of the run.
         effective_batch_size: B.
     """
-    titles = {
-        "micro_batch_size": "micro-batch size",
-        "accumulation_steps": "accumulation steps",
-        "memory_format": "memory format",
-    }
-    facts: dict[str, object] = {text: tags[f"bigstep.{name}"] for name, text in titles.items() if f"bigstep.{name}" in tags}
-    for name, text in (("predicted_peak_bytes", "tensors of a step, predicted"), ("peak_tensor_bytes", "tensors, measured")):
-        if name in metrics:
-            facts[text] = format_bytes(int(max(value for _, value in metrics[name])))
     charts = [
         _chart("Gradient norm before clipping", "step", metrics.get("gradient_norm", ()), log_y=True),
         _noise(metrics.get("noise_scale", ()), effective_batch_size),
@@ -41,13 +31,13 @@ def machine_section(metrics: Mapping[str, Points], tags: Mapping[str, str], effe
     ]
     advice = fill("<p>{{ text }}</p>", text=tags["bigstep.advice"]) if "bigstep.advice" in tags else Markup()
     drawn = Markup('<div class="grid">{}</div>').format(Markup("").join(map(draw_chart, charts)))
-    return PageSection("This run and machine", fact_list(facts) + advice + drawn)
+    return PageSection("This run and machine", advice + drawn)
 
 
-def write_copy(page: Path, part: PageSection, copy: Path) -> None:
-    """Write a copy of a page with one more section."""
+def write_copy(page: Path, parts: Sequence[PageSection], copy: Path) -> None:
+    """Write a copy of a page with more sections."""
     text = page.read_text(encoding="utf-8")
-    copy.write_text(text.replace(THIS_RUN, str(section(part))), encoding="utf-8")
+    copy.write_text(text.replace(THIS_RUN, str(Markup("\n").join(map(section, parts)))), encoding="utf-8")
 
 
 def _chart(name: str, xlabel: str, points: Points, *, log_y: bool = False, from_zero: bool = False) -> Chart:

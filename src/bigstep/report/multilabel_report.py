@@ -66,6 +66,14 @@ class MultiLabelReport:
         worst = sorted(range(len(rows)), key=lambda row: scores.classes[row].f1)
         return PageTable(("label", "precision", "recall", "F1", "samples"), rows, worst, "lowest F1")
 
+    def calibration(self, scores: LabelScores) -> str:
+        """Return the calibration error, and which way the probabilities are wrong on average."""
+        mean, share = float(self._answers.probabilities.mean(dtype=np.float64)), float((self._answers.actual == 1).mean())
+        return (
+            f"The expected calibration error of all labels over {self._evaluate.calibration_bins} bins is "
+            f"{scores.calibration_error:.4f}. The mean probability is {mean:.4f}, the frequency {share:.4f}."
+        )
+
     def draw(self, store: Store, folder: Path) -> dict[str, str]:
         """Draw errors by label, calibration, and the samples with the highest loss among those with an error."""
         answers, names = self._answers, self._targets.names

@@ -63,6 +63,12 @@ class RegressionReport:
         worst = sorted(range(len(rows)), key=lambda row: scores.classes[row].r2)
         return PageTable(("target", "MAE", "RMSE", "R2", "samples"), rows, worst, "lowest R2")
 
+    def calibration(self, scores: NumberScores) -> str:
+        """Return the mean error of each number: there are no probabilities."""
+        means = self._answers.errors.mean(axis=0)[:MOST_SHOWN]
+        shown = ", ".join(f"{mean:+.3g} ({item.name})" for mean, item in zip(means, scores.classes, strict=False))
+        return f"There are no probabilities to calibrate. The mean of predicted - actual is {shown}."
+
     def draw(self, store: Store, folder: Path) -> dict[str, str]:
         """Draw predictions over targets, residuals over predictions, and the samples with the largest errors."""
         answers = self._answers

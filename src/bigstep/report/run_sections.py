@@ -10,7 +10,7 @@ from bigstep.data.manifest import Manifest
 from bigstep.report.charts import Chart, Series, draw_chart
 from bigstep.report.house_style import PageSection, fill, table
 
-__all__ = ["curve_section", "data_section", "parameter_section"]
+__all__ = ["changed_parameters", "curve_section", "data_section", "parameter_section"]
 
 REST = """<details><summary>{{ count }} more as by default</summary>
 {{ table }}</details>
@@ -43,14 +43,9 @@ def curve_section(history: Sequence[Mapping[str, Any]], kept: int, score: str) -
 
 def parameter_section(sections: Sequence[Section]) -> PageSection:
     """Show the parameters that decide the result: those that differ from the defaults, then the others."""
-    changed, others = [], []
-    for part in sections:
-        values, defaults = part.model_dump(mode="json"), type(part)().model_dump(mode="json")
-        for name, value in values.items():
-            if value == defaults[name]:
-                others.append((f"{part.title}.{name}", _shown(value)))
-            else:
-                changed.append((f"{part.title}.{name}", _shown(value), _shown(defaults[name])))
+    rows = [row for part in sections for row in _rows(part)]
+    changed = changed_parameters(sections)
+    others = [row[:2] for row in rows if row not in changed]
     first = (
         table(("parameter", "value", "default"), changed, words=True)
         if changed
@@ -59,11 +54,22 @@ def parameter_section(sections: Sequence[Section]) -> PageSection:
     return PageSection("Parameters", first + fill(REST, count=len(others), table=table((), others, words=True)))
 
 
+def changed_parameters(sections: Sequence[Section]) -> list[tuple[str, str, str]]:
+    """Return name, value and default of the parameters that differ from their defaults."""
+    return [row for part in sections for row in _rows(part) if row[1] != row[2]]
+
+
+def _rows(part: Section) -> list[tuple[str, str, str]]:
+    values, defaults = part.model_dump(mode="json"), type(part)().model_dump(mode="json")
+    return [(f"{part.title}.{name}", _shown(value), _shown(defaults[name])) for name, value in values.items()]
+
+
 def data_section(manifest: Manifest, num_repeated: int) -> PageSection:
     """Show what the data is: counts, what was skipped and why, and its digest."""
     rows: list[tuple[str, object]] = [("source", manifest.source)]
     rows += [(f"{part} samples", f"{count:,}") for part, count in manifest.part_sizes.items()]
-    sides = f"{manifest.size} x {manifest.size} pixels, {manifest.channels} channels" if manifest.is_image else "no images"
+    channels = f"{manifest.channels} channel{'s' if manifest.channels > 1 else ''}"
+    sides = f"{manifest.size} x {manifest.size} pixels, {channels}" if manifest.is_image else "no images"
     rows += [("outputs", f"{len(manifest.classes):,}"), ("samples are", sides)]
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in manifest.refused.items())
     rows.append(("skipped files", f"{manifest.num_refused:,}" + (f" ({reasons})" if reasons else "")))

@@ -51,7 +51,7 @@ class MetricLog:
             "epoch_images": self._epoch_images,
             "epoch_seconds": self._clock() - self._epoch_started,
             "images": self.num_images,
-            "seconds": self._clock() - self._started,
+            "seconds": self.seconds,
         }
 
     def load_state_dict(self, kept: Mapping[str, Any], step: int) -> None:
@@ -66,7 +66,12 @@ class MetricLog:
     @property
     def images_per_second(self) -> float:
         """Training samples per second so far, validation included; without the time between a kill and the next start."""
-        return self.num_images / max(self._clock() - self._started, 1e-9)
+        return self.num_images / max(self.seconds, 1e-9)
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, validation included; without the time between a kill and the next start."""
+        return self._clock() - self._started
 
     def add(self, record: StepRecord | EpochRecord) -> None:
         """Add one record."""

@@ -17,11 +17,13 @@ from bigstep.runs.low_memory_marker import LowMemoryMarker
 from bigstep.runs.metric_log import MetricLog
 from bigstep.runtime.stop_signals import Signals
 from bigstep.tracking.spool_tracker import SpoolTracker
-from bigstep.training.loop import recalibrate_best, train_epochs
+from bigstep.training.loop import train_epochs
 from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import EpochRecord, StepRecord, Validation
+from bigstep.training.shares import batch_share
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
+from bigstep.training.validation import recalibrate_best
 
 __all__ = ["ShouldStop", "TrainingJob", "TrainingRun", "never_stop"]
 
@@ -85,6 +87,7 @@ class TrainingRun:
             job.batch.effective_batch_size,
             job.params.hardware.num_workers,
             pinned=self.state.classifier.mean.is_cuda,
+            share=batch_share(self.state.processes, job.params.train, job.params.model.ghost_batch_size),
         )
         batches = LowMemoryMarker(source, job.marker, job.step_bytes, lambda: self.state.accumulator.micro_batch_size)
         try:

@@ -1,12 +1,15 @@
 """Stage ``evaluate``: the trained model on the test part."""
 
+import contextlib
 import csv
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigstep.atomic_files import read_json
+from bigstep.atomic_files import read_json, read_record
 from bigstep.config.data import short_source
+from bigstep.config.params import Params
+from bigstep.config.section import Section
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
@@ -15,11 +18,14 @@ from bigstep.evaluation.predictions import Predictions, predict_batches
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.model_files import ModelCard, load_classifier
+from bigstep.planning.slicing_record import SLICING, SlicingRecord
+from bigstep.report.card import CardStory
 from bigstep.report.evaluation_page import PageStory
 from bigstep.report.evaluation_results import write_predictions, write_results
 from bigstep.report.machine_section import machine_section, write_copy
 from bigstep.report.reports import report_of
-from bigstep.report.run_sections import curve_section, parameter_section
+from bigstep.report.run_sections import changed_parameters, curve_section, parameter_section
+from bigstep.report.slicing_section import slicing_section
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
@@ -31,7 +37,7 @@ from bigstep.tracking.tracker import DatasetRecord
 
 __all__ = ["evaluate", "main"]
 
-PAGE = "report.html"
+PAGE, CARD = "report.html", "card.md"
 BATCH = 256  # samples of a forward pass
 
 
@@ -41,7 +47,7 @@ def main(started: float | None = None) -> int:
 
 
 def evaluate(stage: Stage) -> None:
-    """Write ``results/evaluate``: metrics, scores by class, predictions, pictures and a page.
+    """Write ``results/evaluate``: metrics, scores by class, predictions, pictures, a page and a model card.
 
     Raises:
         DataError: the prepared images are not those that were prepared.
@@ -57,14 +63,16 @@ def evaluate(stage: Stage) -> None:
     metrics = MoreMetrics(params.evaluate.metrics, card.output, report.score_names)
     write_predictions(stage.paths.evaluate, store, metrics.watch(_predict(stage, store, classifier, card)), report)
     more = metrics.values()
-    scores = write_results(stage.paths.evaluate, store, report, _facts(card), more, _story(stage, card))
+    scores = write_results(
+        stage.paths.evaluate, store, report, _facts(card), more, _story(stage, card), _card_story(stage, card)
+    )
     with stage_run(stage, params.tracking.experiment) as tracker:
         _log_results(stage, tracker, store, scores.summary() | more)
         _log_page(stage, tracker, card)
         tracker.set_tags({"mlflow.note.content": _note(stage, card, scores.title)})
         stage.inputs.check()
         name = params.tracking.registered_model or f"bigstep-{short_source(store.manifest.source)}"
-        tracker.promote(name, card.weights_sha256)
+        tracker.promote(name, card.weights_sha256, (stage.paths.evaluate / CARD).read_text(encoding="utf-8"))
 
 
 def _predict(stage: Stage, store: Store, classifier: Classifier | Ensemble, card: ModelCard) -> Iterator[Predictions]:
@@ -80,8 +88,29 @@ def _story(stage: Stage, card: ModelCard) -> PageStory:
         rows = list(csv.DictReader(file))
     monitor = params.train.monitor.replace("val_", "validation ")
     kept = f"The weights kept are those of epoch {card.epoch} of {metrics['epochs']}, by {monitor}."
-    deciding = (params.data, params.model, params.train, params.evaluate)
-    return PageStory(kept, (curve_section(rows, card.epoch, card.output.score),), (parameter_section(deciding),))
+    parameters = parameter_section(_deciding(params))
+    return PageStory(kept, (curve_section(rows, card.epoch, card.output.score),), (parameters,))
+
+
+def _deciding(params: Params) -> tuple[Section, ...]:
+    return params.data, params.model, params.train, params.evaluate
+
+
+def _card_story(stage: Stage, card: ModelCard) -> CardStory:
+    """Return how the model was trained, in a few words; nothing of this machine, which decides no result."""
+    train, epochs = stage.params.train, read_json(stage.paths.train / "metrics.json")["epochs"]
+    procedure = {
+        "architecture": card.model["name"],
+        "starting weights": card.model.get("weights") or "random",
+        "effective batch": f"{card.effective_batch_size} samples, by exact gradient accumulation",
+        "precision": card.precision,
+        "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, schedule {train.schedule}",
+        "epochs": f"{epochs}; the weights are those of epoch {card.epoch}, chosen by {train.monitor}",
+        "optimizer steps": f"{card.num_updates:,}",
+        "validation": f"loss {card.val_loss:.4f}, {card.output.score} {card.score:.4f}",
+        "seed": train.seed,
+    }
+    return CardStory(card, procedure, changed_parameters(_deciding(stage.params)))
 
 
 def _note(stage: Stage, card: ModelCard, found: str) -> str:
@@ -126,16 +155,21 @@ def _log_page(stage: Stage, tracker: SpoolTracker, card: ModelCard) -> None:
     """Log the page with what depends on this run and machine, as far as this attempt trained the model."""
     metrics: dict[str, list[tuple[int, float]]] = {}
     tags: dict[str, str] = {}
+    record: SlicingRecord | None = None
     for entry, _ in tracker.spool.entries():
         if entry["entry"] == "tags":
             tags |= entry["values"]
         elif entry["entry"] == "metrics":
             for name, value, step, _time in entry["rows"]:
                 metrics.setdefault(name, []).append((step, value))
+        elif entry["entry"] == "file" and Path(entry["path"]).name == SLICING:
+            with contextlib.suppress(OSError, ValueError):  # of an earlier version, or deleted since
+                record = read_record(SlicingRecord, tracker.spool.folder / entry["path"])
     with tempfile.TemporaryDirectory(prefix="bigstep-page-") as scratch:
         page, copy = stage.paths.evaluate / PAGE, Path(scratch, PAGE)
         if "gradient_norm" in metrics:
-            write_copy(page, machine_section(metrics, tags, card.effective_batch_size), copy)
+            slicing = [] if record is None else [slicing_section(record, metrics)]
+            write_copy(page, [*slicing, machine_section(metrics, tags, card.effective_batch_size)], copy)
         else:
             copy = page
         tracker.log_file(copy, "evaluate")

@@ -8,6 +8,7 @@ from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
 from bigstep.planning.slicing_choice import choose_slicing
+from bigstep.planning.slicing_outlook import record_slicing
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
@@ -15,7 +16,7 @@ from bigstep.runtime.environment import keep_compiled_code
 from bigstep.stages.attempt_checkpoints import open_checkpoints
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
-from bigstep.stages.train_outputs import dataset_record, log_results, write_results
+from bigstep.stages.train_outputs import dataset_record, log_results, log_slicing, write_results
 from bigstep.step.noise_scale import advise
 from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance, check_slice_invariance
@@ -71,6 +72,8 @@ def train(stage: Stage) -> None:
         run.recalibrate()
         if params.tracking.noise_scale != "none":
             _report_noise(state, tracker, batch)
+        tracker.log_metrics(as_metrics_now({"training_seconds": run.log.seconds}, step=state.step))
+        log_slicing(tracker, record_slicing(stage.project, stage.params, store, fit))
         card = write_results(stage.paths, store, state, params, batch, run.log.rows)
         stage.inputs.check()
         log_results(stage.paths, tracker, store, card)

@@ -1,5 +1,8 @@
 """Write a training run's outputs, which depend only on what was learned, and log them to MLflow."""
 
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bigstep.atomic_files import whole_file, write_csv, write_json
@@ -9,13 +12,14 @@ from bigstep.config.params import Params
 from bigstep.data.store import Store
 from bigstep.errors import ModelError
 from bigstep.models.model_files import ModelCard, save_model
+from bigstep.planning.slicing_record import SLICING, SlicingRecord
 from bigstep.project.paths import StagePaths
 from bigstep.report.training_curves import draw_curves
 from bigstep.runs.trained_model import model_card, model_record
 from bigstep.tracking.tracker import DatasetRecord, Tracker
 from bigstep.training.state import TrainingState
 
-__all__ = ["dataset_record", "log_results", "write_results"]
+__all__ = ["dataset_record", "log_results", "log_slicing", "write_results"]
 
 
 def write_results(
@@ -63,6 +67,13 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
     tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
     tracker.log_model(model_record(paths.train, store, card))
+
+
+def log_slicing(tracker: Tracker, record: SlicingRecord) -> None:
+    """Log what was known of the slicings, for the stage ``evaluate`` to show."""
+    with tempfile.TemporaryDirectory(prefix="bigstep-slicing-") as scratch:
+        write_json(asdict(record), Path(scratch, SLICING))
+        tracker.log_file(Path(scratch, SLICING), "train")
 
 
 def dataset_record(store: Store, context: str) -> DatasetRecord:

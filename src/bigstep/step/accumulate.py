@@ -9,7 +9,7 @@ over the gradients, because W follows from the targets before the first forward 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,9 @@ class BackwardResult:
     noise: NoiseSample | None
     """Squared norms for the gradient noise scale; None with fewer than two micro-batches, or when not asked for."""
     micro_batch_sizes: tuple[int, ...]
-    """Samples of each micro-batch, in order."""
+    """Samples of each micro-batch, in order; those of this process."""
+    num_samples: int
+    """Of all micro-batches, of all processes."""
 
 
 @final
@@ -167,6 +169,22 @@ class Accumulator:
         divisor = float(total) if weight is None else weight
         return self._run(parts, divisor, step, self._end(weight), attempts=2)
 
+    def fail(self, problem: BaseException) -> NoReturn:
+        """Raise ``problem`` here, and :class:`bigstep.errors.OtherProcessError` in the other processes of the group.
+
+        To be called instead of :meth:`backward` without ``weight``, where the samples of this process could not be prepared:
+        the same is exchanged, so that no process is left waiting.
+        """
+        if self._processes is not None:
+            device, nothing = self._runner.device, (None, None, ())
+            share = open_share(
+                self._processes, self._settings, device, nothing, weight=None, positions=None, sizes=None, problem=problem
+            )
+            self._run(
+                partial(share.parts, 1), share.divisor, None, self._end(share.weight, lambda: share.own_weight), attempts=1
+            )
+        raise problem
+
     def backward_stream(
         self, micro_batches: Iterable[tuple[Any, Any]], weight: float, *, step: int | None = None, start: int = 0
     ) -> BackwardResult:
@@ -208,16 +226,16 @@ class Accumulator:
         def end(loop: MicroBatchLoop, gradients: GradientSum, problem: BaseException | None) -> BackwardResult:
             if self._processes is None:
                 loss, whole, noise = loop.finish(weight)
-                return BackwardResult(loss, whole, noise, tuple(loop.sizes))
+                return BackwardResult(loss, whole, noise, tuple(loop.sizes), sum(loop.sizes))
             own = own_weight()
             if own is not None:
                 loop.find_weight(own)
             shared = SharedEnd(self._processes, self._settings, self._runner.device)
             try:
-                loss, whole, noise = shared.finish(loop, gradients, problem, weight)
+                loss, whole, noise, count = shared.finish(loop, gradients, problem, weight)
             finally:
                 problem = None  # its frames hold activations, and this one
-            return BackwardResult(loss, whole, noise, tuple(loop.sizes))
+            return BackwardResult(loss, whole, noise, tuple(loop.sizes), count)
 
         return end
 
@@ -227,7 +245,7 @@ class Accumulator:
         step = self._next_step if step is None else step
         self._next_step = step + 1
         if divisor == 0 and self._processes is None:
-            return BackwardResult(torch.zeros((), device=self._runner.device), 0.0, None, ())
+            return BackwardResult(torch.zeros((), device=self._runner.device), 0.0, None, (), 0)
         result: BackwardResult = self._runner.run(
             parts, divisor, step, end, micro_batch_size=self.micro_batch_size, attempts=attempts
         )

@@ -13,12 +13,14 @@ gradient; what can be repaired is that its running statistics move once a micro-
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+
+from bigstep.step.channel_statistics import ChannelStatistics, pool_all
 
 __all__ = [
     "BATCH_NORMS",
@@ -27,7 +29,6 @@ __all__ = [
     "batch_modules",
     "find_batch_layers",
     "freeze_statistics",
-    "recalibrate",
 ]
 
 NORMALISES = "normalises each micro-batch by its own mean and variance"
@@ -88,8 +89,8 @@ class DeferredStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         """Watch every BatchNorm of ``model`` that tracks statistics."""
-        self._layers = {m: _Pool() for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats}
-        self._pooled: dict[Any, _Pool] = {}  # of all processes, in earlier calls for the same step
+        self._layers = {m: ChannelStatistics() for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats}
+        self._pooled: dict[Any, ChannelStatistics] = {}  # of all processes, in earlier calls for the same step
         self._collecting = False
         for layer in self._layers:
             layer.register_forward_pre_hook(self._watch)
@@ -130,7 +131,7 @@ class DeferredStatistics:
     def commit(self) -> None:
         """Move the running statistics by the pooled ones, as one pass over the effective batch would."""
         for layer, pool in self._layers.items():
-            pool.merge(self._pooled.get(layer, _Pool()))
+            pool.merge(self._pooled.get(layer, ChannelStatistics()))
             if pool.count:
                 pool.move(layer)
         self.discard()
@@ -144,113 +145,17 @@ class DeferredStatistics:
         """
         if not self._layers:
             return
-        sums = torch.cat([pool.sums(layer.num_features, device) for layer, pool in self._layers.items()])
-        wholes = torch.split(add_up(sums), [layer.num_features + 1 for layer in self._layers])
-        for pool, whole in zip(self._layers.values(), wholes, strict=True):
-            pool.move_mean(whole)
-        squares = add_up(torch.cat([pool.squares for pool in self._layers.values()]))
-        parts = torch.split(squares, [layer.num_features for layer in self._layers])
-        for pool, part in zip(self._layers.values(), parts, strict=True):
-            pool.squares = part
+        pool_all([(layer.num_features, pool) for layer, pool in self._layers.items()], add_up, device)
         for layer, pool in self._layers.items():
-            pool.merge(self._pooled.get(layer, _Pool()))
+            pool.merge(self._pooled.get(layer, ChannelStatistics()))
         self._pooled = self._layers
-        self._layers = {layer: _Pool() for layer in self._layers}
+        self._layers = {layer: ChannelStatistics() for layer in self._layers}
 
     def discard(self) -> None:
         """Forget what was collected."""
-        self._layers = {layer: _Pool() for layer in self._layers}
+        self._layers = {layer: ChannelStatistics() for layer in self._layers}
         self._pooled = {}
 
     def _watch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self._collecting and layer.training:
             self._layers[layer].add(inputs[0].detach())  # type: ignore[index] # only these layers have the hook
-
-
-@dataclass
-class _Pool:
-    """Count, mean and sum of squared deviations of each channel, merged by Chan, Golub and LeVeque (1979)."""
-
-    count: int = 0
-    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def add(self, values: Tensor) -> None:
-        channels = values.transpose(0, 1).flatten(1).to(torch.float64)  # (channels, everything else)
-        count, mean = channels.shape[1], channels.mean(dim=1)
-        self.merge(_Pool(count, mean, (channels - mean[:, None]).square().sum(dim=1)))
-
-    def merge(self, other: "_Pool") -> None:
-        """Add what another one has collected."""
-        if not other.count:
-            return
-        if self.count == 0:
-            self.count, self.mean, self.squares = other.count, other.mean, other.squares
-            return
-        total, shift = self.count + other.count, other.mean - self.mean
-        self.mean = self.mean + shift * (other.count / total)
-        self.squares = self.squares + other.squares + shift.square() * (self.count * other.count / total)
-        self.count = total
-
-    def sums(self, num_channels: int, device: torch.device) -> Tensor:
-        """Return the count, and the sum of each channel."""
-        sums = torch.zeros(num_channels + 1, dtype=torch.float64, device=device)
-        sums[0], sums[1:] = self.count, self.mean * self.count
-        return sums
-
-    def move_mean(self, sums: Tensor) -> None:
-        """Use the mean of all processes, whose :meth:`sums` are added up in ``sums``, and the squares about it."""
-        own, total = self.count, max(float(sums[0]), 1.0)
-        mean = sums[1:] / total
-        self.squares = torch.zeros_like(mean) + self.squares + own * (mean - self.mean).square()
-        self.count, self.mean = int(sums[0]), mean
-
-    @torch.no_grad()
-    def move(self, layer: Any) -> None:
-        """Move the running statistics of ``layer`` as its own forward pass over all samples would have."""
-        layer.num_batches_tracked.add_(1)
-        share = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
-        layer.running_mean.lerp_(self.mean.to(layer.running_mean.dtype), share)
-        layer.running_var.lerp_((self.squares / max(self.count - 1, 1)).to(layer.running_var.dtype), share)
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Callable[[], Iterable[Any]], forward: Callable[[Any], Any]) -> int:
-    """Recompute every BatchNorm's running statistics for the weights as they are, over all ``batches``.
-
-    Layer by layer in the order they run: all earlier ones already normalise by their new statistics, so the result does not
-    depend on how the batches are cut. It costs one pass over ``batches`` for each layer.
-
-    Args:
-        model: in any mode; it is in evaluation mode afterwards.
-        batches: returns the batches, each time it is called.
-        forward: runs the model on one batch.
-
-    Returns:
-        The number of layers.
-    """
-    model.eval()
-    layers = _in_order(model, batches, forward)
-    for layer in layers:
-        pool = _Pool()
-        hook = layer.register_forward_pre_hook(lambda _layer, inputs, pool=pool: pool.add(inputs[0]))
-        try:
-            for batch in batches():
-                forward(batch)
-        finally:
-            hook.remove()
-        layer.running_mean.copy_(pool.mean)
-        layer.running_var.copy_(pool.squares / max(pool.count - 1, 1))
-    return len(layers)
-
-
-def _in_order(model: nn.Module, batches: Callable[[], Iterable[Any]], forward: Callable[[Any], Any]) -> list[Any]:
-    order: list[Any] = []
-    watched = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
-    hooks = [m.register_forward_pre_hook(lambda layer, _inputs: order.append(layer)) for m in watched]
-    try:
-        forward(next(iter(batches())))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(dict.fromkeys(order))

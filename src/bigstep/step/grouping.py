@@ -7,6 +7,7 @@ shows unless it leaves nearly every sample as it is. The second cut has more pas
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 __all__ = ["MAX_SAMPLES", "Groups", "choose_groups"]
@@ -64,6 +65,7 @@ def _cut(count: int, together: tuple[int, ...]) -> tuple[int, ...]:
     return (*_offset(count - last, tuple(others)), *(1,) * last)
 
 
+@cache
 def _offset(count: int, together: tuple[int, ...]) -> tuple[int, ...]:
     """Return sizes of more passes, with few single samples, other numbers of odd ones (medians), and at other places."""
     edges, odd = set(accumulate(together[:-1])), sum(size % 2 for size in together)

@@ -1,15 +1,19 @@
 """Several processes that share an effective batch: sums over them, and what a model must not do there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bigstep.errors import OtherProcessError
 from bigstep.step.batch_norm import DeferredStatistics, batch_modules
 
 __all__ = ["Announcement", "Processes", "check_model", "open_processes"]
+
+T = TypeVar("T")
 
 
 @final
@@ -28,6 +32,36 @@ class Processes:
         """Replace ``values`` by their sum over all processes: the same bits in each of them."""
         self._dist.all_reduce(values, op=self._dist.ReduceOp.SUM, group=self._group)
         return values
+
+    def agree(self, problem: BaseException | None, device: torch.device) -> None:
+        """Raise ``problem``, if there is one, and in all other processes that there is; the sum of flags is on ``device``.
+
+        Raises:
+            OtherProcessError: another process has one.
+        """
+        flags = torch.zeros(self.count, dtype=torch.float64, device=device)
+        flags[self.rank] = problem is not None
+        failed = self.add_up(flags).nonzero().flatten().tolist()
+        if problem is not None:
+            try:
+                raise problem
+            finally:
+                problem = None  # its frames hold tensors, and this one
+        if failed:
+            raise OtherProcessError(f"process {failed[0]}: expected its part of the work, got an error there")
+
+    def together(self, function: Callable[[], T], device: torch.device) -> T:
+        """Call ``function``, which does not communicate; where it fails in one process, it has failed in all."""
+        problem: BaseException | None = None
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
+            problem = error
+        try:
+            self.agree(problem, device)
+        finally:
+            problem = None  # its frames hold tensors, and this one
+        return result
 
     def announce(self, num_samples: int, weight: float, device: torch.device) -> "Announcement":
         """Exchange the number of samples of each process, and their weights' sum."""

@@ -52,6 +52,7 @@ def open_share(
     weight: float | None,
     positions: Tensor | None,
     sizes: Sequence[int] | None,
+    problem: BaseException | None = None,
 ) -> ProcessShare:
     """Look at the own samples; without a weight the processes exchange what they have, in one sum.
 
@@ -63,8 +64,8 @@ def open_share(
         weight: of the whole effective batch.
         positions: of the own samples.
         sizes: number of samples of each process.
+        problem: an error that left this process without its samples.
     """
-    problem: BaseException | None = None
     loss = settings.loss
     structure, count, own = None, 0, 0.0 if isinstance(loss, Loss) else None
     try:
@@ -75,7 +76,7 @@ def open_share(
         if structure is not None and isinstance(loss, Loss):
             own = loss.weight(batch[1])
     except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
-        problem = error
+        problem = problem or error
     if weight is None:
         found = processes.announce(count, own or 0.0, device)
         weight = None if own is None else found.weight

@@ -48,7 +48,7 @@ class SharedEnd:
 
     def finish(
         self, loop: MicroBatchLoop, gradients: GradientSum, problem: BaseException | None, weight: float | None
-    ) -> tuple[Tensor, float, NoiseSample | None]:
+    ) -> tuple[Tensor, float, NoiseSample | None, int]:
         """Set ``.grad`` to the gradient of the whole effective batch, the same bits in each process.
 
         Args:
@@ -58,7 +58,7 @@ class SharedEnd:
             weight: of the whole effective batch; None if it is known from the forward passes only.
 
         Returns:
-            The mean loss, the weight, and the norms for the noise scale.
+            The mean loss, the weight, the norms for the noise scale, and the number of samples of all processes.
 
         Raises:
             OtherProcessError: another process failed.
@@ -89,11 +89,11 @@ class SharedEnd:
                 f"process {found.failed[0]}: expected its share of the step, got an error there; its own output names it"
             )
         if total == 0:
-            return found.loss * 0, 0.0, None
+            return found.loss * 0, 0.0, None, found.num_samples
         gradients.replace(flat, found.present)
         noise = None if self._settings.noise is None else self._noise(loop, found, flat)
         gradients.finish()
-        return found.loss / total, total, noise
+        return found.loss / total, total, noise, found.num_samples
 
     def _agree(self, loop: MicroBatchLoop, gradients: GradientSum, problem: BaseException | None, weight: float) -> _Agreement:
         count, rank = self._processes.count, self._processes.rank

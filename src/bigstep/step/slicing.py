@@ -3,7 +3,7 @@
 B samples in an effective batch, m the most a micro-batch holds, A = ceil(B / m) micro-batches.
 """
 
-__all__ = ["balanced_sizes", "slices"]
+__all__ = ["balanced_sizes", "share_sizes", "slices"]
 
 
 def balanced_sizes(num_samples: int, micro_batch_size: int) -> tuple[int, ...]:
@@ -24,6 +24,22 @@ def balanced_sizes(num_samples: int, micro_batch_size: int) -> tuple[int, ...]:
     count = -(-num_samples // micro_batch_size)
     small, larger = divmod(num_samples, count or 1)
     return (small + 1,) * larger + (small,) * (count - larger)
+
+
+def share_sizes(num_samples: int, num_processes: int, unit: int = 1) -> tuple[int, ...]:
+    """Share ``num_samples`` out among processes, in whole micro-batches of at most ``unit`` samples, larger shares first.
+
+    Cut by :func:`balanced_sizes`, the shares give the micro-batches that the whole gives. A share may be empty.
+
+    >>> share_sizes(100, 3)
+    (34, 33, 33)
+    >>> share_sizes(100, 3, 30)
+    (50, 25, 25)
+    """
+    pieces = balanced_sizes(num_samples, unit)
+    few, more = divmod(len(pieces), num_processes)
+    counts = (few + 1,) * more + (few,) * (num_processes - more)
+    return tuple(sum(pieces[part]) for part in slices(counts))
 
 
 def slices(sizes: tuple[int, ...]) -> tuple[slice, ...]:

@@ -1,7 +1,7 @@
 """One class a sample: cross-entropy, and the share of samples whose likeliest class is theirs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -81,6 +81,12 @@ class ClassTally:
         self._loss += F.cross_entropy(outputs.double(), targets, reduction="sum")
         self._correct += (outputs.argmax(dim=1) == targets).sum()
         self._count += len(targets)
+
+    def pool(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Replace the sums by those of all processes."""
+        sums = torch.stack([self._loss, self._correct.double(), self._loss.new_tensor(self._count)])
+        self._loss, correct, count = add_up(sums).unbind()
+        self._correct, self._count = correct.long(), int(count)
 
     def result(self) -> tuple[float, float]:
         """Return mean cross-entropy and accuracy."""

@@ -1,7 +1,7 @@
 """Any number of labels a sample: binary cross-entropy, and F1 averaged over the labels."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -85,6 +85,17 @@ class LabelTally:
         self._hits += (predicted & actual).sum(dim=0)
         self._wrong += (predicted ^ actual).sum(dim=0)
         self._count += targets.numel()
+
+    def pool(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Replace the sums by those of all processes."""
+        size = len(self._hits)
+        sums = add_up(
+            torch.cat(
+                [self._hits.double(), self._wrong.double(), torch.stack([self._loss, self._loss.new_tensor(self._count)])]
+            )
+        )
+        self._hits, self._wrong = sums[:size].long(), sums[size : 2 * size].long()
+        self._loss, self._count = sums[-2], int(sums[-1])
 
     def result(self) -> tuple[float, float]:
         """Return mean binary cross-entropy, and the mean of the labels' F1; that of a label without answers is 0."""

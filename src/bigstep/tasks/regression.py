@@ -4,7 +4,7 @@ The network learns numbers of mean 0 and standard deviation 1 (those of the trai
 evaluated and served is scaled back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -116,6 +116,12 @@ class NumberTally:
         self._squares += (outputs.double() - self._task.standardize(targets)).square().sum()
         self._errors += (self._task.scale_back(outputs) - targets).abs().sum()
         self._count += targets.numel()
+
+    def pool(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Replace the sums by those of all processes."""
+        sums = torch.stack([self._squares, self._errors, self._squares.new_tensor(self._count)])
+        self._squares, self._errors, count = add_up(sums).unbind()
+        self._count = int(count)
 
     def result(self) -> tuple[float, float]:
         """Return the mean of the squares, and the mean absolute error."""

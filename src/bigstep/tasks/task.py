@@ -1,6 +1,6 @@
 """What a training needs to know about its task, whichever it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,10 @@ class Tally(Protocol):
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch: the network's outputs ``(n, outputs)``, and the targets as stored."""
+        ...
+
+    def pool(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Replace the sums by those of all processes; ``add_up`` sums a vector over them, and is called once."""
         ...
 
     def result(self) -> tuple[float, float]:

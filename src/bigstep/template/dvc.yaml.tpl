@@ -60,6 +60,7 @@ stages:
     - results/evaluate/calibration.png
     - results/evaluate/mistakes.png
     - results/evaluate/report.html
+    - results/evaluate/card.md
     metrics:
     - results/evaluate/metrics.json:
         cache: false

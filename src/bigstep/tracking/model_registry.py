@@ -1,6 +1,8 @@
 """The model registry: every trained model becomes the challenger, the better one the champion."""
 
+import hashlib
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Promotion", "find_version", "log_scores", "produced_by", "promote"]
+__all__ = ["Promotion", "describe_version", "find_version", "log_scores", "produced_by", "promote"]
 
 log = logging.getLogger(__name__)
 REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
 SCORES = {"test_": "testing", "best_val_": "training"}  # what a model's page shows, and the data they are of
+DESCRIPTION = 5000  # characters that MLflow keeps
+CUT = "\n\n(cut; the whole card is the artifact `card.md` of the run)"
 WEIGHTS, DIGEST = "bigstep.weights_sha256", "bigstep.validation_digest"
+CARD = "bigstep.card_sha256"  # of the description that was written; another one is a person's
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,27 @@ def promote(client: "MlflowClient", run_id: str, name: str, *, metric: str, smal
     if is_better:
         client.set_registered_model_alias(name, "champion", version)
     return Promotion(name, version, is_better, reason)
+
+
+def describe_version(client: "MlflowClient", promotion: Promotion, card: str) -> None:
+    """Show a model's card on the page of its version; what a person wrote there stays.
+
+    The header is left out, and what exceeds MLflow's limit.
+    """
+    version = client.get_model_version(promotion.name, promotion.version)
+    written, body = version.description or "", re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).strip()
+    if not body or (written and version.tags.get(CARD) != _digest(written)):
+        return
+    if len(body) > DESCRIPTION:
+        lines = body[: DESCRIPTION - len(CUT)].splitlines()[:-1]
+        body = "\n".join(lines) + CUT
+    if body != written:
+        client.set_model_version_tag(promotion.name, promotion.version, CARD, _digest(body))
+        client.update_model_version(promotion.name, promotion.version, body)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _registered(client: "MlflowClient", run_id: str, name: str, uri: str, tags: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from bigstep.models.torch_internals import preload_export
 from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
-from bigstep.tracking.model_registry import log_scores, produced_by, promote
+from bigstep.tracking.model_registry import describe_version, log_scores, produced_by, promote
 from bigstep.tracking.spool import Sent, Spool
 from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, Metric, ModelPackage
 
@@ -50,7 +50,7 @@ def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None
     elif kind == "model":
         _deliver_model(tracker, entry, folder)
     elif kind == "promote":
-        _promote(tracker, entry["name"], entry["weights_sha256"])
+        _promote(tracker, entry["name"], entry["weights_sha256"], entry.get("card", ""))
     elif kind in ABOUT_OTHERS:
         ABOUT_OTHERS[kind](tracker, entry["run_id"])
     elif kind == "finish":
@@ -77,7 +77,7 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
     tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"], card.task, card.output.output))
 
 
-def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
+def _promote(tracker: MlflowTracker, name: str, weights_sha256: str, card: str) -> None:
     trained_in = produced_by(tracker.client, tracker.run_id, weights_sha256)
     if trained_in is None:
         return
@@ -87,6 +87,7 @@ def _promote(tracker: MlflowTracker, name: str, weights_sha256: str) -> None:
     metric = tracker.client.get_run(trained_in).data.tags.get(CHAMPION_TAG, "val_loss")
     promotion = promote(tracker.client, trained_in, name, metric=metric, smaller_is_better=True)
     if promotion is not None:
+        describe_version(tracker.client, promotion, card)
         role = "champion" if promotion.is_champion else "challenger"
         log.info("MLflow model %s version %s is %s: %s", promotion.name, promotion.version, role, promotion.reason)
         tracker.set_tags({"bigstep.model_version": promotion.version, "bigstep.model_role": role})

@@ -54,9 +54,9 @@ class SpoolTracker:
         kept = self.spool.copy_in(model.folder)
         self._append("model", path=kept, example=model.example.tolist(), classes=list(model.classes), tags=dict(model.tags))
 
-    def promote(self, name: str, weights_sha256: str) -> None:
-        """Have the model with these weights registered under ``name``."""
-        self._append("promote", name=name, weights_sha256=weights_sha256)
+    def promote(self, name: str, weights_sha256: str, card: str = "") -> None:
+        """Have the model with these weights registered under ``name``, with its card."""
+        self._append("promote", name=name, weights_sha256=weights_sha256, card=card)
 
     def continue_run(self, run_id: str) -> None:
         """Send everything to the run ``run_id`` from the start, if another run got it so far; both are tagged."""

@@ -5,36 +5,30 @@ optimizer step (weight decay inside), scale update, running statistics, schedule
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bigstep.config.train import TrainConfig
 from bigstep.data.mixing import mix_batch
-from bigstep.data.ordered_batches import ordered_batches
-from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.errors import DivergedError, OutOfMemoryError
+from bigstep.errors import DivergedError
 from bigstep.memory.measurement import held_bytes, peak_growth
-from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import BackwardResult
-from bigstep.step.batch_norm import BATCH_NORMS, freeze_statistics, recalibrate
+from bigstep.step.batch_norm import BATCH_NORMS, freeze_statistics
 from bigstep.step.gradient_sum import squared_norm
-from bigstep.tasks.task import Task
-from bigstep.training.out_of_memory_guard import MemoryExhaustedError
-from bigstep.training.records import EpochRecord, StepRecord, Validation
+from bigstep.training.records import EpochRecord, StepRecord
+from bigstep.training.shares import is_mixing
 from bigstep.training.state import Best, TrainingState
 from bigstep.training.transaction import apply_update, compute_gradient, rehearse
+from bigstep.training.validation import validate_state
 
-__all__ = ["EpochBatches", "recalibrate_best", "set_training_mode", "take_step", "train_epochs", "validate"]
+__all__ = ["EpochBatches", "set_training_mode", "take_step", "train_epochs"]
 
-T = TypeVar("T")
 MEASURED = 3  # micro-batches: from the second on gradients are alive, which is where the peak is
 
 
@@ -78,9 +72,12 @@ def take_step(
     Raises:
         OutOfMemoryError: it does not fit one sample at a time.
     """
-    if measure_memory:
+    if measure_memory and state.processes is None:  # a rehearsal would wait for the other processes
         _measure_peak(state, train, images, labels)
-    result, norm = compute_gradient(state, partial(_gradient, state, train, images, labels))
+    if state.processes is None:
+        result, norm = compute_gradient(state, partial(_gradient, state, train, images, labels))
+    else:  # what follows the exchange is done once: the others would not take part again
+        result, norm = _finished(state, train, compute_gradient(state, partial(_exchanged, state, train, images, labels)))
     learning_rate = float(state.optimizer.param_groups[0]["lr"])
     applied = result.weight > 0 and math.isfinite(norm)
     if applied:
@@ -93,7 +90,7 @@ def take_step(
     record = StepRecord(
         step=state.step,
         epoch=state.epoch,
-        num_samples=len(labels),
+        num_samples=len(labels) if state.processes is None else result.num_samples,
         loss=result.loss,
         gradient_norm=norm,
         learning_rate=learning_rate,
@@ -111,7 +108,24 @@ def take_step(
 
 def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> tuple[BackwardResult, float]:
     """Return the whole batch's gradient, unscaled and clipped, and its norm before clipping."""
-    mixed, targets = mix_batch(
+    mixed, targets = _mixed(state, train, images, labels)
+    return _finished(state, train, state.accumulator.backward(mixed, targets, step=state.step))
+
+
+def _exchanged(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> BackwardResult:
+    """Return the whole batch's gradient, of which this process has a share, with the sample before it where they are mixed."""
+    if not len(labels):
+        return state.accumulator.backward(None, None, step=state.step)
+    try:
+        mixed, targets = _mixed(state, train, images, labels)
+    except (RuntimeError, MemoryError) as error:
+        state.accumulator.fail(error)
+    begin = 1 if is_mixing(train) else 0
+    return state.accumulator.backward(mixed[begin:], targets[begin:], step=state.step)
+
+
+def _mixed(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return mix_batch(
         images,
         labels,
         len(state.task.names),
@@ -120,7 +134,9 @@ def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: 
         seed=train.seed,
         step=state.step,
     )
-    result = state.accumulator.backward(mixed, targets, step=state.step)
+
+
+def _finished(state: TrainingState, train: TrainConfig, result: BackwardResult) -> tuple[BackwardResult, float]:
     state.scaler.unscale_(state.optimizer)
     norm = _gradient_norm(state, result)
     if train.clip_norm is not None and math.isfinite(float(norm)):
@@ -152,22 +168,6 @@ def _drop(state: TrainingState, *, has_weight: bool) -> None:
     state.scaler.update(None if has_weight else state.scaler.get_scale())  # it backs off, or would overflow forever
 
 
-def _judge(state: TrainingState, store: Store) -> Validation:
-    size = state.accumulator.micro_batch_size
-    return _evaluate(state, lambda: validate(state.evaluated_model, ordered_batches(store, Split.VALIDATION, size), state.task))
-
-
-def _evaluate(state: TrainingState, function: Callable[[], T]) -> T:
-    try:
-        return state.guard.call(function)
-    except MemoryExhaustedError as failure:
-        problem = str(failure)
-    size = state.accumulator.micro_batch_size
-    raise OutOfMemoryError(
-        f"validation: expected {size} samples at a time to fit in memory, got: {problem}; lower hardware.micro_batch_size"
-    )
-
-
 def _diverged(state: TrainingState, train: TrainConfig) -> str:
     return (
         f"train.max_nonfinite_steps: expected a finite gradient at least every {train.max_nonfinite_steps} steps, got none "
@@ -177,7 +177,7 @@ def _diverged(state: TrainingState, train: TrainConfig) -> str:
 
 
 def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> EpochRecord:
-    validation = _judge(state, store)
+    validation = validate_state(state, store)
     score = -validation.score if state.task.higher_is_better else validation.score
     value = validation.loss if train.monitor == "val_loss" else score
     is_best = math.isfinite(value) and (state.best is None or value < state.best.value)
@@ -203,19 +203,6 @@ def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> Epo
     return record
 
 
-@torch.no_grad()
-def validate(classifier: Classifier, batches: Iterator[tuple[Tensor, Tensor]], task: Task) -> Validation:
-    """Evaluate a classifier on a split: losses are summed over all samples and divided once."""
-    was_training = classifier.training
-    classifier.eval()
-    device = classifier.mean.device
-    tally = task.tally(device)
-    for images, labels in batches:
-        tally.add(classifier(images.to(device)), labels.to(device))
-    classifier.train(was_training)
-    return Validation(*tally.result())
-
-
 def _out_of_patience(state: TrainingState, train: TrainConfig) -> bool:
     patience = train.early_stopping_patience
     return patience is not None and state.epochs_without_gain >= patience
@@ -229,16 +216,3 @@ def set_training_mode(state: TrainingState) -> None:
     for module in state.classifier.modules():
         if isinstance(module, BATCH_NORMS) and module.weight is not None and not module.weight.requires_grad:
             module.eval()
-
-
-def recalibrate_best(state: TrainingState, store: Store) -> Validation:
-    """Recompute BatchNorm's running statistics for the best weights, over the training images, and evaluate them."""
-    assert state.best is not None
-    judged, device, size = state.evaluated_model, state.evaluated_model.mean.device, state.accumulator.micro_batch_size
-    judged.network.load_state_dict(state.best.weights)
-    batches = partial(ordered_batches, store, Split.TRAIN, size)
-    _evaluate(state, lambda: recalibrate(judged, batches, lambda batch: judged(batch[0].to(device))))
-    validation = _judge(state, store)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in judged.network.state_dict().items()}
-    state.best = replace(state.best, loss=validation.loss, score=validation.score, weights=weights)
-    return validation

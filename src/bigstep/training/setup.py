@@ -1,6 +1,7 @@
 """A training before its first step: model, optimizer and accumulator on their device, from the parameters."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params, check_compile
+from bigstep.config.processes import reason_for_one_process
 from bigstep.config.train import TrainConfig
 from bigstep.data.manifest import Manifest
 from bigstep.data.ordered_batches import ordered_batches
@@ -19,6 +21,7 @@ from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.runtime.device import choose_device, memory_format, set_threads
+from bigstep.step.process_group import check_model
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.task import Task
 from bigstep.training.chosen_loss import build_loss
@@ -31,12 +34,21 @@ __all__ = ["build_training", "check_inputs", "task_of_store"]
 NUM_AUGMENTED = 32  # images on which a list of transforms is tried
 
 
-def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: Path | None) -> TrainingState:
-    """Build what a training starts with; ``weights`` is the file of model.weights.
+def build_training(
+    store: Store, batch: BatchSizes, params: Params, *, weights: Path | None, group: Any = None
+) -> TrainingState:
+    """Build what a training starts with.
+
+    Args:
+        store: the images.
+        batch: sizes of a step.
+        params: the configuration.
+        weights: the file of model.weights.
+        group: of torch.distributed, whose processes share each effective batch.
 
     Raises:
         ConfigError: BatchNorm would have a micro-batch of one sample, the images cannot be augmented as configured, a key means
-            nothing for the targets, or the training cannot be compiled.
+            nothing for the targets, the training cannot be compiled, or it must stay in one process.
         ModelError: the weights do not fit the model.
     """
     model, train, hardware = params.model, params.train, params.hardware
@@ -68,10 +80,31 @@ def build_training(store: Store, batch: BatchSizes, params: Params, *, weights: 
         loss=build_loss(train, task, store.labels[store.indices(Split.TRAIN)], device),
         model=model,
         noise=params.tracking.noise_scale,
+        group=group,
     )
+    if state.processes is not None:
+        _check_shared(state, params, len(store.indices(Split.TRAIN)))
     if hardware.compile:
         compile_training(state, train, *_first_images(train, store, batch.micro_batch_size))
     return state
+
+
+def _check_shared(state: TrainingState, params: Params, num_samples: int) -> None:
+    """Check that the number of processes does not change what is learned."""
+    assert state.processes is not None
+    problem = reason_for_one_process(params.model, params.train, params.hardware)
+    if problem is not None:
+        raise ConfigError(problem)
+    if num_samples < state.processes.count:
+        raise ConfigError(
+            f"hardware.processes: expected at most the {num_samples} training samples, got {state.processes.count}; write "
+            f"{num_samples} or fewer"
+        )
+    if not state.frozen_statistics:
+        try:
+            check_model(state.classifier, state.statistics)
+        except ValueError as error:
+            raise ConfigError(f"hardware.processes: expected 1 with this network, got several ({error}); write 1") from None
 
 
 def _first_images(train: TrainConfig, store: Store, count: int) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
                 tensors[f"{OPTIMIZER}{index}.{name}"] = value
             else:
                 plain.setdefault(str(index), {})[name] = value
-    tensors |= _random_state()
+    tensors |= _random_state(with_devices=state.processes is None)
     tensors[LOSSES] = torch.tensor([float(loss) for loss, _ in state.epoch_losses], dtype=torch.float64)
     values = {
         "counters": {name: getattr(state, name) for name in COUNTERS},
@@ -139,9 +139,9 @@ def _loaded_schedule(schedule: Any, values: Mapping[str, Any]) -> dict[str, Any]
     return {**schedule.state_dict(), **values}
 
 
-def _random_state() -> dict[str, Tensor]:
+def _random_state(*, with_devices: bool) -> dict[str, Tensor]:
     found = {f"{RANDOM}cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if with_devices and torch.cuda.is_available():
         found |= {f"{RANDOM}cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
     return found
 

@@ -20,6 +20,7 @@ from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.losses import Loss
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
+from bigstep.step.process_group import Processes, open_processes
 from bigstep.tasks.task import Task
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
 from bigstep.training.compilation import CompiledClassifier
@@ -75,6 +76,8 @@ class TrainingState:
     guard: OutOfMemoryGuard
     compiled: CompiledClassifier | None = None
     """Runs the passes of training where they are compiled."""
+    processes: Processes | None = None
+    """Those that share each effective batch; None: this one is alone."""
     epoch: int = 0
     step: int = 0
     num_updates: int = 0
@@ -94,7 +97,7 @@ class TrainingState:
         return self.average.module
 
 
-def build_state(
+def build_state(  # noqa: PLR0913 # keywords, each apart
     trained: Classifier | CompiledClassifier,
     train: TrainConfig,
     batch: BatchSizes,
@@ -104,6 +107,7 @@ def build_state(
     loss: Any,
     model: ModelConfig,
     noise: str = "none",
+    group: Any = None,
 ) -> TrainingState:
     """Build the state of a training before its first step.
 
@@ -116,19 +120,14 @@ def build_state(
         loss: to train with, as of the accumulator.
         model: the section ``model``.
         noise: micro-batches whose gradient norm is measured: ``first``, ``every`` or ``none``.
+        group: of torch.distributed, whose processes share each effective batch.
     """
     precision = PRECISIONS[train.precision]
     classifier = trained.classifier if isinstance(trained, CompiledClassifier) else trained
     classifier.to(precision.parameter_dtype)
     device = next(classifier.parameters()).device
     scaler = precision.build_scaler(device)
-    if model.name in AUXILIARY_WEIGHTS:
-        if not isinstance(loss, Loss):
-            raise ConfigError(
-                f"train.loss: expected null or CrossEntropyLoss with model.name {model.name}, which has auxiliary heads, got "
-                "one that is called per sample; write null"
-            )
-        loss = AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
+    loss = _with_auxiliary_heads(loss, model)
     deferred = model.norm == "batch" and model.batch_norm_statistics in ("corrected", "recalibrated")
     statistics = DeferredStatistics(classifier if deferred else nn.Module())
     optimizer = build_optimizer(train, classifier.parameters())
@@ -145,6 +144,7 @@ def build_state(
             noise=None if noise == "none" else noise,
             statistics=statistics,
             self_check=False,  # check_slice_invariance does it, and what it finds is a tag of the run
+            group=group,
         ),
         optimizer=optimizer,
         schedule=build_schedule(train, optimizer, -(-num_samples // batch.effective_batch_size)),
@@ -154,9 +154,21 @@ def build_state(
         noise=NoiseScale(),
         task=task,
         guard=OutOfMemoryGuard(device),
+        processes=open_processes(group),
         compiled=trained if isinstance(trained, CompiledClassifier) else None,
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",
     )
+
+
+def _with_auxiliary_heads(loss: Any, model: ModelConfig) -> Any:
+    if model.name not in AUXILIARY_WEIGHTS:
+        return loss
+    if not isinstance(loss, Loss):
+        raise ConfigError(
+            f"train.loss: expected null or CrossEntropyLoss with model.name {model.name}, which has auxiliary heads, got "
+            "one that is called per sample; write null"
+        )
+    return AuxiliaryLoss(loss, AUXILIARY_WEIGHTS[model.name])
 
 
 def _average(classifier: nn.Module, decay: float | None) -> AveragedModel | NoAverage:

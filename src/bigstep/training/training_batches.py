@@ -1,7 +1,8 @@
 """The effective batches of an epoch, on the host: the same whatever the number of workers."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +22,7 @@ from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_batch
 from bigstep.errors import ConfigError, DataError
 from bigstep.training.prefetch import prefetched
+from bigstep.training.shares import BatchShare
 
 __all__ = ["TrainingBatches"]
 
@@ -34,7 +36,14 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, store: Store, train: TrainConfig, size: int, num_workers: int | None = None, *, pinned: bool = False
+        self,
+        store: Store,
+        train: TrainConfig,
+        size: int,
+        num_workers: int | None = None,
+        *,
+        pinned: bool = False,
+        share: BatchShare | None = None,
     ) -> None:
         """Prepare.
 
@@ -44,11 +53,12 @@ class TrainingBatches:
             size: samples of a batch.
             num_workers: None takes half the cores for a list of transforms, 0 none beside this process.
             pinned: for a GPU: batches lie in pinned memory, and the next one is prepared while it computes.
+            share: of this process, where it is one of several; a batch without samples is then an empty one.
         """
         self.store = store
         self.train = train
         self.size = size
-        self._pinned = pinned
+        self._pinned, self._share = pinned, share
         self._ids = store.indices(Split.TRAIN)
         self._loader: DataLoader[Any] | None = None
         if not isinstance(train.augmentation, str):
@@ -72,6 +82,15 @@ class TrainingBatches:
         """Yield the batches of an epoch, counted from 0, from the batch ``start`` on."""
         order = epoch_order(len(self._ids), self.train.seed, epoch)
         batches = list(effective_batches(self._ids[order], self.size))[start:]
+        if self._share is None:
+            yield from self._made(batches, epoch)
+            return
+        own = [chosen[self._share.positions(len(chosen))] for chosen in batches]
+        with closing(self._made([chosen for chosen in own if len(chosen)], epoch)) as made:
+            for chosen in own:
+                yield next(made) if len(chosen) else (torch.zeros(0), torch.zeros(0))
+
+    def _made(self, batches: list[NDArray[np.int64]], epoch: int) -> Generator[ImageBatch]:
         if self._loader is None:
             made = (self._augmented(chosen, epoch) for chosen in batches)
             yield from prefetched(made, _pin) if self._pinned else made

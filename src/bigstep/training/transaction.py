@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import OtherProcessError, OutOfMemoryError
 from bigstep.step.batch_norm import BATCH_NORMS
 from bigstep.step.preserved_state import ModuleState
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
@@ -26,17 +26,38 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
 
     The smaller micro-batch is kept for the steps that follow. By slice invariance nothing else changes.
 
+    Several processes compute it again together, those that failed with smaller micro-batches of their own. Where one of them
+    cannot, all raise.
+
     Raises:
+        OtherProcessError: another process cannot compute it.
         OutOfMemoryError: a micro-batch of one does not fit, or the model forbids a smaller one.
     """
-    before = _SavedState.of(state)
+    before, processes, recover = _SavedState.of(state), state.processes, _nothing
     while True:
         try:
             return state.guard.call(compute)
         except MemoryExhaustedError as failure:
-            problem = str(failure)
+            recover = partial(_halve_micro_batch, state, str(failure))
+        except OtherProcessError:
+            recover = _nothing
+        except BaseException as error:
+            if processes is None:
+                raise
+            recover = partial(_raise, error)
         before.restore(state)
-        _halve_micro_batch(state, problem)
+        if processes is None:
+            recover()
+        else:
+            processes.together(recover, state.classifier.mean.device)
+
+
+def _nothing() -> None:
+    """Only another process has something to change."""
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def rehearse(state: TrainingState, compute: Callable[[], T]) -> T | None:
@@ -94,7 +115,8 @@ class _SavedState:
     @classmethod
     def of(cls, state: TrainingState) -> "_SavedState":
         scale = state.scaler.get_scale()
-        devices = torch.cuda.get_rng_state_all() if state.classifier.mean.is_cuda else []
+        is_drawn = state.classifier.mean.is_cuda and state.processes is None  # several processes draw keyed numbers only
+        devices = torch.cuda.get_rng_state_all() if is_drawn else []
         return cls(ModuleState(state.classifier.network), torch.get_rng_state(), scale, devices)
 
     def restore(self, state: TrainingState) -> None:

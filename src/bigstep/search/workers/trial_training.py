@@ -104,14 +104,18 @@ def train_trial(
     flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
     flat["hardware.accumulation_steps"] = batch.accumulation_steps
     with tracked_run(job.spool, job.uri, job.experiment, params=flat, tags=job.tags) as tracked:
-        if (run_id := tracked.run_id()) is not None:
-            on_run_id(run_id)
+        at_start = tracked.run_id()
+        if at_start is not None:
+            on_run_id(at_start)
         tracked.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
         outcome = _train(store, job, state, signals, report, tracked)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
         _log_outcome(tracked, outcome)
     state.guard.close()
-    return replace(outcome, run_id=tracked.run_id())
+    run_id = tracked.run_id()
+    if at_start is None and run_id is not None:  # MLflow answered late
+        on_run_id(run_id)
+    return replace(outcome, run_id=run_id)
 
 
 def _train(

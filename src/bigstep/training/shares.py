@@ -1,0 +1,52 @@
+"""What one of several processes does of the whole: its samples of each effective batch, and of a part of the data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigstep.config.train import TrainConfig
+from bigstep.step.process_group import Processes
+from bigstep.step.slicing import share_sizes, slices
+
+__all__ = ["BatchShare", "batch_share", "is_mixing", "own_part"]
+
+
+def is_mixing(train: TrainConfig) -> bool:
+    """Return whether each sample of an effective batch is mixed with the one before it."""
+    return train.mixup_alpha is not None or train.cutmix_alpha is not None
+
+
+def own_part(processes: Processes | None, num_samples: int) -> slice:
+    """Return which of ``num_samples`` this process looks at: all of them if it is alone."""
+    if processes is None:
+        return slice(None)
+    return slices(share_sizes(num_samples, processes.count))[processes.rank]
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """The share of one process in every effective batch."""
+
+    rank: int
+    count: int
+    """Of processes."""
+    unit: int
+    """Samples that stay together: a ghost batch, or one."""
+    with_previous: bool
+    """Whether the sample before the own ones is needed, too."""
+
+    def positions(self, num_samples: int) -> NDArray[np.int64]:
+        """Return the positions of what is loaded of an effective batch; that of the sample before, if needed, is the first."""
+        part = slices(share_sizes(num_samples, self.count, self.unit))[self.rank]
+        own = np.arange(part.start, part.stop)
+        if not self.with_previous or not len(own):
+            return own
+        return np.concatenate([[(part.start - 1) % num_samples], own])
+
+
+def batch_share(processes: Processes | None, train: TrainConfig, ghost_batch_size: int | None) -> BatchShare | None:
+    """Return the share of this process in every effective batch; None if it is alone."""
+    if processes is None:
+        return None
+    return BatchShare(processes.rank, processes.count, ghost_batch_size or 1, is_mixing(train))
