@@ -65,6 +65,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "evaluate.metrics": [3],
     "evaluate.num_mistakes": 0,
     "hardware.device": "tpu",
+    "hardware.processes": 0,
     "hardware.micro_batch_size": 0,
     "hardware.accumulation_steps": 0,
     "hardware.num_workers": -1,

@@ -17,6 +17,11 @@ class HardwareConfig(Section):
     learning: ClassVar[bool] = False
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = the first CUDA device, else the CPU")
+    processes: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        "auto",
+        description="processes on this machine that share each effective batch, with the same result (docs/scale.md); "
+        "auto = one for each CUDA device, 1 on a CPU",
+    )
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         "auto",
         description="m, maximum samples per forward/backward pass; null = B / accumulation_steps; "
@@ -27,8 +32,8 @@ class HardwareConfig(Section):
     )
     memory_budget: Annotated[str, Field(pattern=SIZE)] = Field(
         "auto",
-        description="memory limit such as 4GiB, for the GPU or the process; auto = 80 % of the machine's memory, "
-        "90 % of a GPU's; none = no limit",
+        description="memory limit such as 4GiB, for each GPU or for all processes on a CPU; auto = 80 % of the machine's "
+        "memory, 90 % of a GPU's; none = no limit",
         json_schema_extra={"rule": "auto, none or a size such as 512MiB, 4GiB or 1.5GB"},
     )
     activation_checkpointing: bool = Field(
@@ -49,9 +54,11 @@ class HardwareConfig(Section):
     num_workers: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="worker processes that decode and augment images; 0 = in the main process; "
-        "null = one per core in prepare, one per two cores in train",
+        "null = one per core in prepare, one per two cores in train, where all processes share them",
     )
-    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads of torch; null = torch's default")
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="CPU threads of torch, of all processes together; null = torch's default"
+    )
     memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
         "auto",
         description="memory layout of image tensors in training; auto = contiguous in small trainings, else the faster one",

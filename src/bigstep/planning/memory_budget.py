@@ -1,5 +1,7 @@
 """The memory budget of a training, and the predicted memory of its steps."""
 
+from dataclasses import replace
+
 import torch
 
 from bigstep.atomic_files import read_record, write_json
@@ -16,7 +18,7 @@ from bigstep.models.model_files import build_classifier
 from bigstep.planning.plan import plan_folder
 from bigstep.planning.training_memory import predict_training
 from bigstep.project.paths import ProjectPaths
-from bigstep.runtime.device import choose_device, total_memory_bytes
+from bigstep.runtime.device import choose_device, count_processes, total_memory_bytes
 
 __all__ = [
     "AUTOMATIC",
@@ -40,17 +42,19 @@ def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSiz
     This takes seconds, so each slicing's prediction is kept in a file beside the plan: many workers may predict at once.
     """
     layout = "" if isinstance(params.train.augmentation, str) else "-transformed"
-    name = f"peak-{batch.effective_batch_size}-{batch.micro_batch_size}{layout}.json"
+    is_shared = count_processes(params) > 1
+    shared = "-shared" if is_shared else ""
+    name = f"peak-{batch.effective_batch_size}-{batch.micro_batch_size}{layout}{shared}.json"
     path = plan_folder(project, params, store) / name
     try:
         return read_record(MemoryPrediction, path)
     except (OSError, ValueError):
-        found = _predict(params, store, batch)
+        found = _predict(params, store, batch, is_shared=is_shared)
     write_json(vars(found), path)
     return found
 
 
-def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPrediction:
+def _predict(params: Params, store: Store, batch: BatchSizes, *, is_shared: bool) -> MemoryPrediction:
     manifest = store.manifest
     with torch.random.fork_rng(devices=[]):
         classifier = build_classifier(
@@ -60,7 +64,12 @@ def _predict(params: Params, store: Store, batch: BatchSizes) -> MemoryPredictio
             std=manifest.std,
             activation_checkpointing=params.hardware.activation_checkpointing,
         )
-    return predict_training(classifier, params.train, InputShape.of(manifest).tensor_shape, batch)
+    found = predict_training(classifier, params.train, InputShape.of(manifest).tensor_shape, batch)
+    if not is_shared:
+        return found
+    width = 8 if params.train.precision == "float64" else 4  # bytes, of one vector of all gradients
+    flat = width * sum(parameter.numel() for parameter in classifier.parameters())
+    return replace(found, peak_bytes=found.peak_bytes + flat, fixed_bytes=found.fixed_bytes + flat)
 
 
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
@@ -106,8 +115,11 @@ def budget_bytes(hardware: HardwareConfig) -> int | None:
 
 
 def available_bytes(hardware: HardwareConfig, resident: int) -> int | None:
-    """Return the bytes that a training step may take in a process that holds ``resident`` bytes without it."""
+    """Return the bytes that a training step may take in a process that holds ``resident`` bytes without it.
+
+    On a CPU all processes of a training share the budget; each GPU has one of its own.
+    """
     budget = budget_bytes(hardware)
     if budget is None or choose_device(hardware).type == "cuda":
         return budget
-    return budget - resident - OVERHEAD_BYTES
+    return budget // (1 if hardware.processes == "auto" else hardware.processes) - resident - OVERHEAD_BYTES

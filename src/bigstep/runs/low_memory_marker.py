@@ -4,6 +4,7 @@ The system may kill a process that takes too much, and a library may crash where
 A kill for another reason, with memory to spare, leaves no mark and changes nothing.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from bigstep.atomic_files import read_record, write_json
 from bigstep.runtime.device import headroom_bytes
 from bigstep.training.loop import EpochBatches
 
-__all__ = ["LowMemoryMarker", "failed_micro_batch_size"]
+__all__ = ["LowMemoryMarker", "failed_micro_batch_size", "mark_path"]
 
 LEAST_BYTES = 512 * 2**20
 
@@ -28,11 +29,17 @@ class Mark:
 
 
 def failed_micro_batch_size(path: Path) -> int | None:
-    """Return the micro-batch size at which the last start died with little memory left, or None."""
-    try:
-        return read_record(Mark, path).micro_batch_size
-    except (OSError, ValueError):
-        return None
+    """Return the smallest micro-batch size at which a process of the last start died with little memory left, or None."""
+    sizes = []
+    for found in (path, *path.parent.glob(f"{path.stem}.*{path.suffix}")):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(read_record(Mark, found).micro_batch_size)
+    return min(sizes, default=None)
+
+
+def mark_path(path: Path, rank: int) -> Path:
+    """Return the path of the mark of one of several processes; that of the first is ``path``."""
+    return path if rank == 0 else path.with_name(f"{path.stem}.{rank}{path.suffix}")
 
 
 @final

@@ -14,16 +14,16 @@ from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.runs.checkpoints import CheckpointWriter, ResumePoint
 from bigstep.runs.low_memory_marker import LowMemoryMarker
+from bigstep.runs.marked_batches import open_batches
 from bigstep.runs.metric_log import MetricLog
 from bigstep.runtime.stop_signals import Signals
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.training.loop import train_epochs
 from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import EpochRecord, StepRecord, Validation
-from bigstep.training.shares import batch_share
+from bigstep.training.shares import check_same_start
 from bigstep.training.state import TrainingState
-from bigstep.training.training_batches import TrainingBatches
-from bigstep.training.validation import recalibrate_best
+from bigstep.training.validation import is_recalibrated, recalibrate_best
 
 __all__ = ["ShouldStop", "TrainingJob", "TrainingRun", "never_stop"]
 
@@ -68,6 +68,8 @@ class TrainingRun:
             self.log.load_state_dict(resumed.values, state.step)
             tracker.set_tags(resumed.tags)
             console.print(f"resuming from the checkpoint of step {state.step}, in epoch {state.epoch + 1}")
+        if state.processes is not None:
+            tracker.set_tags({"bigstep.processes": str(state.processes.count)})
 
     def run(self, should_stop: ShouldStop = never_stop) -> bool:
         """Train the epochs that are left.
@@ -81,15 +83,8 @@ class TrainingRun:
             StopRequestedError: the process was asked to stop; there is a checkpoint of this step.
         """
         job, started = self.job, time.perf_counter()
-        source = TrainingBatches(
-            job.store,
-            job.params.train,
-            job.batch.effective_batch_size,
-            job.params.hardware.num_workers,
-            pinned=self.state.classifier.mean.is_cuda,
-            share=batch_share(self.state.processes, job.params.train, job.params.model.ghost_batch_size),
-        )
-        batches = LowMemoryMarker(source, job.marker, job.step_bytes, lambda: self.state.accumulator.micro_batch_size)
+        check_same_start(self.state)
+        batches = open_batches(job.store, job.params, job.batch, self.state, job.marker, job.step_bytes)
         try:
             is_stopped = self._train(batches, should_stop)
         except (RuntimeError, MemoryError) as error:
@@ -106,8 +101,8 @@ class TrainingRun:
 
     def recalibrate(self) -> None:
         """Recompute the running statistics of the best weights if the model is configured so."""
-        model, state = self.job.params.model, self.state
-        if model.norm == "batch" and model.batch_norm_statistics == "recalibrated" and state.best is not None:
+        state = self.state
+        if is_recalibrated(self.job.params.model) and state.best is not None:
             validation = recalibrate_best(state, self.job.store)
             console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_{state.task.score} {validation.score:.4f}")
 

@@ -15,7 +15,7 @@ import psutil
 from bigstep.runtime.environment import child_environment, search_path
 from bigstep.runtime.stop_signals import handling
 
-__all__ = ["run_child", "set_parent_death_signal", "start_module"]
+__all__ = ["die_with_parent", "run_child", "set_parent_death_signal", "start_module"]
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -25,7 +25,7 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
 
     Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below.
     """
-    process = subprocess.Popen(command, cwd=folder, env=dict(environment), preexec_fn=_die_with_parent)  # noqa: PLW1509 # no threads here
+    process = subprocess.Popen(command, cwd=folder, env=dict(environment), preexec_fn=die_with_parent)  # noqa: PLW1509 # no threads here
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -39,7 +39,8 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
     return 128 + received[0] if received and code else min(abs(code), 1)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Make this process, just started, end at once when its parent ends, if the system supports it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,5 +1,6 @@
 """The machine a stage runs on: device, threads, memory in use."""
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -8,11 +9,15 @@ import psutil
 import torch
 
 from bigstep.config.hardware import HardwareConfig
+from bigstep.config.params import Params
+from bigstep.config.processes import reason_for_one_process
 from bigstep.errors import ConfigError
 
 __all__ = [
     "MEMORY_FORMATS",
     "choose_device",
+    "count_processes",
+    "divided",
     "headroom_bytes",
     "memory_format",
     "possible_formats",
@@ -48,10 +53,40 @@ def possible_formats(hardware: HardwareConfig) -> tuple[str, ...]:
     return tuple(MEMORY_FORMATS) if hardware.memory_format == "auto" else (hardware.memory_format,)
 
 
-def set_threads(hardware: HardwareConfig) -> None:
-    """Set torch to ``hardware.threads`` threads on the CPU."""
+def count_processes(params: Params) -> int:
+    """Return the number of processes that share each effective batch: as configured, or one for each GPU.
+
+    Raises:
+        ConfigError: the training must stay in one process, or there are fewer GPUs.
+    """
+    hardware, asked = params.hardware, params.hardware.processes
+    if asked == 1:
+        return 1
+    reason = reason_for_one_process(params.model, params.train, hardware)
+    devices = torch.cuda.device_count() if choose_device(hardware).type == "cuda" else 0
+    if asked == "auto":
+        return 1 if reason is not None else max(1, devices)
+    if reason is not None:
+        raise ConfigError(reason)
+    if devices and asked > devices:
+        raise ConfigError(
+            f"hardware.processes: expected at most the {devices} GPUs that torch finds, got {asked}; write auto, or "
+            "hardware.device cpu"
+        )
+    return asked
+
+
+def divided(total: int, processes: int) -> int:
+    """Return the share of each process in ``total`` threads or workers: at least one, if there is any."""
+    return min(total, max(1, total // processes))
+
+
+def set_threads(hardware: HardwareConfig, processes: int = 1) -> None:
+    """Set torch to ``hardware.threads`` threads on the CPU, or to its default, which ``processes`` share."""
     if hardware.threads is not None:
-        torch.set_num_threads(hardware.threads)
+        torch.set_num_threads(divided(hardware.threads, processes))
+    elif processes > 1:
+        torch.set_num_threads(min(torch.get_num_threads(), divided(os.cpu_count() or 1, processes)))
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -5,7 +5,9 @@ before MLflow or DVC is imported; a program that uses bigstep as a library decid
 """
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "guard_libraries",
     "is_set",
     "keep_compiled_code",
+    "loopback_only",
     "read_variable",
     "search_path",
 ]
@@ -46,6 +49,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"  # MLflow's store; without it, a database i
 GIVEN_RUN = "MLFLOW_RUN_ID"  # the run that `mlflow run` has started
 GIVEN_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"  # that this run belongs to
 SITE_CACHE = "DVC_SITE_CACHE_DIR"  # DVC unpickles files of this folder: `bigstep` points it to one that no one else can write
+SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where processes of one training listen
 COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # torch.compile unpickles files of this folder, by default one in /tmp
 _given_folder = os.environ.get(COMPILED_CODE)  # by the user: torch sets the variable itself when its compiler is imported
 
@@ -76,6 +80,22 @@ def keep_compiled_code(folder: Path) -> None:
     """Make torch.compile keep its code in ``folder``, where no one else writes, unless the user has named another."""
     if _given_folder is None:
         os.environ[COMPILED_CODE] = str(folder)
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Within the block gloo and NCCL connect processes over the loopback interface only."""
+    name = "lo" if sys.platform == "linux" else "lo0"
+    before = {variable: os.environ.get(variable) for variable in SOCKET_INTERFACES}
+    os.environ.update(dict.fromkeys(SOCKET_INTERFACES, name))
+    try:
+        yield
+    finally:
+        for variable, text in before.items():
+            if text is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = text
 
 
 def read_variable(name: str, default: str = "") -> str:

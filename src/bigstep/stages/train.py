@@ -7,8 +7,9 @@ from bigstep.config.units import parse_duration
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.models.classifier import Classifier
-from bigstep.planning.slicing_choice import choose_slicing
+from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing
 from bigstep.planning.slicing_outlook import record_slicing
+from bigstep.runs.helper_processes import helper_request, training_group
 from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
@@ -54,17 +55,24 @@ def train(stage: Stage) -> None:
     weights = stage.project.starting_weights(model.weights)
     if params.hardware.compile:
         keep_compiled_code(stage.project.compiled)
-    state = build_training(store, batch, params, weights=weights)
+    job = TrainingJob(store, params, batch, fit.predicted_bytes, checkpoints, mark)
+    with training_group(helper_request(job, weights), stage.signals) as group:
+        state = build_training(store, batch, params, weights=weights, group=group)
+        _train(stage, job, state, fit)
+    checkpoints.clear()
+
+
+def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSlicing) -> None:
+    store, params, batch, model = job.store, job.params, job.batch, job.params.model
     invariance = check_slice_invariance(state, params.train, store)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
-    resumed = checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
+    resumed = job.checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     with stage_run(stage, params.tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))
         tracker.set_tags(invariance.tags)
         tracker.set_tags(fit.tags)
-        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": fit.predicted_bytes}, step=0))
-        job = TrainingJob(store, params, batch, fit.predicted_bytes, checkpoints, mark)
+        tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.step_bytes}, step=0))
         run = TrainingRun(job, state, tracker, stage.signals, resumed)
         with stage.signals.deferred():
             run.run()
@@ -79,7 +87,6 @@ def train(stage: Stage) -> None:
         log_results(stage.paths, tracker, store, card)
         state.guard.close()
     stage.inputs.check()  # again, before the checkpoints are deleted
-    checkpoints.clear()
 
 
 def _report_invariance(invariance: Invariance, model: ModelConfig) -> None:
@@ -90,7 +97,8 @@ def _report_invariance(invariance: Invariance, model: ModelConfig) -> None:
 
 
 def _report_noise(state: TrainingState, tracker: Tracker, batch: BatchSizes) -> None:
-    advice = advise(state.noise.summary(), batch.effective_batch_size, batch.accumulation_steps)
+    shares = batch.accumulation_steps if state.processes is None else state.processes.count
+    advice = advise(state.noise.summary(), batch.effective_batch_size, shares)
     console.print(advice)
     tracker.set_tags({"bigstep.advice": advice})
 

@@ -21,7 +21,7 @@ from bigstep.errors import ConfigError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.runtime.device import choose_device, memory_format, set_threads
-from bigstep.step.process_group import check_model
+from bigstep.step.process_group import check_model, open_processes
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.task import Task
 from bigstep.training.chosen_loss import build_loss
@@ -58,7 +58,8 @@ def build_training(
     task.check(train)
     check_inputs(train, store.manifest)
     _check_augmentation(train, store)
-    set_threads(hardware)
+    processes = open_processes(group)
+    set_threads(hardware, 1 if processes is None else processes.count)
     device = choose_device(hardware)
     torch.manual_seed(derive_key("weights", train.seed))
     manifest = store.manifest

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bigstep.config.train import TrainConfig
+from bigstep.errors import ProjectError
 from bigstep.step.process_group import Processes
 from bigstep.step.slicing import share_sizes, slices
+from bigstep.training.state import TrainingState
 
-__all__ = ["BatchShare", "batch_share", "is_mixing", "own_part"]
+__all__ = ["BatchShare", "batch_share", "check_same_start", "is_mixing", "own_part"]
 
 
 def is_mixing(train: TrainConfig) -> bool:
@@ -50,3 +53,22 @@ def batch_share(processes: Processes | None, train: TrainConfig, ghost_batch_siz
     if processes is None:
         return None
     return BatchShare(processes.rank, processes.count, ghost_batch_size or 1, is_mixing(train))
+
+
+def check_same_start(state: TrainingState) -> None:
+    """Check that all processes start at the same step with the same parameters.
+
+    Raises:
+        ProjectError: they do not, in all of them.
+    """
+    if state.processes is None:
+        return
+    parameters = sum(float(parameter.detach().double().abs().sum()) for parameter in state.classifier.parameters())
+    found = torch.zeros(state.processes.count, 2, dtype=torch.float64, device=state.classifier.mean.device)
+    found[state.processes.rank] = torch.tensor([float(state.step), parameters])
+    steps, sums = state.processes.add_up(found).unbind(dim=1)
+    if not (steps == steps[0]).all() or not (sums == sums[0]).all():
+        raise ProjectError(
+            f"hardware.processes: expected all processes to start alike, got steps {steps.long().tolist()}; run the same "
+            "command again"
+        )

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from bigstep.config.model import ModelConfig
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
@@ -21,7 +22,7 @@ from bigstep.training.records import Validation
 from bigstep.training.shares import own_part
 from bigstep.training.state import TrainingState
 
-__all__ = ["recalibrate_best", "validate", "validate_state"]
+__all__ = ["is_recalibrated", "recalibrate_best", "validate", "validate_state"]
 
 T = TypeVar("T")
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -46,6 +47,11 @@ def validate_state(state: TrainingState, store: Store) -> Validation:
     tally = processes.together(local, judged.mean.device)
     tally.pool(processes.add_up)
     return Validation(*tally.result())
+
+
+def is_recalibrated(model: ModelConfig) -> bool:
+    """Return whether running statistics are recomputed at the end of a training."""
+    return model.norm == "batch" and model.batch_norm_statistics == "recalibrated"
 
 
 def recalibrate_best(state: TrainingState, store: Store) -> Validation:

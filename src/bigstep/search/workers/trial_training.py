@@ -18,6 +18,7 @@ from bigstep.planning.slicing_choice import CheckedSlicing
 from bigstep.project.paths import ProjectPaths
 from bigstep.report.training_curves import draw_curves
 from bigstep.runs.checkpoints import CheckpointWriter
+from bigstep.runs.helper_processes import helper_request, training_group
 from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
 from bigstep.runs.trained_model import model_card
 from bigstep.runs.training_run import ShouldStop, TrainingJob, TrainingRun
@@ -98,7 +99,23 @@ def train_trial(
     params, batch = job.params, job.fit.batch
     if params.hardware.compile:
         keep_compiled_code(project.compiled)
-    state = build_training(store, batch, params, weights=project.starting_weights(params.model.weights))
+    weights = project.starting_weights(params.model.weights)
+    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.hardware.checkpoint_interval), {})
+    training = TrainingJob(store, params, batch, job.fit.predicted_bytes, checkpoints, job.folder / "mark.json")
+    with training_group(helper_request(training, weights), signals) as group:
+        state = build_training(store, batch, params, weights=weights, group=group)
+        return _tracked(job, training, state, signals, report, on_run_id)
+
+
+def _tracked(  # what train_trial was given
+    job: TrialJob,
+    training: TrainingJob,
+    state: TrainingState,
+    signals: Signals,
+    report: ShouldStop,
+    on_run_id: Callable[[str], None],
+) -> TrialOutcome:
+    params, batch = job.params, job.fit.batch
     device = state.classifier.mean.device
     restart_peak_memory(device)
     flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
@@ -108,7 +125,7 @@ def train_trial(
         if at_start is not None:
             on_run_id(at_start)
         tracked.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
-        outcome = _train(store, job, state, signals, report, tracked)
+        outcome = _train(job, training, state, signals, report, tracked)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
         _log_outcome(tracked, outcome)
     state.guard.close()
@@ -119,13 +136,10 @@ def train_trial(
 
 
 def _train(
-    store: Store, job: TrialJob, state: TrainingState, signals: Signals, report: ShouldStop, tracked: TrackedRun
+    job: TrialJob, training: TrainingJob, state: TrainingState, signals: Signals, report: ShouldStop, tracked: TrackedRun
 ) -> TrialOutcome:
-    params = job.params
-    checkpoints = CheckpointWriter(job.folder / CHECKPOINTS, parse_duration(params.hardware.checkpoint_interval), {})
-    resumed = checkpoints.restore(state, micro_batch_size=job.fit.batch.micro_batch_size)
-    marker = job.folder / "mark.json"
-    training = TrainingJob(store, params, job.fit.batch, job.fit.predicted_bytes, checkpoints, marker)
+    params, store = job.params, training.store
+    resumed = training.checkpoints.restore(state, micro_batch_size=job.fit.batch.micro_batch_size)
     run = TrainingRun(training, state, tracked.tracker, signals, resumed)
     is_pruned = has_diverged = False
     try:

@@ -1,0 +1,174 @@
+"""Start the processes that help this one to train, and end with them.
+
+This process has number 0: it alone has the console, MLflow, checkpoints and outputs, and decides when the training stops. The
+helpers hold nothing that is not in the checkpoint, so they are ended without notice.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, final
+
+from bigstep.console import console
+from bigstep.errors import OtherProcessError, ProjectError, UserError
+from bigstep.runs import helper as helper_module
+from bigstep.runs.helper import HelperRequest
+from bigstep.runs.low_memory_marker import mark_path
+from bigstep.runs.process_group import joined
+from bigstep.runs.training_run import TrainingJob
+from bigstep.runtime.child_process import die_with_parent, start_module
+from bigstep.runtime.device import choose_device, count_processes
+from bigstep.runtime.stop_signals import Signals
+
+__all__ = ["helper_request", "training_group"]
+
+LAST_WORDS_SECONDS = 5.0  # that a process which failed may take to say why
+SECTIONS = ("model", "train", "hardware", "tracking")  # of params.yaml, that a training reads
+END_SECONDS = 60.0  # that helpers may take after the last step
+
+
+def helper_request(job: TrainingJob, weights: Path | None) -> HelperRequest:
+    """Describe a training for its helpers; ``weights`` is the file of model.weights."""
+    params = job.params
+    sections = {name: getattr(params, name).model_dump(mode="json") for name in SECTIONS}
+    return HelperRequest(
+        rank=0,
+        count=count_processes(params),
+        folder="",
+        sections=sections,
+        batch=asdict(job.batch),
+        prepared=str(job.store.paths.root.resolve()),
+        weights=None if weights is None else str(weights.resolve()),
+        checkpoints=str(job.checkpoints.folder.resolve()),
+        marker=str(job.marker.resolve()),
+        step_bytes=job.step_bytes,
+    )
+
+
+@contextmanager
+def training_group(request: HelperRequest, signals: Signals) -> Iterator[Any]:
+    """Start the helpers, and give the group of torch.distributed that they form with this process; None without helpers.
+
+    Raises:
+        ProjectError: a helper was killed.
+        UserError: a helper failed, with its line and exit code.
+    """
+    if request.count == 1:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="bigstep-") as folder:
+        helpers = _Helpers(replace(request, folder=folder), signals)
+        is_done = False
+        try:
+            helpers.wait_until_ready()
+            with joined(Path(folder), 0, request.count, choose_device(request.params.hardware)) as group:
+                console.print(f"{request.count} processes share each effective batch")
+                yield group
+            is_done = True
+        except (OtherProcessError, RuntimeError):
+            problem = helpers.problem()
+            if problem is None:
+                raise
+            raise problem from None
+        finally:
+            helpers.end(END_SECONDS if is_done else 0.0)
+
+
+@final
+class _Helper:
+    def __init__(self, request: HelperRequest, signals: Signals) -> None:
+        self.rank = request.rank
+        self.mark = mark_path(Path(request.marker), request.rank)
+        self.is_ready = threading.Event()
+        self.error: UserError | None = None
+        # they end with this process, whatever ends it
+        self.process: subprocess.Popen[str] = start_module(
+            helper_module.__name__, stdout=subprocess.PIPE, preexec_fn=die_with_parent
+        )
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(asdict(request)) + "\n")
+            self.process.stdin.flush()  # it stays open: its end is that of this process
+        self._signals = signals
+        self._listener = threading.Thread(target=self._listen, name=f"bigstep-helper-{self.rank}", daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            if answer["kind"] == "ready":
+                self.is_ready.set()
+            elif answer["kind"] == "stop" and self._signals.received is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif answer["kind"] == "error":
+                self.error = UserError(answer["text"])
+                self.error.exit_code = answer["code"]
+        self.is_ready.set()  # it has ended: there is nothing to wait for
+
+    def problem(self) -> UserError | None:
+        """Return what ended the process, if it has ended otherwise than well."""
+        code = self.process.poll()
+        if code is None or code == 0:
+            return None
+        self._listener.join(1.0)
+        if self.error is not None:
+            return self.error
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return ProjectError(f"process {self.rank}: expected it to train to the end, got {how}; run the same command to resume")
+
+    def end(self, seconds: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+            self.mark.unlink(missing_ok=True)  # it has not died of too little memory
+        self._listener.join(1.0)
+        for stream in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):
+                stream.close()  # type: ignore[union-attr] # both are pipes
+
+
+@final
+class _Helpers:
+    def __init__(self, request: HelperRequest, signals: Signals) -> None:
+        self._all: list[_Helper] = []
+        try:
+            for rank in range(1, request.count):
+                self._all.append(_Helper(replace(request, rank=rank), signals))
+        except BaseException:
+            self.end(0.0)
+            raise
+
+    def wait_until_ready(self) -> None:
+        for helper in self._all:
+            while not helper.is_ready.wait(0.5):
+                pass
+            helper.is_ready.clear()
+            if (problem := helper.problem()) is not None:
+                raise problem
+
+    def problem(self) -> UserError | None:
+        """Return what ended a helper, if one has ended: its own line, else that it was killed, else its exit code."""
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        while not any(helper.process.poll() for helper in self._all) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        failed = sorted((helper for helper in self._all if helper.process.poll()), key=_blame)
+        return failed[0].problem() if failed else None
+
+    def end(self, seconds: float) -> None:
+        for helper in self._all:
+            helper.end(seconds)
+
+
+def _blame(helper: _Helper) -> tuple[bool, int]:
+    return helper.error is None, int(helper.process.returncode)

@@ -1,0 +1,178 @@
+"""A stage that starts its own processes: one result, one writer, loopback only; and what is left when one of them ends."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bigstep.config.params import Params, parse_params
+from bigstep.errors import ConfigError
+from bigstep.runs.low_memory_marker import failed_micro_batch_size, mark_path
+from bigstep.runtime.device import count_processes, divided
+from conftest import copy_prepared
+from faults.project import Project
+
+SETTINGS = (
+    "train.precision=float64",
+    "train.epochs=2",
+    "train.effective_batch_size=24",
+    "train.mixup_alpha=0.3",
+    "train.ema_decay=0.9",
+    "model.width=8",
+    "model.dropout=0.2",
+    "hardware.memory_budget=none",
+    "hardware.checkpoint_interval=none",
+)
+STAGE = (sys.executable, "pipelines/train.py")
+
+
+def started(project: Project, processes: int) -> "subprocess.Popen[str]":
+    project.set(f"hardware.processes={processes}")
+    return project.start(*STAGE, PYTHONPATH=str(project.root / "src"))
+
+
+def train(project: Project, processes: int, code: int = 0) -> str:
+    process = started(project, processes)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def helpers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in below if "bigstep.runs.helper" in child.cmdline()]
+
+
+def after_a_checkpoint(project: Project, process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Wait for the first checkpoint, and for a few steps more."""
+    deadline = time.monotonic() + 120
+    while not project.checkpoints():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    return helpers_of(process)
+
+
+def rows(project: Project) -> list[list[float]]:
+    with (project.root / "results" / "train" / "history.csv").open(encoding="utf-8") as file:
+        return [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
+
+
+def weights(project: Project) -> bytes:
+    return (project.root / "results" / "train" / "model.safetensors").read_bytes()
+
+
+def listening(process: psutil.Process) -> set[str]:
+    return {item.laddr.ip for item in process.net_connections("tcp") if item.status == psutil.CONN_LISTEN}
+
+
+@pytest.fixture
+def project(prepared_root: Path, tmp_path: Path) -> Project:
+    made = copy_prepared(prepared_root, tmp_path / "project")
+    made.set(*SETTINGS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Project]:
+    """The same training in one process and in two, never disturbed."""
+    found = {}
+    for count in (1, 2):
+        found[count] = copy_prepared(prepared_root, tmp_path_factory.mktemp("undisturbed") / "project")
+        found[count].set(*SETTINGS)
+        train(found[count], count)
+    return found
+
+
+def assert_equal(found: Project, expected: Project) -> None:
+    for mine, other in zip(rows(found), rows(expected), strict=True):
+        assert mine == pytest.approx(other, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes_and_one_run(undisturbed: dict[int, Project]) -> None:
+    assert_equal(undisturbed[2], undisturbed[1])
+    (run,) = undisturbed[2].runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["bigstep.processes"] == "2"
+    keys = [(key, step) for key, step, _ in undisturbed[2].history(run.info.run_id)]
+    assert len(keys) == len(set(keys)), "each value is logged once"
+    assert not undisturbed[2].processes()
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_and_another_number_resumes(
+    project: Project, undisturbed: dict[int, Project]
+) -> None:
+    process = started(project, 2)
+    (helper,) = after_a_checkpoint(project, process)
+    assert listening(helper) | listening(psutil.Process(process.pid)) <= {"127.0.0.1"}
+    assert listening(helper), "gloo listens, on the loopback interface"
+    helper.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert output.rstrip().endswith("stopped by SIGTERM; run the same command to resume")
+    assert not project.processes(5)
+    assert "resuming from the checkpoint of step" in train(project, 3)
+    assert_equal(project, undisturbed[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("struck", ["a helper", "the stage"])
+def test_a_kill_leaves_no_process_and_the_same_command_the_same_bytes(
+    struck: str, project: Project, undisturbed: dict[int, Project]
+) -> None:
+    process = started(project, 2)
+    (helper,) = after_a_checkpoint(project, process)
+    os.kill(helper.pid if struck == "a helper" else process.pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert not project.processes(5)
+    if struck == "a helper":
+        assert process.returncode == 2, output
+        assert output.rstrip().splitlines()[-1] == (
+            "bigstep: process 1: expected it to train to the end, got SIGKILL; run the same command to resume"
+        )
+        assert "Traceback" not in output
+    assert "resuming from the checkpoint of step" in train(project, 2)
+    assert weights(project) == weights(undisturbed[2])
+    assert rows(project) == rows(undisturbed[2])
+    assert [run.info.status for run in project.runs()] == ["FINISHED"]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_one_line(project: Project) -> None:
+    project.set("model.norm=batch", "model.ghost_batch_size=12", "model.batch_norm_statistics=plain")
+    output = train(project, 2, code=2)
+    assert "bigstep: model.batch_norm_statistics: expected corrected, recalibrated or frozen with several processes" in output
+    assert not project.processes(5)
+
+
+def test_the_number_of_processes() -> None:
+    def params(**sections: object) -> Params:
+        return parse_params({"hardware": {"device": "cpu"}, **sections})
+
+    unkeyed = {"train": {"keyed_randomness": False}}
+    assert count_processes(params()) == 1
+    assert count_processes(params(hardware={"processes": 3, "device": "cpu"})) == 3
+    assert count_processes(params(**unkeyed)) == 1
+    assert count_processes(params(**unkeyed, hardware={"processes": 1, "device": "cpu"})) == 1
+    with pytest.raises(ConfigError, match=r"^train\.keyed_randomness: expected true with several processes"):
+        count_processes(params(**unkeyed, hardware={"processes": 2, "device": "cpu"}))
+    assert [divided(total, 4) for total in (0, 1, 4, 9)] == [0, 1, 1, 2]
+
+
+def test_the_mark_of_each_process_counts(tmp_path: Path) -> None:
+    path = tmp_path / "key.memory.json"
+    assert failed_micro_batch_size(path) is None
+    for rank, size in enumerate((16, 4, 8)):
+        mark_path(path, rank).write_text(f'{{"micro_batch_size": {size}}}', encoding="utf-8")
+    assert failed_micro_batch_size(path) == 4
+    mark_path(path, 1).unlink()
+    assert failed_micro_batch_size(path) == 8
