@@ -101,7 +101,9 @@ def test_the_rule_stays_within_the_budget(digits: Store, tmp_path: Path) -> None
     fit = choose_slicing(project, _params(_budget(int(1.15 * (least + most) / 2)), width=256, epochs=1), digits)
     assert 1 <= fit.batch.micro_batch_size < sizes.micro_batch_size == 32
     assert least <= fit.predicted_bytes < most
-    with pytest.raises(OutOfMemoryError, match=r"expected a step that fits hardware.memory_budget, .* not even a single image"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"expected a step that fits hardware.memory_budget, .* not even a single sample"
+    ):
         choose_slicing(project, _params({"memory_budget": "100MiB"}, width=256, epochs=1), digits)
 
 
