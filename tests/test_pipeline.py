@@ -341,7 +341,7 @@ def test_a_plan_is_measured_once_and_adopted_and_small_trainings_do_not_need_it(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # newer kernels reorder more than the limit below, which is of AVX2
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     before = (trained / "params.yaml").read_bytes()
-    first = _run(trained, "python", "pipelines/plan.py", "--seconds", "12")
+    first = _run(trained, "python", "pipelines/plan.py", "--seconds", "5")
     assert "measuring small_cnn in float32, contiguous" in first
     assert "recommended for an effective batch of 64: micro-batches of" in first
     (plan,) = (trained / ".bigstep/plans").glob("*/plan.json")
