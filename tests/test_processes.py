@@ -6,15 +6,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import psutil
 import pytest
 
 from bigstep.config.params import Params, parse_params
-from bigstep.errors import ConfigError
+from bigstep.data.store import Store
+from bigstep.errors import ConfigError, UserError
+from bigstep.models.small_cnn import SmallCNN
+from bigstep.planning.memory_budget import OVERHEAD_BYTES, available_bytes, predict
+from bigstep.project.paths import ProjectPaths
+from bigstep.runs.checkpoints import CheckpointWriter
+from bigstep.runs.helper_processes import helper_request, training_group
 from bigstep.runs.low_memory_marker import failed_micro_batch_size, mark_path
+from bigstep.runs.marked_batches import open_batches
+from bigstep.runs.training_run import TrainingJob
 from bigstep.runtime.device import count_processes, divided
+from bigstep.runtime.stop_signals import Signals
+from bigstep.training.loop import train_epochs
+from bigstep.training.records import StepRecord
+from bigstep.training.setup import build_training
+from bigstep.training.shares import check_same_start
 from conftest import copy_prepared
 from faults.project import Project
 
@@ -154,6 +169,35 @@ def test_an_error_of_one_process_is_one_line(project: Project) -> None:
     assert not project.processes(5)
 
 
+@pytest.mark.slow
+def test_helpers_end_when_the_first_process_stops_early(digits: Store, tmp_path: Path) -> None:
+    """As where a search prunes a trial; the helper waits for the next step then."""
+    params = parse_params({"hardware": {"processes": 2, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
+    job = TrainingJob(digits, params, params.batch, 0, CheckpointWriter(tmp_path / "none", 60, {}), tmp_path / "mark.json")
+    with training_group(helper_request(job, None), Signals()) as group:
+        state = build_training(digits, params.batch, params, weights=None, group=group)
+        check_same_start(state)
+        batches = open_batches(digits, params, params.batch, state, job.marker, 0)
+        records = list(islice(train_epochs(state, params.train, digits, batches), 3))
+        children = psutil.Process().children()
+        assert [record.num_samples for record in records if isinstance(record, StepRecord)] == [64] * 3
+        assert len(children) == 1
+        left = time.monotonic()
+    assert time.monotonic() - left < 5
+    assert not children[0].is_running()
+
+
+@pytest.mark.slow
+def test_what_a_helper_says_is_said_here(digits: Store, tmp_path: Path) -> None:
+    params = parse_params({"hardware": {"processes": 2, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
+    job = TrainingJob(digits, params, params.batch, 0, CheckpointWriter(tmp_path / "none", 60, {}), tmp_path / "mark.json")
+    elsewhere = replace(helper_request(job, None), prepared=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="nothing") as caught, training_group(elsewhere, Signals()) as group:
+        check_same_start(build_training(digits, params.batch, params, weights=None, group=group))
+    assert caught.value.exit_code == 2
+    assert not psutil.Process().children()
+
+
 def test_the_number_of_processes() -> None:
     def params(**sections: object) -> Params:
         return parse_params({"hardware": {"device": "cpu"}, **sections})
@@ -166,6 +210,20 @@ def test_the_number_of_processes() -> None:
     with pytest.raises(ConfigError, match=r"^train\.keyed_randomness: expected true with several processes"):
         count_processes(params(**unkeyed, hardware={"processes": 2, "device": "cpu"}))
     assert [divided(total, 4) for total in (0, 1, 4, 9)] == [0, 1, 1, 2]
+
+
+def test_memory_is_that_of_a_vector_of_gradients_more_and_a_cpu_is_shared(digits: Store, tmp_path: Path) -> None:
+    def params(processes: int) -> Params:
+        hardware = {"processes": processes, "device": "cpu", "memory_budget": "4GiB", "micro_batch_size": 16}
+        return parse_params({"hardware": hardware, "model": {"width": 8}, "train": {"precision": "float64"}})
+
+    one, two = (predict(ProjectPaths(tmp_path), params(count), digits, params(count).batch) for count in (1, 2))
+    flat = 8 * sum(
+        parameter.numel() for parameter in SmallCNN(channels=1, size=8, num_classes=10, width=8, dropout=0).parameters()
+    )
+    assert (two.peak_bytes - one.peak_bytes, two.bytes_per_sample) == (flat, one.bytes_per_sample)
+    room = [available_bytes(params(count).hardware, resident=0) for count in (1, 2, 4)]
+    assert [found + OVERHEAD_BYTES for found in room if found is not None] == [4 * 2**30, 2 * 2**30, 2**30]
 
 
 def test_the_mark_of_each_process_counts(tmp_path: Path) -> None:

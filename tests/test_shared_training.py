@@ -14,6 +14,7 @@ from bigstep.config.params import Params, parse_params
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, OtherProcessError, OutOfMemoryError
+from bigstep.step.process_group import Processes
 from bigstep.step.slicing import balanced_sizes, share_sizes
 from bigstep.training import loop
 from bigstep.training.loop import train_epochs
@@ -216,6 +217,33 @@ def _not_finite(store: Store, group: Any) -> tuple[float, int]:
     return float(found["weights"].sum()), state.num_dropped
 
 
+def _collectives(store: Store, group: Any) -> tuple[list[tuple[int, torch.dtype]], list[int]]:
+    """200 steps, with one process that has no sample, another that runs out of memory, and a third that is not finite."""
+    params = params_of(**{**SHORT, "effective_batch_size": 2, "max_nonfinite_steps": 300})
+    state, seen, add_up = begun(params, store, 4, group), [], Processes.add_up
+    rank, failed = dist.get_rank(group), [step for step in range(200) if step % 23 == 7]
+    struck = set()
+
+    def strike(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        if rank == 1 and state.step in failed and state.step not in struck:
+            struck.add(state.step)
+            state.accumulator.micro_batch_size = 4
+            raise MemoryError("no memory left")
+        return output * float("nan") if rank == 0 and state.step % 31 == 5 else output
+
+    def counting(self: Processes, values: Tensor) -> Tensor:
+        seen.append((values.numel(), values.dtype))
+        return add_up(self, values)
+
+    state.classifier.register_forward_hook(strike)
+    Processes.add_up = counting  # type: ignore[method-assign] # for this process only
+    try:
+        trained(state, params, store, 200)
+    finally:
+        Processes.add_up = add_up  # type: ignore[method-assign]
+    return seen, [state.step, state.num_dropped, len(failed)]
+
+
 def _refused(store: Store, group: Any) -> list[str]:
     said = []
     for params in (
@@ -261,6 +289,7 @@ def _work(rank: int, place: str, data: str) -> None:
         found["no memory"] = _no_memory(store, groups[3])
         found["not finite"] = _not_finite(store, groups[3])
         found["refused"] = _refused(store, groups[3])
+        found["collectives"] = _collectives(store, groups[3])
     torch.save(found, f"{place}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -306,6 +335,15 @@ def test_memory_that_runs_out_in_one_process_changes_nothing(processes: list[dic
 def test_a_gradient_that_is_not_finite_in_one_process_is_dropped_by_all(processes: list[dict[str, Any]]) -> None:
     assert len({process["not finite"] for process in processes[:3]}) == 1
     assert processes[0]["not finite"][1] == 1
+
+
+@pytest.mark.slow
+def test_every_process_takes_part_in_the_same_sums(processes: list[dict[str, Any]]) -> None:
+    """Three a step, and three more where memory ran out in one: the announcement, the agreement, and to repeat it."""
+    (sums, (steps, dropped, failed)), *others = (process["collectives"] for process in processes[:3])
+    assert all(other == (sums, [steps, dropped, failed]) for other in others)
+    assert (steps, dropped, failed) == (200, 7, 9)
+    assert len(sums) == 3 * steps + 3 * failed
 
 
 @pytest.mark.slow

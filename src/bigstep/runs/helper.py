@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params, parse_params
 from bigstep.data.store import Store
@@ -117,6 +119,9 @@ def _write(answers: TextIO, kind: str, **values: Any) -> None:
 
 def _watch_input() -> None:
     sys.stdin.read()
+    for child in psutil.Process().children(recursive=True):  # that load images
+        with suppress(psutil.Error):
+            child.kill()
     os._exit(ExitCode.FAILED)
 
 

@@ -32,7 +32,7 @@ __all__ = ["helper_request", "training_group"]
 
 LAST_WORDS_SECONDS = 5.0  # that a process which failed may take to say why
 SECTIONS = ("model", "train", "hardware", "tracking")  # of params.yaml, that a training reads
-END_SECONDS = 60.0  # that helpers may take after the last step
+END_SECONDS = 2.0  # that a helper may take to end
 
 
 def helper_request(job: TrainingJob, weights: Path | None) -> HelperRequest:
@@ -66,20 +66,18 @@ def training_group(request: HelperRequest, signals: Signals) -> Iterator[Any]:
         return
     with tempfile.TemporaryDirectory(prefix="bigstep-") as folder:
         helpers = _Helpers(replace(request, folder=folder), signals)
-        is_done = False
         try:
             helpers.wait_until_ready()
             with joined(Path(folder), 0, request.count, choose_device(request.params.hardware)) as group:
                 console.print(f"{request.count} processes share each effective batch")
                 yield group
-            is_done = True
         except (OtherProcessError, RuntimeError):
             problem = helpers.problem()
             if problem is None:
                 raise
             raise problem from None
         finally:
-            helpers.end(END_SECONDS if is_done else 0.0)
+            helpers.end()
 
 
 @final
@@ -125,17 +123,21 @@ class _Helper:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return ProjectError(f"process {self.rank}: expected it to train to the end, got {how}; run the same command to resume")
 
-    def end(self, seconds: float) -> None:
+    def end(self) -> None:
+        """Close its input, which ends it wherever it is: it may wait for a step that is not taken."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        lives = self.process.poll() is None
+        with suppress(OSError):
+            self.process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+            self.process.wait(END_SECONDS)
+        self.process.kill()
+        self.process.wait()
+        if lives:
             self.mark.unlink(missing_ok=True)  # it has not died of too little memory
         self._listener.join(1.0)
-        for stream in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):
-                stream.close()  # type: ignore[union-attr] # both are pipes
+        self.process.stdout.close()
 
 
 @final
@@ -146,7 +148,7 @@ class _Helpers:
             for rank in range(1, request.count):
                 self._all.append(_Helper(replace(request, rank=rank), signals))
         except BaseException:
-            self.end(0.0)
+            self.end()
             raise
 
     def wait_until_ready(self) -> None:
@@ -165,9 +167,9 @@ class _Helpers:
         failed = sorted((helper for helper in self._all if helper.process.poll()), key=_blame)
         return failed[0].problem() if failed else None
 
-    def end(self, seconds: float) -> None:
+    def end(self) -> None:
         for helper in self._all:
-            helper.end(seconds)
+            helper.end()
 
 
 def _blame(helper: _Helper) -> tuple[bool, int]:
