@@ -18,7 +18,7 @@ from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yam
 
 BIN = Path(sys.executable).parent
 STRIKE = Path(__file__).with_name("strike")
-TIMED = ("images_per_second", "peak_memory_bytes")  # of the clock and the machine, not of the training
+TIMED = ("images_per_second", "peak_memory_bytes", "training_seconds")  # of the clock and the machine, not of the training
 FILES = ("results/train/model.safetensors", "results/train/metrics.json", "results/train/history.csv", "dvc.lock")
 JUDGED = ("results/evaluate/metrics.json", "results/evaluate/predictions.csv", "results/evaluate/card.md")
 
