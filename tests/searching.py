@@ -1,6 +1,7 @@
 """Searches of a project under test: killed at random moments, and looked at afterwards."""
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -11,7 +12,12 @@ from pathlib import Path
 
 import optuna
 import psycopg
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
+from bigstep.search.samplers import choose_sampler
+from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE
 from bigstep.search.storage import open_storage
 from bigstep.search.studies import confirmation_study_name
 from bigstep.search.trial_queue import counts_toward_budget
@@ -65,14 +71,15 @@ def open_stored_study(project: Project, name: str) -> optuna.Study:
 
 def kill_and_finish(project: Project, seed: int, *, kills: int) -> None:
     """Kill workers and parents of a search, each time after a while, and begin it again; look at how it ends."""
-    chance, trials = random.Random(seed), 2 + 3 * kills
+    chance, trials, cut_off = random.Random(seed), 2 + 3 * kills, set[int]()
     for _ in range(kills):
         process = project.start(
             sys.executable, "-m", "bigstep.cli", "search", "--trials", str(trials), "--workers", "2",
             PYTHONPATH=str(project.root / "src"),
         )  # fmt: skip
+        wait_until(lambda: _training(project), "no trial trains", seconds=120)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(6, 16))
+            process.wait(chance.uniform(0, 3))
             raise AssertionError("the search ended before it could be killed; give it more trials")
         for victim in [item for item in project.processes(wait=0) if item.pid != process.pid or chance.random() < 0.5]:
             if chance.random() < 0.7:
@@ -82,6 +89,7 @@ def kill_and_finish(project: Project, seed: int, *, kills: int) -> None:
         process.wait(30)
         if process.stdout is not None:
             process.stdout.close()
+        cut_off |= _training(project)
     project.run_while(lambda: _num_ended(project), "bigstep", "search", "--trials", str(trials), "--workers", "2")
     for name in ("search", confirmation_study_name("search")):
         found = open_stored_study(project, name).get_trials()
@@ -92,9 +100,34 @@ def kill_and_finish(project: Project, seed: int, *, kills: int) -> None:
             keys = [trial.user_attrs["key"] for trial in found if trial.state.name == "COMPLETE"]
             assert len(keys) == len(set(keys))
             assert sum(key.startswith("replicate") for key in keys) in (1, 2)
+    check_plain_parameters(project, cut_off if kills == 1 else set())
     parents, children = search_runs(project)
     assert len(parents) == 1
     assert {run.info.status for run in [*parents, *children]} <= {"FINISHED", "KILLED", "FAILED"}
+
+
+def check_plain_parameters(project: Project, cut_off: set[int]) -> None:
+    """Look at the study with Optuna alone: plain values, two of them searched, and a trial for each that was cut off."""
+    journal = JournalStorage(JournalFileBackend(str(project.root / ".bigstep" / "search" / "search.journal")))
+    study = optuna.load_study(study_name="search", storage=journal)
+    ended = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    for trial in ended:
+        assert set(trial.params) == {RATE, EFFECTIVE, MICRO, ACCUMULATION}
+        assert trial.params[MICRO] * (trial.params[ACCUMULATION] - 1) < trial.params[EFFECTIVE]
+        assert trial.params[EFFECTIVE] <= trial.params[MICRO] * trial.params[ACCUMULATION]
+        assert math.log2(trial.params[EFFECTIVE]).is_integer()
+    assert {trial.user_attrs.get("origin") for trial in ended} >= cut_off
+    sampler = choose_sampler("auto", seed=0, space="planned", num_objectives=1)
+    assert set(sampler.infer_relative_search_space(study, study.trials[-1])) == {RATE, EFFECTIVE}
+
+
+def _training(project: Project) -> set[int]:
+    """Return the trials that are being trained, or were when their worker was killed."""
+    try:
+        trials = open_stored_study(project, "search").get_trials()
+    except KeyError:  # there is no study yet
+        return set()
+    return {trial.number for trial in trials if trial.state == TrialState.RUNNING and MICRO in trial.params}
 
 
 def _num_ended(project: Project) -> int:

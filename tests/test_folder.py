@@ -1,10 +1,11 @@
 import os
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from bigstep.data.image_folder import list_folder
+from bigstep.data.image_folder import Entries, Entry, list_folder
 from bigstep.data.split import Split
 from bigstep.errors import DataError
 
@@ -155,3 +156,18 @@ def test_nothing_is_walked_beyond_the_limit(tmp_path: Path) -> None:
     (root / "a" / "all").symlink_to("/proc")  # grows while it is read
     with pytest.raises(DataError, match="at most 500 files and folders"):
         list_folder(root, max_entries=500)
+
+
+def test_files_are_kept_in_a_few_bytes_each() -> None:
+    entries = [Entry(f"class/{number}.png", number % 7, (None, Split.TEST)[number % 2]) for number in range(5000)]
+    entries += [Entry("class/caf\udce9.png", 3, None, "a loop of links"), Entry("class/\u00e9.png", 0, Split.TRAIN)]
+    tracemalloc.start()
+    kept = Entries(iter(entries))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 60 * len(entries)
+    assert list(kept) == entries
+    assert kept[-1] == entries[-1]
+    assert kept[10:4990:7] == entries[10:4990:7]
+    with pytest.raises(IndexError):
+        kept[len(entries)]

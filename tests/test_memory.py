@@ -22,6 +22,7 @@ from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
 from bigstep.errors import ConfigError
+from bigstep.memory import inner_peak as inner
 from bigstep.memory import prediction as memory
 from bigstep.memory.measurement import held_bytes, peak_growth
 from bigstep.memory.storage_tracker import ACTIVATIONS, DIRECT, PLAIN, OperationCall, StorageTracker
@@ -89,7 +90,7 @@ def test_the_prediction_is_within_a_percent_of_the_measured_peak(name: str, micr
     assert predicted.at(micro) == pytest.approx(predicted.peak_bytes, rel=1e-6)
 
 
-@pytest.mark.parametrize(("size", "micro"), [(8, 4), (16, 16), (28, 16)])
+@pytest.mark.parametrize(("size", "micro"), [(8, 4), (16, 16), (28, 16), (8, 64)])
 def test_the_prediction_of_a_training_on_small_grey_images_is_within_a_percent_too(
     size: int, micro: int, tmp_path: Path
 ) -> None:
@@ -219,7 +220,7 @@ def test_what_is_said_at_once_is_what_the_operation_leaves() -> None:
 
 
 def test_the_smaller_sizes_probes_spare_the_larger_ones_and_the_peak_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe, inner_peak = memory._probe, memory._inner_peak
+    probe, inner_peak = inner._probe, memory.inner_peak
     probed: list[OperationCall] = []
     compared: list[tuple[int, int, int, int]] = []
 
@@ -234,9 +235,9 @@ def test_the_smaller_sizes_probes_spare_the_larger_ones_and_the_peak_is_the_same
             compared.append((found[0], inner_peak(calls, peak, [])[0], spared, len(probed) - before - spared))
         return found
 
-    monkeypatch.setattr(memory, "PROBE_SECONDS", 60.0)
-    monkeypatch.setattr(memory, "_probe", counting)
-    monkeypatch.setattr(memory, "_inner_peak", comparing)
+    monkeypatch.setattr(inner, "PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(inner, "_probe", counting)
+    monkeypatch.setattr(memory, "inner_peak", comparing)
     assert predict_memory(_build("resnet18"), (3, 32, 32), 8).method == "fake"
     ((found, wanted, few, all_of_them),) = compared
     assert found == wanted

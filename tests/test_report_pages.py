@@ -76,7 +76,7 @@ def test_a_report_has_no_script_and_is_light_or_dark_as_the_reader_likes(page: P
 
 
 def test_on_paper_a_report_has_a_few_pages_and_what_is_folded_is_there(page: Path, tmp_path: Path) -> None:
-    longer = re.sub(r"<details>.*?</details>", lambda part: 5 * part[0], page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    longer = re.sub(r"<details>.*?</details>", lambda part: 12 * part[0], page.read_text(encoding="utf-8"), flags=re.DOTALL)
     (tmp_path / "longer.html").write_text(longer, encoding="utf-8")
     assert 4 <= print_page(page, tmp_path) <= 8
     assert print_page(tmp_path / "longer.html", tmp_path) >= print_page(page, tmp_path) + 3

@@ -14,6 +14,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from rich.live import Live
 
+from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import parse_params
 from bigstep.config.search import SearchConfig
 from bigstep.errors import ConfigError
@@ -257,6 +258,7 @@ def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None
     trial = ledger.take(None)
     assert trial is not None
     space.suggest(trial)
+    space.fix_planned(trial, BatchSizes(64, 32, 2))
     trial.set_user_attr("noise_scale", 1e6)
     ledger.study.tell(trial, 0.5)
     small = TrialQueue(ledger.study, budget=3, max_asks=50)
@@ -268,6 +270,7 @@ def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None
     queued = ledger.trials()[3]
     assert queued.user_attrs["start"] == "noise scale"
     assert queued.system_attrs["fixed_params"][EFFECTIVE] == space.dimensions[EFFECTIVE].high  # type: ignore[attr-defined]
+    assert set(queued.system_attrs["fixed_params"]) == {RATE, EFFECTIVE}, "the planned sizes were those of another batch"
 
 
 def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from bigstep.comparison.sources import find_result, other_seeds
 from bigstep.console import console
 from bigstep.errors import ConfigError
 from bigstep.project.dvc import cache_folder
-from bigstep.report.comparison_page import class_changes, draw_histories, write_comparison
+from bigstep.report.comparison_page import class_changes, write_comparison
 
 __all__ = ["compare"]
 
@@ -48,9 +47,8 @@ def compare(root: Path, names: Sequence[str], *, as_json: bool) -> int:
         print(json.dumps([_as_json(item, lines) for item, lines in zip(differences, texts, strict=True)], indent=2))
         return 0
     page = root / "results" / "compare" / "report.html"
-    with whole_file(page) as beside, tempfile.TemporaryDirectory() as scratch:
-        draw_histories(results, Path(scratch, "curves.png"))
-        write_comparison(differences, texts, beside, Path(scratch, "curves.png"))
+    with whole_file(page) as beside:
+        write_comparison(differences, texts, beside)
     for item, lines in zip(differences, texts, strict=True):
         _print(item, lines)
     console.print(f"page: {page.relative_to(root)}")

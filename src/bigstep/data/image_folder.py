@@ -3,15 +3,17 @@
 import contextlib
 import os
 import unicodedata
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, final, overload
 
 from bigstep.data.counting import MAX_ENTRIES, EntryCount
-from bigstep.data.split import Split
+from bigstep.data.split import UNASSIGNED, Split
 from bigstep.errors import DataError
 
-__all__ = ["Entry", "Listing", "list_folder"]
+__all__ = ["Entries", "Entry", "Listing", "list_folder"]
 
 FOLDER_SPLITS = {
     "train": Split.TRAIN,
@@ -38,12 +40,48 @@ class Entry:
     refusal: str | None = None
 
 
+@final
+class Entries(Sequence[Entry]):
+    """Files in order. Their names lie one after another in one text: a million of them take tens of bytes each."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        """Keep ``entries``."""
+        self._names, self._ends, self._labels, self._splits = bytearray(), array("Q", [0]), array("i"), array("b")
+        self._refusals: dict[int, str] = {}
+        for index, entry in enumerate(entries):
+            self._names += os.fsencode(entry.name)
+            self._ends.append(len(self._names))
+            self._labels.append(entry.label)
+            self._splits.append(UNASSIGNED if entry.split is None else entry.split)
+            if entry.refusal is not None:
+                self._refusals[index] = entry.refusal
+
+    def __len__(self) -> int:
+        """Count the files."""
+        return len(self._labels)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        """Return a file, or several."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        name = os.fsdecode(bytes(self._names[self._ends[number] : self._ends[number + 1]]))
+        split = None if self._splits[number] == UNASSIGNED else Split(self._splits[number])
+        return Entry(name, self._labels[number], split, self._refusals.get(number))
+
+
 @dataclass(frozen=True)
 class Listing:
     """Classes in order of their names, and every file below their folders."""
 
     classes: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: Entries
     num_ignored: int
     """Files beside the class folders, which belong to no class."""
 
@@ -76,7 +114,7 @@ def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
     classes = tuple(sorted(found, key=os.fsencode))
     _check_names(classes, root)
     seen = _Seen(root, EntryCount(max_entries))
-    entries = tuple(
+    entries = Entries(
         entry
         for label, name in enumerate(classes)
         for folder, split in found[name]
@@ -145,12 +183,25 @@ def _real_folders(root: Path, count: EntryCount) -> Iterator[Identity]:
                     waiting.append((Path(item.path), depth + 1))
 
 
+class _Place(NamedTuple):
+    """A path, the folders that it lies in, whether a link leads to it, and the link or class folder that does."""
+
+    path: Path
+    above: tuple[Identity, ...]
+    linked: bool
+    home: Path
+
+
 def _files(top: Path, root: Path, seen: _Seen, count: EntryCount) -> Iterator[tuple[Path, str | None]]:
-    """List the files below ``top``; ``home`` is the link, or the class folder, that led to a path."""
+    """List the files below ``top``, and folders that are refused."""
     linked = any((root / part).is_symlink() for part in _ways(top, root))
-    waiting: list[tuple[Path, tuple[Identity, ...], bool, Path]] = [(top, (seen.root,), linked, top)]
+    waiting: list[Iterator[_Place]] = [iter([_Place(top, (seen.root,), linked, top)])]
     while waiting:
-        path, above, linked, home = waiting.pop()
+        place = next(waiting[-1], None)
+        if place is None:
+            waiting.pop()
+            continue
+        path, above, linked, home = place
         if not os.path.isdir(path):  # noqa: PTH112 # Path.is_dir raises for a name that is too long
             yield path, None
             continue
@@ -162,9 +213,14 @@ def _files(top: Path, root: Path, seen: _Seen, count: EntryCount) -> Iterator[tu
             names, refusal = _names(path, home, count)
         if refusal is not None:
             yield path, refusal
-        below = (*above, identity)
-        for name, is_link in reversed(names):
-            waiting.append((path / name, below, linked or is_link, path / name if is_link else home))
+        waiting.append(_below(place, names, identity))
+
+
+def _below(place: _Place, names: list[tuple[str, bool]], identity: Identity) -> Iterator[_Place]:
+    """Yield what a folder holds, one after another: a folder may hold a million files."""
+    for name, is_link in names:
+        path = place.path / name
+        yield _Place(path, (*place.above, identity), place.linked or is_link, path if is_link else place.home)
 
 
 def _ways(top: Path, root: Path) -> list[Path]:

@@ -31,10 +31,24 @@ class MappedArray:
     An int or a slice returns a view, an array of indices a copy.
     """
 
-    def __init__(
-        self, path: Path, shape: tuple[int, ...], digests: bytes | None, block_bytes: int = BLOCK_BYTES, dtype: str = "uint8"
+    def __init__(  # keywords with defaults, each apart
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        digests: bytes | None,
+        block_bytes: int = BLOCK_BYTES,
+        dtype: str = "uint8",
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
-        """Map a file; ``digests`` are those of :func:`digest_blocks`, None checks nothing.
+        """Map a file.
+
+        Args:
+            path: of the file.
+            shape: ``(n, ...)``.
+            digests: those of :func:`digest_blocks`; None checks nothing.
+            block_bytes: that one digest is of.
+            dtype: of NumPy.
+            resident_bytes: mapped pages, after which they are given back.
 
         Raises:
             OSError: the file cannot be read.
@@ -51,7 +65,7 @@ class MappedArray:
         self._unchecked = np.ones(num_blocks, bool)
         self._num_unchecked = num_blocks
         self._sample_bytes = size // shape[0]
-        self._resident_bytes = 0
+        self._resident_bytes, self._most_resident = 0, resident_bytes
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._array: NDArray[Any] = np.frombuffer(self._map, dtype).reshape(shape)
@@ -109,10 +123,10 @@ class MappedArray:
         )
 
     def _give_back(self, num_bytes: int) -> None:
-        if self._array.nbytes <= RESIDENT_BYTES:
+        if self._array.nbytes <= self._most_resident:
             return  # mapping its pages again would cost more than they take
         self._resident_bytes += num_bytes
-        if self._resident_bytes > RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        if self._resident_bytes > self._most_resident and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
             self._resident_bytes = 0
 

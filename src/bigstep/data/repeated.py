@@ -30,8 +30,8 @@ class PixelDigests:
         digest = hashlib.blake2b(pixels.tobytes(), digest_size=DIGEST_BYTES).digest()
         self._digests.append(int.from_bytes(digest, "little"))
 
-    def groups(self, parts: NDArray[np.uint8]) -> dict[int, int]:
-        """Return the samples that are the same image as one of another part, each with the number of its group, from 1.
+    def groups(self, parts: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """Return the number of each sample's group, from 1: of those that are the same image as one of another part, else 0.
 
         Args:
             parts: the part of each sample, shape ``(n,)``.
@@ -41,8 +41,12 @@ class PixelDigests:
         held = np.zeros((int(group.max(initial=-1)) + 1, len(SPLITS)), bool)
         held[group, parts] = True
         samples = np.flatnonzero((held.sum(axis=1) > 1)[group])
-        numbers: dict[int, int] = {}
-        return {index: numbers.setdefault(int(group[index]), len(numbers) + 1) for index in samples.tolist()}
+        _, first, group = np.unique(group[samples], return_index=True, return_inverse=True)
+        numbers = np.empty(len(first), np.int32)
+        numbers[np.argsort(first)] = np.arange(1, len(first) + 1)
+        found = np.zeros(len(digests), np.int32)
+        found[samples] = numbers[group]
+        return found
 
 
 def count_repeated(path: Path, part: str | None = None) -> int:

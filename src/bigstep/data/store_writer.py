@@ -29,6 +29,7 @@ __all__ = ["prepare_store"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.299, 0.587, 0.114)
+RESIDENT_BYTES = 2**21  # mapped pages of the images, which are read from the first to the last
 HEADER_SAMPLES = ("index", "part", "class", "name", "sha256")
 HEADER_SKIPPED = ("name", "class", "reason", "sha256")
 
@@ -78,9 +79,9 @@ def _write_samples(
     parts: NDArray[np.uint8],
     labels: NDArray[Any],
     targets: Targets,
-    groups: dict[int, int],
+    groups: NDArray[np.int32],
 ) -> None:
-    """Write the tables of samples, now that their parts are known; ``groups`` are those of images in more than one part."""
+    """Write the tables of samples, now that their parts are known; ``groups`` are of images in more than one part, or 0."""
     with (
         taken_path.open(newline="", encoding="utf-8") as file,
         _table(paths.samples, HEADER_SAMPLES) as samples,
@@ -89,10 +90,10 @@ def _write_samples(
         for index, (name, digest) in enumerate(csv.reader(file)):
             row = [index, SPLITS[parts[index]], targets.describe(labels[index]), name]
             samples.writerow([*row, digest])
-            if index in groups:
+            if groups[index]:
                 repeated.writerow([groups[index], *row])
     taken_path.unlink()
-    if not groups:
+    if not groups.any():
         paths.repeated.unlink()
 
 
@@ -123,7 +124,8 @@ def _manifest(
 ) -> Manifest:
     layout = source.layout
     size, channels = (0, 0) if layout.shape else (layout.size or 0, layout.channels)
-    images = MappedArray(paths.images, (len(labels), *(layout.shape or (size, size, channels))), None, dtype=layout.dtype)
+    shape = (len(labels), *(layout.shape or (size, size, channels)))
+    images = MappedArray(paths.images, shape, None, dtype=layout.dtype, resident_bytes=RESIDENT_BYTES)
     trained_on = np.flatnonzero(parts == Split.TRAIN)
     if layout.shape:
         mean, std = measure_arrays(images, trained_on)

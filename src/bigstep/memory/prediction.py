@@ -7,7 +7,6 @@ by itself, on tensors of the right shape. The peak is affine in the micro-batch 
 
 import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from bigstep.memory.inner_peak import inner_peak
 from bigstep.memory.measurement import held_bytes, peak_growth
 from bigstep.memory.sample_inputs import DtypeTree, ShapeTree, build_inputs, call_model, check_shapes, first_samples
-from bigstep.memory.storage_tracker import OperationCall, StorageTracker, TensorShape
-from bigstep.memory.torch_internals import FakeCopyMode, FakeTensorMode, tree_leaves, tree_map, without_modes
+from bigstep.memory.storage_tracker import StorageTracker
+from bigstep.memory.torch_internals import FakeCopyMode, FakeTensorMode, tree_leaves
 from bigstep.step.precision import PRECISIONS
 
 __all__ = ["MemoryPrediction", "OptimizerFactory", "predict_memory"]
@@ -31,14 +31,14 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
     "adam": lambda parameters: Adam(parameters, lr=1e-9),
     "adamw": lambda parameters: AdamW(parameters, lr=1e-9),
 }
-PROBE_SECONDS = 1.5
-MARGIN = 64 * 2**20  # bytes of scratch that an operation may take whatever its size
-SLACK, SMALL_MARGIN = 4, 4 * 2**20  # the same, where half the samples took a known number of bytes
 
 
 @dataclass(frozen=True)
 class MemoryPrediction:
-    """Bytes of tensors alive at the peak of a step, for one micro-batch size and, by a line through two, for any."""
+    """Bytes of tensors alive at the peak of a step, for one micro-batch size and, by a line through two, for any.
+
+    The line is of steps of several micro-batches; a step of one has no gradients before its backward pass.
+    """
 
     peak_bytes: int
     fixed_bytes: int
@@ -129,12 +129,13 @@ def predict_memory(  # noqa: PLR0913 # keywords with defaults, each apart
         fake = FakeTensorMode()
         fake_model = _fake_copy(_in_dtype(model, kind.parameter_dtype), fake)
         with fake:
-            peaks = _predict(step, fake_model, (micro_batch_size, other))
+            peaks, whole = _predict(step, fake_model, (micro_batch_size, other))
     except Exception:  # noqa: BLE001 # whatever a model does that fake tensors do not know: run it instead
         method = "measured"
         peaks = _measure(step, _in_dtype(copy.deepcopy(model), kind.parameter_dtype), (micro_batch_size, other))
+        whole = peaks[0]
     slope = round((peaks[0] - peaks[1]) / (micro_batch_size - other))
-    return MemoryPrediction(peaks[0], peaks[0] - slope * micro_batch_size, slope, micro_batch_size, method)
+    return MemoryPrediction(whole, peaks[0] - slope * micro_batch_size, slope, micro_batch_size, method)
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -146,7 +147,8 @@ def _fake_copy(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
         return copy.deepcopy(model)
 
 
-def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
+def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Return the peak of a micro-batch of each size, and that of a step of the first size: one micro-batch, or several."""
     tracker, update = StorageTracker(), 0
     peaks: dict[int, int] = {}
     known: list[int | None] = []
@@ -154,18 +156,30 @@ def _predict(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
         tracker.track_module(model)
         optimizer = _prepare(step, model)
         for size in sorted(sizes):  # the smaller one's probes take less, and spare most of the larger one's
-            inputs = _inputs(step, model, size)
-            tracker.restart()
-            _micro_batch(step, model, first_samples(inputs, size))
-            inner, known = _inner_peak(tracker.calls, tracker.peak_bytes, known)
-            before = tracker.current_bytes
+            inner, held, known = _run(step, model, tracker, size, known)
             if not peaks:  # what the update takes on top does not depend on the size
                 tracker.restart()
+                before = tracker.current_bytes
                 optimizer.step()
                 update = tracker.peak_bytes - before
-            peaks[size] = step.extra_bytes + max(inner, before + update)
-            del inputs
-    return [peaks[size] for size in sizes]
+            peaks[size] = step.extra_bytes + max(inner, held + update)
+        whole = peaks[sizes[0]]
+        if 0 < step.held_samples <= sizes[0]:  # one micro-batch: there are no gradients before its backward pass
+            optimizer.zero_grad()
+            inner, held, _ = _run(step, model, tracker, sizes[0], known)
+            whole = step.extra_bytes + max(inner, held + update)
+    return [peaks[size] for size in sizes], whole
+
+
+def _run(
+    step: _Step, model: nn.Module, tracker: StorageTracker, size: int, known: Sequence[int | None]
+) -> tuple[int, int, list[int | None]]:
+    """Return the peak of a micro-batch, the bytes left alive with its inputs, and what :func:`inner_peak` returns."""
+    inputs = _inputs(step, model, size)
+    tracker.restart()
+    _micro_batch(step, model, first_samples(inputs, size))
+    inner, known = inner_peak(tracker.calls, tracker.peak_bytes, known)
+    return inner, tracker.current_bytes, known
 
 
 def _measure(step: _Step, model: nn.Module, sizes: Sequence[int]) -> list[int]:
@@ -214,43 +228,3 @@ def _mean_loss(outputs: Any) -> Tensor:
                 F.cross_entropy(item, classes, reduction="sum") / len(item) if item.ndim == 2 else item.float().mean()
             )
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-
-
-def _inner_peak(calls: list[OperationCall], peak: int, known: Sequence[int | None]) -> tuple[int, list[int | None]]:
-    """Run operations that may hold more inside than the dispatcher sees, where that could be the peak.
-
-    Returns the peak and the bytes each call took (None: it was not run); ``known`` are those of half the samples, or empty.
-    """
-    smaller = known if len(known) == len(calls) else [None] * len(calls)
-    bounds = [_bound(call, growth) for call, growth in zip(calls, smaller, strict=True)]
-    keys = [f"{call.operation}{call.arguments}{call.named}" for call in calls]
-    grown: dict[str, int] = {}
-    started = time.perf_counter()
-    with without_modes():
-        for index in sorted(range(len(calls)), key=lambda index: bounds[index], reverse=True):
-            key = keys[index]
-            if bounds[index] <= peak or time.perf_counter() - started > PROBE_SECONDS:
-                break
-            if key not in grown:
-                grown[key] = _probe(calls[index])
-            peak = max(peak, calls[index].bytes_before + grown[key])
-    return peak, [grown.get(key) for key in keys]
-
-
-def _bound(call: OperationCall, smaller: int | None) -> int:
-    if smaller is not None:
-        return call.bytes_before + SLACK * smaller + SMALL_MARGIN
-    sizes = [item.num_bytes() for item in tree_leaves((call.arguments, call.named)) if isinstance(item, TensorShape)]
-    return call.bytes_before + 4 * (sum(sizes) + call.bytes_after - call.bytes_before) + MARGIN
-
-
-def _probe(call: OperationCall) -> int:
-    def build(value: Any) -> Any:
-        return value.build() if isinstance(value, TensorShape) else value
-
-    arguments, named = tree_map(build, (call.arguments, call.named))
-    try:
-        with torch.no_grad():
-            return peak_growth(lambda: call.operation(*arguments, **named))
-    except RuntimeError:
-        return 0

@@ -29,7 +29,7 @@ def record_slicing(project: ProjectPaths, params: Params, store: Store, chosen: 
         batch.micro_batch_size,
         chosen.memory_format,
         None if room is None else int(room / RESIDENT_PER_TENSOR_BYTE),
-        tuple((size, line.at(size)) for size in sizes),
+        tuple((size, line.peak_bytes if size == batch.micro_batch_size else line.at(size)) for size in sizes),
         {
             curve.memory_format: tuple(sorted((rung.micro_batch_size, rung.samples_per_second) for rung in curve.rungs))
             for curve in stored_curves(project, params, store)

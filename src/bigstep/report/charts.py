@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
@@ -24,6 +24,8 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     is_dashed: bool = False
+    color: str = ""
+    """Of more than three curves; by default the page's colors, by their order."""
 
     def thinned(self) -> "Series":
         """Return means of groups, where there are more points than a chart can show."""
@@ -32,7 +34,15 @@ class Series:
             return self
         starts = range(0, len(self.x), each)
         x, y = ([math.fsum(values[i : i + each]) / len(values[i : i + each]) for i in starts] for values in (self.x, self.y))
-        return Series(self.name, x, y, self.is_dashed)
+        return replace(self, x=x, y=y)
+
+    def paint(self, number: int, kind: str) -> Markup:
+        """Return the attributes of a curve (kind ``s``) or a point (``f``) of the curve with this number."""
+        curve, dash = ("curve ", " dash" if self.is_dashed else "") if kind == "s" else ("", "")
+        if not self.color:
+            return Markup('class="{}{}{}{}"').format(curve, kind, min(number, 2), dash)
+        name = "stroke" if kind == "s" else "fill"
+        return Markup('class="{}{}" style="{}:{}"').format(curve.strip(), dash, name, self.color)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def draw_chart(chart: Chart) -> Markup:
     up = Axis.over(y_values, HEIGHT - BOTTOM, TOP, log=chart.log_y, count=5, padded=True)
     parts = [_grid(across, up, chart), *_marks(across, up, chart)]
     for number, item in enumerate(curves):
-        parts += _curve(item, min(number, 2), across.place, up.place, chart.xlabel)
+        parts += _curve(item, number, across.place, up.place, chart.xlabel)
     label = f"{chart.title} over {chart.xlabel}"
     drawing = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, label, Markup("").join(parts)
@@ -79,7 +89,7 @@ def draw_chart(chart: Chart) -> Markup:
 
 def _finite(item: Series) -> Series:
     pairs = [(x, y) for x, y in zip(item.x, item.y, strict=True) if math.isfinite(y)]
-    return Series(item.name, [x for x, _ in pairs], [y for _, y in pairs], item.is_dashed)
+    return replace(item, x=[x for x, _ in pairs], y=[y for _, y in pairs])
 
 
 def _grid(across: Axis, up: Axis, chart: Chart) -> Markup:
@@ -115,29 +125,29 @@ def _marks(across: Axis, up: Axis, chart: Chart) -> list[Markup]:
 
 
 def _curve(
-    item: Series, style: int, x_of: Callable[[float], float], y_of: Callable[[float], float], xlabel: str
+    item: Series, number: int, x_of: Callable[[float], float], y_of: Callable[[float], float], xlabel: str
 ) -> list[Markup]:
     places = [(x_of(x), y_of(y)) for x, y in zip(item.x, item.y, strict=True)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    parts = [Markup(f'<path class="curve s{style}{" dash" if item.is_dashed else ""}" d="{path}"/>')]
-    radius, kind = (2.6, f"f{style}") if len(places) <= MOST_DOTS else (4, "hit")
+    parts = [Markup('<path {} d="{}"/>').format(item.paint(number, "s"), path)]
+    radius, paint = (2.6, item.paint(number, "f")) if len(places) <= MOST_DOTS else (4, Markup('class="hit"'))
     for (x, y), across, value in zip(places, item.x, item.y, strict=True):
         tip = escape(f"{item.name}: {value_text(value)} ({xlabel} {value_text(across)})")
-        parts.append(Markup(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{tip}</title></circle>'))
+        parts.append(Markup(f'<circle {paint} cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{tip}</title></circle>'))
     return parts
 
 
-def _key(item: Series, style: int) -> Markup:
+def _key(item: Series, number: int) -> Markup:
     if len(item.x) == 1:
-        return Markup('<circle class="f{}" cx="11" cy="5" r="2.6"/>').format(style)
-    return Markup('<path class="curve s{}{}" d="M0 5H22"/>').format(style, " dash" if item.is_dashed else "")
+        return Markup('<circle {} cx="11" cy="5" r="2.6"/>').format(item.paint(number, "f"))
+    return Markup('<path {} d="M0 5H22"/>').format(item.paint(number, "s"))
 
 
 def _legend(curves: Sequence[Series]) -> Markup:
     if len(curves) < 2:
         return Markup()
     parts = [
-        Markup('<svg viewBox="0 0 22 10" class="key">{}</svg> {}').format(_key(item, min(number, 2)), item.name)
+        Markup('<span><svg viewBox="0 0 22 10" class="key">{}</svg> {}</span>').format(_key(item, number), item.name)
         for number, item in enumerate(curves)
     ]
-    return Markup("<figcaption>{}</figcaption>").format(Markup(" &nbsp; ").join(parts))
+    return Markup("<figcaption>{}</figcaption>").format(Markup("").join(parts))

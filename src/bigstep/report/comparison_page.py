@@ -1,6 +1,5 @@
 """A page that shows runs beside each other: curves, parameters and metrics that differ, classes that gained and lost."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,16 +7,17 @@ from markupsafe import Markup
 
 from bigstep.comparison.differences import RunDifference
 from bigstep.comparison.result import RunResult
+from bigstep.report.charts import Chart, Series, draw_chart
 from bigstep.report.evaluation_plots import short_name
-from bigstep.report.figures import INK, new_figure, save_figure
 from bigstep.report.house_style import fill, table, write_html
 
 __all__ = ["class_changes", "draw_histories", "write_comparison"]
 
-COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#9333ea", "#475569", "#b91c1c")
+COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#c026d3", "#475569", "#b91c1c")
+MOST_PLAIN = 3  # curves that differ enough in the page's own colors
 SHOWN_CLASSES = 5  # of those that gained, and of those that lost
 
-BODY = """<figure><img src="{{ curves }}" alt="Validation loss and score over the samples seen"></figure>
+BODY = """<div class="grid">{{ curves }}</div>
 {% for item in differences -%}
 <section>
 <h2>{{ item.title }}</h2>
@@ -28,24 +28,23 @@ BODY = """<figure><img src="{{ curves }}" alt="Validation loss and score over th
 {% endfor %}"""
 
 
-def write_comparison(differences: Sequence[RunDifference], texts: Sequence[Sequence[str]], path: Path, curves: Path) -> None:
+def write_comparison(differences: Sequence[RunDifference], texts: Sequence[Sequence[str]], path: Path) -> None:
     """Write one page, which needs no other file.
 
     Args:
         differences: of each run against the first.
         texts: sentences for each, below its verdict.
         path: of the page.
-        curves: a picture from :func:`draw_histories`.
     """
-    first = differences[0].first.name
+    results = [differences[0].first, *(item.second for item in differences)]
+    first = results[0].name
     shown = [
         {"title": f"{item.second.name} against {first}", "verdict": item.verdict, "texts": lines, "tables": _tables(item)}
         for item, lines in zip(differences, texts, strict=True)
     ]
-    picture = f"data:image/png;base64,{base64.b64encode(curves.read_bytes()).decode('ascii')}"
     others = differences[0].second.name if len(differences) == 1 else f"{len(differences)} runs"
     title = f"{others} against {first}"
-    text = write_html("Comparison of runs", title, fill(BODY, curves=picture, differences=shown))
+    text = write_html("Comparison of runs", title, fill(BODY, curves=draw_histories(results), differences=shown))
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -58,28 +57,27 @@ def class_changes(item: RunDifference) -> list[tuple[str, int]]:
     return gained + [pair for pair in ranked if pair[1] < 0][-SHOWN_CLASSES:]
 
 
-def draw_histories(results: Sequence[RunResult], path: Path) -> None:
+def draw_histories(results: Sequence[RunResult]) -> Markup:
     """Draw validation loss and score over the samples seen, so that batch sizes share an axis."""
-    figure = new_figure(9, 3.6)
-    axes = figure.subplots(1, 2)
-    for result, color in zip(results, _colors(len(results)), strict=True):
-        for plot, name in zip(axes, _curves(result), strict=False):
+    columns = dict.fromkeys(name for result in results for name in (result.history[0] if result.history else ()))
+    charts = [
+        Chart(name.replace("val_", "Validation ").replace("_", " "), "samples seen", _series(results, name))
+        for name in columns
+        if name.startswith("val_")
+    ]
+    return Markup("").join(map(draw_chart, charts))
+
+
+def _series(results: Sequence[RunResult], column: str) -> list[Series]:
+    """Return the curve of each run that has this column; up to three in the page's own colors."""
+    found = []
+    for number, result in enumerate(results):
+        if result.history and column in result.history[0]:
             batch = float(result.params.get("train.effective_batch_size", "1"))
-            samples = [row["num_updates"] * batch for row in result.history]
-            plot.plot(samples, [row[name] for row in result.history], color=color, label=short_name(result.name, 30))
-            plot.set(xlabel="samples seen", ylabel=name)
-    if axes[0].has_data():
-        axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
-    save_figure(figure, path)
-
-
-def _curves(result: RunResult) -> list[str]:
-    names = list(result.history[0]) if result.history else []
-    return [name for name in names if name.startswith("val_")]
-
-
-def _colors(count: int) -> list[str]:
-    return [COLORS[number % len(COLORS)] for number in range(count)]
+            samples, values = ([row["num_updates"] * batch for row in result.history], [row[column] for row in result.history])
+            color = COLORS[number % len(COLORS)] if len(results) > MOST_PLAIN else ""
+            found.append(Series(short_name(result.name, 30), samples, values, color=color))
+    return found
 
 
 def _tables(item: RunDifference) -> list[Markup]:

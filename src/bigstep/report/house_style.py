@@ -46,7 +46,7 @@ details { margin: .6rem 0 } summary { cursor: pointer; color: var(--accent) }
 .tiles .pixels { image-rendering: pixelated } .tiles figcaption { margin-top: .3rem; line-height: 1.35 }
 .tiles b { color: var(--ink); font-weight: 600 }
 svg text { font: 12px system-ui, sans-serif; fill: var(--quiet) } svg .name { fill: var(--ink) }
-.key { width: 22px; height: 10px; display: inline-block }
+figcaption > span { display: inline-block; margin-right: 1rem } .key { width: 22px; height: 10px; display: inline-block }
 svg .axis { stroke: var(--line); fill: none }
 svg .hit { fill: transparent; stroke: none } svg .hit:hover { fill: var(--accent) }
 svg .s0 { stroke: var(--accent) } svg .s1 { stroke: var(--ink) } svg .s2 { stroke: var(--quiet) }

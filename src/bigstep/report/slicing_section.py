@@ -45,7 +45,7 @@ def _facts(
         facts["tensors, measured"] = f"{format_bytes(int(measured))} ({measured / predicted - 1:+.1%})"
     facts["room for them in the budget"] = "no limit" if record.room_bytes is None else format_bytes(record.room_bytes)
     if speed is not None:
-        facts["images per second"] = f"{speed:,.0f}"
+        facts["samples per second"] = f"{speed:,.0f}"
     for _, seconds in metrics.get("training_seconds", ())[-1:]:
         facts["training time"] = format_seconds(seconds)
     return facts
@@ -77,7 +77,7 @@ def _speed(record: SlicingRecord, speed: float | None) -> Chart:
             series.append(Series(f"measured before it, {name}", sizes, values))
     is_lone = len(series) == 1 and speed is not None
     return Chart(
-        "Images per second",
+        "Samples per second",
         "micro-batch size",
         [] if is_lone else series,
         log_x=True,

@@ -19,4 +19,6 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path, score: str = "a
     left.legend(frameon=False)
     right.plot(epochs, [row[f"val_{score}"] for row in history], color=LINE)
     right.set(xlabel="epoch", ylabel=f"validation {score}")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     save_figure(figure, path)

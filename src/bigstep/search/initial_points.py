@@ -57,13 +57,17 @@ def noise_point(
 
 
 def _moved(current: Mapping[str, Any], size: int, dimensions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return the point of another effective batch, with the learning rate by the rule, within the ranges."""
+    """Return the point of another effective batch, with the learning rate by the rule, within the ranges.
+
+    ``current`` may have planned sizes beside the dimensions; they belong to its own effective batch.
+    """
     batches, rates = dimensions[EFFECTIVE], dimensions[RATE]
     assert isinstance(batches, IntDistribution)
     assert isinstance(rates, FloatDistribution)
     moved = min(max(size, batches.low), batches.high)
     scaled = current[RATE] * (moved / current[EFFECTIVE]) ** SLOPE
-    return {**current, EFFECTIVE: moved, RATE: min(max(scaled, rates.low), rates.high)}
+    point = {name: value for name, value in current.items() if name in dimensions}
+    return {**point, EFFECTIVE: moved, RATE: min(max(scaled, rates.low), rates.high)}
 
 
 def ensure_starts(ledger: TrialQueue, params: Params, space: Space, warm_start: str | None) -> None:

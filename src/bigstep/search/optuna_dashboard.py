@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.trial import FrozenTrial
 
-from bigstep.optuna_mlflow.optuna_internals import trial_id_of
+from bigstep.optuna_mlflow.optuna_internals import id_of, storage_of, trial_id_of
 from bigstep.search.dashboard_internals import CONSTRAINTS, note_of, open_ended
 
-__all__ = ["attach_file", "note_ended", "note_run", "show_constraints", "show_plots"]
+__all__ = ["attach_file", "curve_of", "note_ended", "note_run", "show_constraints", "show_plots"]
 
 
 def show_constraints(trial: optuna.Trial) -> None:
@@ -42,6 +42,15 @@ def attach_file(trial: optuna.Trial, path: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(base_path=str(folder))
     upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
+
+
+def curve_of(study: optuna.Study, trial: FrozenTrial | optuna.Trial) -> str:
+    """Return the latest picture attached to a trial, in Markdown as the dashboard serves it; empty without one."""
+    known = get_all_artifact_meta(study_or_trial=trial, storage=storage_of(study))
+    pictures = [item for item in known if item.filename.endswith(".png")]
+    if not pictures:
+        return ""
+    return f"![training curve](/artifacts/{id_of(study)}/{trial_id_of(trial)}/{pictures[-1].artifact_id})"
 
 
 def show_plots(study: optuna.Study, figures: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from bigstep.planning.throughput import SizeMeasurement
 from bigstep.search.confirmation import SeedStatistics, SlicingComparison, best_trials, compare, standings
 from bigstep.search.results.other_slicings import slicing_rows
 from bigstep.search.results.verdict import verdict
-from bigstep.search.space import RATE, Space
+from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space
 from bigstep.search.trial_queue import TrialQueue, is_feasible, value_of
 from bigstep.search.trial_record import MEASURED, SCORES, SIZES, SURPLUS, TrialRecord, learned
 
@@ -149,15 +149,23 @@ def _write_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path:
 
 
 def plot_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Return the trials as rows for the plots."""
-    done = [(trial, TrialRecord.read(trial)) for trial in _complete(trials)]
-    return [
-        {
-            "number": trial.number,
-            **{name: getattr(record, name) for name in (*SIZES, *MEASURED)},
-            "value": value_of(trial),
-            "feasible": is_feasible(trial),
-        }
-        for trial, record in done
-        if record.is_described
-    ]
+    """Return the trials that ended as rows for the plots; ``kind`` is trained, pruned or infeasible."""
+    return [row for row in map(_plot_row, trials) if row["kind"] and row["learning_rate"] and row["effective_batch_size"]]
+
+
+def _plot_row(trial: FrozenTrial) -> dict[str, Any]:
+    record, point, kind = TrialRecord.read(trial), trial.params, ""
+    if trial.state == TrialState.COMPLETE:
+        kind = "trained" if is_feasible(trial) else "infeasible"
+    elif trial.state == TrialState.PRUNED and trial.intermediate_values:
+        kind = "pruned"
+    values = {"trained": lambda: value_of(trial), "pruned": lambda: trial.intermediate_values[max(trial.intermediate_values)]}
+    product = point[MICRO] * point[ACCUMULATION] if MICRO in point and ACCUMULATION in point else None
+    return {
+        "number": trial.number,
+        **{name: getattr(record, name) for name in (*SIZES, *MEASURED)},
+        "learning_rate": record.learning_rate or point.get(RATE),
+        "effective_batch_size": record.effective_batch_size or point.get(EFFECTIVE) or product,
+        "value": values[kind]() if kind in values else None,
+        "kind": kind,
+    }

@@ -24,7 +24,7 @@ from bigstep.runs.low_memory_marker import failed_micro_batch_size
 from bigstep.runs.training_run import ShouldStop, never_stop
 from bigstep.runtime.device import choose_device, possible_formats, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
-from bigstep.search.optuna_dashboard import attach_file, note_run, show_constraints
+from bigstep.search.optuna_dashboard import attach_file, curve_of, note_run, show_constraints
 from bigstep.search.space import Space
 from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_record import MEASURED, TrialRecord, learned
@@ -185,6 +185,9 @@ class TrialRunner:
         TrialRecord(**{name: outcome.values[name] for name in (*learned(outcome.score), *MEASURED, "noise_scale")}).write(trial)
         if outcome.curves is not None:
             attach_file(trial, outcome.curves, self.project.search / "artifacts")
+            link = run_page(request.uri, request.experiment_id, outcome.run_id, name) if outcome.run_id else ""
+            ended = f"**pruned** after {outcome.epochs} epochs" if outcome.pruned else ""
+            note_run(trial, "\n\n".join(filter(None, (ended, link, curve_of(study, trial)))))
         return outcome
 
     def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
