@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from itertools import islice
@@ -15,12 +16,12 @@ import pytest
 
 from bigstep.config.params import Params, parse_params
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError, UserError
+from bigstep.errors import ConfigError, OtherProcessError, UserError
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.planning.memory_budget import OVERHEAD_BYTES, available_bytes, predict
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.checkpoints import CheckpointWriter
-from bigstep.runs.helper_processes import helper_request, training_group
+from bigstep.runs.helper_processes import _Helpers, helper_request, training_group
 from bigstep.runs.low_memory_marker import failed_micro_batch_size, mark_path
 from bigstep.runs.marked_batches import open_batches
 from bigstep.runs.training_run import TrainingJob
@@ -195,6 +196,21 @@ def test_what_a_helper_says_is_said_here(digits: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing") as caught, training_group(elsewhere, Signals()) as group:
         check_same_start(build_training(digits, params.batch, params, weights=None, group=group))
     assert caught.value.exit_code == 2
+    assert not psutil.Process().children()
+
+
+@pytest.mark.slow
+def test_a_helper_that_is_killed_before_all_have_met_is_noticed(digits: Store, tmp_path: Path) -> None:
+    """The first process waits for it where no signal reaches it; a thread does the waiting."""
+    params = parse_params({"hardware": {"processes": 3, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
+    job = TrainingJob(digits, params, params.batch, 0, CheckpointWriter(tmp_path / "none", 60, {}), tmp_path / "mark.json")
+    helpers = _Helpers(replace(helper_request(job, None), folder=str(tmp_path)), Signals())
+    max(psutil.Process().children(), key=lambda child: child.pid).kill()
+    with pytest.raises(OtherProcessError, match="before the training started"):
+        helpers.while_they_live(lambda: threading.Event().wait(60))
+    problem = helpers.problem()
+    assert str(problem) == "process 2: expected it to train to the end, got SIGKILL; run the same command to resume"
+    helpers.end()
     assert not psutil.Process().children()
 
 

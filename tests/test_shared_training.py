@@ -16,7 +16,7 @@ from bigstep.data.store import Store
 from bigstep.errors import ConfigError, OtherProcessError, OutOfMemoryError
 from bigstep.step.process_group import Processes
 from bigstep.step.slicing import balanced_sizes, share_sizes
-from bigstep.training import loop
+from bigstep.training import loop, setup
 from bigstep.training.loop import train_epochs
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.setup import build_training
@@ -254,7 +254,14 @@ def _refused(store: Store, group: Any) -> list[str]:
         with pytest.raises(ConfigError) as caught:
             begun(params, store, 16, group)
         said.append(str(caught.value))
-    return said
+    state = begun(CASES["everything"][0], store, 16, group)
+    with pytest.raises(ConfigError) as caught:
+        setup._check_shared(state, CASES["everything"][0], num_samples=2)
+    said.append(str(caught.value))
+    state.classifier.add_module("talking", torch.nn.SyncBatchNorm(3))
+    with pytest.raises(ConfigError) as caught:
+        setup._check_shared(state, CASES["everything"][0], num_samples=100)
+    return [*said, str(caught.value)]
 
 
 def _work(rank: int, place: str, data: str) -> None:
@@ -349,10 +356,15 @@ def test_every_process_takes_part_in_the_same_sums(processes: list[dict[str, Any
 @pytest.mark.slow
 def test_what_would_depend_on_the_number_of_processes_is_refused(processes: list[dict[str, Any]]) -> None:
     for process in processes[:3]:
-        plain, unkeyed, compiled = process["refused"]
+        plain, unkeyed, compiled, few, talking = process["refused"]
         assert plain.startswith("model.batch_norm_statistics: expected corrected, recalibrated or frozen")
         assert unkeyed.startswith("train.keyed_randomness: expected true with several processes")
         assert compiled.startswith("hardware.compile: expected false with several processes")
+        assert few == "hardware.processes: expected at most the 2 training samples, got 3; write 2 or fewer"
+        assert talking.startswith(
+            "hardware.processes: expected 1 with this network, got several (model: expected no layer that"
+        )
+        assert "\n" not in talking
 
 
 @pytest.mark.parametrize("unit", [1, 3, 16, 32])

@@ -23,7 +23,7 @@ from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ExitCode, OtherProcessError, UserError
 from bigstep.runs.checkpoint_files import load_latest
 from bigstep.runs.marked_batches import open_batches
-from bigstep.runs.process_group import joined
+from bigstep.runs.process_group import join_group, leave_group
 from bigstep.runtime.device import choose_device
 from bigstep.runtime.environment import guard_libraries
 from bigstep.training.loop import train_epochs
@@ -70,8 +70,8 @@ def main() -> int:
     try:
         params = request.params
         _write(answers, "ready")
-        with joined(Path(request.folder), request.rank, request.count, choose_device(params.hardware)) as group:
-            _train(request, params, group)
+        _train(request, params, join_group(Path(request.folder), request.rank, request.count, choose_device(params.hardware)))
+        leave_group()
     except UserError as error:
         _write(answers, "error", text=str(error), code=int(error.exit_code))
         return error.exit_code

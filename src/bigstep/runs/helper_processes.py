@@ -11,9 +11,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -22,7 +23,7 @@ from bigstep.errors import OtherProcessError, ProjectError, UserError
 from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
-from bigstep.runs.process_group import joined
+from bigstep.runs.process_group import join_group, leave_group
 from bigstep.runs.training_run import TrainingJob
 from bigstep.runtime.child_process import die_with_parent, start_module
 from bigstep.runtime.device import choose_device, count_processes
@@ -68,9 +69,13 @@ def training_group(request: HelperRequest, signals: Signals) -> Iterator[Any]:
         helpers = _Helpers(replace(request, folder=folder), signals)
         try:
             helpers.wait_until_ready()
-            with joined(Path(folder), 0, request.count, choose_device(request.params.hardware)) as group:
-                console.print(f"{request.count} processes share each effective batch")
+            device = choose_device(request.params.hardware)
+            group = helpers.while_they_live(partial(join_group, Path(folder), 0, request.count, device))
+            console.print(f"{request.count} processes share each effective batch")
+            try:
                 yield group
+            finally:
+                leave_group()
         except (OtherProcessError, RuntimeError):
             problem = helpers.problem()
             if problem is None:
@@ -158,6 +163,26 @@ class _Helpers:
             helper.is_ready.clear()
             if (problem := helper.problem()) is not None:
                 raise problem
+
+    def while_they_live(self, function: Callable[[], Any]) -> Any:
+        """Call a function that waits for the helpers, in a thread that is left behind where one of them ends instead."""
+        results: list[Any] = []
+
+        def call() -> None:
+            try:
+                results.append(function())
+            except RuntimeError as error:
+                results.append(error)
+
+        thread = threading.Thread(target=call, name="bigstep-meeting", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05)
+            if thread.is_alive() and any(helper.process.poll() is not None for helper in self._all):
+                raise OtherProcessError("a process ended before the training started")
+        if isinstance(results[0], RuntimeError):
+            raise results[0]
+        return results[0]
 
     def problem(self) -> UserError | None:
         """Return what ended a helper, if one has ended: its own line, else that it was killed, else its exit code."""

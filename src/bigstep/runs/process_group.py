@@ -1,7 +1,5 @@
 """The group of torch.distributed that the processes of a training on this machine form: gloo on CPUs, NCCL on GPUs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,14 @@ import torch
 
 from bigstep.runtime.environment import loopback_only
 
-__all__ = ["joined"]
+__all__ = ["join_group", "leave_group"]
 
 
-@contextmanager
-def joined(folder: Path, rank: int, count: int, device: torch.device) -> Iterator[Any]:
-    """Join the group of ``count`` processes that meet in ``folder``; all connections are on the loopback interface."""
+def join_group(folder: Path, rank: int, count: int, device: torch.device) -> Any:
+    """Join the group of ``count`` processes that meet in ``folder``; all connections are on the loopback interface.
+
+    It returns when all have come, and cannot be interrupted.
+    """
     import torch.distributed as dist
     from torch.distributed import FileStore  # type: ignore[attr-defined] # documented, and not in its list
 
@@ -23,7 +23,11 @@ def joined(folder: Path, rank: int, count: int, device: torch.device) -> Iterato
     with loopback_only():
         store = FileStore(str(folder / "meeting"), count)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=count)
-    try:
-        yield dist.group.WORLD
-    finally:
-        dist.destroy_process_group()
+    return dist.group.WORLD
+
+
+def leave_group() -> None:
+    """Leave the group that was joined."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
