@@ -1,7 +1,9 @@
 """`bigstep search` as people run it: the same bytes twice, killed and begun again, adopted, told to MLflow."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -104,10 +106,15 @@ def test_the_same_search_again_by_mlflow_run_trains_nothing_and_a_larger_budget_
     assert pointer.info.experiment_id == "0"
     assert pointer.info.status == "FINISHED"
     assert pointer.data.tags["bigstep.run_id"] == parent.info.run_id
-    quick.bigstep("search", "--trials", "5", "--workers", "1", "--apply")
+    command = ["bigstep", "search", "--trials", "5", "--workers", "1", "--apply", "--json"]
+    environment = quick.environment(PYTHONPATH=str(quick.root / "src"))
+    done = subprocess.run(command, cwd=quick.root, env=environment, text=True, capture_output=True, check=True, timeout=300)
+    found = json.loads(done.stdout)
     rows = read_rows(quick.root / "results" / "search" / "trials.csv")
     assert len(rows) == 5
     best = read_yaml(quick.root / "results" / "search" / "best_params.yaml")
+    assert found["params"] == best
+    assert {"winner", "verdict", "replicates"} <= found.keys()
     params = read_yaml(quick.root / "params.yaml")
     assert params["train"]["learning_rate"] == best["train"]["learning_rate"]
     assert params["hardware"]["micro_batch_size"] == best["hardware"]["micro_batch_size"]

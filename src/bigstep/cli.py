@@ -185,7 +185,7 @@ def _search(options: argparse.Namespace) -> int:
     root = find_project_root(Path.cwd())
     refresh_code_lists(root)
     groups = tuple(group for group in (read_preset(root, options.preset), chosen_overrides(options)) if group)
-    return search(root, groups, apply=options.apply, warm_start=options.warm_start)
+    return search(root, groups, apply=options.apply, warm_start=options.warm_start, report=options.report)
 
 
 def _dashboard(options: argparse.Namespace) -> int:

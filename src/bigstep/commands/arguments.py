@@ -163,8 +163,8 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
         help="override a value of params.yaml; may be repeated. The pipeline then runs in a separate workspace",
     )
     parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set overrides them")
+    _add_json(parser)
     if name != "search":
-        _add_json(parser)
         parser.add_argument("--force", "-f", action="store_true", help="run the stages even if they are up to date")
     if name in ("train", "evaluate", "repro"):
         parser.add_argument(

@@ -8,13 +8,14 @@ from typing import Any
 
 import optuna
 
-from bigstep.atomic_files import whole_file
+from bigstep.atomic_files import read_json, whole_file
 from bigstep.config.params import Params, read_params
 from bigstep.config.units import parse_duration
-from bigstep.config.yaml_files import Override, apply_overrides, write_yaml
+from bigstep.config.yaml_files import Override, apply_overrides, read_plain, write_yaml
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError, UserError
+from bigstep.machine_output import Report, no_report
 from bigstep.memory.measurement import resident_bytes
 from bigstep.optuna_mlflow.callback import parent_run
 from bigstep.planning.memory_budget import available_bytes
@@ -53,7 +54,14 @@ from bigstep.tracking.mlflow_tracker import git_tags
 __all__ = ["search"]
 
 
-def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bool, warm_start: str | None) -> int:
+def search(
+    root: Path,
+    overrides: tuple[tuple[Override, ...], ...],
+    *,
+    apply: bool,
+    warm_start: str | None,
+    report: Report = no_report,
+) -> int:
     """Search until the budget of params.yaml is used up; trials of earlier starts and other machines count.
 
     Args:
@@ -61,6 +69,7 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
         overrides: of params.yaml, in groups.
         apply: write the winner into params.yaml.
         warm_start: a study in the same storage; its best points are tried first.
+        report: takes what results/search/summary.json has, and the winner's parameters.
 
     Returns:
         0, or 130 or 143 if it was stopped by a signal.
@@ -95,9 +104,18 @@ def search(root: Path, overrides: tuple[tuple[Override, ...], ...], *, apply: bo
         first, again = open_ledgers(params, address)
         check_same(first.study, params, space, store)
         ensure_starts(first, params, space, warm_start)
-        return _conduct(project, params, space, plan, request, (first, again), workers, apply=apply)
+        code = _conduct(project, params, space, plan, request, (first, again), workers, apply=apply)
     except STORAGE_ERRORS as error:
         raise storage_is_gone(address, error) from None
+    if code == 0:
+        report(_result(StagePaths(root).search, params))
+    return code
+
+
+def _result(folder: Path, params: Params) -> dict[str, Any]:
+    summary = read_json(folder / "summary.json")
+    chosen = None if summary["winner"] is None else read_plain(folder / "best_params.yaml")
+    return {"study": params.search.study, "objective": params.search.objectives[0], **summary, "params": chosen}
 
 
 def _request(
