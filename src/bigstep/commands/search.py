@@ -8,10 +8,11 @@ from typing import Any
 
 import optuna
 
-from bigstep.atomic_files import read_json, whole_file
+from bigstep.atomic_files import whole_file
+from bigstep.commands.search_findings import print_findings, result_of
 from bigstep.config.params import Params, read_params
 from bigstep.config.units import parse_duration
-from bigstep.config.yaml_files import Override, apply_overrides, read_plain, write_yaml
+from bigstep.config.yaml_files import Override, apply_overrides, write_yaml
 from bigstep.console import console
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError, UserError
@@ -45,7 +46,6 @@ from bigstep.search.space import Space, build_space
 from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
 from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
-from bigstep.search.trial_record import TrialRecord
 from bigstep.search.workers.supervisor import watch_workers
 from bigstep.tracking.database import connect, open_experiment, tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
@@ -108,14 +108,8 @@ def search(
     except STORAGE_ERRORS as error:
         raise storage_is_gone(address, error) from None
     if code == 0:
-        report(_result(StagePaths(root).search, params))
+        report(result_of(StagePaths(root).search, params))
     return code
-
-
-def _result(folder: Path, params: Params) -> dict[str, Any]:
-    summary = read_json(folder / "summary.json")
-    chosen = None if summary["winner"] is None else read_plain(folder / "best_params.yaml")
-    return {"study": params.search.study, "objective": params.search.objectives[0], **summary, "params": chosen}
 
 
 def _request(
@@ -197,7 +191,7 @@ def _conduct(
         tracked.tracker.set_tags(_tags(findings))
     deliver_others(state / "spools")
     trim(project)
-    _report(findings, params)
+    print_findings(findings, params)
     if apply and code == 0:
         _apply(project.root / "params.yaml", space, findings)
     return code
@@ -231,32 +225,6 @@ def _tags(findings: SearchResult) -> dict[str, str]:
     winner = findings.winner
     found = {"bigstep.audit": "; ".join(findings.warnings) or "agrees" if findings.verdicts else "none"}
     return found if winner is None else {**found, "bigstep.winner": str(winner.number)}
-
-
-def _report(findings: SearchResult, params: Params) -> None:
-    objective = params.search.objectives[0]
-    for item in findings.standings:
-        name = "baseline (current params.yaml)" if item.of == 0 else f"trial {item.of}"
-        count = len(item.values)
-        spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
-        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} {seeds}")
-    for verdict in findings.verdicts:
-        if verdict.holds:
-            console.print(f"audit: trial {verdict.of} agrees at micro-batch size {verdict.micro_batch_sizes[1]}")
-    for warning in findings.warnings:
-        console.print(f"WARNING: {warning}")
-    if findings.winner is None:
-        console.print("no trial was trained to the end, so there is no winner")
-        return
-    record = TrialRecord.read(findings.winner)
-    console.print(f"winner: trial {findings.winner.number}, learning rate {record.learning_rate:.3g}, {record.batch}")
-    if findings.verdict:
-        console.print(findings.verdict)
-    if record.accumulation_steps == 1:
-        console.print("accumulation does not help here: the whole batch fits and is as fast")
-    console.print(
-        "results/search: best_params.yaml, trials.csv, again.csv; `bigstep search --apply` writes the winner into params.yaml"
-    )
 
 
 def _apply(path: Path, space: Space, findings: SearchResult) -> None:
