@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast faults check format dependencies documentation docs screenshots figure peers costs speed memory growth gpu examples lock clean
+.PHONY: help install repro test test-all test-fast faults check format dependencies documentation docs screenshots figure peers costs speed memory growth gpu examples lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,10 @@ install: $(READY)  ## make the virtual environment in .venv
 repro: $(READY)  ## run the pipeline: prepare, train, evaluate
 	@$(BIN)/bigstep repro
 
-test: $(READY)  ## run every test, JOBS=2 files at a time
+test: $(READY)  ## run the tests but the longest ones, JOBS=2 files at a time (about 25 minutes)
+	@$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-all: $(READY)  ## run every test (about 30 minutes)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)  ## run the tests that take under a minute

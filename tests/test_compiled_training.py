@@ -172,6 +172,7 @@ def test_compiled_code_that_computes_something_else_is_refused(kind: str, proble
     assert all(parameter.grad is None for parameter in classifier.parameters())
 
 
+@pytest.mark.long
 @needs_inductor
 @pytest.mark.slow
 def test_plan_measures_what_compiling_gains(

@@ -60,6 +60,7 @@ def test_a_spool_is_delivered(former: Project) -> None:
     former.bigstep("doctor", code=0)
 
 
+@pytest.mark.long
 def test_a_study_with_exponents_is_refused_in_one_line_and_starts_another(former: Project) -> None:
     shutil.copyfile(former.root / "params.search.yaml", former.root / "params.yaml")
     refused = former.bigstep("search", "--trials", "2", "--workers", "1", code=2)

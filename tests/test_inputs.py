@@ -140,7 +140,13 @@ def test_another_branch_while_training_is_refused_and_put_back_ends_in_seconds(
     ("stage", "module", "line", "edit"),
     [
         ("train", "training_curves.py", "def draw_curves(", ("learning_rate: 0.004", "learning_rate: 0.04")),
-        ("evaluate", "evaluation_plots.py", "def draw_confusion(", ("calibration_bins: 15", "calibration_bins: 16")),
+        pytest.param(
+            "evaluate",
+            "evaluation_plots.py",
+            "def draw_confusion(",
+            ("calibration_bins: 15", "calibration_bins: 16"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_an_edit_while_results_are_written_ends_no_run_well(

@@ -148,7 +148,9 @@ def _distance(one: nn.Module, two: nn.Module) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("micro", "workers", "steps"), [(16, 4, STEPS), (7, 1, STEPS), (1, 0, FEW)])
+@pytest.mark.parametrize(
+    ("micro", "workers", "steps"), [pytest.param(16, 4, STEPS, marks=pytest.mark.long), (7, 1, STEPS), (1, 0, FEW)]
+)
 def test_hundreds_of_steps_end_in_the_same_weights(micro: int, workers: int, steps: int, digits: Store) -> None:
     reference, other = _reference(digits, steps), _run(digits, _train(), micro, workers, steps)
     assert _distance(reference.classifier, other.classifier) <= 1e-9

@@ -223,6 +223,7 @@ def _check_pointer(pointer: Any, run: Any, **given: str) -> None:
     assert f"/runs/{run.info.run_id}) of experiment bigstep" in pointer.data.tags["mlflow.note.content"]
 
 
+@pytest.mark.long
 def test_mlflow_run_killed_in_train_goes_on_in_the_same_run_and_ends_truthfully(trained: Path) -> None:
     before = {run.info.run_id for run in _runs(trained)}
     quick = "hardware.checkpoint_interval=0.2s"
@@ -401,6 +402,7 @@ def test_dvc_commands_do_what_they_say(trained: Path) -> None:
     assert "train" in _run(trained, "dvc", "dag")
 
 
+@pytest.mark.long
 def test_dvc_experiments_lose_no_run(trained: Path) -> None:
     before = {run.info.run_id for run in _runs(trained)}
     _run(trained, "dvc", "exp", "run", "-n", "here", "-S", "evaluate.calibration_bins=10")

@@ -59,6 +59,7 @@ def _logs(project: Project) -> list[str]:
     return [path.read_text(encoding="utf-8") for path in logs]
 
 
+@pytest.mark.long
 def test_a_search_outlives_a_crash_of_its_database_and_stopped_meanwhile_is_completed_later(
     project: Project,
 ) -> None:

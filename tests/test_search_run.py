@@ -88,6 +88,7 @@ def test_mlflow_has_a_run_for_the_search_and_one_below_it_for_each_training(quic
         assert trial.user_attrs["best_epoch"] == losses.index(min(losses)) + 1
 
 
+@pytest.mark.long
 def test_a_second_search_on_an_empty_store_gives_the_same_bytes(
     quick: Project, tmp_path: Path, prepared_root: Path, plans: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_another_model_does_not_mix_with_the_study(quick: Project) -> None:
     assert "search.study: expected the parameters that the study was started with, got changed model.width (was 8)" in output
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")  # measures the plan
 def test_killed_at_random_moments_a_search_ends_with_the_trials_asked_for(
     tmp_path: Path, prepared_root: Path, plans: Path

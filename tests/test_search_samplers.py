@@ -214,7 +214,8 @@ def _dimensions() -> dict[str, Any]:
 
 
 def test_start_points_lie_on_the_scaling_rule() -> None:
-    below, above = start_points({RATE: 0.01, EFFECTIVE: 64, "train.momentum": 0.9}, _dimensions())
+    dimensions = {**_dimensions(), "train.momentum": FloatDistribution(0.5, 0.99)}
+    below, above = start_points({RATE: 0.01, EFFECTIVE: 64, "train.momentum": 0.9}, dimensions)
     assert (below[EFFECTIVE], above[EFFECTIVE]) == (16, 256)
     assert math.isclose(above[RATE], 0.01 * 4 ** (1 / 3))
     assert math.isclose(below[RATE] * above[RATE], 0.01**2)

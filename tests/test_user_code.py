@@ -328,6 +328,7 @@ def test_options_of_what_takes_none_are_refused(section: str, name: str) -> None
     assert not [key for key in flatten(parse_params({})) if "options" in key]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_project_with_its_own_network_and_data(tmp_path: Path, empty_database: Path) -> None:
     """Trained, evaluated and verified; with another micro-batch the same weights to 1e-9; an error in it is one line."""

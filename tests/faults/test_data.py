@@ -88,6 +88,7 @@ def test_a_file_that_changed_is_named(round_number: int, project: Project) -> No
     assert "Running stage 'prepare'" in project.bigstep("prepare")
 
 
+@pytest.mark.long
 @pytest.mark.fault(22, "names with quotes, newlines, shell and HTML characters", rounds=2)
 def test_evil_names_go_through_and_touch_nothing(round_number: int, project: Project) -> None:
     del round_number

@@ -72,6 +72,7 @@ def hanging() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.long
 @pytest.mark.fault("28", "the MLflow server down, or not answering", rounds=4)
 def test_a_server_that_is_gone_stops_no_training(
     round_number: int, project: Project, undisturbed: EndState, hanging: str
