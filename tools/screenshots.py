@@ -105,7 +105,7 @@ def main() -> None:
         project = Path(scratch) / "digits"
         bigstep(project, "repro")
         bigstep(project, *SEARCH)
-        take((project / "results" / "evaluate" / "report.html").as_uri(), "report.png", 1000, "test_accuracy")
+        take((project / "results" / "evaluate" / "report.html").as_uri(), "report.png", 1000, "Worst mistakes", "Parameters")
         with served(project, "mlflow") as address:
             take_mlflow(project, address)
         with served(project, "dashboard") as address:
