@@ -284,7 +284,6 @@ def test_what_is_wrong_with_an_array_is_one_line(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of journals that a process closes by ending
 @pytest.mark.parametrize("kind", ["tokens", "series"])
 def test_the_whole_pipeline(
     project: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

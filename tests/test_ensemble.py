@@ -153,7 +153,6 @@ def _members(root: Path, store: Store) -> list[tuple[str, Path]]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of journals that a process closes by ending
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_labels_and_numbers_are_combined_registered_and_served_as_one_model(
     tmp_path: Path, task: str, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -396,7 +396,6 @@ def test_the_pages_functions_and_parameters_are_accepted(project: Path, digits: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of journals that a process closes by ending
 def test_more_metrics_are_written_reported_and_logged(
     project: Path, digits: Store, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

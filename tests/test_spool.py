@@ -2,11 +2,13 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bigstep.atomic_files import read_record
 from bigstep.errors import ProjectError
 from bigstep.runs import tracked_run as tracked_runs
 from bigstep.runs.tracked_run import deliver_others, tracked_run
@@ -19,11 +21,7 @@ from bigstep.tracking.tracker import Metric, Tracker
 from contracts import TrackerContract
 from waiting import Clock, wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed file .*journal.jsonl:ResourceWarning"),  # spools of processes that were killed
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # the same, as pytest reports it
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -32,8 +30,19 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
+OPENED: list[Spool] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_open() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 def _begin(folder: Path, uri: str) -> SpoolTracker:
     spool = Spool(folder)
+    OPENED.append(spool)
     spool.begin(uri, "spooled")
     return SpoolTracker(spool)
 
@@ -176,7 +185,7 @@ def test_a_server_that_is_gone_holds_nothing_up_and_is_told_later(uri: str, tmp_
     assert unfinished_spools(tmp_path / "spools") == [tmp_path / "spools" / "key.1"]
     assert deliver_others(tmp_path / "spools") == ["key.1"]
     assert unfinished_spools(tmp_path / "spools") == []
-    run_id = Spool(tmp_path / "spools" / "key.1").sent.run_id
+    run_id = read_record(Sent, tmp_path / "spools" / "key.1" / "sent.json").run_id
     assert _history(uri, run_id) == [(step, float(step)) for step in range(2000)]
     assert run_id is not None
     assert open_client(uri).get_run(run_id).info.status == "KILLED"
@@ -212,6 +221,8 @@ def test_a_run_that_is_not_waited_for_gets_all_that_was_logged_before_mlflow_ans
         answers.set()
         tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
     assert tracked.delivered
+    with pytest.raises(ValueError, match="closed file"):
+        tracked.tracker.set_tags({"late": "1"})
     assert _history(uri, tracked.run_id()) == [(0, 1.0), (1, 0.5)]
     assert open_client(uri).get_run(tracked.run_id()).info.status == "FINISHED"
 

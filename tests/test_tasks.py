@@ -270,7 +270,6 @@ def test_scores_of_numbers_are_those_of_scikit_learn() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of journals that a process closes by ending
 @pytest.mark.parametrize("task", TASKS)
 def test_the_whole_pipeline(
     project: Path, task: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -293,7 +292,8 @@ def test_the_whole_pipeline(
     assert {f"test_{'macro_f1' if score == 'f1' else 'mae'}", "test_loss"} <= set(
         json.loads((results / "metrics.json").read_text())
     )
-    columns = next(csv.reader((results / "predictions.csv").open(encoding="utf-8")))
+    with (results / "predictions.csv").open(encoding="utf-8") as file:
+        columns = next(csv.reader(file))
     expected = ["actual", "predicted", "p:top", "p:left"] if score == "f1" else ["actual:mean", "predicted:mean"]
     assert columns[2:6][: len(expected)] == expected
     assert f"test {'macro F1' if score == 'f1' else 'mean absolute error'}" in (results / "report.html").read_text("utf-8")

@@ -57,7 +57,6 @@ def test_an_infeasible_trial_is_worse_than_any_trained_one_in_every_objective(di
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the open spool
 def test_a_trial_is_linked_to_a_run_that_mlflow_starts_after_the_training(
     digits: Store, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

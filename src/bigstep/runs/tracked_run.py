@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +61,7 @@ def tracked_run(
     Raises:
         ProjectError: another process writes to this run.
     """
-    with spool_lock(folder, LOCK_SECONDS) as alone:
-        if not alone:
-            raise ProjectError(
-                f"run {folder.name}: expected no other process to write to it, got one that holds {folder.name}.lock; "
-                "wait for it, or stop it"
-            )
-        spool = Spool(folder)
+    with _own_spool(folder) as spool:
         spool.begin(uri, experiment)
         tracker = SpoolTracker(spool)
         if given is not None:
@@ -93,6 +87,19 @@ def tracked_run(
         tracked.delivered = _drain(courier)
 
 
+@contextmanager
+def _own_spool(folder: Path) -> Iterator[Spool]:
+    """Open the spool in ``folder`` for this process alone; nothing can be written to it after the block."""
+    with spool_lock(folder, LOCK_SECONDS) as alone:
+        if not alone:
+            raise ProjectError(
+                f"run {folder.name}: expected no other process to write to it, got one that holds {folder.name}.lock; "
+                "wait for it, or stop it"
+            )
+        with closing(Spool(folder)) as spool:
+            yield spool
+
+
 def _end_former(spool: Spool, tracker: SpoolTracker) -> None:
     """Return the run of a killed `mlflow run` the rest of its history before another run takes it over."""
     last = spool.last()
@@ -116,17 +123,17 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
         with spool_lock(path) as alone:
             if not alone:
                 continue
-            spool = Spool(path)
-            last = spool.last()
-            if last is not None and last["entry"] != "finish":
-                SpoolTracker(spool).finish("KILLED")
-            if spool.origin is None:
-                continue
-            courier = SpoolDelivery(spool)
-            courier.start()
-            if not courier.flush(LAST_ROUND):
-                break
-            done.append(path.name)
+            with closing(Spool(path)) as spool:
+                last = spool.last()
+                if last is not None and last["entry"] != "finish":
+                    SpoolTracker(spool).finish("KILLED")
+                if spool.origin is None:
+                    continue
+                courier = SpoolDelivery(spool)
+                courier.start()
+                if not courier.flush(LAST_ROUND):
+                    break
+                done.append(path.name)
     return done
 
 
