@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bigstep.commands.predict import predict
@@ -18,6 +19,7 @@ from bigstep.data.sources import open_source
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
+from bigstep.ensembles.registered import PROGRAM, network_tensors
 from bigstep.errors import ConfigError, DataError, UserError
 from bigstep.models.building import InputShape
 from bigstep.planning.measure import MeasuredData, MeasurementRequest
@@ -29,6 +31,9 @@ from bigstep.stages.evaluate import evaluate
 from bigstep.stages.prepare import prepare
 from bigstep.stages.stage_runner import run_stage
 from bigstep.stages.train import train as train_stage
+from bigstep.tracking.database import open_client
+from bigstep.tracking.model_registry import find_version
+from bigstep.tracking.sealing import checked_copy
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
@@ -310,5 +315,11 @@ def test_the_whole_pipeline(
         assert predict(project, [sample], model) == 0
         answers.append(capsys.readouterr().out.split(":")[1].split())
     assert answers[0] == answers[1]
+    client = open_client(f"sqlite:///{project / 'mlflow.db'}")
+    with checked_copy(client, find_version(client, f"bigstep-{SOURCES[kind].partition(':')[2]}", "MODEL")) as copy:
+        own = network_tensors(copy / PROGRAM)  # for an ensemble
+    trained = load_file(project / "results" / "train" / "model.safetensors")
+    assert own.keys() == trained.keys()
+    assert all(torch.equal(own[name], tensor) for name, tensor in trained.items())
     assert predict(project, [wrong], str(project / "results" / "train")) == 2
     assert "expected an array of shape" in capsys.readouterr().err
