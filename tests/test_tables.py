@@ -105,7 +105,7 @@ def test_columns_of_numbers(root: Path, table: Callable[..., None], suffix: str)
 
 
 def test_a_group_is_in_one_part_and_classes_are_in_every_part(root: Path, table: Callable[..., None]) -> None:
-    table(label=lambda n: "ill" if n % 2 else "healthy", group=lambda n: f"patient {n % 10}")
+    table(label=lambda n: "ill" if n % 2 else "healthy", group=lambda n: f"patient {n % 10}" + " " * (n % 3))
     store = _prepare(root, validation_fraction=0.25, test_fraction=0.25)
     parts = {number % 10: set() for number in range(COUNT)}
     for number in range(COUNT):
@@ -119,14 +119,18 @@ def test_samples_of_a_data_set_of_the_projects_own_have_groups(tmp_path: Path, m
     (tmp_path / "custom" / "data").mkdir(parents=True)
     text = "import numpy as np\nclass Made:\n    targets = ['x']\n    def __iter__(self):\n        for n in range(40):\n"
     text += "            yield np.full(3, n, np.float32), float(n), None, n // 5\n"
+    text += "        for n in range(40, 60):\n"
+    text += "            yield np.full(3, n, np.float32), float(n), None, float('nan')\n"
     (tmp_path / "custom" / "data" / "made.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     section = DataConfig(source="custom/data/made.py:Made")
     (tmp_path / "store").mkdir()
-    assert sum(1 for _ in prepare_store(open_source(section, tmp_path, 0), section, tmp_path / "store")) == 40
-    parts = Store(tmp_path / "store").parts.reshape(8, 5)
+    assert sum(1 for _ in prepare_store(open_source(section, tmp_path, 0), section, tmp_path / "store")) == 60
+    all_parts = Store(tmp_path / "store").parts
+    parts = all_parts[:40].reshape(8, 5)
     assert (parts == parts[:, :1]).all()
     assert set(parts[:, 0].tolist()) == {0, 1, 2}
+    assert len(set(all_parts[40:].tolist())) > 1  # NaN, as pandas writes what is missing, is no group
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -150,12 +154,15 @@ def test_a_path_out_of_the_folder_and_a_missing_file_are_skipped_by_name(root: P
     text = (root / "labels.csv").read_text(encoding="utf-8")
     (root.parent / "away.png").write_bytes((root / "photos" / "1.png").read_bytes())
     text = text.replace("photos/1.png", "../away.png").replace("photos/2.png", "photos/none.png")
+    text = text.replace("photos/3.png", "photos/loop.png")
+    (root / "photos" / "loop.png").symlink_to("loop.png")
     (root / "labels.csv").write_text(text, encoding="utf-8")
     store = _prepare(root)
     found = {row["name"]: row["reason"] for row in read_rows(store.paths.skipped)}
     assert found == {
         "../away.png": "outside of data.root, which DVC follows",
         "photos/none.png": "unreadable: No such file or directory",
+        "photos/loop.png": "a loop of links",
     }
 
 
