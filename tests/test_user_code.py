@@ -197,8 +197,30 @@ def test_code_of_the_network_belongs_to_what_a_training_is_resumed_with(project:
     plain, before = digest_code("small_cnn"), digest_code(NET)
     assert before != plain
     project("custom/model/blocks.py", BLOCKS + "\n# changed\n")
-    assert digest_code(NET) != before
+    changed = digest_code(NET)
+    assert changed != before
+    project("custom/model/.blocks.py.swp", "an editor's")
+    project("custom/model/__pycache__/blocks.pyc", "bytecode")
+    assert digest_code(NET) == changed
+    project("custom/model/depths.json", "[1, 2]")
+    assert digest_code(NET) != changed
     assert digest_code("small_cnn") == plain
+
+
+def test_code_of_a_package_is_that_of_all_its_modules(
+    project: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package hands out names of its modules."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    project("site/nets_of_others/__init__.py", "from nets_of_others.net import Net\n")
+    project("site/nets_of_others/net.py", "Net = dict\n")
+    project("site/one_of_others.py", "Net = dict\n")
+    before = [digest_code("nets_of_others:Net"), digest_code("one_of_others:Net"), digest_code("small_cnn")]
+    assert len(set(before)) == 3
+    project("site/nets_of_others/net.py", "Net = list\n")
+    project("site/one_of_others.py", "Net = list\n")
+    after = [digest_code("nets_of_others:Net"), digest_code("one_of_others:Net"), digest_code("small_cnn")]
+    assert [was == now for was, now in zip(before, after, strict=True)] == [False, False, True]
 
 
 @pytest.mark.usefixtures("project")
