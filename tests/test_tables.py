@@ -149,6 +149,19 @@ def test_shares_of_groups_are_near_those_asked_for(seed: int) -> None:
     assert (parts == again).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_that_is_most_of_the_samples_is_trained_on(seed: int) -> None:
+    groups = ["small"] * 6 + ["large"] * 90 + ["other"] * 4
+    nothing = np.full(100, -1, np.int8)
+    parts = split_groups(groups, nothing, np.zeros(100, np.int64), validation_fraction=0.15, test_fraction=0.2, seed=seed)
+    assert set(parts[6:96].tolist()) == {Split.TRAIN}
+    assert {Split.VALIDATION, Split.TEST} == {parts[0], parts[-1]}
+    parts = split_groups(
+        ["a"] * 50 + ["b"] * 30 + ["c"] * 20, nothing, nothing + 1, validation_fraction=0.01, test_fraction=0.01, seed=0
+    )
+    assert (parts[0], parts[50], parts[80]) == (Split.TRAIN, Split.VALIDATION, Split.TEST)
+
+
 def test_a_path_out_of_the_folder_and_a_missing_file_are_skipped_by_name(root: Path, table: Callable[..., None]) -> None:
     table(label=lambda n: "ab"[n % 2])
     text = (root / "labels.csv").read_text(encoding="utf-8")
