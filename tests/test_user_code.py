@@ -151,7 +151,7 @@ def test_a_class_of_an_installed_package_is_a_network() -> None:
         ),
         (NETWORK.replace("dim=(2, 3)", "dim=(2, 9)"), {}, "custom/model/net.py:15: IndexError: Dimension out of range"),
         (
-            "from torch import nn\ndef Net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).requires_grad_(False)\n",
+            "from torch.nn import *\ndef Net():\n    return Sequential(Flatten(), Linear(64, 3)).requires_grad_(False)\n",
             {},
             "expected parameters to train, got none",
         ),
