@@ -119,6 +119,15 @@ def test_a_network_of_the_project_is_called_with_what_it_asks_for() -> None:
     assert built.training
 
 
+def test_a_network_may_use_a_package_that_is_installed_in_place(
+    project: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `pip install -e .` does
+    project("own_package_in_place/blocks.py", BLOCKS)
+    project("custom/model/net.py", NETWORK.replace("custom.model.blocks", "own_package_in_place.blocks"))
+    assert network(NET).head.out_features == 3
+
+
 @pytest.mark.usefixtures("project")
 def test_a_class_of_an_installed_package_is_a_network() -> None:
     built = build_network(
@@ -157,16 +166,19 @@ def test_a_class_of_an_installed_package_is_a_network() -> None:
         ),
         (NETWORK + "    def get_extra_state(self):\n        return {}\n", {}, "got a dict in '_extra_state'"),
         ("from custom.data.stripes import Stripes as Net\n", {}, "expected imports from custom/model only"),
+        ("from shared.blocks import block as Net\n", {}, "got one of shared/blocks.py; move what both need into an"),
     ],
 )
 def test_what_is_wrong_with_a_network_is_one_line_with_its_place(
     project: Callable[[str, str], Path], text: str, options: dict[str, object], expected: str
 ) -> None:
     project("custom/model/net.py", text)
-    with pytest.raises(UserError) as raised:
-        network(NET, **options)
-    assert expected in str(raised.value)
-    assert len(str(raised.value).splitlines()) == 1
+    project("shared/blocks.py", BLOCKS)
+    for _ in range(2):
+        with pytest.raises(UserError) as raised:
+            network(NET, **options)
+        assert expected in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

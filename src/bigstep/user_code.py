@@ -5,9 +5,7 @@ depend on ``custom/model``, ``prepare`` depends on ``custom/data``, so code of o
 """
 
 import functools
-import hashlib
 import inspect
-import os
 import pkgutil
 import sys
 import traceback
@@ -20,11 +18,12 @@ from bigstep.errors import ConfigError, ModelError
 __all__ = [
     "FOLDER",
     "call_user_code",
-    "digest_user_code",
     "is_user_code",
     "load_user_code",
     "load_user_function",
+    "module_file",
     "place_of",
+    "project_root",
     "user_code_line",
 ]
 
@@ -51,7 +50,7 @@ def load_user_code(name: str, kind: str, key: str, what: str | None = None) -> C
     """
     what = what or KINDS[kind]
     where, _, attribute = name.partition(":")
-    root = _project_root()
+    root = project_root()
     module = _module_name(root, where, attribute, kind, key)
     _forget_other_projects(root)
     before = set(sys.modules)
@@ -162,41 +161,8 @@ def user_code_line(error: BaseException) -> str | None:
     return f"{_reason(error)}; correct the code"
 
 
-def digest_user_code(name: str, kind: str) -> str:
-    """Hash the code that ``name`` names: the files of ``custom/<kind>``, or the Python files of an installed package.
-
-    Raises:
-        ConfigError: as :func:`load_user_code`.
-    """
-    digest, root = hashlib.sha256(), _project_root()
-    where = name.partition(":")[0]
-    if where.endswith(".py"):
-        base, paths = root, _visible_files(root / FOLDER / kind)
-    else:
-        load_user_code(name, kind, f"{kind}.name")
-        base, paths = _package_files(where)
-    for path in sorted(paths):
-        digest.update(os.fsencode(path.relative_to(base).as_posix()) + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """Return all files, since code may read some, but for bytecode and what a leading dot hides, as editors' own files."""
-    found = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-
-
-def _package_files(module: str) -> tuple[Path, list[Path]]:
-    """Return the Python files of the package that a module is in, and the folder of the package; of a module alone its file."""
-    parts = module.split(".")
-    files = [_file(".".join(parts[: end + 1])) for end in range(len(parts))]
-    first = next((file for file in files if file != Path()), Path())  # a namespace package has no file
-    if first.name == "__init__.py":
-        return first.parent, list(first.parent.rglob("*.py"))
-    return first.parent, [first] if first.is_file() else []
-
-
-def _project_root() -> Path:
+def project_root() -> Path:
+    """Return the nearest folder with a params.yaml, the current one if there is none."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), here)
 
@@ -226,31 +192,44 @@ def _module_name(root: Path, where: str, attribute: str, kind: str, key: str) ->
 def _forget_other_projects(root: Path) -> None:
     """Drop the modules ``custom.*`` of another project, as where one process works on several."""
     own = [name for name in sys.modules if name.partition(".")[0] == FOLDER]
-    if not all(_file(name).is_relative_to(root) for name in own if _file(name) != Path()):
+    if not all(module_file(name).is_relative_to(root) for name in own if module_file(name) != Path()):
         for name in own:
             del sys.modules[name]
 
 
-def _file(module: str) -> Path:
+def module_file(module: str) -> Path:
+    """Return the file of a module that is imported; an empty path where it has none."""
     return Path(getattr(sys.modules[module], "__file__", None) or "")
 
 
 def _check_imports(kind: str, key: str, before: set[str]) -> None:
-    """Refuse an import of another folder of ``custom``: DVC would not run the stage again when that changes."""
-    allowed = (FOLDER, f"{FOLDER}.{kind}")
-    for name in sorted(set(sys.modules) - before):
-        if name.partition(".")[0] == FOLDER and name not in allowed and not name.startswith(f"{FOLDER}.{kind}."):
-            file = _file(name)
-            del sys.modules[name]
+    """Refuse an import of another folder of the project: DVC would not run the stage again when that changes."""
+    new = sorted(set(sys.modules) - before)
+    for name in new:
+        if _is_elsewhere(name, kind):
+            file = module_file(name)
+            for other in new:  # so that the next try imports them again, and is refused, too
+                if other.partition(".")[0] in (FOLDER, name.partition(".")[0]):
+                    del sys.modules[other]
             raise ConfigError(
                 f"{key}: expected imports from {FOLDER}/{kind} only, which DVC follows for this stage, got one of "
-                f"{_shown(file) if file != Path() else name}; move what both need into a package"
+                f"{_shown(file) if file != Path() else name}; move what both need into an installed package"
             )
+
+
+def _is_elsewhere(module: str, kind: str) -> bool:
+    """Return whether a module is of the project, and not of ``custom/<kind>``."""
+    top = module.partition(".")[0]
+    if top == FOLDER:
+        return module not in (FOLDER, f"{FOLDER}.{kind}") and not module.startswith(f"{FOLDER}.{kind}.")
+    file, root = module_file(module), project_root()
+    is_beside = file.is_relative_to(root) and file.relative_to(root).parts[0].removesuffix(".py") == top
+    return is_beside and not any(finder.find_spec(top, None) for finder in sys.meta_path)  # installed in place
 
 
 def _is_own(filename: str) -> bool:
     path = Path(filename)
-    root = _project_root()
+    root = project_root()
     return path.is_relative_to(root) and path.relative_to(root).parts[:1] == (FOLDER,)
 
 
@@ -268,5 +247,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _shown(path: Path) -> str:
-    root = _project_root()
+    root = project_root()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

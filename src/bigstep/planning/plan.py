@@ -23,10 +23,11 @@ from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.planning.measure import measure
 from bigstep.planning.throughput import Plan, PlannedSlicing, SizeMeasurement, ThroughputCurve, choose_curve
+from bigstep.project.own_code import digest_user_code
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import MEMORY_FORMATS, choose_device, possible_formats, total_memory_bytes
 from bigstep.tasks.targets import CLASSIFICATION
-from bigstep.user_code import digest_user_code, is_user_code
+from bigstep.user_code import is_user_code
 
 __all__ = ["covers", "find_plan", "plan_folder", "read_curves", "read_measured", "read_plan", "recommend"]
 

@@ -7,7 +7,8 @@ import hashlib
 from pathlib import Path
 
 import bigstep
-from bigstep.user_code import digest_user_code, is_user_code
+from bigstep.project.own_code import digest_user_code
+from bigstep.user_code import is_user_code
 
 __all__ = ["DECIDING", "NO_RESULT", "digest_code"]
 
