@@ -299,7 +299,7 @@ def test_images_that_are_in_two_parts_are_listed(project: Callable[[str, str], P
     assert "repeated.csv" in store.manifest.checksums
 
 
-@pytest.mark.parametrize("kind", ["generator", "parts", "tensors"])
+@pytest.mark.parametrize("kind", ["generator", "parts", "tensors", "iterable"])
 def test_a_data_set_may_stream_name_parts_and_yield_tensors(
     project: Callable[[str, str], Path], tmp_path: Path, kind: str
 ) -> None:
@@ -315,6 +315,10 @@ def Stripes(channels):
 """
     shown = "torch.full((3, 8, 8), (i % 2) / 2), i % 2"
     project("custom/data/stripes.py", text % (f"{shown}, 'test' if i < 10 else None" if kind == "parts" else shown))
+    if kind == "iterable":
+        stream = "class Stream(torch.utils.data.IterableDataset):\n    def __len__(self):\n        return 30\n"
+        written = (tmp_path / "custom" / "data" / "stripes.py").read_text(encoding="utf-8")
+        project("custom/data/stripes.py", written.replace("class Stream:\n", stream))
     store = prepare(tmp_path)
     assert store.images.shape == (30, 8, 8, 3)
     assert np.unique(store.images[1]).tolist() == [128]

@@ -140,7 +140,7 @@ def _short(value: Any) -> str:
 
 def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
     """Read the first sample, which decides shape and type, or size and channels where params.yaml does not."""
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+    if _is_indexed(dataset):
         items: Iterable[Any] = dataset
         start = list(itertools.islice(_items(dataset, name), 1))
     elif isinstance(dataset, Iterable):
@@ -156,6 +156,12 @@ def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
         raise DataError(f"data.source {name} ({place}): expected samples, got an empty data set; add some")
     with _named(name, place):
         return items, _parts_of(start[0])[0]
+
+
+def _is_indexed(dataset: Any) -> bool:
+    """Return whether samples are read by their numbers; torch's IterableDataset inherits a method for it that only raises."""
+    only_iterable = "IterableDataset" in [kind.__name__ for kind in type(dataset).__mro__]
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not only_iterable
 
 
 def _parts_of(item: Any) -> tuple[Any, Any, int, str]:
@@ -175,7 +181,7 @@ def _items(dataset: Any, name: str) -> Iterator[Any]:
     """Read sample after sample; an exception becomes one line with its place."""
     index = 0
     try:
-        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, Mapping):
+        if _is_indexed(dataset) and not isinstance(dataset, Mapping):
             for index in range(len(dataset)):  # named in the message
                 yield dataset[index]
         else:
