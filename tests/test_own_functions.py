@@ -112,8 +112,22 @@ def accuracy(predictions, targets):
 
 class Neither:
     pass
+
+
+def emptied(predictions, targets):
+    predictions[:] = targets[:] = 0
+    return 0.0
+
+
+class Emptied:
+    def update(self, predictions, targets):
+        emptied(predictions, targets)
+
+    def compute(self):
+        return 1.0
 """
 TRANSFORMS = """
+import numpy as np
 import torch
 
 
@@ -124,6 +138,14 @@ def noisy(image, scale=10.0):
 class Dark:
     def __call__(self, image):
         return image // 2
+
+
+class Alone:
+    def __init__(self):
+        self.numbers = np.random.default_rng(0)
+
+    def __call__(self, image):
+        return image // int(self.numbers.integers(1, 9))
 
 
 def flat(image):
@@ -306,12 +328,13 @@ def test_a_training_is_measured_with_its_own_loss() -> None:
     ("name", "expected"),
     [
         ("custom/model/transforms.py:flat", "expected images of shape (1, 8, 8), got (64,)"),
-        ("custom/model/transforms.py:broken", "custom/model/transforms.py:19: AttributeError"),
+        ("custom/model/transforms.py:broken", "custom/model/transforms.py:28: AttributeError"),
+        ("custom/model/transforms.py:Alone", "expected transforms that return the same image for the same seed"),
         ({"custom/model/transforms.py:noisy": {"size": 3}}, "got an unexpected keyword argument 'size'"),
     ],
 )
 def test_what_is_wrong_with_a_transform_is_one_line(name: Any, expected: str) -> None:
-    images = [torch.zeros(1, 8, 8, dtype=torch.uint8)]
+    images = [torch.full((1, 8, 8), 200, dtype=torch.uint8)] * 4
     with pytest.raises(ConfigError, match=r"train\.augmentation") as raised:
         check_transforms([name], images, 0)
     assert expected in str(raised.value)
@@ -351,6 +374,14 @@ def test_metrics_of_torchmetrics_and_of_the_project() -> None:
     values = rng.normal(size=(50, 1))
     error = _scores(["PearsonCorrCoef"], "regression", values.astype(np.float32), values * 2)
     assert error["PearsonCorrCoef"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_metric_that_changes_what_it_is_given_changes_no_result() -> None:
+    found = MoreMetrics(["custom/model/metrics.py:Emptied"], task_of("classification", "ab"))
+    shares, labels = np.full((3, 2), 0.5, np.float32), np.ones(3, np.int64)
+    ((after, targets),) = found.watch(iter([(shares.copy(), labels.copy())]))
+    assert (after == shares).all()
+    assert (targets == labels).all()
 
 
 @pytest.mark.parametrize(

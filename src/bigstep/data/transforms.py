@@ -23,7 +23,7 @@ ALLOCATOR = "DefaultCPUAllocator"  # names itself where memory ran out
 
 
 def check_transforms(items: Sequence[str | dict[str, dict[str, Any]]], images: Sequence[Tensor], seed: int) -> None:
-    """Run the transforms of ``train.augmentation`` on some images; also with every random choice made, and with none.
+    """Run the transforms of ``train.augmentation`` on some images, twice; also with every random choice made, and with none.
 
     Args:
         items: as of :func:`build_transforms`.
@@ -31,20 +31,34 @@ def check_transforms(items: Sequence[str | dict[str, dict[str, Any]]], images: S
         seed: of the training.
 
     Raises:
-        ConfigError: they do not accept such images, or do not always return images of the same shape and type.
+        ConfigError: they do not accept such images, do not always return images of the same shape and type, or return another
+            one for the same sample.
     """
     dtypes = set()
     for p in (None, 1.0, 0.0):
         transforms = build_transforms(items)
         if p is not None:
             _force(transforms, p)
-        for index, image in enumerate(images):
-            dtypes.add(transform_sample(transforms, image, seed, 0, index).dtype)
+        found = [transform_sample(transforms, image, seed, 0, index) for index, image in enumerate(images)]
+        dtypes |= {image.dtype for image in found}
+        if p is None:
+            _check_keyed(transforms, images, found, seed)
     if len(dtypes) > 1:
         raise ConfigError(
             "train.augmentation: expected either always uint8 or always floating-point images, got both, by chance; "
             "end with {ToDtype: {dtype: uint8, scale: true}}"
         )
+
+
+def _check_keyed(transforms: Any, images: Sequence[Tensor], found: Sequence[Tensor], seed: int) -> None:
+    """Transform again, from the last image to the first: what a transform counts or draws for itself then differs."""
+    for index in reversed(range(len(images))):
+        again = transform_sample(transforms, images[index], seed, 0, index)
+        if not torch.equal(again.nan_to_num(), found[index].nan_to_num()):
+            raise ConfigError(
+                "train.augmentation: expected transforms that return the same image for the same seed, epoch and sample, got "
+                "another one the second time; draw from the global generators of torch, NumPy or Python, and count nothing"
+            )
 
 
 def transform_sample(transforms: Any, image: Tensor, seed: int, epoch: int, index: int) -> Tensor:

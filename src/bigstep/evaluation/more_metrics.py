@@ -55,7 +55,7 @@ class MoreMetrics:
     def watch(self, batches: Iterator[Predictions]) -> Iterator[Predictions]:
         """Yield the batches, and add each to every metric."""
         for predictions, targets in batches:
-            given, actual = torch.from_numpy(predictions), torch.from_numpy(targets)
+            given, actual = torch.tensor(predictions), torch.tensor(targets)  # copies, which a metric may change
             if self._task.name == MULTILABEL:
                 actual = actual.long()
             elif self._task.name != CLASSIFICATION:
