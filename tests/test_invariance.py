@@ -1,5 +1,6 @@
 """Law 2 with everything on: the cut and the number of workers change nothing that is learned."""
 
+import copy
 import functools
 import json
 import os
@@ -35,12 +36,12 @@ from bigstep.report.run_sections import curve_section
 from bigstep.runs.trained_model import model_card
 from bigstep.step.batch_norm import freeze_statistics
 from bigstep.training.invariance import Invariance, check_slice_invariance, find_invariance
-from bigstep.training.loop import set_training_mode, train_epochs
+from bigstep.training.loop import set_training_mode, take_step, train_epochs
 from bigstep.training.records import StepRecord
 from bigstep.training.state import Best, TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
 from bigstep.training.validation import validate
-from building import ten_classes
+from building import build_digits_training, quick_train, ten_classes
 
 # four workers on two cores are slow, which is no matter here
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -370,3 +371,13 @@ def test_what_the_cut_changes_in_a_gradient_is_rounding(precision: str, least: f
 def test_what_cannot_be_keyed_is_one_line_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"rrelu_with_noise.*train.keyed_randomness=false"):
         find_invariance(nn.Sequential(nn.RReLU()), torch.randn(3, 3), keyed=True)
+
+
+def test_one_training_sample_has_nothing_to_cut(digits: Store) -> None:
+    store, train = copy.copy(digits), quick_train(effective_batch_size=8)
+    store.parts = digits.parts.copy()
+    store.parts[digits.indices(Split.TRAIN)[1:]] = Split.VALIDATION
+    state, _ = build_digits_training(store, train, 4)
+    assert check_slice_invariance(state, train, store).holds
+    assert take_step(state, train, *next(TrainingBatches(store, train, 8, 0).epoch(0))).num_samples == 1
+    state.guard.close()

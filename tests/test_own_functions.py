@@ -349,6 +349,19 @@ def test_own_transforms_draw_numbers_keyed_by_sample(digits: Store) -> None:
     assert torch.equal(first[:32], other)
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_not_forked_finds_own_transforms(digits: Store) -> None:
+    """From Python 3.14 on workers are not forked on Linux."""
+    params = _params(augmentation=["custom/model/transforms.py:Dark"])
+    here = [tuple(map(Tensor.clone, batch)) for batch in TrainingBatches(digits, params.train, 700, 0).epoch(0)]
+    batches = TrainingBatches(digits, params.train, 700, 1)
+    assert batches._loader is not None
+    batches._loader.multiprocessing_context = "spawn"
+    for (images, labels), (expected, classes) in zip(batches.epoch(0), here, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, classes)
+
+
 def _scores(named: list[Any], task: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     names = [str(n) for n in range(predictions.shape[1])]
     numbers = ((0.0,) * len(names), (1.0,) * len(names)) if task == "regression" else ((), ())

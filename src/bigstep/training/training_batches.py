@@ -132,22 +132,24 @@ class _EpochOrder:
 
 
 class _Transformed(Dataset[Any]):
-    """Images of a store, read a batch at a time and transformed one by one; each process opens the store for itself."""
+    """Images of a store, read a batch at a time and transformed one by one.
 
-    def __init__(self, root: Path, transforms: Any, seed: int) -> None:
-        self.root = root
-        self.transforms = build_transforms(transforms)
-        self.seed = seed
-        self._store: Store | None = None
+    Each process opens the store and builds the transforms for itself: one that was not forked cannot import their code by name.
+    """
+
+    def __init__(self, root: Path, items: Any, seed: int) -> None:
+        self.root, self.items, self.seed = root, items, seed
+        self._opened: tuple[Store, Any] | None = None
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], NDArray[Any]]:
         """Return images and targets of a batch, whose samples are each an (epoch, index); DataLoader calls it."""
-        if self._store is None:
-            self._store = Store(self.root)
+        if self._opened is None:
+            self._opened = Store(self.root), build_transforms(self.items)
+        store, transforms = self._opened
         indices = [index for _, index in items]
-        planes = self._store.images[np.asarray(indices)].transpose(0, 3, 1, 2).copy()  # faster than torch's copy
-        transformed = transform_batch(self.transforms, torch.from_numpy(planes), self.seed, items[0][0], indices)
-        return transformed, self._store.labels[indices]
+        planes = store.images[np.asarray(indices)].transpose(0, 3, 1, 2).copy()  # faster than torch's copy
+        transformed = transform_batch(transforms, torch.from_numpy(planes), self.seed, items[0][0], indices)
+        return transformed, store.labels[indices]
 
 
 def _collated(samples: Any) -> ImageBatch:
