@@ -71,6 +71,28 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_nothing_is_left(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "taken"]
 
 
+@pytest.mark.parametrize(
+    ("params", "name", "line"),
+    [
+        ("train: 3\n", "demo", "train: expected keys with values, got 3"),
+        ("3: {a: 1}\n", "demo", "3: unknown section"),
+        ("train: {epochs: 3}\n", "demo", "--from: expected files that can be copied, got [Errno 2]"),
+        ("train: {epochs: 3}\n", "example/demo", "--from: expected a folder that does not hold the new project, got example"),
+    ],
+)
+def test_an_example_that_cannot_be_used_is_one_line_and_nothing_is_left(
+    params: str, name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example" / "custom").mkdir(parents=True)
+    (tmp_path / "example" / "params.yaml").write_text(params, encoding="utf-8")
+    (tmp_path / "example" / "custom" / "dangling").symlink_to("nowhere")
+    assert main(["init", name, "--from", "example"]) == 2
+    (found,) = capsys.readouterr().err.splitlines()
+    assert line in found
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["custom", "dangling", "example", "params.yaml"]
+
+
 def test_the_current_folder_becomes_a_project_if_it_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
