@@ -162,7 +162,7 @@ def user_code_line(error: BaseException) -> str | None:
 
 
 def project_root() -> Path:
-    """Return the nearest folder with a params.yaml, the current one if there is none."""
+    """Return the nearest folder with a params.yaml, or the current one."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), here)
 

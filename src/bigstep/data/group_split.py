@@ -78,9 +78,9 @@ def _strata(which: NDArray[np.int64], strata: NDArray[np.int64], count: int) -> 
 
 
 def _choose(sizes: Sequence[int], share: float, spare: int) -> NDArray[np.bool_]:
-    """Take one group after another, each that brings a part nearer to its share of the samples; ``spare`` groups are left.
+    """Return which groups make a part, one or more: in their order, each that brings it nearer to its share of the samples.
 
-    One group or more: the smallest, if all of them are too large.
+    If all of them are too large, it is the smallest; ``spare`` groups are left.
     """
     target, total = share * sum(sizes), 0
     chosen: list[int] = []
