@@ -213,6 +213,16 @@ def test_normalised_images_are_the_same_bits_in_every_layout(
     assert torch.equal(images, before), "the caller's images stay as they are"
 
 
+def test_float64_samples_are_standardised_before_they_are_rounded() -> None:
+    """Times in seconds: float32 has steps of 128 there."""
+    mean, std = (1.7e9, 0.0), (10.0, 1.0)
+    classifier = Classifier(nn.Identity(), mean=mean, std=std, network_channels=0, sample_shape=(2,), sample_dtype="float64")
+    rows = torch.tensor([[1.7e9 + 5, 0.5], [1.7e9 + 25, -0.5]], dtype=torch.float64)
+    found = classifier(rows)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[1] - found[0], torch.tensor([2.0, -1.0]))
+
+
 def test_colour_images_reach_a_one_channel_network_as_luma() -> None:
     images = torch.from_numpy(random_images(3, 4, 3)).permute(0, 3, 1, 2)
     pixels = _classifier(3, 1)(images)

@@ -62,14 +62,18 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """Map uint8 images ``(n, channels, size, size)`` to the network's output: logits ``(n, num_classes)``."""
         if self.sample_shape:
-            numbers = images.to(self.mean.dtype) if self.input_dtype.is_floating_point else images.long()
-            return self.network((numbers - self.mean) / self.std if self.input_dtype.is_floating_point else numbers)
+            return self.network(self._standardise(images) if self.input_dtype.is_floating_point else images.long())
         pixels = self._normalise(images)
         if pixels.shape[1] > self.network_channels:
             pixels = (pixels * self.luma).sum(dim=1, keepdim=True)
         elif pixels.shape[1] < self.network_channels:
             pixels = pixels.expand(-1, self.network_channels, -1, -1)
         return self.network(pixels.contiguous(memory_format=self.memory_format))
+
+    def _standardise(self, numbers: Tensor) -> Tensor:
+        """Subtract before float64 is rounded: of a time in seconds since 1970 float32 keeps two minutes."""
+        wide = numbers if numbers.dtype == torch.float64 else numbers.to(self.mean.dtype)
+        return ((wide - self.mean) / self.std).to(self.mean.dtype)
 
     def _normalise(self, images: Tensor) -> Tensor:
         if images.shape[1] == 1 or images.shape[1] != self.network_channels:
