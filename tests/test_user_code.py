@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,16 @@ def test_a_network_of_the_project_is_called_with_what_it_asks_for() -> None:
     assert built.blocks[0][0].in_channels == 1
     assert built.head.out_features == 3
     assert built.training
+
+
+def test_what_is_above_the_network_in_custom_holds_no_code(project: Callable[[str, str], Path]) -> None:
+    project("custom/__init__.py", "\n")
+    assert network(NET).head.out_features == 3
+    project("custom/__init__.py", "WIDTH = 8\n")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "custom"]:
+        del sys.modules[name]
+    with pytest.raises(ConfigError, match=r"expected imports from custom/model only, .*, got one of custom/__init__\.py"):
+        network(NET)
 
 
 def test_a_network_may_use_a_package_that_is_installed_in_place(

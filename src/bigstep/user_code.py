@@ -220,11 +220,14 @@ def _check_imports(kind: str, key: str, before: set[str]) -> None:
 def _is_elsewhere(module: str, kind: str) -> bool:
     """Return whether a module is of the project, and not of ``custom/<kind>``."""
     top = module.partition(".")[0]
+    if module == FOLDER:  # an empty __init__.py decides nothing
+        return module_file(module) != Path() and bool(module_file(module).read_bytes().strip())
     if top == FOLDER:
-        return module not in (FOLDER, f"{FOLDER}.{kind}") and not module.startswith(f"{FOLDER}.{kind}.")
+        return module != f"{FOLDER}.{kind}" and not module.startswith(f"{FOLDER}.{kind}.")
     file, root = module_file(module), project_root()
+    # not of a package that is installed in place
     is_beside = file.is_relative_to(root) and file.relative_to(root).parts[0].removesuffix(".py") == top
-    return is_beside and not any(finder.find_spec(top, None) for finder in sys.meta_path)  # installed in place
+    return is_beside and not any(finder.find_spec(top, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
 
 
 def _is_own(filename: str) -> bool:
