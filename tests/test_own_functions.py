@@ -18,7 +18,7 @@ from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params, flatten, parse_params
 from bigstep.data.store import Store
 from bigstep.data.transforms import check_transforms
-from bigstep.errors import ConfigError, ModelError, UserError
+from bigstep.errors import ConfigError, DataError, ModelError, UserError
 from bigstep.evaluation.more_metrics import MoreMetrics
 from bigstep.planning.measure import MeasuredData, MeasurementRequest
 from bigstep.planning.measure_worker import build_measured_training
@@ -32,7 +32,7 @@ from bigstep.training.invariance import check_slice_invariance
 from bigstep.training.loop import take_step, train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState, build_state
-from bigstep.training.training_batches import TrainingBatches
+from bigstep.training.training_batches import TrainingBatches, lost_worker
 from dvc_dependencies import ROOT
 
 LOSSES = """
@@ -127,6 +127,8 @@ class Emptied:
         return 1.0
 """
 TRANSFORMS = """
+import os
+
 import numpy as np
 import torch
 
@@ -146,6 +148,12 @@ class Alone:
 
     def __call__(self, image):
         return image // int(self.numbers.integers(1, 9))
+
+
+def deadly(image):
+    if torch.utils.data.get_worker_info() is not None:
+        os._exit(9)
+    return image
 
 
 def flat(image):
@@ -328,7 +336,7 @@ def test_a_training_is_measured_with_its_own_loss() -> None:
     ("name", "expected"),
     [
         ("custom/model/transforms.py:flat", "expected images of shape (1, 8, 8), got (64,)"),
-        ("custom/model/transforms.py:broken", "custom/model/transforms.py:28: AttributeError"),
+        ("custom/model/transforms.py:broken", "custom/model/transforms.py:36: AttributeError"),
         ("custom/model/transforms.py:Alone", "expected transforms that return the same image for the same seed"),
         ({"custom/model/transforms.py:noisy": {"size": 3}}, "got an unexpected keyword argument 'size'"),
     ],
@@ -347,6 +355,15 @@ def test_own_transforms_draw_numbers_keyed_by_sample(digits: Store) -> None:
     assert torch.equal(first, again)
     other = next(TrainingBatches(digits, params.train, 32, 0).epoch(0))[0]
     assert torch.equal(first[:32], other)
+
+
+def test_a_worker_that_dies_is_one_line(digits: Store) -> None:
+    params = _params(augmentation=["custom/model/transforms.py:deadly"])
+    batches = TrainingBatches(digits, params.train, 64, 1)
+    with pytest.raises(DataError, match=r"hardware\.num_workers: expected workers that live, got: DataLoader worker") as raised:
+        next(batches.epoch(0))
+    assert len(str(raised.value).splitlines()) == 1
+    assert lost_worker(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import EpochRecord, StepRecord, Validation
 from bigstep.training.shares import check_same_start
 from bigstep.training.state import TrainingState
+from bigstep.training.training_batches import lost_worker
 from bigstep.training.validation import is_recalibrated, recalibrate_best
 
 __all__ = ["ShouldStop", "TrainingJob", "TrainingRun", "never_stop"]
@@ -88,10 +89,14 @@ class TrainingRun:
         try:
             is_stopped = self._train(batches, should_stop)
         except (RuntimeError, MemoryError) as error:
+            lost = lost_worker(error)
+            if lost is not None:
+                raise lost from None
             if not is_out_of_memory(error):
                 raise
+            problem = (str(error).splitlines() or [type(error).__name__])[0]  # of a worker with its traceback
             raise OutOfMemoryError(
-                f"memory: expected a batch of samples to fit, got: {error}; lower train.effective_batch_size"
+                f"memory: expected a batch of samples to fit, got: {problem}; lower train.effective_batch_size"
             ) from None
         finally:
             batches.clear()

@@ -24,7 +24,9 @@ from bigstep.errors import ConfigError, DataError
 from bigstep.training.prefetch import prefetched
 from bigstep.training.shares import BatchShare, WholeBatch
 
-__all__ = ["TrainingBatches"]
+__all__ = ["TrainingBatches", "lost_worker"]
+
+WORKER = "DataLoader worker"  # torch's lines start with it where one has died
 
 
 @final
@@ -109,6 +111,8 @@ class TrainingBatches:
         except (ConfigError, DataError) as error:  # from another process, with its traceback as the text
             kind = type(error)
             raise kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from None
+        except RuntimeError as error:
+            raise lost_worker(error) or error from None
 
     def _augmented(self, chosen: NDArray[np.int64], epoch: int) -> ImageBatch:
         images, is_image = np.asarray(self.store.images[chosen]), self.store.manifest.is_image
@@ -120,6 +124,17 @@ class TrainingBatches:
 def _pin(batch: ImageBatch) -> ImageBatch:
     images, labels = batch
     return images.pin_memory(), labels.pin_memory()
+
+
+def lost_worker(error: BaseException) -> DataError | None:
+    """Return one line for what torch raises, wherever the training is then, when a worker has died; None for other errors."""
+    line = (str(error).splitlines() or [""])[0].strip()
+    if not line.startswith(WORKER):
+        return None
+    return DataError(
+        f"hardware.num_workers: expected workers that live, got: {line}; free memory, or enlarge /dev/shm, where batches "
+        "wait, or write a smaller number"
+    )
 
 
 @dataclass
