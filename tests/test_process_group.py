@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,13 @@ def _statistics(group: Any, sizes: tuple[int, ...]) -> float:
     )
 
 
+class _Unreadable(list[int]):
+    """What a step cannot copy, and so not put back: it fails before its first pass."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise MemoryError("no memory for a copy")
+
+
 KEPT: list[Any] = []  # not in the model: a failed step puts back what it holds
 
 
@@ -287,7 +295,7 @@ def _faults(group: Any) -> list[str]:
         before = copy.deepcopy(model.state_dict())
         try:
             accumulator.backward(*given, **options)
-        except (MemoryError, OtherProcessError, ValueError, LossError) as error:
+        except (MemoryError, OtherProcessError, TypeError, ValueError, LossError) as error:
             said.append(f"{type(error).__name__}: {error}")
         else:
             said.append("exact")
@@ -299,6 +307,11 @@ def _faults(group: Any) -> list[str]:
     assert all(storage() is None for storage in KEPT), "memory is free again, without the garbage collector"
     assert bool(KEPT) == (rank == 1)
     model.fails = False
+    model.listed = _Unreadable() if rank == 1 else []
+    attempt(inputs[share], labels[share])
+    model.listed = []
+    attempt(inputs[share], labels[share], weight=float(N), positions=share if rank else 3)
+    attempt(inputs[share], labels[share], weight=float(N), sizes=[len(share)] * count if rank else 3)
     attempt(inputs[share], labels[share][: -1 if rank == 0 else None])
     attempt(inputs[share], labels[share], weight=float(N) if rank else N + 1.0, positions=share)
     attempt(inputs[share], labels[share], weight=N + 1.0, positions=share)
@@ -343,7 +356,7 @@ def _one_is_none() -> bool:
 def _work(rank: int, place: str) -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=rank, world_size=4)
+    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=rank, world_size=4, timeout=timedelta(minutes=2))
     groups = {count: dist.new_group(list(range(count))) for count in SHARES}
     found: dict[str, Any] = {"one": _one_is_none()}
     for count, group in groups.items():
@@ -432,7 +445,7 @@ def test_every_process_issues_the_same_collectives(processes: list[dict[str, Any
         assert len(processes[0][f"{count} 0 collectives"]) == 3 * len(CASES)
         assert len(processes[0][f"{count} 0 given collectives"]) == 2 * 6
         assert len(processes[0][f"{count} 0 sized collectives"]) == 2 + 1, "the step that fails ends with the agreement"
-        assert len(processes[0][f"{count} fault collectives"]) == 2 * 2 + 2 * 3 + 2, (
+        assert len(processes[0][f"{count} fault collectives"]) == 2 * 3 + 2 * 3 + 4, (
             "a wrong weight ends a step earlier, in all"
         )
 
@@ -440,10 +453,15 @@ def test_every_process_issues_the_same_collectives(processes: list[dict[str, Any
 def test_what_fails_in_one_process_is_known_in_all_and_the_next_step_is_whole(processes: list[dict[str, Any]]) -> None:
     for count in SHARES:
         for rank, process in enumerate(processes[:count]):
-            memory, batch, *weights, nothing, whole = process[f"{count} faults"]
+            memory, copy_of_state, positions, sizes, batch, *weights, nothing, whole = process[f"{count} faults"]
             assert memory.startswith(
                 "MemoryError" if rank == 1 else "OtherProcessError: process 1: expected its share of the step"
             )
+            assert copy_of_state.startswith(
+                "MemoryError: no memory for a copy" if rank == 1 else "OtherProcessError: process 1"
+            )
+            assert positions.startswith("TypeError" if rank == 0 else "OtherProcessError: process 0")
+            assert sizes.startswith("TypeError" if rank == 0 else ("OtherProcessError", "ValueError: sizes"))
             assert batch.startswith("ValueError: batch" if rank == 0 else "OtherProcessError: process 0")
             assert weights[0].startswith("LossError: weight: expected the same in all processes")
             assert weights[1].startswith("LossError: weight: expected that of all micro-batches together, 23, got 24")
