@@ -29,6 +29,7 @@ from bigstep.stages.evaluate import evaluate
 from bigstep.stages.prepare import prepare
 from bigstep.stages.stage_runner import run_stage
 from bigstep.stages.train import train as train_stage
+from bigstep.tracking.database import open_client
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
@@ -310,5 +311,20 @@ def test_the_whole_pipeline(
         assert predict(project, [sample], model) == 0
         answers.append(capsys.readouterr().out.split(":")[1].split())
     assert answers[0] == answers[1]
+    _check_served(project, np.load(sample), model)
     assert predict(project, [wrong], str(project / "results" / "train")) == 2
     assert "expected an array of shape" in capsys.readouterr().err
+
+
+def _check_served(project: Path, sample: Any, name: str) -> None:
+    """As the server answers: by name, and rows of numbers also as a table (`dataframe_split`)."""
+    import mlflow
+    import pandas as pd
+
+    client = open_client(f"sqlite:///{project / 'mlflow.db'}")
+    model_id = client.get_model_version_by_alias(name, "champion").source.rpartition("/")[2]
+    model = mlflow.pyfunc.load_model(client.get_logged_model(model_id).artifact_location)
+    answer = model.predict(sample[None])
+    assert list(answer.columns) == model.metadata.metadata["classes"]
+    if sample.ndim == 1:
+        pd.testing.assert_frame_equal(model.predict(pd.DataFrame(sample[None])), answer)
