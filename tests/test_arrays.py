@@ -42,19 +42,10 @@ from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
 from dvc_dependencies import ROOT
+from targets import BASE
 
 KINDS = ("vectors", "tokens", "series")
-DATASET = """
-import numpy as np
-
-
-class Base:
-    def __init__(self, count=48):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
+DATASET = f"""{BASE}
 
 class Vectors(Base):
     classes = ["low", "high"]

@@ -150,6 +150,12 @@ def test_a_class_of_an_installed_package_is_a_network() -> None:
             "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         (NETWORK.replace("dim=(2, 3)", "dim=(2, 9)"), {}, "custom/model/net.py:15: IndexError: Dimension out of range"),
+        (
+            "from torch.nn import *\ndef Net():\n    return Sequential(Flatten(), Linear(64, 3)).requires_grad_(False)\n",
+            {},
+            "expected parameters to train, got none",
+        ),
+        (NETWORK + "    def get_extra_state(self):\n        return {}\n", {}, "got a dict in '_extra_state'"),
         ("from custom.data.stripes import Stripes as Net\n", {}, "expected imports from custom/model only"),
     ],
 )
