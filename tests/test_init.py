@@ -1,6 +1,7 @@
 """`bigstep init`: a project of one's own that depends on the installed bigstep; from the checkout, and from the wheel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bigstep.project.dvc import find_project_root
 from bigstep.runs.installed_code import refresh_code_lists
 from conftest import Shared
 from dvc_dependencies import ROOT, TEMPLATE, template_pipeline
+from plots_page import PAGE, named_versions
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,16 @@ def test_a_new_project_has_everything_that_its_pipeline_names(made: Path) -> Non
     assert (made / ".dvc").is_dir()
     ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,I,D2,ANN", "--line-length", "128", "."]
     subprocess.run(ruff, cwd=made, check=True)
+
+
+def test_the_page_of_dvcs_plots_has_the_scripts_that_dvc_would_load_and_each_project_has_it(made: Path) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(named_versions()) == 3
+    assert f"\n{', '.join(named_versions())}\n" in page, "run `make plots-page`"
+    assert "src=" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    for root in (ROOT, made):
+        (place,) = re.findall(r"html_template = (.*)", (root / ".dvc" / "config").read_text(encoding="utf-8"))
+        assert (root / ".dvc" / place).read_text(encoding="utf-8") == page
 
 
 @pytest.mark.parametrize("name", ["taken", "a#b"])

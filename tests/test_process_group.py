@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,29 @@ def _weight_is_given(group: Any, sizes: tuple[int, ...]) -> list[float]:
             call(Accumulator(model, loss, micro_batch_size=4, seed=7, group=group))
             errors.append(_error(_gradients(model), times * expected))
     return errors
+
+
+def _sizes_are_given(group: Any, sizes: tuple[int, ...]) -> float:
+    """To a loss that is called per sample, whose weight is known from the forward passes only."""
+    rank, (inputs, labels) = dist.get_rank(group), _made(classes, 1)
+    share, model, loss = slices(sizes)[rank], _made(dropping), Margin()
+    Accumulator(model, loss, micro_batch_size=N, seed=7).backward(inputs, labels, step=0)
+    expected, model, loss = _gradients(model, loss), _made(dropping), Margin()
+    given = (inputs[share], labels[share]) if sizes[rank] else (None, None)
+    Accumulator(model, loss, micro_batch_size=4, seed=7, group=group).backward(*given, step=0, sizes=sizes)
+    return _error(_gradients(model, loss), expected)
+
+
+def _failure_is_announced(group: Any, sizes: tuple[int, ...], rank: int) -> str:
+    """One process cannot prepare its samples, where the weight is given."""
+    inputs, labels = _made(classes, 1)
+    share = slices(sizes)[rank]
+    accumulator = Accumulator(_made(dropping), losses.CrossEntropy(), micro_batch_size=4, seed=7, group=group)
+    given = (inputs[share], labels[share]) if sizes[rank] else (None, None)
+    call = partial(accumulator.backward, *given) if rank != 1 else partial(accumulator.fail, MemoryError("no memory left"))
+    with pytest.raises((MemoryError, OtherProcessError)) as caught:
+        call(weight=float(N), sizes=sizes)
+    return type(caught.value).__name__
 
 
 def _controls(group: Any, sizes: tuple[int, ...]) -> list[float]:
@@ -347,6 +371,10 @@ def _work(rank: int, place: str) -> None:
             with _counted() as seen:
                 found[f"{count} {number} given"] = _weight_is_given(group, sizes)
             found[f"{count} {number} given collectives"] = seen
+            with _counted() as seen:
+                found[f"{count} {number} sized"] = _sizes_are_given(group, sizes)
+                found[f"{count} {number} announced"] = _failure_is_announced(group, sizes, rank)
+            found[f"{count} {number} sized collectives"] = seen
         found[f"{count} controls"] = _controls(group, SHARES[count][0][0])
         found[f"{count} noise"] = _noise(group, SHARES[count][0][0])
         with _counted() as seen:
@@ -385,6 +413,13 @@ def test_each_process_ends_with_the_gradient_of_the_whole_batch(processes: list[
 
 def test_the_weight_may_be_given_with_sizes_positions_or_in_a_stream(processes: list[dict[str, Any]]) -> None:
     assert max(max(errors) for errors in _all(processes, "given")) <= 1e-12
+    assert max(_all(processes, "sized")) <= 1e-12
+
+
+def test_a_process_without_samples_fails_in_all_where_the_weight_is_given(processes: list[dict[str, Any]]) -> None:
+    for rank, process in enumerate(processes):
+        for name in (name for name in process if name.endswith("announced")):
+            assert process[name] == ("MemoryError" if rank == 1 else "OtherProcessError")
 
 
 def test_means_of_means_and_forgotten_positions_are_wrong(processes: list[dict[str, Any]]) -> None:
@@ -409,6 +444,7 @@ def test_every_process_issues_the_same_collectives(processes: list[dict[str, Any
             assert len({str(process[key]) for process in processes[:count]}) == 1, key
         assert len(processes[0][f"{count} 0 collectives"]) == 3 * len(CASES)
         assert len(processes[0][f"{count} 0 given collectives"]) == 2 * 6
+        assert len(processes[0][f"{count} 0 sized collectives"]) == 2 + 1, "the step that fails ends with the agreement"
         assert len(processes[0][f"{count} fault collectives"]) == 2 * 3 + 2 * 3 + 4, (
             "a wrong weight ends a step earlier, in all"
         )

@@ -47,11 +47,12 @@ def init(where: Path, example: Path | None = None) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         made = Path(scratch, target.name)
+        made.mkdir()
+        _start_git_and_dvc(made)
         _write_files(made, target.name)
         if example is not None:
             _add_example(made, example)
         write_code_lists(made)
-        _start_git_and_dvc(made)
         target.mkdir(exist_ok=True)
         for item in made.iterdir():  # the folder itself stays: it may be the current one
             item.rename(target / item.name)
@@ -126,7 +127,6 @@ def _start_git_and_dvc(root: Path) -> None:
     if not inside:
         _succeed(["git", "init", "--quiet"], root)
     _succeed([sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if inside else [])], root)
-    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n", encoding="utf-8")
 
 
 def _succeed(command: Sequence[str], folder: Path) -> None:

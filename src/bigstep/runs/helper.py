@@ -23,9 +23,9 @@ from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ExitCode, OtherProcessError, UserError
 from bigstep.runs.checkpoint_files import load_latest
 from bigstep.runs.marked_batches import open_batches
-from bigstep.runs.process_group import is_lost_connection, join_group, leave_group
 from bigstep.runtime.device import choose_device
 from bigstep.runtime.environment import guard_libraries
+from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.shares import check_same_start

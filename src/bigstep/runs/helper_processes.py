@@ -23,10 +23,10 @@ from bigstep.errors import OtherProcessError, ProjectError, UserError
 from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
-from bigstep.runs.process_group import is_lost_connection, join_group, leave_group
 from bigstep.runs.training_run import TrainingJob
 from bigstep.runtime.child_process import die_with_parent, start_module
 from bigstep.runtime.device import choose_device, count_processes
+from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.runtime.stop_signals import Signals
 
 __all__ = ["helper_request", "training_group"]

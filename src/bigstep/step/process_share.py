@@ -54,14 +54,14 @@ def open_share(
     sizes: Sequence[int] | None,
     problem: BaseException | None = None,
 ) -> ProcessShare:
-    """Look at the own samples; without a weight the processes exchange what they have, in one sum.
+    """Look at the own samples; the processes exchange what they have, in one sum, unless it is given.
 
     Args:
         processes: of the group.
         settings: of the accumulator.
         device: of the model.
         batch: inputs (None: no sample), targets, and the inputs that all samples share.
-        weight: of the whole effective batch.
+        weight: of the whole effective batch; a callable loss, which does not say it beforehand, needs ``sizes`` only.
         positions: of the own samples.
         sizes: number of samples of each process.
         problem: an error that left this process without its samples.
@@ -81,11 +81,11 @@ def open_share(
             raise ValueError(f"positions: expected one for each of {count} samples, got {len(positions)}; give as many")
     except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
         problem = problem or error
-    if weight is None:
+    if weight is None and (isinstance(loss, Loss) or sizes is None):
         found = processes.announce(count, own or 0.0, device)
         weight = None if own is None else found.weight
     else:
-        found = Announcement(given, weight)
+        found = Announcement(given, weight or 0.0)
     problem = problem or _check(found, processes, count, positions)
     begin = found.begin(processes.rank)
     places = torch.arange(begin, begin + count) if positions is None else positions
