@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
+from bigstep.config.params import parse_params
 from bigstep.config.train import TrainConfig
 from bigstep.data.split import Split
 from bigstep.data.store import Store
@@ -16,8 +18,13 @@ from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.runs.checkpoint_files import check_folder, clear_checkpoints, load_latest, read_commit, save_checkpoint
 from bigstep.runs.checkpoints import CheckpointWriter, checkpoint_interval
+from bigstep.runs.training_run import TrainingJob, TrainingRun
+from bigstep.runtime.stop_signals import Signals
+from bigstep.tracking.spool import Spool
+from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.training.loop import train_epochs
-from bigstep.training.records import EpochRecord, StepRecord
+from bigstep.training.records import EpochRecord, StepRecord, Validation
+from bigstep.training.setup import build_training
 from bigstep.training.snapshot import Snapshot, is_finite, restore_snapshot, take_snapshot
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
@@ -263,3 +270,26 @@ def test_starts_are_counted_and_forgotten_at_the_end(tmp_path: Path) -> None:
     assert second.is_due(at_epoch_end=False) is False
     second.clear()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_that_was_trained_to_its_end_is_not_pruned_where_it_is_resumed(digits: Store, tmp_path: Path) -> None:
+    params = parse_params({"train": {"epochs": 2, "effective_batch_size": 512}, "model": {"width": 4}})
+    job = TrainingJob(
+        digits, params, BatchSizes(512, 512, 1), 0, CheckpointWriter(tmp_path / "c", float("inf"), {}), tmp_path / "mark.json"
+    )
+    asked: list[list[int]] = []
+
+    def stops(samples: int, _: Validation) -> bool:
+        asked[-1].append(samples)
+        return samples == 2 * len(digits.indices(Split.TRAIN))
+
+    with closing(Spool(tmp_path / "spool")) as spool:
+        for _ in range(2):  # the second time nothing is left to train
+            asked.append([])
+            state = build_training(digits, job.batch, params, weights=None)
+            resumed = job.checkpoints.restore(state, micro_batch_size=512)
+            run = TrainingRun(job, state, SpoolTracker(spool), Signals(), resumed)
+            assert run.run(stops) is False
+            assert (state.epoch, resumed is None) == (2, len(asked) == 1)
+            state.guard.close()
+    assert asked[0] == asked[1]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from bigstep.commands.compare import compare
+from bigstep.commands.compare import compare, seed_scores
 from bigstep.comparison.differences import compare_runs
 from bigstep.comparison.paired import mcnemar
 from bigstep.comparison.result import Predictions, RunResult, read_predictions
-from bigstep.comparison.sources import find_result
+from bigstep.comparison.sources import find_result, other_seeds
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import parse_params
 from bigstep.data.ordered_batches import ordered_batches
@@ -110,6 +110,56 @@ def test_other_test_samples_are_not_compared_one_by_one() -> None:
     assert "not compared sample by sample" in compare_runs(first, second).verdict
 
 
+def _workspace(root: Path, *, predictions: str = "", metrics: str = "{}") -> Path:
+    for path, text in {
+        "params.yaml": "train: {}\n",
+        "results/train/metrics.json": '{"epochs": 3}',
+        "results/evaluate/metrics.json": metrics,
+        "results/evaluate/predictions.csv": predictions,
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_names_of_samples_may_hold_what_separates_lines(tmp_path: Path) -> None:
+    root = _workspace(tmp_path, predictions='name,actual,predicted,p:a\na\x0b\x85\u2028,a,a,0.9\n"b\nc",a,a,0.8\n')
+    found = find_result(root, root, "workspace").predictions
+    assert found is not None
+    assert found.names == ("a\x0b\x85\u2028", "b\nc")
+    assert found.p_actual is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"metrics": '{"a"'}, {"metrics": "[1]"}, {"predictions": "name,actual,predicted,p:a\nx,a\n"}],
+)
+def test_a_damaged_file_is_one_line(damage: dict[str, str], tmp_path: Path) -> None:
+    root = _workspace(tmp_path, **damage)
+    with pytest.raises(ProjectError, match="workspace: expected the files of a run that ended, got one that cannot be read"):
+        find_result(root, root, "workspace")
+
+
+def test_a_comparison_makes_no_database_and_without_git_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = _workspace(tmp_path)
+    assert other_seeds(root, {}, "test_accuracy") == []
+    with pytest.raises(ProjectError, match="got no revision of this name, and there is no MLflow database"):
+        find_result(root, root, "no-such-run")
+    assert not list(root.glob("mlflow.db*"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProjectError, match="git: expected the program on PATH"):
+        find_result(root, root, "HEAD")
+
+
+def test_without_an_answer_of_mlflow_only_the_spread_of_seeds_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+    assert seed_scores(tmp_path, RunResult("x", {}, {})) == []
+    assert "the spread between seeds is unknown: MLflow cannot open" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory, two_seeds: Path) -> Project:
     """A project with two runs, the first of them committed."""
@@ -144,8 +194,7 @@ def test_the_page_and_the_json_say_the_same(seeds: Project, tmp_path: Path) -> N
     second = max(seeds.runs(), key=lambda run: run.data.params["train.seed"]).info.run_id
     output = seeds.bigstep("compare", "HEAD", second)
     text = seeds.bigstep("compare", "HEAD", second, "--json")
-    assert text[0] == "[", text[:300]
-    (found,) = json.loads(text)
+    (found,) = json.loads(text[text.rindex("\n[\n") :])  # before it what was printed on stderr
     assert found["params"] == {"train.seed": ["0", "1"]}
     assert found["paired"]["num_samples"] == 359
     assert " ".join(found["verdict"].split()) in " ".join(output.split())
@@ -160,9 +209,9 @@ def test_the_page_and_the_json_say_the_same(seeds: Project, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_ten_runs_are_compared_on_one_page_in_ten_seconds(seeds: Project) -> None:
     ids = [run.info.run_id for run in seeds.runs()]
-    compare(seeds.root, ids, as_json=False)  # with what is imported once
+    compare(seeds.root, ids)  # with what is imported once
     started = time.process_time()
-    assert compare(seeds.root, ["HEAD", *(ids[number % 2] for number in range(9))], as_json=False) == 0
+    assert compare(seeds.root, ["HEAD", *(ids[number % 2] for number in range(9))]) == 0
     assert time.process_time() - started < 10
     page = (seeds.root / "results" / "compare" / "report.html").read_text(encoding="utf-8")
     assert page.count("<h2>") == 9

@@ -58,7 +58,7 @@ def test_the_page_of_dvcs_plots_has_the_scripts_that_dvc_would_load_and_each_pro
         assert (root / ".dvc" / place).read_text(encoding="utf-8") == page
 
 
-@pytest.mark.parametrize("name", ["taken", "a#b"])
+@pytest.mark.parametrize("name", ["taken", "a#b", "taken/mine/deeper"])
 def test_a_folder_that_cannot_be_used_is_one_line_and_nothing_is_left(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,3 +168,20 @@ def test_a_failure_half_way_leaves_statistics_random_state_and_gradients_as_they
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_step_that_fails_after_statistics_were_pooled_leaves_none_of_them() -> None:
+    layer, inputs = nn.BatchNorm1d(3), torch.randn(8, 3)
+    statistics = DeferredStatistics(layer)
+
+    def step() -> None:
+        with statistics.hold():
+            with statistics.collect():
+                layer(inputs)
+            statistics.pool(lambda values: values, torch.device("cpu"))  # as of a process that is alone
+            raise MemoryError("for the sum of gradients")
+
+    with pytest.raises(MemoryError):
+        step()
+    statistics.commit()
+    assert torch.equal(layer.running_mean, torch.zeros(3))

@@ -62,6 +62,11 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.4), nn.Tanh(), nn.Linear(8, 5))
 
 
+def channels_last() -> nn.Module:
+    layers = (nn.Unflatten(1, (3, 2, 1)), nn.Conv2d(3, 4, (2, 1)), nn.Tanh(), nn.Flatten(), nn.Linear(4, 5))
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
 def narrow() -> nn.Module:
     return dropping().bfloat16()
 
@@ -92,6 +97,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], Callable[[], 
     "binary": (dropping, losses.BinaryCrossEntropy, numbers, 1e-12),
     "squared error": (dropping, losses.MeanSquaredError, numbers, 1e-12),
     "callable with a parameter": (dropping, Margin, classes, 1e-12),
+    "channels last": (channels_last, losses.CrossEntropy, classes, 1e-12),
     "bfloat16 parameters": (narrow, losses.CrossEntropy, narrow_classes, 4e-3),
 }
 
@@ -126,7 +132,9 @@ def _counted() -> Iterator[Collectives]:
         Processes.add_up = add_up  # type: ignore[method-assign]
 
 
-def _exactness(group: Any, sizes: tuple[int, ...], micro: tuple[int, ...]) -> dict[str, tuple[float, float, bool]]:
+def _exactness(
+    group: Any, sizes: tuple[int, ...], micro: tuple[int, ...], noise: str | None
+) -> dict[str, tuple[float, float, bool]]:
     """Return the errors of the gradient and of the loss, and whether unused parameters are left without one, of each case."""
     rank = dist.get_rank(group)
     share, found = slices(sizes)[rank], {}
@@ -136,10 +144,14 @@ def _exactness(group: Any, sizes: tuple[int, ...], micro: tuple[int, ...]) -> di
         expected = Accumulator(model, loss, micro_batch_size=N, seed=7).backward(inputs, targets, step=3).loss
         whole, empty = _gradients(model, loss), [p.grad is None for p in model.parameters()]
         model, loss = _made(make), _made(make_loss, 2)
-        accumulator = Accumulator(model, loss, micro_batch_size=micro[rank], seed=7, group=group)
+        accumulator = Accumulator(model, loss, micro_batch_size=micro[rank], seed=7, noise=noise, group=group)
         given = (None, None) if sizes[rank] == 0 else (inputs[share], targets[share])
         result = accumulator.backward(*given, step=3)
         unused = [p.grad is None for p in model.parameters()] == empty
+        for parameter in model.parameters():
+            assert parameter.grad is None or parameter.grad.stride() == parameter.stride(), (
+                "else fused optimizers mix weights up"
+            )
         found[name] = (_error(_gradients(model, loss), whole), abs(float(result.loss / expected) - 1), unused)
     return found
 
@@ -364,7 +376,7 @@ def _work(rank: int, place: str) -> None:
             continue
         for number, (sizes, micro) in enumerate(SHARES[count]):
             with _counted() as seen:
-                found[f"{count} {number} exact"] = _exactness(group, sizes, micro)
+                found[f"{count} {number} exact"] = _exactness(group, sizes, micro, None if number % 2 else "every")
             found[f"{count} {number} collectives"] = seen
             if 1 not in sizes:  # BatchNorm takes no single sample
                 found[f"{count} {number} statistics"] = _statistics(group, sizes)

@@ -178,8 +178,10 @@ def _helpers() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-def test_helpers_end_when_the_first_process_stops_early(digits: Store, tmp_path: Path) -> None:
-    """As where a search prunes a trial; the helper waits for the next step then."""
+def test_helpers_end_when_the_first_process_stops_early(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a search prunes a trial; the helper waits for a step. What Python prints as it starts is no answer."""
+    (tmp_path / "sitecustomize.py").write_text("print('welcome')\nprint(1)\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     params = parse_params({"hardware": {"processes": 2, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
     job = TrainingJob(digits, params, params.batch, 0, CheckpointWriter(tmp_path / "none", 60, {}), tmp_path / "mark.json")
     with training_group(helper_request(job, None), Signals()) as group:

@@ -180,6 +180,8 @@ def test_the_verdict_pairs_seeds_whose_own_spread_is_larger(values: tuple[float,
     assert verdict(ranking, 0, 0).startswith("no trial beats the baseline")
     assert "may be chance" in verdict((SeedStatistics(4, (0.1,), (1,)), SeedStatistics(0, (0.2,), (1,))), 4, 0)
     assert verdict((), 4, 0) == ""
+    lucky = SeedStatistics(4, (0.50, 0.50, 0.10), (1, 2, 3)), SeedStatistics(0, (0.40, 0.41), (1, 2))  # as after Ctrl-C
+    assert verdict(lucky, 4, 0).startswith("trial 4 does not beat the baseline beyond the spread of seeds: +0.0950")
 
 
 def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:

@@ -141,7 +141,7 @@ def _compare(options: argparse.Namespace) -> int:
     from bigstep.commands.compare import compare
     from bigstep.project.dvc import find_project_root
 
-    return compare(find_project_root(Path.cwd()), options.runs, as_json=options.json)
+    return compare(find_project_root(Path.cwd()), options.runs, options.report)
 
 
 def _predict(options: argparse.Namespace) -> int:

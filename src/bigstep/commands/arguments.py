@@ -119,7 +119,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="RUN",
         help="`workspace`, a git revision, a DVC experiment, or an MLflow run's id or name; each is compared with the first",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(parser)
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

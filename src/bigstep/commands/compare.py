@@ -1,6 +1,5 @@
 """`bigstep compare`: finished runs beside each other, with the answer whether they differ by more than chance."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,24 +10,26 @@ from rich.table import Table
 
 from bigstep.atomic_files import whole_file
 from bigstep.comparison.differences import RunDifference, compare_runs
+from bigstep.comparison.result import RunResult
 from bigstep.comparison.sources import find_result, other_seeds
 from bigstep.console import console
-from bigstep.errors import ConfigError
+from bigstep.errors import ConfigError, ProjectError
+from bigstep.machine_output import Report, no_report
 from bigstep.project.dvc import cache_folder
 from bigstep.report.comparison_page import class_changes, write_comparison
 
-__all__ = ["compare"]
+__all__ = ["compare", "seed_scores"]
 
 MAIN = "test_accuracy"  # the metric whose spread between seeds is shown
 
 
-def compare(root: Path, names: Sequence[str], *, as_json: bool) -> int:
+def compare(root: Path, names: Sequence[str], report: Report = no_report) -> int:
     """Compare each run with the first: on the terminal, and in ``results/compare/report.html``.
 
     Args:
         root: of the project.
         names: as for :func:`find_result`.
-        as_json: print JSON instead.
+        report: takes a list with what is known of each comparison.
 
     Returns:
         0
@@ -41,11 +42,9 @@ def compare(root: Path, names: Sequence[str], *, as_json: bool) -> int:
     cache = cache_folder(root)
     results = [find_result(root, cache, name) for name in names]
     differences = [compare_runs(results[0], other) for other in results[1:]]
-    seeds = other_seeds(root, results[0].params, MAIN)
+    seeds = seed_scores(root, results[0])
     texts = [_texts(item, seeds) for item in differences]
-    if as_json:
-        print(json.dumps([_as_json(item, lines) for item, lines in zip(differences, texts, strict=True)], indent=2))
-        return 0
+    report([_as_json(item, lines) for item, lines in zip(differences, texts, strict=True)])
     page = root / "results" / "compare" / "report.html"
     with whole_file(page) as beside:
         write_comparison(differences, texts, beside)
@@ -53,6 +52,15 @@ def compare(root: Path, names: Sequence[str], *, as_json: bool) -> int:
         _print(item, lines)
     console.print(f"page: {page.relative_to(root)}")
     return 0
+
+
+def seed_scores(root: Path, first: RunResult) -> list[float]:
+    """Return the scores of the first run's configuration with other seeds; none, and a line, where MLflow does not answer."""
+    try:
+        return other_seeds(root, first.params, MAIN)
+    except ProjectError as error:
+        console.print(f"the spread between seeds is unknown: {error}", markup=False)
+        return []
 
 
 def _texts(item: RunDifference, seeds: Sequence[float]) -> list[str]:

@@ -40,7 +40,17 @@ def init(where: Path, example: Path | None = None) -> int:
         ConfigError: the example's params.yaml breaks a rule.
         ProjectError: the folder holds something, its name cannot be used, or git or DVC fail; nothing is left behind then.
     """
-    target = where.absolute()
+    try:
+        _make(where.absolute(), example)
+    except OSError as error:
+        raise ProjectError(
+            f"NAME: expected a folder that can be made, got {error}; choose another name, or mend that"
+        ) from None
+    console.print(f"{where}: a project for bigstep {__version__}\nnext: cd {where} && bigstep repro")
+    return 0
+
+
+def _make(target: Path, example: Path | None) -> None:
     _check_target(target)
     if example is not None and target.resolve().is_relative_to(example.resolve()):
         raise ProjectError(f"--from: expected a folder that does not hold the new project, got {example}; choose another NAME")
@@ -56,8 +66,6 @@ def init(where: Path, example: Path | None = None) -> int:
         target.mkdir(exist_ok=True)
         for item in made.iterdir():  # the folder itself stays: it may be the current one
             item.rename(target / item.name)
-    console.print(f"{where}: a project for bigstep {__version__}\nnext: cd {where} && bigstep repro")
-    return 0
 
 
 def _check_target(target: Path) -> None:

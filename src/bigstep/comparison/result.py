@@ -1,6 +1,7 @@
 """The results of one finished run, wherever they are."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bigstep.errors import ProjectError
 
 __all__ = ["FILES", "Predictions", "RunResult", "read_files", "read_folder", "read_predictions"]
 
@@ -62,14 +65,26 @@ def read_files(
         texts: contents by the keys of :data:`FILES`; None where there is no such file.
         params: as ``section.key``.
         facts: anything else, by name.
+
+    Raises:
+        ProjectError: a file is damaged.
     """
+    try:
+        return _read(name, texts, params, facts or {})
+    except (csv.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ProjectError(
+            f"{name}: expected the files of a run that ended, got one that cannot be read ({error}); run `bigstep repro` there"
+        ) from None
+
+
+def _read(name: str, texts: Mapping[str, str | None], params: Mapping[str, str], facts: Mapping[str, str]) -> RunResult:
     metrics: dict[str, Any] = {}
     for key in ("train", "evaluate"):
         metrics |= json.loads(texts.get(key) or "{}")
     rows = [{key: float(value) for key, value in row.items()} for row in _rows(texts.get("history"))]
     table = _rows(texts.get("predictions"))
     numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-    return RunResult(name, params, numbers, tuple(rows), read_predictions(table) if table else None, facts or {})
+    return RunResult(name, params, numbers, tuple(rows), read_predictions(table) if table else None, facts)
 
 
 def read_folder(folder: Path) -> dict[str, str | None]:
@@ -81,7 +96,7 @@ def read_folder(folder: Path) -> dict[str, str | None]:
 
 
 def _rows(text: str | None) -> list[dict[str, str]]:
-    return list(csv.DictReader(text.splitlines())) if text else []
+    return list(csv.DictReader(io.StringIO(text, newline=""))) if text else []  # names of files may hold any separator of lines
 
 
 def read_predictions(table: list[dict[str, str]]) -> Predictions | None:

@@ -55,7 +55,10 @@ def find_result(root: Path, cache: Path, name: str) -> RunResult:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    finished = subprocess.run(["git", *arguments], cwd=root, check=False, capture_output=True, text=True)
+    try:
+        finished = subprocess.run(["git", *arguments], cwd=root, check=False, capture_output=True, text=True, errors="replace")
+    except FileNotFoundError:
+        raise ProjectError("git: expected the program on PATH, which finds a revision, got nothing; install git") from None
     return finished.stdout if finished.returncode == 0 else None
 
 
@@ -105,10 +108,21 @@ def _cached(cache: Path, digest: str | None, path: str, name: str) -> str | None
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def _from_mlflow(root: Path, name: str) -> RunResult:
-    from bigstep.tracking.database import connect, tracking_uri
+def _client(root: Path) -> "MlflowClient | None":
+    """Connect to MLflow; None if there is no database yet, which connecting would create."""
+    from bigstep.tracking.database import connect, sqlite_file, tracking_uri
 
-    client = connect(tracking_uri(root))
+    uri = tracking_uri(root)
+    database = sqlite_file(uri)
+    return connect(uri) if database is None or database.exists() else None
+
+
+def _from_mlflow(root: Path, name: str) -> RunResult:
+    client = _client(root)
+    if client is None:
+        raise ProjectError(
+            f"{name}: expected one run, got no revision of this name, and there is no MLflow database; {WAY_OUT}"
+        )
     run = _run(client, name)
     with tempfile.TemporaryDirectory(prefix="bigstep-compare-") as scratch:
         texts = {key: _artifact(client, run, path.removeprefix("results/"), Path(scratch)) for key, path in FILES.items()}
@@ -153,10 +167,14 @@ def _flat(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def other_seeds(root: Path, params: Mapping[str, str], metric: str) -> list[float]:
-    """Return ``metric`` of every finished run that differs from ``params`` in its seed only, as far as MLflow here knows."""
-    from bigstep.tracking.database import connect, tracking_uri
+    """Return ``metric`` of every finished run that differs from ``params`` in its seed only, as far as MLflow here knows.
 
-    client = connect(tracking_uri(root))
+    Raises:
+        ProjectError: MLflow does not answer.
+    """
+    client = _client(root)
+    if client is None:
+        return []
     experiments = [item.experiment_id for item in client.search_experiments()]
     deciding = {key: value for key, value in params.items() if key.startswith(DECIDING) and key != SEED}
     found: dict[str, float] = {}

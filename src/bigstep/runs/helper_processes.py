@@ -108,12 +108,13 @@ class _Helper:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            answer = json.loads(line)
-            if answer["kind"] == "ready":
+            answer = _read_answer(line)
+            kind = answer.get("kind")
+            if kind == "ready":
                 self.is_ready.set()
-            elif answer["kind"] == "stop" and self._signals.received is None:
+            elif kind == "stop" and self._signals.received is None:
                 os.kill(os.getpid(), signal.SIGTERM)
-            elif answer["kind"] == "error":
+            elif kind == "error":
                 self.error = UserError(answer["text"])
                 self.error.exit_code = answer["code"]
         self.is_ready.set()  # it has ended: there is nothing to wait for
@@ -196,6 +197,15 @@ class _Helpers:
     def end(self) -> None:
         for helper in self._all:
             helper.end()
+
+
+def _read_answer(line: str) -> dict[str, Any]:
+    """Return what a helper says; nothing of a line that something else prints before the helper has its output."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _blame(helper: _Helper) -> tuple[bool, int]:

@@ -14,7 +14,7 @@ from bigstep.atomic_files import read_record, write_json
 from bigstep.runtime.device import headroom_bytes
 from bigstep.training.loop import EpochBatches
 
-__all__ = ["LowMemoryMarker", "failed_micro_batch_size", "mark_path"]
+__all__ = ["LowMemoryMarker", "clear_marks", "failed_micro_batch_size", "mark_path"]
 
 LEAST_BYTES = 512 * 2**20
 
@@ -29,10 +29,20 @@ class Mark:
 def failed_micro_batch_size(path: Path) -> int | None:
     """Return the smallest micro-batch size at which a process of the last start died with little memory left, or None."""
     sizes = []
-    for found in (path, *path.parent.glob(f"{path.stem}.*{path.suffix}")):
+    for found in _marks(path):
         with contextlib.suppress(OSError, ValueError):
             sizes.append(read_record(Mark, found).micro_batch_size)
     return min(sizes, default=None)
+
+
+def clear_marks(path: Path) -> None:
+    """Remove the marks of all processes: the training has ended well, perhaps in fewer of them than died before."""
+    for found in _marks(path):
+        found.unlink(missing_ok=True)
+
+
+def _marks(path: Path) -> list[Path]:
+    return [path, *path.parent.glob(f"{path.stem}.*{path.suffix}")]
 
 
 def mark_path(path: Path, rank: int) -> Path:

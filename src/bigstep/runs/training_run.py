@@ -140,12 +140,16 @@ class TrainingRun:
         return False
 
     def _stopped_before(self, should_stop: ShouldStop) -> bool:
-        """Call ``should_stop`` for every epoch before the checkpoint: the caller needs every value."""
-        score = f"val_{self.state.task.score}"
-        answers = [
-            should_stop(row["epoch"] * self._num_samples, Validation(row["val_loss"], row[score])) for row in self.log.rows
-        ]
-        return any(answers)
+        """Call ``should_stop`` for every epoch before the checkpoint: the caller needs every value.
+
+        After the last epoch there is nothing to stop, here as in a training that was never killed.
+        """
+        score, last = f"val_{self.state.task.score}", self.job.params.train.epochs
+        answers = {
+            row["epoch"]: should_stop(row["epoch"] * self._num_samples, Validation(row["val_loss"], row[score]))
+            for row in self.log.rows
+        }
+        return any(stops for epoch, stops in answers.items() if epoch < last)
 
     def _report_out_of_memory(self) -> None:
         failures, size = self.state.guard.num_failures, self.state.accumulator.micro_batch_size

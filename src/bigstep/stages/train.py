@@ -10,7 +10,7 @@ from bigstep.models.classifier import Classifier
 from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing
 from bigstep.planning.slicing_outlook import record_slicing
 from bigstep.runs.helper_processes import helper_request, training_group
-from bigstep.runs.low_memory_marker import failed_micro_batch_size
+from bigstep.runs.low_memory_marker import clear_marks, failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
 from bigstep.runtime.environment import keep_compiled_code
@@ -61,6 +61,7 @@ def train(stage: Stage) -> None:
         state = build_training(store, batch, params, weights=weights, group=group)
         _train(stage, job, state, fit)
     checkpoints.clear()
+    clear_marks(mark)
 
 
 def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSlicing) -> None:

@@ -102,7 +102,7 @@ class DeferredStatistics:
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the running statistics as they are within the block, in forward, backward and recomputed passes."""
-        pools = {layer: replace(pool) for layer, pool in self._layers.items()}
+        pools, pooled = {layer: replace(pool) for layer, pool in self._layers.items()}, self._pooled
         momenta = {layer: layer.momentum for layer in self._layers}
         counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
         for layer in self._layers:
@@ -110,7 +110,7 @@ class DeferredStatistics:
         try:
             yield
         except BaseException:
-            self._layers = pools
+            self._layers, self._pooled = pools, pooled
             raise
         finally:
             for layer, momentum in momenta.items():

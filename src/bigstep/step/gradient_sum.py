@@ -160,16 +160,20 @@ class GradientSum:
                 flat[place].copy_(total.reshape(-1))
 
     def replace(self, flat: Tensor, present: list[bool]) -> None:
-        """Set the sums of the parameters that are ``present`` to those of ``flat``."""
+        """Set the sums of the parameters that are ``present`` to those of ``flat``, each laid out in memory as its parameter.
+
+        Fused optimizers go through both by their addresses: of another layout they would take the numbers of other weights.
+        """
         for parameter, place, is_there in zip(self._ordered, _places(self._ordered), present, strict=True):
             if not is_there:
                 continue
             values = flat[place].view(parameter.shape)
             if self._apart or parameter.dtype in NARROW:
-                self._aside[parameter] = values
+                same = values.stride() == parameter.stride()
+                self._aside[parameter] = values if same else torch.empty_like(parameter, dtype=values.dtype).copy_(values)
                 parameter.grad = None
             elif parameter.grad is None:
-                parameter.grad = values.to(parameter.dtype, copy=True)
+                parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(values)
             else:
                 parameter.grad.copy_(values)
 

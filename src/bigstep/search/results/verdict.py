@@ -29,16 +29,17 @@ def verdict(standings: Sequence[SeedStatistics], winner: int, baseline: int) -> 
         return "no trial beats the baseline: the winner is the current params.yaml"
     first, second = (dict(zip(known[number].seeds, known[number].values, strict=True)) for number in (winner, baseline))
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    return _in_words(winner, differences)
+    return _in_words(winner, differences, gap=known[winner].mean - known[baseline].mean)
 
 
-def _in_words(winner: int, differences: Sequence[float]) -> str:
+def _in_words(winner: int, differences: Sequence[float], *, gap: float) -> str:
+    """Return the sentence; ``gap`` is that of the means over all seeds, which made it the winner: its sign is the better."""
     if len(differences) < 2:
         return f"trial {winner} beats the baseline, but over fewer than two seeds it may be chance; raise search.confirm_seeds"
     mean, half = statistics.fmean(differences), _half_width(differences)
     low, high = mean - half, mean + half
     found = f"{mean:+.4f} over {len(differences)} paired seeds, 95 % interval {low:+.4f} to {high:+.4f}"
-    if low <= 0 <= high:
+    if low <= 0 <= high or mean * gap < 0:  # the latter where a retraining is still missing
         return f"trial {winner} does not beat the baseline beyond the spread of seeds: {found}"
     return f"trial {winner} beats the baseline beyond the spread of seeds: {found}"
 
