@@ -78,7 +78,7 @@ def _strata(which: NDArray[np.int64], strata: NDArray[np.int64], count: int) -> 
 
 
 def _choose(sizes: Sequence[int], share: float, spare: int) -> NDArray[np.bool_]:
-    """Take one group after another, each that brings a part nearer to its share of the samples; ``spare`` groups are left.
+    """Add one group after another, each that brings a part nearer to its share of the samples; ``spare`` groups are left.
 
     One group or more: the smallest, if all of them are too large.
     """
