@@ -169,9 +169,9 @@ def judged(fault: str, processes: int, restarts: int, expected: str) -> str:
                 item.kill()
         if sha(output):
             done = steps(output)
-            again = len(done) - len(set(done))
-            found.append(f"{again} steps computed again; same weights: {'yes' if sha(output) == expected else 'no'}")
-            return ", ".join(found)
+            again = f"{len(done) - len(set(done))} steps computed again"
+            found.append("which train to the end without it" if left else again)
+            return ", ".join(found) + f"; same weights: {'yes' if sha(output) == expected else 'no'}"
         lost = sum(epoch == 1 for epoch, _ in steps(output))
         rest = run.to_the_end()
         same = "yes" if sha(rest) == expected else "no"

@@ -49,6 +49,7 @@ SHARED = (
     "model.dropout=0.2",
     "hardware.memory_budget=none",
 )
+EPOCHS = 3  # of the prepared project
 SIGN = "processes share each effective batch"
 
 
@@ -162,7 +163,7 @@ def test_memory_of_one_process_costs_no_step_and_changes_nothing(
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a training in several processes ends in that nothing happens to, and how long it takes."""
+    """What a training in several processes ends in that nothing happens to, and the seconds of an epoch."""
 
     state: EndState
     rows: list[list[float]]
@@ -180,9 +181,11 @@ def undisturbed_in(prepared: Path, shared: Shared) -> Callable[[int], Undisturbe
         process = project.start("dvc", "repro", "train")
         project.until(process, lambda line: SIGN in line)
         started = time.monotonic()
+        project.until(process, lambda line: line.startswith(f"epoch {EPOCHS}/"))
+        seconds = (time.monotonic() - started) / EPOCHS
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
-        found = Undisturbed(project.end_state(), _rows(project), time.monotonic() - started)
+        found = Undisturbed(project.end_state(), _rows(project), seconds)
         (folder / "state").write_bytes(pickle.dumps(found))
 
     def get(count: int) -> Undisturbed:
@@ -207,12 +210,15 @@ def _below(process: Any, word: str) -> list[psutil.Process]:
     return found
 
 
-def _hurt_at_random(project: Project, process: Any, seconds: float, strike: Callable[[], None]) -> tuple[str, bool]:
-    """Strike at a moment of the training; return what was printed, and whether it had ended before."""
-    lines = project.until(process, lambda line: SIGN in line)
+def _hurt_at_random(
+    project: Project, process: Any, draw: random.Random, seconds: float, strike: Callable[[], None]
+) -> tuple[str, bool]:
+    """Strike at a moment of an epoch of so many seconds; return what was printed, and whether it had ended before."""
+    done = draw.randrange(EPOCHS)
+    lines = project.until(process, lambda line: line.startswith(f"epoch {done}/") if done else SIGN in line)
     reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
     reader.start()
-    time.sleep(seconds)
+    time.sleep(draw.uniform(0.0, seconds))
     ended = not _below(process, "bigstep.runs.helper")
     if not ended:
         try:
@@ -233,7 +239,7 @@ def test_a_kill_leaves_no_process_and_the_same_command_the_same_bytes(
     record_property: Callable[[str, object], None],
 ) -> None:
     draw = random.Random(6000 + round_number)
-    count, victim = 2 + round_number % 2, ("a process", "the stage", "dvc")[round_number // 2 % 3]
+    count, victim = 2 + round_number // 3 % 2, ("a process", "the stage", "dvc")[round_number % 3]
     other = 5 - count if round_number % 8 == 7 else count  # now and then another number resumes
     expected = undisturbed_in(count)
     project.set(*SHARED, f"hardware.processes={count}")
@@ -244,7 +250,7 @@ def test_a_kill_leaves_no_process_and_the_same_command_the_same_bytes(
         stages = _below(process, "pipelines/train.py")
         {"a process": lambda: draw.choice(helpers), "the stage": lambda: stages[-1], "dvc": lambda: process}[victim]().kill()
 
-    output, ended = _hurt_at_random(project, process, draw.uniform(0.0, expected.seconds), strike)
+    output, ended = _hurt_at_random(project, process, draw, expected.seconds, strike)
     record_property("note", "ended already" if ended else victim)
     assert not project.processes(5)
     if victim == "a process" and not ended:
@@ -275,7 +281,7 @@ def test_one_process_that_is_stopped_stops_all_with_a_checkpoint(
     def strike() -> None:
         draw.choice(_below(process, "bigstep.runs.helper")).send_signal(signal.SIGTERM)
 
-    output, ended = _hurt_at_random(project, process, draw.uniform(0.0, 0.8 * expected.seconds), strike)
+    output, ended = _hurt_at_random(project, process, draw, expected.seconds, strike)
     assert not project.processes(5)
     assert "Traceback" not in output
     if not ended and process.returncode != 0:
