@@ -327,5 +327,20 @@ def test_the_whole_pipeline(
     trained = load_file(project / "results" / "train" / "model.safetensors")
     assert own.keys() == trained.keys()
     assert all(torch.equal(own[name], tensor) for name, tensor in trained.items())
+    _check_served(project, np.load(sample), model)
     assert predict(project, [wrong], str(project / "results" / "train")) == 2
     assert "expected an array of shape" in capsys.readouterr().err
+
+
+def _check_served(project: Path, sample: Any, name: str) -> None:
+    """As the server answers: by name, and rows of numbers also as a table (`dataframe_split`)."""
+    import mlflow
+    import pandas as pd
+
+    client = open_client(f"sqlite:///{project / 'mlflow.db'}")
+    model_id = client.get_model_version_by_alias(name, "champion").source.rpartition("/")[2]
+    model = mlflow.pyfunc.load_model(client.get_logged_model(model_id).artifact_location)
+    answer = model.predict(sample[None])
+    assert list(answer.columns) == model.metadata.metadata["classes"]
+    if sample.ndim == 1:
+        pd.testing.assert_frame_equal(model.predict(pd.DataFrame(sample[None])), answer)

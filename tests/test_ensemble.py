@@ -180,6 +180,7 @@ def test_labels_and_numbers_are_combined_registered_and_served_as_one_model(
     answer = mlflow.pyfunc.load_model(version.source).predict(images.astype(np.float32))
     with torch.no_grad():
         expected = card.output.predict(ensemble(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    assert tuple(answer.columns) == card.classes
     np.testing.assert_allclose(answer, expected.numpy(), rtol=1e-5, atol=1e-6)
     members = read_members(folders[:2], code="")
     check_soup(members)

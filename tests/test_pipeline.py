@@ -198,7 +198,8 @@ def test_mlflow_run_with_parameters_leaves_the_tree_alone_and_serves_the_model(t
     uri = f"sqlite:///{trained / 'mlflow.db'}"
     command = ["mlflow", "models", "predict", "-m", run.data.tags["bigstep.model_uri"], "-i", str(tmp_path / "input.json")]
     _run(trained, *command, "-t", "json", "--env-manager", "local", "-o", str(tmp_path / "out.json"), MLFLOW_TRACKING_URI=uri)
-    found = np.array(json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["predictions"])
+    answers = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["predictions"]
+    found = np.array([[answer[str(label)] for label in range(10)] for answer in answers])
     expected = np.array([[float(row[f"p:{label}"]) for label in range(10)] for row in rows[:7]])
     assert found.shape == (7, 10)
     assert abs(found - expected).max() <= 1e-5

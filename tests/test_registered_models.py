@@ -1,6 +1,8 @@
 """No code runs from a registered model that was tampered with; `bigstep verify` names it."""
 
 import json
+import pickle
+import py_compile
 import re
 import shutil
 import subprocess
@@ -10,25 +12,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 
+from bigstep.atomic_files import sha256
 from bigstep.commands.predict import _from_registry
 from bigstep.config.model import ModelConfig
 from bigstep.diagnostics.verify import find_damage
 from bigstep.errors import ModelError
 from bigstep.models.building import InputShape
-from bigstep.models.classifier import ServedClassifier
+from bigstep.models.classifier import CheckedClassifier, ServedClassifier
 from bigstep.models.model_files import build_classifier
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.tracking.database import open_client
-from bigstep.tracking.mlflow_tracker import open_run
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, open_run
+from bigstep.tracking.model_code import CODE_FILE, SHIPPED
 from bigstep.tracking.model_registry import Promotion, describe_version, promote
-from bigstep.tracking.sealing import SEAL_TAG
+from bigstep.tracking.sealing import SEAL_TAG, seal_source
 from bigstep.tracking.tracker import ModelPackage
+from dvc_dependencies import imported_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")]  # MLflow's own
 
@@ -151,6 +159,33 @@ class _Pickled:
         return exec, (self.payload,)
 
 
+def _other_code(model: Path, payload: str) -> None:
+    with (model / CODE_FILE.name).open("a") as file:
+        file.write(f"{payload}\n")
+
+
+def _bytecode(model: Path, payload: str) -> None:
+    """Python would run it instead of the file beside it."""
+    (model / "__pycache__").unlink()
+    (model / CODE_FILE.name).write_text(payload)
+    py_compile.compile(str(model / CODE_FILE.name), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    shutil.copyfile(CODE_FILE, model / CODE_FILE.name)
+
+
+def _pickled_answers(model: Path, payload: str) -> None:
+    content = yaml.safe_load((model / "MLmodel").read_text())
+    content["flavors"]["python_function"] |= {"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"}
+    del content["flavors"]["python_function"]["model_code_path"]
+    (model / "MLmodel").write_text(yaml.safe_dump(content))
+    (model / "python_model.pkl").write_bytes(pickle.dumps(_Pickled(payload)))
+
+
+def _path_to_code(model: Path, payload: str) -> None:
+    (model.parent / "elsewhere.py").write_text(f"{payload}\n")
+    text = (model / "MLmodel").read_text()
+    (model / "MLmodel").write_text(text.replace(CODE_FILE.name, "../elsewhere.py"))
+
+
 def _pickle(model: Path, payload: str) -> None:
     beside = model.parent / "evil.pt"
     torch.save(_Pickled(payload), beside)
@@ -187,7 +222,8 @@ def _linked_folder(model: Path, payload: str) -> None:
     (model / "data").symlink_to(model.parent / "elsewhere")
 
 
-WAYS = [_expression, _loader, _extra_code, _pickle, _requirements, _environment, _removed, _link, _linked_folder]
+CODE = [_loader, _other_code, _pickled_answers, _path_to_code]
+WAYS = [*CODE, _expression, _extra_code, _bytecode, _pickle, _requirements, _environment, _removed, _link, _linked_folder]
 
 
 @pytest.mark.parametrize("tamper", WAYS)
@@ -227,7 +263,63 @@ def test_an_address_of_nothing_is_one_line(registered: Registered, address: str)
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("tamper", [_expression, _loader])
+@pytest.mark.parametrize("tamper", CODE)
+def test_a_version_registered_with_other_code_is_named_and_runs_nothing(
+    registered: Registered, tmp_path: Path, tamper: Callable[[Path, str], None]
+) -> None:
+    """Its digests are right: whoever logged it ran another program than bigstep."""
+    marker = tmp_path / "marker"
+    tamper(registered.artifacts, f"__import__('pathlib').Path({str(marker)!r}).touch()")
+    client = open_client(f"sqlite:///{registered.root / 'mlflow.db'}")
+    source = client.get_model_version("pets", "1").source
+    client.create_registered_model("other")
+    client.create_model_version("other", source, run_id=registered.run_id, tags=seal_source(client, source))
+    with pytest.raises(ModelError, match=r"^version 1 of other: expected no code but bigstep's own, got .*; use another"):
+        _from_registry(ProjectPaths(registered.root), "models:/other/1")
+    damage = [line for line in find_damage(registered.root, check_params({})) if "of other:" in line]
+    assert len(damage) == 1
+    assert "expected no code but bigstep's own" in damage[0]
+    assert not marker.exists()
+    client.delete_registered_model("other")
+
+
+def test_a_version_of_before_the_answers_had_names_is_read(
+    registered: Registered, empty_database: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    tracker = open_run(f"sqlite:///{tmp_path / 'mlflow.db'}", run_id=None, experiment="models")
+    example = np.zeros((2, 8, 8, 1), np.float32)
+    inputs = Schema([TensorSpec(example.dtype, (-1, -1, -1, 1))])
+    with mlflow.start_run(run_id=tracker.run_id):
+        info = mlflow.pytorch.log_model(
+            CheckedClassifier(registered.module).eval(),
+            name="model",
+            signature=ModelSignature(inputs=inputs),
+            input_example=example,
+            serialization_format="pt2",
+            pip_requirements=["torch"],
+            metadata={"classes": ["cat", "dog"], "task": "classification"},
+        )
+    tracker.set_tags({**seal_source(tracker.client, info.model_uri), MODEL_URI_TAG: info.model_uri, "bigstep.val_loss": "1"})
+    assert promote(tracker.client, tracker.run_id, "pets", metric="val_loss", smaller_is_better=True)
+    image = np.full((1, 9, 9, 1), 7, np.uint8)
+    old, new = (_from_registry(ProjectPaths(root), "pets") for root in (tmp_path, registered.root))
+    assert old.classes == new.classes
+    np.testing.assert_array_equal(old.predictions(image), new.predictions(image))
+    assert not list(find_damage(tmp_path, check_params({})))
+
+
+def test_bigstep_runs_no_file_of_the_model_and_knows_the_one_it_ships(registered: Registered) -> None:
+    """A change of named_answers.py adds its digest; those of earlier versions stay, or their models would be refused."""
+    before = set(sys.modules)
+    _from_registry(ProjectPaths(registered.root), "pets").predictions(np.zeros((1, 8, 8, 1), np.uint8))
+    assert not [name for name in set(sys.modules) - before if "code_model_" in name or "named_answers" in name]
+    assert sha256(CODE_FILE) in SHIPPED
+    assert "bigstep" not in {name.split(".")[0] for name in imported_names(CODE_FILE)}
+    assert sha256(registered.artifacts / CODE_FILE.name) in SHIPPED
+
+
+@pytest.mark.parametrize("tamper", [_expression, _loader, _bytecode])
 def test_the_payloads_run_where_nothing_is_checked(
     registered: Registered, tmp_path: Path, tamper: Callable[[Path, str], None]
 ) -> None:

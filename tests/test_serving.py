@@ -1,6 +1,5 @@
 """`mlflow models serve` as the README shows it: right answers, names of classes, and numbers that are no pixels refused."""
 
-import ast
 import json
 import os
 import re
@@ -8,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,13 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from bigstep.config.model import ModelConfig
+from bigstep.diagnostics.verify import find_damage
 from bigstep.models.building import InputShape
 from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
 from bigstep.models.model_files import build_classifier
+from bigstep.project.parameters import check_params
 from bigstep.tracking.mlflow_tracker import open_run
+from bigstep.tracking.model_code import CODE_FILE
 from bigstep.tracking.model_registry import promote
 from bigstep.tracking.tracker import ModelPackage
 from conftest import random_images
@@ -40,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*Any type hi
 
 CLASSES = ("cat", "dog", "owl")
 SECTION = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Serving the model\n")[2].partition("\n## ")[0]
-EXPORT, SERVE, WRITE, CURL, NAMES = re.findall(r"^\$ ((?:.*\\\n)*.*)$", SECTION, re.MULTILINE)
+EXPORT, SERVE, WRITE, CURL = re.findall(r"^\$ ((?:.*\\\n)*.*)$", SECTION, re.MULTILINE)
 PIXELS = random_images(3, 16, 1)[:, :12, :9].copy()
 
 
@@ -52,20 +55,28 @@ class Server:
     port: int
     module: ServedClassifier
 
+    @property
+    def files(self) -> Path:
+        """Folder of the model."""
+        return next((self.root / "mlruns").rglob("MLmodel")).parent
+
     def run(self, line: str) -> str:
         """Run a line of the README where the model is."""
         return subprocess.run(**_shell(self.root, self.port, line), text=True, capture_output=True, check=True).stdout
 
-    def post(self, inputs: object) -> requests.Response:
+    def post(self, inputs: object, key: str = "inputs") -> requests.Response:
         """Send anything that JSON can say."""
-        body = json.dumps({"inputs": inputs})
+        body = json.dumps({key: inputs})
         headers = {"Content-Type": "application/json"}
         return requests.post(f"http://127.0.0.1:{self.port}/invocations", body, headers=headers, timeout=60)
 
-    def expected(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return what the module itself answers."""
+    def check(self, answer: str, images: NDArray[np.uint8]) -> None:
+        """Compare an answer with what the module itself says, name by name."""
+        rows = json.loads(answer)["predictions"]
         with torch.no_grad():
-            return self.module(torch.from_numpy(images.copy())).numpy()
+            expected = self.module(torch.from_numpy(images.copy())).numpy()
+        assert [tuple(row) for row in rows] == [CLASSES] * len(images)
+        np.testing.assert_allclose([list(row.values()) for row in rows], expected, atol=1e-5)
 
 
 def _shell(root: Path, port: int, line: str) -> dict[str, object]:
@@ -106,25 +117,38 @@ def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_the_readmes_lines_answer_and_name_the_classes(server: Server) -> None:
     Image.fromarray(PIXELS[0, :, :, 0]).save(server.root / "digit.png")
     server.run(WRITE)
-    answer = json.loads(server.run(CURL))["predictions"]
-    np.testing.assert_allclose(answer, server.expected(PIXELS[:1]), atol=1e-5)
-    assert ast.literal_eval(server.run(NAMES)) == [dict(zip(CLASSES, answer[0], strict=True))]
+    server.check(server.run(CURL), PIXELS[:1])
 
 
 def test_whole_numbers_answer_whether_written_as_integers_or_not(server: Server) -> None:
     for inputs in (PIXELS.tolist(), PIXELS.astype(float).tolist()):
-        np.testing.assert_allclose(server.post(inputs).json()["predictions"], server.expected(PIXELS), atol=1e-5)
+        server.check(server.post(inputs).text, PIXELS)
+    server.check(server.post(PIXELS.tolist(), "instances").text, PIXELS)
     dark = np.zeros((1, 8, 8, 1), np.uint8)
-    np.testing.assert_allclose(server.post(dark.tolist()).json()["predictions"], server.expected(dark), atol=1e-5)
+    server.check(server.post(dark.tolist()).text, dark)
 
 
-def test_the_server_loads_no_code_of_ours(server: Server) -> None:
+def test_the_server_needs_no_bigstep_and_no_pickle(server: Server) -> None:
     code = (
-        "import sys; sys.modules['bigstep'] = None; import mlflow; print(mlflow.pyfunc.load_model(sys.argv[1]).loader_module)"
+        "import sys; sys.modules['bigstep'] = None; import mlflow, numpy; model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        "print(type(mlflow.pytorch.load_model(sys.argv[1])).__name__, *model.predict(numpy.full((1, 8, 8, 1), 9, 'f')).columns)"
     )
-    model = next((server.root / "mlruns").rglob("MLmodel")).parent
-    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "mlflow.pytorch", done.stderr
+    done = subprocess.run([sys.executable, "-c", code, str(server.files)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["GraphModule", *CLASSES], done.stderr
+    assert not list(server.files.rglob("*.pkl"))
+
+
+def test_a_served_model_is_as_it_was_logged_and_has_no_path_of_this_machine(server: Server) -> None:
+    """MLflow notes the version beside the files, and Python would keep bytecode there."""
+    assert (server.files / "registered_model_meta").is_file()
+    assert not list(find_damage(server.root, check_params({})))
+    assert (server.files / CODE_FILE.name).read_bytes() == CODE_FILE.read_bytes()
+    store = (server.files / "MLmodel").read_text(encoding="utf-8").splitlines()[0]
+    assert store.startswith("artifact_path: ")  # of the store, by MLflow
+    for path in server.files.glob("*.*"):
+        content = path.read_bytes().replace(store.encode(), b"")
+        for place in (ROOT, CODE_FILE.parent, server.root, tempfile.gettempdir(), sys.prefix):
+            assert str(place).encode() not in content, path
 
 
 @final
@@ -134,7 +158,7 @@ class _Named(nn.Module):
 
 
 def test_mlflow_still_refuses_an_exported_program_that_names_its_outputs(tmp_path: Path) -> None:
-    """Decision 22: should this fail, answers can have names."""
+    """Decision 22: should this fail, answers can have names without code."""
     example = np.zeros((2, 2), np.float32)
     signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, 2))]))
     given = {"signature": signature, "input_example": example, "serialization_format": "pt2", "pip_requirements": ["torch"]}

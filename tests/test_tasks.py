@@ -369,7 +369,8 @@ def _check_served(project: Path, source: str, output: str, names: list[str]) -> 
 
     mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
     metadata = mlflow.models.get_model_info(source)
-    assert metadata.signature.outputs.input_names() == [output]
+    assert metadata.metadata["output"] == output
+    assert metadata.signature.outputs.input_names() == names
     assert metadata.metadata["classes"] == names
 
 

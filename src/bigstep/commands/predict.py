@@ -120,34 +120,33 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
     from bigstep.tracking.sealing import checked_copy
 
     client = connect(tracking_uri(project.root))
-    import mlflow
+    import mlflow.pytorch
+    import torch
     from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
 
     try:
         with checked_copy(client, find_version(client, name, "--model")) as folder:
-            model = mlflow.pyfunc.load_model(str(folder))
+            described, program = Model.load(str(folder)), mlflow.pytorch.load_model(str(folder))
     except MlflowException as error:
         problem = str(error).splitlines()[0]
         raise ModelError(f"--model: expected a registered model, got {name} ({problem}); run `bigstep repro` first") from None
-    classes = tuple((model.metadata.metadata or {}).get("classes", ()))
-    if not classes or model.metadata.signature is None:
+    known = described.metadata or {}
+    classes = tuple(known.get("classes", ()))
+    if not classes or described.signature is None:
         raise ModelError(f"--model: expected a model of bigstep, got {name}, which names no classes; choose another")
-    task = str(model.metadata.metadata.get("task", CLASSIFICATION))
-    taken = model.metadata.signature.inputs.inputs[0]
+    taken, task = described.signature.inputs.inputs[0], str(known.get("task", CLASSIFICATION))
 
-    if any(size > 0 for size in taken.shape[1:-1]) or len(taken.shape) != 4:
-        return Predictor(
-            lambda arrays: model.predict(arrays.astype(taken.type)),
-            classes,
-            0,
-            task,
-            tuple(int(size) for size in taken.shape[1:]),
-        )
-
-    def predictions(images: NDArray[Any]) -> NDArray[np.float32]:
-        # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
-        shown = np.concatenate([images, np.full_like(images[:1], 255)])
-        answers: NDArray[np.float32] = model.predict(shown.astype(taken.type))[:-1]
+    def predictions(arrays: NDArray[Any]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            answers: NDArray[np.float32] = program(torch.from_numpy(arrays.astype(taken.type))).numpy()
         return answers
 
-    return Predictor(predictions, classes, int(taken.shape[-1]), task)
+    if any(size > 0 for size in taken.shape[1:-1]) or len(taken.shape) != 4:
+        return Predictor(predictions, classes, 0, task, tuple(int(size) for size in taken.shape[1:]))
+
+    def of_images(images: NDArray[Any]) -> NDArray[np.float32]:
+        # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)
+        return predictions(np.concatenate([images, np.full_like(images[:1], 255)]))[:-1]
+
+    return Predictor(of_images, classes, int(taken.shape[-1]), task)

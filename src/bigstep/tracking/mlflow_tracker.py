@@ -115,11 +115,12 @@ class MlflowTracker:
         """
         import mlflow
         import numpy as np
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
         from bigstep.models.classifier import CheckedClassifier
         from bigstep.models.serving import ServedArrays
+        from bigstep.tracking import model_export
 
         module: Any
         if isinstance(model.module, ServedArrays):
@@ -129,18 +130,21 @@ class MlflowTracker:
             taken = (-1, -1, example.shape[3])
         signature = ModelSignature(
             inputs=Schema([TensorSpec(example.dtype, (-1, *taken))]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.classes)), name=model.output)]),
+            outputs=Schema([ColSpec(DataType.float, name) for name in model.classes]),
         )
         packages = ("mlflow", "numpy", "torch")
         with known_packages(packages), mlflow.start_run(run_id=self.run_id):
-            info = mlflow.pytorch.log_model(
-                module.eval(),
+            info = Model.log(
+                artifact_path=None,
                 name="model",
+                flavor=model_export,
+                pytorch_model=module.eval(),
+                names=model.classes,
                 signature=signature,
                 input_example=example,
                 serialization_format="pt2",
                 pip_requirements=[f"{name}=={_public(name)}" for name in packages],
-                metadata={"classes": list(model.classes), "task": model.task, **model.tags},
+                metadata={"classes": list(model.classes), "task": model.task, "output": model.output, **model.tags},
             )
         self.client.update_run(self.run_id, status="RUNNING")
         source = str(info.model_uri)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from bigstep.atomic_files import sha256
 from bigstep.errors import ModelError
+from bigstep.tracking.model_code import WAY_OUT, check_code
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,8 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["COUNT_TAG", "SEAL_TAG", "checked_copy", "local_folder", "seal", "seal_source"]
 
 SEAL_TAG, COUNT_TAG = "bigstep.files_sha256", "bigstep.files_count"
-LOADER = "mlflow.pytorch"
-WAY_OUT = "use another version, or run `bigstep repro --force`, which registers a new one"
+ADDED = "registered_model_meta"  # by MLflow, when it loads a version from a folder of this machine: name and number
 
 
 def seal(folder: Path) -> dict[str, str]:
@@ -65,7 +62,7 @@ def checked_copy(client: "MlflowClient", version: "ModelVersion") -> Iterator[Pa
     with tempfile.TemporaryDirectory(prefix="bigstep-model-") as scratch:
         copy = _fetch_or_refuse(client, version, Path(scratch) / "model", name)
         _compare(seal(copy), version.tags, name)
-        _check_loader(copy / "MLmodel", name)
+        check_code(copy, name)
         yield copy
 
 
@@ -76,16 +73,6 @@ def _compare(found: Mapping[str, str], tags: Mapping[str, str], name: str) -> No
         )
     if found[SEAL_TAG] != tags[SEAL_TAG]:
         raise ModelError(f"{name}: expected the files it was registered with, got changed ones; {WAY_OUT}")
-
-
-def _check_loader(path: Path, name: str) -> None:
-    try:
-        flavour = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["flavors"]["python_function"]
-        loader, code = flavour.get("loader_module"), flavour.get("code")
-    except (OSError, UnicodeDecodeError, YAMLError, RecursionError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{name}: expected an MLmodel file with a python_function, got none; {WAY_OUT}") from None
-    if loader != LOADER or code is not None:
-        raise ModelError(f"{name}: expected the loader {LOADER} and no code, got {loader!r} and code {code!r}; {WAY_OUT}")
 
 
 def _fetch(client: "MlflowClient", source: str, target: Path) -> Path:
@@ -136,5 +123,5 @@ def _plain_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ModelError(f"{folder}: expected regular files only, got {path.name!r}; {WAY_OUT}")
-        if path.is_file():
+        if path.is_file() and path != folder / ADDED:
             yield path

@@ -61,7 +61,7 @@ class ModelPackage:
     tags: Mapping[str, str]
     task: str = "classification"
     output: str = "probabilities"
-    """Name of the output in the signature."""
+    """What the outputs are, for the metadata."""
 
 
 class Tracker(Protocol):
