@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-all test-fast faults check format dependencies documentation docs screenshots figure peers costs speed memory growth gpu examples lock clean
+.PHONY: help install repro test test-all test-fast faults check format dependencies documentation docs plots-page screenshots figure peers costs speed memory growth gpu examples lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ documentation: $(READY)  ## write docs/parameters.md from the schema, docs/guara
 docs: $(VENV)/.docs  ## build the site into site/, check it in Chromium, and run the notebook (minutes; installs MkDocs)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@$(BIN)/python -m pytest -q tests/site/check_site.py tests/site/check_notebook.py
+
+plots-page: $(READY)  ## write the page of `dvc plots` with Vega in it, for use without network (needs npm)
+	@$(BIN)/python tools/plots_page.py
 
 screenshots: $(READY)  ## take docs/pictures again, of a project made for it, with Chromium
 	@$(BIN)/python tools/screenshots.py

@@ -33,15 +33,19 @@ const measure = (frame) => {
 };
 onload = () => { document.body.dataset.measured = JSON.stringify([...document.querySelectorAll("iframe")].map(measure)); };
 </script>"""
+OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
 HOW = "Chromium must be there for this test: apt-get install chromium"
 
 
 def look(address: str, screenshot: Path, seconds: float | None = 15, size: str = "1500,1300", *, dark: bool = False) -> str:
-    """Open a page, write a screenshot, and return its elements: after ``seconds`` of its clock, or at its load event."""
+    """Open a page without network, write a screenshot, and return its elements.
+
+    They are those after ``seconds`` of the page's clock, or those at its load event.
+    """
     clock = [] if seconds is None else [f"--virtual-time-budget={int(1000 * seconds)}"]
     command = [
         chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={size}",
-        *clock, f"--user-data-dir={screenshot.parent / 'profile'}",
+        *clock, OFFLINE, f"--user-data-dir={screenshot.parent / 'profile'}",
         f"--screenshot={screenshot}", "--dump-dom", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
     ]  # fmt: skip
     output = subprocess.run([*command, address], check=True, capture_output=True, text=True, timeout=120).stdout

@@ -1,6 +1,6 @@
 """Data sets with several labels an image, and with numbers to predict."""
 
-DATASET = """
+BASE = """
 import numpy as np
 
 
@@ -10,7 +10,8 @@ class Base:
 
     def __len__(self):
         return self.count
-
+"""
+DATASET = f"""{BASE}
     def image(self, index):
         rng = np.random.default_rng(index)
         bright = rng.integers(0, 2, 2)

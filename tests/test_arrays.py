@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bigstep.commands.predict import predict
 from bigstep.config.data import DataConfig
 from bigstep.config.params import Params, parse_params
+from bigstep.data.arrays import measure_arrays
+from bigstep.data.mapped_array import MappedArray
 from bigstep.data.sources import open_source
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
+from bigstep.ensembles.registered import PROGRAM, network_tensors
 from bigstep.errors import ConfigError, DataError, UserError
 from bigstep.models.building import InputShape
 from bigstep.planning.measure import MeasuredData, MeasurementRequest
@@ -29,25 +33,19 @@ from bigstep.stages.evaluate import evaluate
 from bigstep.stages.prepare import prepare
 from bigstep.stages.stage_runner import run_stage
 from bigstep.stages.train import train as train_stage
+from bigstep.tasks.targets import targets_of
 from bigstep.tracking.database import open_client
+from bigstep.tracking.model_registry import find_version
+from bigstep.tracking.sealing import checked_copy
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
 from dvc_dependencies import ROOT
+from targets import BASE
 
 KINDS = ("vectors", "tokens", "series")
-DATASET = """
-import numpy as np
-
-
-class Base:
-    def __init__(self, count=48):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
+DATASET = f"""{BASE}
 
 class Vectors(Base):
     classes = ["low", "high"]
@@ -176,6 +174,17 @@ def test_arrays_keep_their_shape_and_type(store: Callable[..., Store]) -> None:
         made.verify()
 
 
+def test_a_column_of_one_number_is_not_divided_by_its_rounding(tmp_path: Path) -> None:
+    """The mean of 3,000 times 0.1 is not 0.1, and another number would become 7e15."""
+    rows = np.stack([np.full(3000, 0.1), np.arange(3000.0)], axis=1)
+    (tmp_path / "rows").write_bytes(rows.tobytes())
+    mean, std = measure_arrays(MappedArray(tmp_path / "rows", rows.shape, None, dtype="float64"), np.arange(3000))
+    assert mean[0] != 0.1
+    assert std == (1.0, pytest.approx(rows[:, 1].std()))
+    for count in range(1, 100):
+        assert targets_of("regression", ["a"]).statistics(rows[:count, :1])[1] == (1.0,)
+
+
 def test_a_changed_byte_of_an_array_is_noticed(store: Callable[..., Store]) -> None:
     made = store("vectors")
     content = bytearray(made.paths.images.read_bytes())
@@ -263,6 +272,7 @@ def test_keys_of_images_are_refused(store: Callable[..., Store], keys: dict[str,
         ("return row[: 3 - index % 2], 0", "sample 1: an array: expected shape (3,) as that of sample 0, got (2,)"),
         ("return row.astype(object), 0", "sample 0: an array: expected numbers, got object"),
         ("return row / (index != 5), 0", "sample 5: an array: expected finite numbers"),
+        ("return row * np.float64(1e300), 0", "sample 0: an array: expected finite numbers of at most 3.4e+38"),
         ("return row if index else row.astype(int), 0", "sample 1: an array: expected int64 as in sample 0, got float32"),
     ],
 )
@@ -311,6 +321,12 @@ def test_the_whole_pipeline(
         assert predict(project, [sample], model) == 0
         answers.append(capsys.readouterr().out.split(":")[1].split())
     assert answers[0] == answers[1]
+    client = open_client(f"sqlite:///{project / 'mlflow.db'}")
+    with checked_copy(client, find_version(client, f"bigstep-{SOURCES[kind].partition(':')[2]}", "MODEL")) as copy:
+        own = network_tensors(copy / PROGRAM)  # for an ensemble
+    trained = load_file(project / "results" / "train" / "model.safetensors")
+    assert own.keys() == trained.keys()
+    assert all(torch.equal(own[name], tensor) for name, tensor in trained.items())
     _check_served(project, np.load(sample), model)
     assert predict(project, [wrong], str(project / "results" / "train")) == 2
     assert "expected an array of shape" in capsys.readouterr().err

@@ -19,6 +19,13 @@ def test_a_table_is_written_as_csv_writes_it_and_other_bytes_are_escaped(tmp_pat
     assert b"\\udcff" in (tmp_path / "expected.csv").read_bytes()
 
 
+def test_a_cell_with_a_carriage_return_is_read_back(tmp_path: Path) -> None:
+    cells = ["a\rb", "\r\n", "c\r", "d\r\n"]
+    write_csv(["name", "value"], ([cell, cell] for cell in cells), tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["name", "value"], *([cell, cell] for cell in cells)]
+
+
 def test_a_table_whose_rows_fail_replaces_nothing(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     write_csv(["number"], [[1]], path)

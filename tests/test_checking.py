@@ -68,6 +68,11 @@ def _check(digits: Store, folder: Path, **sections: dict[str, object]) -> int:
     return check(ProjectPaths(folder), StagePaths(folder), parse_params(sections), 24)
 
 
+def test_a_loss_with_weights_is_compared_in_float64(digits: Store, tmp_path: Path) -> None:
+    train = {"loss": {"MultiMarginLoss": {"weight": [float(number + 1) for number in range(10)]}}}
+    assert _check(digits, tmp_path, model={"width": 4}, train=train) == 0
+
+
 def test_the_default_is_exact_in_every_layer(digits: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _check(digits, tmp_path, model={"width": 8, "dropout": 0.2}, train={"mixup_alpha": 0.2}) == 0
     printed = capsys.readouterr().out

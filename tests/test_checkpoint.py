@@ -107,6 +107,18 @@ def test_the_same_step_is_not_written_twice(tmp_path: Path) -> None:
     assert read_commit(path).step == 1
 
 
+def test_tensors_that_share_memory_as_tied_weights_do_are_each_there(tmp_path: Path) -> None:
+    tied = torch.arange(6.0)
+    save_checkpoint(tmp_path, Snapshot(1, {"a": tied, "b": tied, "part": tied[2:4]}, {}), {})
+    found = load_latest(tmp_path)
+    assert found is not None
+    assert {name: tensor.tolist() for name, tensor in found[0].tensors.items()} == {
+        "a": tied.tolist(),
+        "b": tied.tolist(),
+        "part": [2.0, 3.0],
+    }
+
+
 CASES = {
     "adamw cosine": {},
     "sgd nesterov step": {

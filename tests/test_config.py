@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from bigstep.cli import main
 from bigstep.commands.argument_values import FORMER, with_new_names
+from bigstep.commands.arguments import build_parser
 from bigstep.config.lock_files import load_lock, read_lock
 from bigstep.config.params import SECTIONS, flatten, parse_params
 from bigstep.config.search import SearchConfig
@@ -401,6 +402,11 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_one_set_takes_several_values_and_may_be_repeated() -> None:
+    options = build_parser().parse_args(["repro", "--set", "train.epochs=1", "train.seed=2", "--set", "model.width=8"])
+    assert options.set == ["train.epochs=1", "train.seed=2", "model.width=8"]
 
 
 def test_a_mistake_in_an_override_is_blamed_on_where_it_was_written(

@@ -12,7 +12,9 @@ import pytest
 from optuna.trial import TrialState
 
 from bigstep.diagnostics.doctor import doctor, examine
+from bigstep.diagnostics.finding import Quarantine
 from bigstep.diagnostics.mlflow_history import schema_state
+from bigstep.diagnostics.state_files import find_state_files
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.process_identity import process_name
@@ -21,6 +23,7 @@ from bigstep.search.trial_queue import WORKER, TrialQueue
 from bigstep.search.trial_record import TrialRecord
 from bigstep.tracking.database import open_client
 from bigstep.tracking.dead_runs import PROCESS, claim_given_run
+from bigstep.tracking.spool import Spool, spool_lock
 from dvc_dependencies import ROOT
 
 
@@ -250,3 +253,16 @@ def test_a_run_of_mlflow_run_has_its_process_from_the_start_and_dead_ones_end(
     claim_given_run(root)
     assert client.get_run(own).data.tags[PROCESS] == process_name()
     assert [client.get_run(run).info.status for run in (dead, own)] == ["KILLED", "RUNNING"]
+
+
+def test_a_journal_that_a_run_writes_to_is_left_alone(tmp_path: Path) -> None:
+    """Its last line may be half there for an instant."""
+    folder = ProjectPaths(tmp_path).spools / "key.1"
+    with spool_lock(folder) as alone, closing(Spool(folder)) as spool, spool.path.open("ab", 0) as file:
+        assert alone
+        file.write(b'{"entry": "tags", ')
+        (found,) = find_state_files(ProjectPaths(tmp_path), Quarantine(tmp_path / "aside"))
+        assert found.repair is not None
+        assert found.repair() == "left alone: a process is writing to it"
+        file.write(b'"values": {"a": "1"}}\n')
+        assert [entry["values"] for entry, _ in spool.entries()] == [{"a": "1"}]

@@ -174,10 +174,17 @@ def test_pictures_and_page_of_a_thousand_classes_show_those_that_matter(tmp_path
     assert (tmp_path / "report.html").stat().st_size < 500_000
 
 
-def _card(digits: Store, names: tuple[str, ...], table: PageTable, path: Path) -> str:
-    model = ModelCard({"name": "small_cnn"}, names, 8, 1, (0.3,), (0.4,), "float32", 64, 3, 60, 0.5, 0.9, "0", "1")
+def _card(
+    digits: Store,
+    names: tuple[str, ...],
+    table: PageTable,
+    path: Path,
+    task: str = "classification",
+    accuracy: float = 0.9,
+) -> str:
+    model = ModelCard({"name": "small_cnn"}, names, 8, 1, (0.3,), (0.4,), "float32", 64, 3, 60, 0.5, 0.9, "0", "1", task=task)
     manifest = replace(digits.manifest, classes=names, source="some*where")
-    tested = PartResult("Good.", "The weakest is one.", {"accuracy": 0.9}, table, "Calm.", 100, 2)
+    tested = PartResult("Good.", "The weakest is one.", {"accuracy": accuracy}, table, "Calm.", 100, 2)
     write_card(CardStory(model, {"seed": 3}, [("train.seed", "3", "0")]), manifest, tested, path)
     return path.read_text(encoding="utf-8")
 
@@ -200,6 +207,13 @@ def test_a_card_escapes_names_and_lists_few_of_many_classes(digits: Store, tmp_p
     assert len(many) < 5000
 
 
+def test_a_metric_of_the_projects_own_that_is_called_accuracy_is_no_share(digits: Store, tmp_path: Path) -> None:
+    table = PageTable(("class", "F1", "images"), [("a", "0.5", "30")], [0], "lowest F1")
+    text = _card(digits, ("a", "b"), table, tmp_path / "c", task="multilabel", accuracy=93.0)
+    assert "93.0" in text
+    assert "95 %" not in text
+
+
 def test_charts_have_whole_epochs_every_name_and_no_script() -> None:
     epochs = [float(number) for number in range(1, 11)]
     series = Series("<loss>", epochs, [1 / number for number in epochs])
@@ -216,7 +230,7 @@ def test_charts_have_whole_epochs_every_name_and_no_script() -> None:
 def test_a_long_curve_is_thinned_and_a_flat_or_wide_one_has_ticks() -> None:
     long = draw_chart(Chart("a", "step", [Series("a", range(100_000), [1.0] * 100_000)]))
     assert long.count("<circle") <= 240
-    for values in ([3.0, 3.0], [1e-9, 1e9], [0.0, 0.0], [-2.0, 5e5]):
+    for values in ([3.0, 3.0], [1e-9, 1e9], [0.0, 0.0], [-2.0, 5e5], [1e18, 1e18]):
         for log in (False, True):
             drawn = draw_chart(Chart("a", "x", [Series("a", [1.0, 2.0], values)], log_y=log))
             assert "nan" not in drawn

@@ -371,3 +371,23 @@ def test_the_self_check_runs_without_autocast() -> None:
         Accumulator(model, CROSS_ENTROPY, micro_batch_size=8, autocast=torch.bfloat16).backward(inputs.float(), labels)
     assert passes[-2:] == [True, True]
     assert not any(passes[:-2])
+
+
+class _Uncopyable(Tensor):
+    """A gradient for whose copy there is no memory."""
+
+    def clone(self, **options: Any) -> Tensor:
+        del options
+        raise MemoryError("no memory for a copy")
+
+
+def test_a_step_that_fails_at_once_gives_back_the_gradients_that_it_had_set_aside() -> None:
+    model = nn.Linear(4, 2)
+    flat = torch.ones(10)  # in the memory of which both gradients lie, so that they are copied
+    gradients = [flat[:8].view(2, 4), flat[8:].as_subclass(_Uncopyable)]
+    model.weight.grad, model.bias.grad = gradients
+    accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=2, self_check=False)
+    with pytest.raises(MemoryError, match="no memory for a copy"):
+        accumulator.backward(torch.ones(4, 4), torch.zeros(4, dtype=torch.int64))
+    assert model.weight.grad is gradients[0]
+    assert model.bias.grad is gradients[1]

@@ -1,6 +1,7 @@
 """`bigstep init`: a project of one's own that depends on the installed bigstep; from the checkout, and from the wheel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bigstep.project.dvc import find_project_root
 from bigstep.runs.installed_code import refresh_code_lists
 from conftest import Shared
 from dvc_dependencies import ROOT, TEMPLATE, template_pipeline
+from plots_page import PAGE, named_versions
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,16 @@ def test_a_new_project_has_everything_that_its_pipeline_names(made: Path) -> Non
     subprocess.run(ruff, cwd=made, check=True)
 
 
+def test_the_page_of_dvcs_plots_has_the_scripts_that_dvc_would_load_and_each_project_has_it(made: Path) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(named_versions()) == 3
+    assert f"\n{', '.join(named_versions())}\n" in page, "run `make plots-page`"
+    assert "src=" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    for root in (ROOT, made):
+        (place,) = re.findall(r"html_template = (.*)", (root / ".dvc" / "config").read_text(encoding="utf-8"))
+        assert (root / ".dvc" / place).read_text(encoding="utf-8") == page
+
+
 @pytest.mark.parametrize("name", ["taken", "a#b"])
 def test_a_folder_that_cannot_be_used_is_one_line_and_nothing_is_left(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -57,6 +69,28 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_nothing_is_left(
     (line,) = capsys.readouterr().err.splitlines()
     assert "expected a" in line
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "line"),
+    [
+        ("train: 3\n", "demo", "train: expected keys with values, got 3"),
+        ("3: {a: 1}\n", "demo", "3: unknown section"),
+        ("train: {epochs: 3}\n", "demo", "--from: expected files that can be copied, got [Errno 2]"),
+        ("train: {epochs: 3}\n", "example/demo", "--from: expected a folder that does not hold the new project, got example"),
+    ],
+)
+def test_an_example_that_cannot_be_used_is_one_line_and_nothing_is_left(
+    params: str, name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example" / "custom").mkdir(parents=True)
+    (tmp_path / "example" / "params.yaml").write_text(params, encoding="utf-8")
+    (tmp_path / "example" / "custom" / "dangling").symlink_to("nowhere")
+    assert main(["init", name, "--from", "example"]) == 2
+    (found,) = capsys.readouterr().err.splitlines()
+    assert line in found
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["custom", "dangling", "example", "params.yaml"]
 
 
 def test_the_current_folder_becomes_a_project_if_it_is_empty(

@@ -152,6 +152,9 @@ def test_the_advice_follows_the_ratio(scale: float, steps: int, words: str) -> N
 
 def test_without_a_value_the_advice_says_so() -> None:
     assert "could not be estimated" in advise(None, 128, 4)
+    assert "could not be estimated" in advise(NoiseSummary(1.0, 3.5, 4), 128, 4), (
+        "a value of no certainty is no reason for advice"
+    )
     assert math.isfinite(NoiseSample((3, 3), 6, 6, torch.tensor(1.0), torch.tensor(2.0), None).estimate()[0])
 
 

@@ -174,7 +174,7 @@ def _loss(loss: Any, task: str = "classification", count: int = 3, **train: Any)
         {"custom/model/losses.py:focal": {"gamma": 1.0}},
         {"custom/model/losses.py:Weighted": {"first": 3.0}},
         {"CrossEntropyLoss": {"weight": [float(n + 1) for n in range(10)]}},
-        "MultiMarginLoss",
+        {"MultiMarginLoss": {"weight": [1, *[2] * 9]}},
     ],
 )
 def test_float64_weights_are_those_of_one_pass_whatever_the_slicing(digits: Store, loss: Any) -> None:
@@ -220,6 +220,7 @@ def test_losses_of_torch_are_those_of_torch() -> None:
         ({"custom/model/losses.py:focal": {"beta": 1}}, {}, "got an unexpected keyword argument 'beta'"),
         ("custom/model/losses.py:nothing", {}, "has no attribute 'nothing'"),
         ("HuberLoss", {}, "expected a loss for targets of classification"),
+        ({"CrossEntropyLoss": {"weight": ["a", "b", "c"]}}, {}, "CrossEntropyLoss does not accept these arguments"),
         ({"CrossEntropyLoss": {"weights": 3}}, {}, "CrossEntropyLoss does not accept these arguments"),
         ({"MultiMarginLoss": {}}, {"mixup_alpha": 0.2}, "and targets of shape (2, 3), got RuntimeError"),
         ("CrossEntropyLoss", {"class_weights": "balanced"}, "train.class_weights: expected null with train.loss, which takes"),

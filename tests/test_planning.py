@@ -1,7 +1,12 @@
-"""The slicing that is chosen from measured speed and memory."""
+"""The slicing that is chosen from measured speed and memory; and what several processes are measured to take."""
 
+import runpy
+import shutil
 from pathlib import Path
+from typing import Any
 
+import mlflow
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,15 +15,31 @@ from bigstep.commands.plan import PlanRequest, plan
 from bigstep.config.batch_sizes import BatchSizes, resolve_batch
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.model import ModelConfig
-from bigstep.config.params import parse_params
+from bigstep.config.params import Params, flatten, parse_params
 from bigstep.config.train import TrainConfig
 from bigstep.config.units import parse_size
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError
-from bigstep.planning.memory_budget import predict
+from bigstep.errors import ConfigError, ProjectError
+from bigstep.memory.measurement import resident_bytes
+from bigstep.models.small_cnn import SmallCNN
+from bigstep.planning import exchange
+from bigstep.planning.exchange import ExchangeCost, LoggedNoise, describe, find_exchange
+from bigstep.planning.logged_noise import logged_noise
+from bigstep.planning.memory_budget import available_bytes, predict, room_to_compute
 from bigstep.planning.plan import plan_folder
-from bigstep.planning.throughput import SizeMeasurement, candidate_sizes, choose, measure_until_flat
+from bigstep.planning.throughput import (
+    PlannedSlicing,
+    SizeMeasurement,
+    ThroughputCurve,
+    candidate_sizes,
+    choose,
+    measure_until_flat,
+)
 from bigstep.project.paths import ProjectPaths, StagePaths
+from dvc_dependencies import ROOT
+
+COST = ExchangeCost(2, 32, micro_batch_seconds=0.02, exchange_seconds=0.04, gradient_bytes=4 * 2**20)
+CHOSEN = ThroughputCurve("float32", "contiguous", 0.0, (), complete=True), PlannedSlicing(64, 64, 1, 1000.0)
 
 
 def _rungs(*speeds: float) -> list[SizeMeasurement]:
@@ -116,3 +137,100 @@ def test_each_prediction_has_a_file_of_its_own_and_a_damaged_one_is_made_again(d
     path.write_text(path.read_text(encoding="utf-8").replace('"peak_bytes": 7', '"peak_bytes": "7"'))
     assert predict(project, params, digits, BatchSizes(8, 4, 2)) == found
     assert former.exists()
+
+
+def test_accumulating_pays_as_the_page_defines_it() -> None:
+    model = runpy.run_path(str(ROOT / "benchmarks" / "scale" / "step_model.py"))
+    assert COST.best_accumulation(6400.0) == pytest.approx(model["best_micro_batches"](6400, 64, 0.02, 0.04))
+    assert COST.best_accumulation(COST.least_noise_scale) == pytest.approx(1)
+    high, low = (describe(COST, LoggedNoise(scale, "sage"), 2) for scale in (6400.0, 16.0))
+    assert "t = 20.00 ms in each, the sums of a step (4 MiB) E = 40.00 ms: 50% of a step with 2 micro-batches" in high
+    assert "\naccumulating pays: with the gradient noise scale of 6,400 samples (run sage)" in high
+    assert high.endswith("at A* = 14 micro-batches in each, an effective batch of about 896")
+    assert "\naccumulating does not pay: with the gradient noise scale of 16 samples (run sage)" in low
+    unknown = describe(COST, None, 2)
+    assert "\naccumulating pays where the gradient noise scale is above 32 samples; no run of this model" in unknown
+
+
+def _shared(**hardware: Any) -> Params:
+    sections = {"device": "cpu", "micro_batch_size": "auto", "memory_budget": "4GiB", "memory_format": "contiguous", **hardware}
+    return parse_params({"model": {"width": 4}, "train": {"effective_batch_size": 64}, "hardware": sections})
+
+
+@pytest.mark.slow
+def test_the_plan_of_two_processes_measures_their_sums_once(digits: Store, tmp_path: Path, empty_database: Path) -> None:
+    """And says when accumulating pays by the noise scale that a run has logged; the plan of one process is as before."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepared").symlink_to(digits.paths.root)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    project, paths, said = ProjectPaths(tmp_path), StagePaths(tmp_path), []
+    for params in (_shared(), _shared(processes=2)):
+        plan(project, paths, params, PlanRequest(seconds=0.5), said.append)
+    _log_run(tmp_path, _shared(), 640.0)
+    _log_run(tmp_path, parse_params({"model": {"width": 5}}), 7.0)
+    plan(project, paths, _shared(processes=2), PlanRequest(), said.append)
+    alone, unknown, known = said
+    assert set(alone) == {"recommended", "budget_bytes", "room_bytes", "ladders"}
+    measured = ExchangeCost(**{name: unknown["exchange"][name] for name in vars(COST)})
+    assert (measured.processes, measured.micro_batch_size) == (2, min(32, unknown["recommended"]["micro_batch_size"]))
+    assert 0 < measured.micro_batch_seconds < 10
+    assert 0 < measured.exchange_seconds < 10
+    assert unknown["exchange"]["best_accumulation_steps"] is None
+    assert known["exchange"] == {
+        **unknown["exchange"],
+        "noise_scale": 640.0,
+        "run": "logged",
+        "best_accumulation_steps": measured.best_accumulation(640.0),
+    }
+    assert not [child for child in psutil.Process().children() if "exchange_worker" in str(child.cmdline())]
+
+
+def _log_run(root: Path, params: Params, noise_scale: float) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    run = client.create_run("0", run_name="logged")
+    for key, value in flatten(params).items():
+        client.log_param(run.info.run_id, key, value)
+    client.log_metric(run.info.run_id, "noise_scale", 1.0, step=0)
+    client.log_metric(run.info.run_id, "noise_scale", noise_scale, step=9)
+    client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def test_without_a_history_no_noise_scale_is_known_and_none_is_made(tmp_path: Path) -> None:
+    assert logged_noise(tmp_path, _shared()) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_run_side_by_side_are_refused_in_one_line(
+    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_started", _starting_and_killing(exchange._started))
+    with pytest.raises(
+        ProjectError, match=r"^hardware\.processes: expected 2 processes to run micro-batches of 32 side by side"
+    ):
+        find_exchange(ProjectPaths(tmp_path), _shared(processes=2), digits, 2, CHOSEN)
+    assert not [child for child in psutil.Process().children() if "exchange_worker" in str(child.cmdline())]
+
+
+def _starting_and_killing(start: Any) -> Any:
+    def started(request: Any) -> Any:
+        process = start(request)
+        if request.rank == 1:
+            process.kill()
+        return process
+
+    return started
+
+
+def test_the_room_of_several_processes_is_a_part_of_the_machine_without_the_vector_of_gradients(digits: Store) -> None:
+    resident = resident_bytes()
+    one, two = (room_to_compute(params, digits, resident) for params in (_shared(), _shared(processes=2)))
+    shared = available_bytes(_shared(processes=2).hardware, resident)
+    assert one is not None
+    assert two is not None
+    assert shared is not None
+    assert one == available_bytes(_shared().hardware, resident)
+    assert one - shared == 2 * 2**30
+    assert shared - two == 4 * sum(
+        parameter.numel() for parameter in SmallCNN(channels=1, size=8, num_classes=10, width=4, dropout=0).parameters()
+    )

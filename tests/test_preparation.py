@@ -89,6 +89,17 @@ def test_forty_damaged_files_are_skipped_and_listed(tmp_path: Path) -> None:
     assert store.manifest.num_samples == 20
 
 
+def test_names_with_the_end_of_a_line_in_them_are_read_back(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "images", count=5)
+    names = [f"class0/1{letter}0.png" for letter in ("\r", "\n", "\r\n", '"', ",")]
+    for name in names:
+        (root / name).write_bytes((root / "class0" / "1.png").read_bytes())
+    (root / "class0" / "\r.png").touch()
+    store = _prepare(_image_folder(), root, tmp_path / "store")
+    assert set(names) < set(store.names())
+    assert [row["name"] for row in read_rows(store.paths.skipped)] == ["class0/\r.png"]
+
+
 def test_a_damaged_file_is_fatal_where_that_is_asked_for(tmp_path: Path) -> None:
     root = _folder(tmp_path / "images")
     (root / "class0" / "zero.png").touch()

@@ -4,6 +4,8 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,29 @@ def _weight_is_given(group: Any, sizes: tuple[int, ...]) -> list[float]:
     return errors
 
 
+def _sizes_are_given(group: Any, sizes: tuple[int, ...]) -> float:
+    """To a loss that is called per sample, whose weight is known from the forward passes only."""
+    rank, (inputs, labels) = dist.get_rank(group), _made(classes, 1)
+    share, model, loss = slices(sizes)[rank], _made(dropping), Margin()
+    Accumulator(model, loss, micro_batch_size=N, seed=7).backward(inputs, labels, step=0)
+    expected, model, loss = _gradients(model, loss), _made(dropping), Margin()
+    given = (inputs[share], labels[share]) if sizes[rank] else (None, None)
+    Accumulator(model, loss, micro_batch_size=4, seed=7, group=group).backward(*given, step=0, sizes=sizes)
+    return _error(_gradients(model, loss), expected)
+
+
+def _failure_is_announced(group: Any, sizes: tuple[int, ...], rank: int) -> str:
+    """One process cannot prepare its samples, where the weight is given."""
+    inputs, labels = _made(classes, 1)
+    share = slices(sizes)[rank]
+    accumulator = Accumulator(_made(dropping), losses.CrossEntropy(), micro_batch_size=4, seed=7, group=group)
+    given = (inputs[share], labels[share]) if sizes[rank] else (None, None)
+    call = partial(accumulator.backward, *given) if rank != 1 else partial(accumulator.fail, MemoryError("no memory left"))
+    with pytest.raises((MemoryError, OtherProcessError)) as caught:
+        call(weight=float(N), sizes=sizes)
+    return type(caught.value).__name__
+
+
 def _controls(group: Any, sizes: tuple[int, ...]) -> list[float]:
     """The mean of the processes' own means, and positions that are those of the share: both must be wrong."""
     share = slices(sizes)[dist.get_rank(group)]
@@ -235,6 +260,13 @@ def _statistics(group: Any, sizes: tuple[int, ...]) -> float:
     )
 
 
+class _Unreadable(list[int]):
+    """What a step cannot copy, and so not put back: it fails before its first pass."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise MemoryError("no memory for a copy")
+
+
 KEPT: list[Any] = []  # not in the model: a failed step puts back what it holds
 
 
@@ -263,7 +295,7 @@ def _faults(group: Any) -> list[str]:
         before = copy.deepcopy(model.state_dict())
         try:
             accumulator.backward(*given, **options)
-        except (MemoryError, OtherProcessError, ValueError, LossError) as error:
+        except (MemoryError, OtherProcessError, TypeError, ValueError, LossError) as error:
             said.append(f"{type(error).__name__}: {error}")
         else:
             said.append("exact")
@@ -275,6 +307,11 @@ def _faults(group: Any) -> list[str]:
     assert all(storage() is None for storage in KEPT), "memory is free again, without the garbage collector"
     assert bool(KEPT) == (rank == 1)
     model.fails = False
+    model.listed = _Unreadable() if rank == 1 else []
+    attempt(inputs[share], labels[share])
+    model.listed = []
+    attempt(inputs[share], labels[share], weight=float(N), positions=share if rank else 3)
+    attempt(inputs[share], labels[share], weight=float(N), sizes=[len(share)] * count if rank else 3)
     attempt(inputs[share], labels[share][: -1 if rank == 0 else None])
     attempt(inputs[share], labels[share], weight=float(N) if rank else N + 1.0, positions=share)
     attempt(inputs[share], labels[share], weight=N + 1.0, positions=share)
@@ -319,7 +356,7 @@ def _one_is_none() -> bool:
 def _work(rank: int, place: str) -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=rank, world_size=4)
+    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=rank, world_size=4, timeout=timedelta(minutes=2))
     groups = {count: dist.new_group(list(range(count))) for count in SHARES}
     found: dict[str, Any] = {"one": _one_is_none()}
     for count, group in groups.items():
@@ -334,6 +371,10 @@ def _work(rank: int, place: str) -> None:
             with _counted() as seen:
                 found[f"{count} {number} given"] = _weight_is_given(group, sizes)
             found[f"{count} {number} given collectives"] = seen
+            with _counted() as seen:
+                found[f"{count} {number} sized"] = _sizes_are_given(group, sizes)
+                found[f"{count} {number} announced"] = _failure_is_announced(group, sizes, rank)
+            found[f"{count} {number} sized collectives"] = seen
         found[f"{count} controls"] = _controls(group, SHARES[count][0][0])
         found[f"{count} noise"] = _noise(group, SHARES[count][0][0])
         with _counted() as seen:
@@ -372,6 +413,13 @@ def test_each_process_ends_with_the_gradient_of_the_whole_batch(processes: list[
 
 def test_the_weight_may_be_given_with_sizes_positions_or_in_a_stream(processes: list[dict[str, Any]]) -> None:
     assert max(max(errors) for errors in _all(processes, "given")) <= 1e-12
+    assert max(_all(processes, "sized")) <= 1e-12
+
+
+def test_a_process_without_samples_fails_in_all_where_the_weight_is_given(processes: list[dict[str, Any]]) -> None:
+    for rank, process in enumerate(processes):
+        for name in (name for name in process if name.endswith("announced")):
+            assert process[name] == ("MemoryError" if rank == 1 else "OtherProcessError")
 
 
 def test_means_of_means_and_forgotten_positions_are_wrong(processes: list[dict[str, Any]]) -> None:
@@ -396,7 +444,8 @@ def test_every_process_issues_the_same_collectives(processes: list[dict[str, Any
             assert len({str(process[key]) for process in processes[:count]}) == 1, key
         assert len(processes[0][f"{count} 0 collectives"]) == 3 * len(CASES)
         assert len(processes[0][f"{count} 0 given collectives"]) == 2 * 6
-        assert len(processes[0][f"{count} fault collectives"]) == 2 * 2 + 2 * 3 + 2, (
+        assert len(processes[0][f"{count} 0 sized collectives"]) == 2 + 1, "the step that fails ends with the agreement"
+        assert len(processes[0][f"{count} fault collectives"]) == 2 * 3 + 2 * 3 + 4, (
             "a wrong weight ends a step earlier, in all"
         )
 
@@ -404,10 +453,15 @@ def test_every_process_issues_the_same_collectives(processes: list[dict[str, Any
 def test_what_fails_in_one_process_is_known_in_all_and_the_next_step_is_whole(processes: list[dict[str, Any]]) -> None:
     for count in SHARES:
         for rank, process in enumerate(processes[:count]):
-            memory, batch, *weights, nothing, whole = process[f"{count} faults"]
+            memory, copy_of_state, positions, sizes, batch, *weights, nothing, whole = process[f"{count} faults"]
             assert memory.startswith(
                 "MemoryError" if rank == 1 else "OtherProcessError: process 1: expected its share of the step"
             )
+            assert copy_of_state.startswith(
+                "MemoryError: no memory for a copy" if rank == 1 else "OtherProcessError: process 1"
+            )
+            assert positions.startswith("TypeError" if rank == 0 else "OtherProcessError: process 0")
+            assert sizes.startswith("TypeError" if rank == 0 else ("OtherProcessError", "ValueError: sizes"))
             assert batch.startswith("ValueError: batch" if rank == 0 else "OtherProcessError: process 0")
             assert weights[0].startswith("LossError: weight: expected the same in all processes")
             assert weights[1].startswith("LossError: weight: expected that of all micro-batches together, 23, got 24")

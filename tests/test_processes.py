@@ -31,6 +31,7 @@ from bigstep.training.loop import train_epochs
 from bigstep.training.records import StepRecord
 from bigstep.training.setup import build_training
 from bigstep.training.shares import check_same_start
+from bigstep.training.transaction import compute_gradient
 from conftest import copy_prepared
 from faults.project import Project
 
@@ -202,6 +203,22 @@ def test_what_a_helper_says_is_said_here(digits: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing") as caught, training_group(elsewhere, Signals()) as group:
         check_same_start(build_training(digits, params.batch, params, weights=None, group=group))
     assert caught.value.exit_code == 2
+    assert not _helpers()
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_keeps_its_words(digits: Store, tmp_path: Path) -> None:
+    """The helper then fails too, for want of the first process, which says nothing of the cause."""
+    params = parse_params({"hardware": {"processes": 2, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
+    job = TrainingJob(digits, params, params.batch, 0, CheckpointWriter(tmp_path / "none", 60, {}), tmp_path / "mark.json")
+
+    def train_and_fail(group: object) -> None:
+        state = build_training(digits, params.batch, params, weights=None, group=group)
+        check_same_start(state)
+        compute_gradient(state, lambda: state.accumulator.fail(RuntimeError("of a network")))
+
+    with pytest.raises(RuntimeError, match="of a network"), training_group(helper_request(job, None), Signals()) as group:
+        train_and_fail(group)
     assert not _helpers()
 
 

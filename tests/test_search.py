@@ -288,9 +288,12 @@ def test_the_live_table_shows_a_trial_whatever_is_known_of_it_yet(capsys: pytest
             first.study.tell(trial, 0.25)
             display.show(screen)
             assert "best so far: trial 0, 0.2500" in _text(shown, screen.renderable)
-    assert (
-        "trial 0  learning rate 0.004  batch 64  4 x 16  0.2500  1,234 samples/s  1.0 GiB  complete" in capsys.readouterr().out
-    )
+    words = "learning rate 0.004  batch 64  4 x 16  val_loss 0.2500  1,234 samples/s  1.0 GiB  complete"
+    assert f"trial 0  {words}" in capsys.readouterr().out
+    for kind, text in {"replicate": "new seed", "audit": "other slicing"}.items():
+        again.study.add_trial(_trial(0, 0.25, **known, kind=kind, of=3))
+        display.show(None)
+        assert f"trial 3, {text}  {words}" in capsys.readouterr().out
 
 
 def _text(console: Console, table: Any) -> str:

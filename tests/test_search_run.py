@@ -182,11 +182,15 @@ def test_mlflows_page_shows_the_search_and_its_trials(quick: Project, tmp_path: 
     command = [sys.executable, "-m", "bigstep.cli", "mlflow", "--port", str(port)]
     server = quick.start(*command, PYTHONPATH=str(quick.root / "src"))
     try:
-        quick.until(server, lambda line: f":{port}" in line)
+        line = quick.until(server, lambda line: "with their scores" in line)[-1]
         wait_for_port(port)
         experiment = quick.runs()[0].info.experiment_id
-        shown = look(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs", tmp_path / "runs.png", seconds=25)
+        address = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?viewStateShareKey=scores"
+        assert line == f"runs of bigstep with their scores: {address}\n"
+        shown = look(address, tmp_path / "runs.png", seconds=25)
         assert ">search<" in shown
+        assert ">Scores first<" in shown
+        assert 'col-id="metrics.`best_val_loss`"' in shown
         assert "matching runs" in shown  # those of the trials lie folded below it
     finally:
         os.killpg(server.pid, signal.SIGINT)

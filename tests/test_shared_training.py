@@ -1,6 +1,7 @@
 """A training that several processes share learns what one process learns, with everything on; and what must not be left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ CASES: dict[str, tuple[Params, int | None]] = {  # and the steps after which it 
     "shift, unmixed, plateau": (params_of(**{**SHORT, "schedule": "plateau", "warmup_fraction": 0.0}), None),
     "corrected": (params_of({**NORMED, "batch_norm_statistics": "corrected"}, 16, **SHORT), None),
     "recalibrated": (params_of({**NORMED, "batch_norm_statistics": "recalibrated"}, 16, **SHORT), None),
+}
+KINDS: dict[str, dict[str, Any]] = {  # each kind of weight, and BatchNorm whose statistics are pooled
+    "class weights": SHORT,
+    "mixed": {},
+    "a callable": {**SHORT, "class_weights": None, "loss": {"MultiMarginLoss": {}}},
+    "pooled": {"model": NORMED, "micro": 16, **SHORT},
 }
 Result = dict[str, Any]
 
@@ -141,8 +148,8 @@ def _controls(store: Store, group: Any, alone: dict[str, Result]) -> dict[str, f
 def _forget_positions(state: TrainingState) -> None:
     backward = state.accumulator.backward
 
-    def call(inputs: Any, targets: Any, *, step: int) -> Any:
-        return backward(inputs, targets, step=step, positions=torch.arange(len(targets)))
+    def call(inputs: Any, targets: Any, *, step: int, **known: Any) -> Any:
+        return backward(inputs, targets, step=step, positions=torch.arange(len(targets)), **known)
 
     state.accumulator.backward = call  # type: ignore[method-assign]
 
@@ -153,12 +160,12 @@ def _average_means(state: TrainingState) -> None:
     total, processes = loss.sum, state.processes
     assert processes is not None
 
-    def call(inputs: Any, targets: Any, *, step: int) -> Any:
+    def call(inputs: Any, targets: Any, *, step: int, **known: Any) -> Any:
         own = loss.weight(targets)
         whole = float(processes.add_up(torch.tensor([own], dtype=torch.float64)))
         factor = whole / processes.count / own
         object.__setattr__(loss, "sum", lambda outputs, given: total(outputs, given) * factor)
-        return backward(inputs, targets, step=step)
+        return backward(inputs, targets, step=step, **known)
 
     state.accumulator.backward = call  # type: ignore[method-assign]
 
@@ -217,10 +224,39 @@ def _not_finite(store: Store, group: Any) -> tuple[float, int]:
     return float(found["weights"].sum()), state.num_dropped
 
 
-def _collectives(store: Store, group: Any) -> tuple[list[tuple[int, torch.dtype]], list[int]]:
+Sums = list[tuple[int, torch.dtype]]
+
+
+@contextmanager
+def _counted() -> Iterator[Sums]:
+    """Note the size and type of every sum over the processes."""
+    seen: Sums = []
+    add_up = Processes.add_up
+
+    def counting(self: Processes, values: Tensor) -> Tensor:
+        seen.append((values.numel(), values.dtype))
+        return add_up(self, values)
+
+    Processes.add_up = counting  # type: ignore[method-assign] # for this process only
+    try:
+        yield seen
+    finally:
+        Processes.add_up = add_up  # type: ignore[method-assign]
+
+
+def _sums(store: Store, group: Any, steps: int, **changes: Any) -> int:
+    """Count the sums over the processes in undisturbed steps."""
+    params = params_of(changes.pop("model", None), changes.pop("micro", None), **changes)
+    state = begun(params, store, 16, group)
+    with _counted() as seen:
+        trained(state, params, store, steps)
+    return len(seen)
+
+
+def _collectives(store: Store, group: Any) -> tuple[Sums, list[int]]:
     """200 steps, with one process that has no sample, another that runs out of memory, and a third that is not finite."""
     params = params_of(**{**SHORT, "effective_batch_size": 2, "max_nonfinite_steps": 300})
-    state, seen, add_up = begun(params, store, 4, group), [], Processes.add_up
+    state = begun(params, store, 4, group)
     rank, failed = dist.get_rank(group), [step for step in range(200) if step % 23 == 7]
     struck = set()
 
@@ -231,16 +267,9 @@ def _collectives(store: Store, group: Any) -> tuple[list[tuple[int, torch.dtype]
             raise MemoryError("no memory left")
         return output * float("nan") if rank == 0 and state.step % 31 == 5 else output
 
-    def counting(self: Processes, values: Tensor) -> Tensor:
-        seen.append((values.numel(), values.dtype))
-        return add_up(self, values)
-
     state.classifier.register_forward_hook(strike)
-    Processes.add_up = counting  # type: ignore[method-assign] # for this process only
-    try:
+    with _counted() as seen:
         trained(state, params, store, 200)
-    finally:
-        Processes.add_up = add_up  # type: ignore[method-assign]
     return seen, [state.step, state.num_dropped, len(failed)]
 
 
@@ -297,6 +326,7 @@ def _work(rank: int, place: str, data: str) -> None:
         found["not finite"] = _not_finite(store, groups[3])
         found["refused"] = _refused(store, groups[3])
         found["collectives"] = _collectives(store, groups[3])
+        found["sums"] = {name: _sums(store, groups[3], 10, **changes) for name, changes in KINDS.items()}
     torch.save(found, f"{place}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -346,11 +376,19 @@ def test_a_gradient_that_is_not_finite_in_one_process_is_dropped_by_all(processe
 
 @pytest.mark.slow
 def test_every_process_takes_part_in_the_same_sums(processes: list[dict[str, Any]]) -> None:
-    """Three a step, and three more where memory ran out in one: the announcement, the agreement, and to repeat it."""
+    """Two a step, the agreement and the gradients, and two more where memory ran out: the agreement, and to repeat it."""
     (sums, (steps, dropped, failed)), *others = (process["collectives"] for process in processes[:3])
     assert all(other == (sums, [steps, dropped, failed]) for other in others)
     assert (steps, dropped, failed) == (200, 7, 9)
-    assert len(sums) == 3 * steps + 3 * failed
+    assert len(sums) == 2 * steps + 2 * failed
+    assert sums.count(sums[1]) == steps, "the gradients"
+
+
+@pytest.mark.slow
+def test_no_weight_is_exchanged_and_pooled_statistics_take_two_sums_more(processes: list[dict[str, Any]]) -> None:
+    """Every process knows all labels of an effective batch, ignored, mixed and weighed ones."""
+    for process in processes[:3]:
+        assert process["sums"] == {"class weights": 20, "mixed": 20, "a callable": 20, "pooled": 40}
 
 
 @pytest.mark.slow
@@ -382,8 +420,10 @@ def test_the_own_samples_of_a_batch_and_the_one_before_them(digits: Store) -> No
     whole = list(TrainingBatches(digits, params.train, 100, 0).epoch(1))
     for rank in range(3):
         shares = TrainingBatches(digits, params.train, 100, 0, share=BatchShare(rank, 3, 1, with_previous=True)).epoch(1)
-        for (images, labels), (own, own_labels) in zip(whole, shares, strict=True):
+        for (images, labels), (own, own_labels, known) in zip(whole, shares, strict=True):
             assert len(labels) in (100, len(digits.indices(Split.TRAIN)) % 100)
             places = BatchShare(rank, 3, 1, with_previous=True).positions(len(labels))
             assert torch.equal(own, images[places])
             assert torch.equal(own_labels, labels[places])
+            assert torch.equal(known.labels, labels)
+            assert (sum(known.sizes), known.sizes[rank]) == (len(labels), len(places) - 1)

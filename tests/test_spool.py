@@ -3,6 +3,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,9 @@ def test_what_a_models_delivery_imports_is_imported_while_nothing_waits_for_it(
     loads: list[str] = []
     monkeypatch.setattr(delivery, "preload_model", lambda: loads.append(threading.current_thread().name))
     told = {"params": {"a": 1}, "tags": {}, "wait_seconds": 60}
-    with tracked_run(tmp_path / "spool", uri, "Default", **told, expects_model=expected) as tracked:
+    with tracked_run(
+        tmp_path / "spool", uri, "Default", **told, delivery=partial(SpoolDelivery, expects_model=expected)
+    ) as tracked:
         wait_until(lambda: bool(loads) or not expected, "nothing was imported")
         tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
     assert loads == (["bigstep-courier"] if expected else [])

@@ -105,7 +105,7 @@ def test_columns_of_numbers(root: Path, table: Callable[..., None], suffix: str)
 
 
 def test_a_group_is_in_one_part_and_classes_are_in_every_part(root: Path, table: Callable[..., None]) -> None:
-    table(label=lambda n: "ill" if n % 2 else "healthy", group=lambda n: f"patient {n % 10}")
+    table(label=lambda n: "ill" if n % 2 else "healthy", group=lambda n: f"patient {n % 10}" + " " * (n % 3))
     store = _prepare(root, validation_fraction=0.25, test_fraction=0.25)
     parts = {number % 10: set() for number in range(COUNT)}
     for number in range(COUNT):
@@ -119,14 +119,18 @@ def test_samples_of_a_data_set_of_the_projects_own_have_groups(tmp_path: Path, m
     (tmp_path / "custom" / "data").mkdir(parents=True)
     text = "import numpy as np\nclass Made:\n    targets = ['x']\n    def __iter__(self):\n        for n in range(40):\n"
     text += "            yield np.full(3, n, np.float32), float(n), None, n // 5\n"
+    text += "        for n in range(40, 60):\n"
+    text += "            yield np.full(3, n, np.float32), float(n), None, float('nan')\n"
     (tmp_path / "custom" / "data" / "made.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     section = DataConfig(source="custom/data/made.py:Made")
     (tmp_path / "store").mkdir()
-    assert sum(1 for _ in prepare_store(open_source(section, tmp_path, 0), section, tmp_path / "store")) == 40
-    parts = Store(tmp_path / "store").parts.reshape(8, 5)
+    assert sum(1 for _ in prepare_store(open_source(section, tmp_path, 0), section, tmp_path / "store")) == 60
+    all_parts = Store(tmp_path / "store").parts
+    parts = all_parts[:40].reshape(8, 5)
     assert (parts == parts[:, :1]).all()
     assert set(parts[:, 0].tolist()) == {0, 1, 2}
+    assert len(set(all_parts[40:].tolist())) > 1  # NaN, as pandas writes what is missing, is no group
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -145,17 +149,33 @@ def test_shares_of_groups_are_near_those_asked_for(seed: int) -> None:
     assert (parts == again).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_that_is_most_of_the_samples_is_trained_on(seed: int) -> None:
+    groups = ["small"] * 6 + ["large"] * 90 + ["other"] * 4
+    nothing = np.full(100, -1, np.int8)
+    parts = split_groups(groups, nothing, np.zeros(100, np.int64), validation_fraction=0.15, test_fraction=0.2, seed=seed)
+    assert set(parts[6:96].tolist()) == {Split.TRAIN}
+    assert {Split.VALIDATION, Split.TEST} == {parts[0], parts[-1]}
+    parts = split_groups(
+        ["a"] * 50 + ["b"] * 30 + ["c"] * 20, nothing, nothing + 1, validation_fraction=0.01, test_fraction=0.01, seed=0
+    )
+    assert (parts[0], parts[50], parts[80]) == (Split.TRAIN, Split.VALIDATION, Split.TEST)
+
+
 def test_a_path_out_of_the_folder_and_a_missing_file_are_skipped_by_name(root: Path, table: Callable[..., None]) -> None:
     table(label=lambda n: "ab"[n % 2])
     text = (root / "labels.csv").read_text(encoding="utf-8")
     (root.parent / "away.png").write_bytes((root / "photos" / "1.png").read_bytes())
     text = text.replace("photos/1.png", "../away.png").replace("photos/2.png", "photos/none.png")
+    text = text.replace("photos/3.png", "photos/loop.png")
+    (root / "photos" / "loop.png").symlink_to("loop.png")
     (root / "labels.csv").write_text(text, encoding="utf-8")
     store = _prepare(root)
     found = {row["name"]: row["reason"] for row in read_rows(store.paths.skipped)}
     assert found == {
         "../away.png": "outside of data.root, which DVC follows",
         "photos/none.png": "unreadable: No such file or directory",
+        "photos/loop.png": "a loop of links",
     }
 
 
@@ -176,7 +196,8 @@ def test_a_path_out_of_the_folder_and_a_missing_file_are_skipped_by_name(root: P
         ("path,label\n,x\n", {}, "labels.csv, row 1: expected the path of an image, got ''"),
         ("path,label,part\na,x,train\na,x,exam\n", {}, "labels.csv, row 2: expected a part among train, validation and test"),
         ("path,target\na,1\na,many\n", {}, "labels.csv, row 2: expected a number, got 'many'"),
-        ("path,target\na,nan\n", {}, "labels.csv, row 1: a target: expected a finite number (target)"),
+        ("path,target\na,1e308\n", {}, "labels.csv, row 1: a target: expected a finite number of at most 3.4e+38 (target)"),
+        ("path,target\na,nan\n", {}, "labels.csv, row 1: a target: expected a finite number of at most 3.4e+38 (target)"),
         ("path,x,y\na,1,2\n", {"columns": {"labels": ["x", "y"]}}, "labels.csv, row 1: expected 0 or 1 for a label, got '2'"),
         ("path,labels\na,\n", {}, "labels.csv: expected labels in the column labels, got none in any row"),
         ("path,x\na,1\n", {"columns": {"path": ["path", "x"]}}, "data.columns: expected one column for path"),

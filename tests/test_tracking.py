@@ -1,4 +1,5 @@
 import inspect
+import json
 import multiprocessing
 import shutil
 from pathlib import Path
@@ -6,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from bigstep.config.params import flatten, parse_params
 from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import promote
+from bigstep.tracking.runs_view import viewed_experiments
 from bigstep.tracking.tracker import NullTracker, Tracker
 from contracts import TrackerContract
 from recording import RecordingTracker
@@ -119,6 +122,19 @@ def test_the_champion_moves_only_to_a_better_model_on_the_same_data(uri: str) ->
         assert again.version == promotion.version, "registered twice"
     without = open_run(uri, run_id=None, experiment="models")
     assert promote(client, without.run_id, "name", metric="val_loss", smaller_is_better=True) is None
+
+
+def test_a_new_experiment_has_a_view_of_its_runs_and_one_of_somebody_elses_study_has_none(uri: str) -> None:
+    run = open_run(uri, run_id=None, experiment="models")
+    client = open_client(uri)
+    open_experiment(client, uri, "study")
+    number = client.get_run(run.run_id).info.experiment_id
+    found = viewed_experiments(client, "http://127.0.0.1:5000")
+    assert found == [("models", f"http://127.0.0.1:5000/#/experiments/{number}/runs?viewStateShareKey=scores")]
+    (view,) = (json.loads(value) for key, value in client.get_experiment(number).tags.items() if "sharedViewState" in key)
+    columns = json.loads(view["state"])["selectedColumns"]
+    known = {*flatten(parse_params({}))}
+    assert {name for name in columns if name.startswith("params")} <= {f"params.`{name}`" for name in known}
 
 
 def _first_use(uri: str) -> str:

@@ -74,6 +74,16 @@ class Stripes:
         image[:: 2 if index % 2 else 1, :: 1 if index % 2 else 2] += 150
         return image, "across" if index % 2 else "down"
 """
+TORN = """
+
+def torn(image):
+    import io
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return Image.open(io.BytesIO(file.getvalue()[:60]))  # Pillow reads the pixels when they are asked for
+"""
 SHAPE = InputShape(channels=1, size=8, num_classes=3)
 NET = "custom/model/net.py:Net"
 
@@ -140,6 +150,12 @@ def test_a_class_of_an_installed_package_is_a_network() -> None:
             "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         (NETWORK.replace("dim=(2, 3)", "dim=(2, 9)"), {}, "custom/model/net.py:15: IndexError: Dimension out of range"),
+        (
+            "from torch.nn import *\ndef Net():\n    return Sequential(Flatten(), Linear(64, 3)).requires_grad_(False)\n",
+            {},
+            "expected parameters to train, got none",
+        ),
+        (NETWORK + "    def get_extra_state(self):\n        return {}\n", {}, "got a dict in '_extra_state'"),
         ("from custom.data.stripes import Stripes as Net\n", {}, "expected imports from custom/model only"),
     ],
 )
@@ -187,8 +203,30 @@ def test_code_of_the_network_belongs_to_what_a_training_is_resumed_with(project:
     plain, before = digest_code("small_cnn"), digest_code(NET)
     assert before != plain
     project("custom/model/blocks.py", BLOCKS + "\n# changed\n")
-    assert digest_code(NET) != before
+    changed = digest_code(NET)
+    assert changed != before
+    project("custom/model/.blocks.py.swp", "an editor's")
+    project("custom/model/__pycache__/blocks.pyc", "bytecode")
+    assert digest_code(NET) == changed
+    project("custom/model/depths.json", "[1, 2]")
+    assert digest_code(NET) != changed
     assert digest_code("small_cnn") == plain
+
+
+def test_code_of_a_package_is_that_of_all_its_modules(
+    project: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package hands out names of its modules."""
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    project("site/nets_of_others/__init__.py", "from nets_of_others.net import Net\n")
+    project("site/nets_of_others/net.py", "Net = dict\n")
+    project("site/one_of_others.py", "Net = dict\n")
+    before = [digest_code("nets_of_others:Net"), digest_code("one_of_others:Net"), digest_code("small_cnn")]
+    assert len(set(before)) == 3
+    project("site/nets_of_others/net.py", "Net = list\n")
+    project("site/one_of_others.py", "Net = list\n")
+    after = [digest_code("nets_of_others:Net"), digest_code("one_of_others:Net"), digest_code("small_cnn")]
+    assert [was == now for was, now in zip(before, after, strict=True)] == [False, False, True]
 
 
 @pytest.mark.usefixtures("project")
@@ -281,6 +319,9 @@ def Stripes(channels):
         (("return image,", "return image[None, None],"), "sample 0: an image: expected a PIL image"),
         (("rng = ", "assert index < 5, 'no more'; rng = "), "sample 5: custom/data/stripes.py:15: AssertionError: no more"),
         (("return image, ", "return "), "a sample: expected (image, target)"),
+        (("return image,", "return [[1], [1, 2]],"), "sample 0: setting an array element with a sequence"),
+        (("return image,", "return torn(image) if index == 3 else image,"), "sample 3: OSError: "),
+        (('classes = ["across", "down"]', "targets = list(range(10**5))"), "a list of at least two names, labels"),
         (("self.count\n\n    def __getitem__", "0\n\n    def __getitem__"), "expected samples, got an empty data set"),
     ],
 )
@@ -288,11 +329,12 @@ def test_what_is_wrong_with_a_data_set_is_one_line_with_its_place(
     project: Callable[[str, str], Path], tmp_path: Path, change: tuple[str, str], expected: str
 ) -> None:
     assert change[0] in DATASET
-    project("custom/data/stripes.py", DATASET.replace(*change))
+    project("custom/data/stripes.py", DATASET.replace(*change) + TORN)
     with pytest.raises(DataError, match=r"custom/data/stripes\.py:") as raised:
         prepare(tmp_path)
     assert expected in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 500
 
 
 def test_pixels_of_every_kind_of_image() -> None:

@@ -120,7 +120,7 @@ def take_mlflow(project: Path, address: str) -> None:
     version = client.get_model_version_by_alias(MODEL, "champion")
     run = client.get_run(version.run_id)
     place = f"{address}/#/experiments/{run.info.experiment_id}/runs"
-    take(place, "mlflow.png", 760, "small_cnn, B 64, lr 0.004")
+    take(f"{place}?viewStateShareKey=scores", "mlflow.png", 760, "small_cnn, B 64, lr 0.004", "Scores first", "test_accuracy")
     take(f"{place}/{version.run_id}", None, 1400, "test_accuracy", "best_val_loss", "small_cnn, B 64, lr 0.004")
     take(f"{address}/#/models/{MODEL}/versions/{version.version}", None, 1400, "Intended use", "champion")
 

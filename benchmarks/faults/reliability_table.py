@@ -1,7 +1,7 @@
 """The table of docs/reliability.md: what `make faults` counted, and how other tools behave under the same fault.
 
-python benchmarks/faults/reliability_table.py RESULTS: reads the rounds, measures plain torch, Lightning, DVC, MLflow and
-Optuna, each with its defaults, and writes the table.
+python benchmarks/faults/reliability_table.py RESULTS: reads the rounds, measures plain torch, Lightning, torchrun, DVC, MLflow
+and Optuna, each with its defaults, and writes the table.
 """
 
 import json
@@ -18,6 +18,7 @@ import optuna
 import dvc_mlflow_faults
 import optuna_faults
 import torch_lightning_faults
+import torchrun_faults
 from sandbox import Folder
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -43,6 +44,9 @@ STOCK: dict[str, Callable[[Folder], str]] = {
     "34": dvc_mlflow_faults.bomb,
     "35": dvc_mlflow_faults.open_door,
     "40": torch_lightning_faults.dead_worker,
+    "50": torchrun_faults.memory,
+    "51": torchrun_faults.killed,
+    "52": torchrun_faults.stopped,
 }
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import psutil
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from bigstep.errors import ProjectError
 
 __all__ = [
     "check_writable",
+    "csv_writer",
     "parse_json",
     "read_json",
     "read_record",
@@ -111,9 +112,28 @@ def write_json(content: Any, path: Path) -> None:
 def write_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: Path) -> None:
     """Write a table atomically; what UTF-8 cannot hold, as a file's name may, is escaped."""
     with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def csv_writer(file: TextIO) -> Any:
+    """Return a writer of rows, each ended by a line feed.
+
+    A cell with a carriage return, as a file's name may have, is quoted: before version 3.13 Python does so only where the end
+    of a line has one, and does not read what it wrote otherwise.
+    """
+    return csv.writer(_LineFeeds(file), lineterminator="\r\n")
+
+
+class _LineFeeds:
+    """Writes rows that end in a carriage return and a line feed without the former."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._write = file.write
+
+    def write(self, row: str) -> int:
+        return self._write(row.removesuffix("\r\n") + "\n")
 
 
 def read_record(kind: type[T], path: Path) -> T:

@@ -7,6 +7,7 @@ depend on ``custom/model``, ``prepare`` depends on ``custom/data``, so code of o
 import functools
 import hashlib
 import inspect
+import os
 import pkgutil
 import sys
 import traceback
@@ -182,21 +183,37 @@ def user_code_line(error: BaseException) -> str | None:
 
 
 def digest_user_code(name: str, kind: str) -> str:
-    """Hash the code that ``name`` names: the Python files of ``custom/<kind>``, or the module of a package.
+    """Hash the code that ``name`` names: the files of ``custom/<kind>``, or the Python files of an installed package.
 
     Raises:
         ConfigError: as :func:`load_user_code`.
     """
     digest, root = hashlib.sha256(), _project_root()
-    if name.partition(":")[0].endswith(".py"):
-        paths = sorted((root / FOLDER / kind).rglob("*.py"))
+    where = name.partition(":")[0]
+    if where.endswith(".py"):
+        base, paths = root, _visible_files(root / FOLDER / kind)
     else:
         load_user_code(name, kind, f"{kind}.name")
-        paths = [Path(str(sys.modules[name.partition(":")[0]].__file__))]
-    for path in paths:
-        shown = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        digest.update(shown.encode() + b"\0" + path.read_bytes() + b"\0")
+        base, paths = _package_files(where)
+    for path in sorted(paths):
+        digest.update(os.fsencode(path.relative_to(base).as_posix()) + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """Return all files, since code may read some, but for bytecode and what a leading dot hides, as editors' own files."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _package_files(module: str) -> tuple[Path, list[Path]]:
+    """Return the Python files of the package that a module is in, and the folder of the package; of a module alone its file."""
+    parts = module.split(".")
+    files = [_file(".".join(parts[: end + 1])) for end in range(len(parts))]
+    first = next((file for file in files if file != Path()), Path())  # a namespace package has no file
+    if first.name == "__init__.py":
+        return first.parent, list(first.parent.rglob("*.py"))
+    return first.parent, [first] if first.is_file() else []
 
 
 def _project_root() -> Path:

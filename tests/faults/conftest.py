@@ -1,7 +1,7 @@
 """The fault suite: one test a row of the matrix, each fault asserted to have fired; `make faults` runs many rounds.
 
 A test names its row with ``@pytest.mark.fault(number, "title", rounds=...)`` and takes ``round_number``, from which it draws
-where the fault strikes. `make test` runs the first round of each row that is not ``rare``.
+where the fault strikes. `make test` runs the first round of each row that is not ``rare``, or as many as ``quick`` says.
 """
 
 import json
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(row, title, rounds=1): a row of the fault matrix")
+    config.addinivalue_line("markers", "fault(row, title, rounds=1, quick=1, rare=False): a row of the fault matrix")
     if config.getoption("--rounds", default=None):
         settings.register_profile("many", parent=settings.get_profile("bigstep"), max_examples=284)
         settings.load_profile("many")
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("fault")
     if mark is not None and "round_number" in metafunc.fixturenames:
-        most = metafunc.config.getoption("--rounds", default=None) or 1
+        most = metafunc.config.getoption("--rounds", default=None) or mark.kwargs.get("quick", 1)
         metafunc.parametrize("round_number", range(min(most, mark.kwargs.get("rounds", 1))))
 
 

@@ -157,10 +157,11 @@ def _add_server(
 def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override a value of params.yaml; may be repeated. The pipeline then runs in a separate workspace",
+        help="override values of params.yaml; may be repeated. The pipeline then runs in a separate workspace",
     )
     parser.add_argument("--preset", metavar="NAME", help="use the values of presets/NAME.yaml; --set overrides them")
     _add_json(parser)

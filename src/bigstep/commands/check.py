@@ -83,7 +83,8 @@ def cut_sizes(size: int, micro_batch_size: int) -> tuple[int, ...]:
 
 def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState:
     manifest, task = store.manifest, task_of_store(store)
-    task.check(params.train)
+    train = params.train.model_copy(update={"precision": "float64"})
+    task.check(train)
     torch.manual_seed(derive_key("weights", params.train.seed))
     classifier = build_classifier(
         params.model,
@@ -94,11 +95,11 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
     )
     return build_state(
         classifier,
-        params.train.model_copy(update={"precision": "float64"}),
+        train,
         params.batch,
         num_samples=len(store.indices(Split.TRAIN)),
         task=task,
-        loss=build_loss(params.train, task, store.labels[store.indices(Split.TRAIN)], classifier.mean.device),
+        loss=build_loss(train, task, store.labels[store.indices(Split.TRAIN)], classifier.mean.device),
         model=params.model,
     )
 

@@ -1,6 +1,7 @@
 """`bigstep ensemble`: several trained models as one, evaluated, registered, and compared with the best of them."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from bigstep.runs.trained_model import model_record
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.tracking.database import tracking_uri
 from bigstep.tracking.mlflow_tracker import git_tags
+from bigstep.tracking.spool_delivery import SpoolDelivery
 
 __all__ = ["combine", "ensemble"]
 
@@ -161,8 +163,9 @@ def _track(project: ProjectPaths, paths: StagePaths, params: Params, store: Stor
     folder = project.spools / f"ensemble-{card.weights_sha256[:12]}.1"
     tags = {**git_tags(project.root), "bigstep.stage": "ensemble", "bigstep.members": str(len(card.members))}
     flat, experiment = flatten(params), params.tracking.experiment
+    delivery = partial(SpoolDelivery, expects_model=True)
     with tracked_run(
-        folder, tracking_uri(project.root), experiment, params=flat, tags=tags, wait_seconds=0, expects_model=True
+        folder, tracking_uri(project.root), experiment, params=flat, tags=tags, wait_seconds=0, delivery=delivery
     ) as tracked:
         tracker = tracked.tracker
         tracker.log_metrics(as_metrics_now(_metrics(found, card), step=card.num_updates))

@@ -5,17 +5,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 from bigstep import __version__
 from bigstep.config.params import check_overrides
-from bigstep.config.yaml_files import apply_overrides, read_plain, read_yaml, write_yaml
+from bigstep.config.yaml_files import Override, apply_overrides, read_plain, read_yaml, write_yaml
 from bigstep.console import console
-from bigstep.errors import ProjectError
+from bigstep.errors import ConfigError, ProjectError
 from bigstep.project.paths import check_project_name
 from bigstep.runs.installed_code import write_code_lists
 
@@ -43,14 +42,17 @@ def init(where: Path, example: Path | None = None) -> int:
     """
     target = where.absolute()
     _check_target(target)
+    if example is not None and target.resolve().is_relative_to(example.resolve()):
+        raise ProjectError(f"--from: expected a folder that does not hold the new project, got {example}; choose another NAME")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         made = Path(scratch, target.name)
+        made.mkdir()
+        _start_git_and_dvc(made)
         _write_files(made, target.name)
         if example is not None:
             _add_example(made, example)
         write_code_lists(made)
-        _start_git_and_dvc(made)
         target.mkdir(exist_ok=True)
         for item in made.iterdir():  # the folder itself stays: it may be the current one
             item.rename(target / item.name)
@@ -80,16 +82,32 @@ def _add_example(root: Path, example: Path) -> None:
     changes = example / PARAMS
     if not changes.is_file():
         raise ProjectError(f"--from: expected a folder with {PARAMS}, as in examples/flowers, got {example}; correct it")
-    values: dict[str, dict[str, Any]] = {section: dict(keys or {}) for section, keys in read_plain(changes).items()}
-    overrides = tuple((section, key, value) for section, keys in values.items() for key, value in keys.items())
+    overrides = tuple(_values(changes))
     check_overrides(overrides, str(changes))
     content = apply_overrides(read_yaml(root / PARAMS), overrides)
+    try:
+        _copy(example, root)
+    except OSError as error:  # shutil.Error too, whose argument is a list
+        found = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+        raise ProjectError(f"--from: expected files that can be copied, got {found}; mend that and try again") from None
+    write_yaml(content, root / PARAMS)
+
+
+def _values(changes: Path) -> Iterator[Override]:
+    for section, keys in read_plain(changes).items():
+        if not isinstance(keys, Mapping | None):
+            raise ConfigError(
+                f"{changes}: {section}: expected keys with values, got {keys!r}; write for example epochs: 3 below"
+            )
+        yield from ((str(section), str(key), value) for key, value in (keys or {}).items())
+
+
+def _copy(example: Path, root: Path) -> None:
     for item in example.iterdir():
         if item.is_dir() and item.name not in LEFT_OUT:
             shutil.copytree(item, root / item.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         elif item.is_file():
             shutil.copyfile(item, root / item.name)
-    write_yaml(content, root / PARAMS)
 
 
 def _templates(folder: Traversable, inside: Path) -> Iterator[tuple[Path, Traversable]]:
@@ -109,7 +127,6 @@ def _start_git_and_dvc(root: Path) -> None:
     if not inside:
         _succeed(["git", "init", "--quiet"], root)
     _succeed([sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if inside else [])], root)
-    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n", encoding="utf-8")
 
 
 def _succeed(command: Sequence[str], folder: Path) -> None:

@@ -9,6 +9,7 @@ from bigstep.runtime.child_process import run_child
 from bigstep.runtime.environment import SERVER_GUARDS, child_environment
 from bigstep.runtime.local_port import LOOPBACK, free_port
 from bigstep.tracking.database import open_client, tracking_uri
+from bigstep.tracking.runs_view import viewed_experiments
 
 __all__ = ["mlflow_command", "serve_mlflow"]
 
@@ -22,11 +23,13 @@ def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
     uri = tracking_uri(root)
     if uri.startswith(("http://", "https://")):
         raise ProjectError(f"MLFLOW_TRACKING_URI: expected a database to serve, got {uri}; open this address in a browser")
-    open_client(uri)
+    client = open_client(uri)
     port = free_port(port, host or LOOPBACK)
     if host is not None:
         console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete runs (no authentication)")
     console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C to stop)")
+    for name, page in viewed_experiments(client, f"http://{host or LOOPBACK}:{port}"):
+        console.print(f"runs of {name} with their scores: {page}")
     code = run_child(mlflow_command(uri, host or LOOPBACK, port), root, child_environment(SERVER_GUARDS))
     return 0 if code == 130 else code
 

@@ -11,16 +11,19 @@ from bigstep.config.params import Params, check_compile, read_params
 from bigstep.config.yaml_files import apply_overrides, write_yaml
 from bigstep.console import console, format_bytes
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError
+from bigstep.errors import ConfigError, ProjectError
 from bigstep.machine_output import Report, no_report
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.compiled_gain import measure_compiled
-from bigstep.planning.memory_budget import available_bytes, budget_bytes
+from bigstep.planning.exchange import describe, find_exchange
+from bigstep.planning.logged_noise import logged_noise
+from bigstep.planning.memory_budget import budget_bytes, room_to_compute
 from bigstep.planning.plan import find_plan, recommend
 from bigstep.planning.throughput import GAIN, Plan, PlannedSlicing, ThroughputCurve, choose_curve
 from bigstep.planning.work import is_small_training
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.report.plan_plot import draw_plan
+from bigstep.runtime.device import count_processes
 from bigstep.runtime.environment import keep_compiled_code
 
 __all__ = ["PlanRequest", "plan"]
@@ -55,7 +58,7 @@ def plan(project: ProjectPaths, paths: StagePaths, params: Params, request: Plan
         0
 
     Raises:
-        ConfigError: with model.norm batch the micro-batch size is fixed.
+        ConfigError: with model.norm batch the micro-batch size is fixed; or the number of processes cannot be used.
     """
     ghost = params.model.ghost_batch_size
     if ghost is not None:
@@ -65,17 +68,21 @@ def plan(project: ProjectPaths, paths: StagePaths, params: Params, request: Plan
         )
     if request.budget is not None:
         params = replace(params, hardware=params.hardware.model_copy(update={"memory_budget": request.budget}))
+    processes = count_processes(params)
     store = Store(paths.prepared)
     effective = params.batch.effective_batch_size
     found = find_plan(project, params, store, remeasure=request.remeasure, seconds=request.seconds, others=True)
-    limit, room = budget_bytes(params.hardware), available_bytes(params.hardware, resident_bytes())
+    limit, room = budget_bytes(params.hardware), room_to_compute(params, store, resident_bytes())
     ladder, choice = recommend(found, effective, room)
     _print(found, ladder, choice, room)
     _print_gains(found, ladder, choice, room)
     if request.compile:
         _print_compiled(project, params, store, ladder, choice)
     _predicted_line(found, limit)
-    report(_write(found, ladder, choice, limit, room))
+    shared = None
+    if processes > 1:
+        shared = _print_exchange(project, params, store, processes, (ladder, choice), remeasure=request.remeasure)
+    report(_write(found, ladder, choice, limit, room, shared))
     if request.apply:
         _apply(project.root / "params.yaml", ladder, choice)
     elif "auto" in (params.hardware.micro_batch_size, params.hardware.memory_format) and is_small_training(
@@ -145,6 +152,33 @@ def _print_compiled(
     )
 
 
+def _print_exchange(
+    project: ProjectPaths,
+    params: Params,
+    store: Store,
+    processes: int,
+    chosen: tuple[ThroughputCurve, PlannedSlicing],
+    *,
+    remeasure: bool,
+) -> dict[str, object] | None:
+    """Print what the exchange of a step takes and when accumulating pays; return it for plan.json, None where it failed."""
+    try:
+        cost = find_exchange(project, params, store, processes, chosen, remeasure=remeasure)
+    except ProjectError as error:
+        console.print(f"not measured in {processes} processes: {error}")
+        return None
+    noise = logged_noise(project.root, params)
+    share = -(-chosen[1].effective_batch_size // processes)
+    console.print(describe(cost, noise, -(-share // cost.micro_batch_size)))
+    return {
+        **asdict(cost),
+        "pays_above_noise_scale": cost.least_noise_scale,
+        "noise_scale": None if noise is None else noise.noise_scale,
+        "run": None if noise is None else noise.run,
+        "best_accumulation_steps": None if noise is None else cost.best_accumulation(noise.noise_scale),
+    }
+
+
 def _predicted_line(found: Plan, limit: int | None) -> None:
     rungs = found.ladders[0].rungs
     if len(rungs) < 2 or limit is None:
@@ -160,7 +194,12 @@ def _predicted_line(found: Plan, limit: int | None) -> None:
 
 
 def _write(
-    found: Plan, ladder: ThroughputCurve, choice: PlannedSlicing, limit: int | None, room: int | None
+    found: Plan,
+    ladder: ThroughputCurve,
+    choice: PlannedSlicing,
+    limit: int | None,
+    room: int | None,
+    shared: dict[str, object] | None,
 ) -> dict[str, object]:
     ladders = (ladder, *(item for item in found.ladders if item is not ladder))
     content: dict[str, object] = {
@@ -168,6 +207,7 @@ def _write(
         "budget_bytes": limit,
         "room_bytes": room,
         "ladders": [asdict(item) for item in ladders],
+        **({} if shared is None else {"exchange": shared}),
     }
     write_json(content, found.folder / "plan.json")
     with whole_file(found.folder / "plan.png") as beside:

@@ -98,7 +98,10 @@ def _cached(cache: Path, digest: str | None, path: str, name: str) -> str | None
         return None
     file = cache / "files" / "md5" / digest[:2] / digest[2:]
     if not file.is_file():
-        raise ProjectError(f"{name}: expected {path} in DVC's cache, got nothing; run `dvc fetch --run-cache`, or `dvc pull`")
+        raise ProjectError(
+            f"{name}: expected {path} in DVC's cache, got nothing; run `dvc fetch --all-commits` if there is a remote, "
+            "else check that revision out and run `bigstep repro`"
+        )
     return file.read_text(encoding="utf-8", errors="replace")
 
 

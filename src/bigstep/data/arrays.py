@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from bigstep.data.manifest import DTYPES
 from bigstep.data.mapped_array import MappedArray
+from bigstep.tasks.target_kinds import LARGEST, ROUNDING
 
 __all__ = ["measure_arrays", "read_array"]
 
@@ -35,8 +36,11 @@ def read_array(value: Any, like: NDArray[Any] | None = None) -> NDArray[Any]:
         raise ValueError(f"an array: expected shape {like.shape} as that of sample 0, got {array.shape}")
     if like is not None and array.dtype != like.dtype:
         raise ValueError(f"an array: expected {like.dtype} as in sample 0, got {array.dtype}")
-    if not np.isfinite(array).all():
-        raise ValueError("an array: expected finite numbers, got NaN or infinity; leave such samples out, or fill them")
+    if array.dtype.kind == "f" and not (np.abs(array) <= np.float64(LARGEST)).all():
+        raise ValueError(
+            f"an array: expected finite numbers of at most {LARGEST:.2g}, got NaN, infinity or larger ones; leave such "
+            "samples out, or fill them"
+        )
     return np.ascontiguousarray(array)
 
 
@@ -55,7 +59,7 @@ def measure_arrays(arrays: MappedArray, indices: NDArray[np.int64]) -> tuple[tup
     count = len(indices) * int(np.prod(arrays.shape[2:]))
     mean = _sums(arrays, indices, np.zeros(arrays.shape[1]), 1) / count
     std = np.sqrt(_sums(arrays, indices, mean, 2) / count)
-    return tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+    return tuple(mean.tolist()), tuple(np.where(std > ROUNDING * np.abs(mean), std, 1.0).tolist())
 
 
 def _sums(arrays: MappedArray, indices: NDArray[np.int64], less: NDArray[np.float64], power: int) -> NDArray[np.float64]:

@@ -48,8 +48,8 @@ def split_groups(
             )
         rest = np.random.default_rng([seed, number]).permutation(mine)
         for place, (split, share) in enumerate(draws):
-            count = _count(sizes[rest], share, spare=len(draws) - place)
-            parts[rest[:count]], rest = split, rest[count:]
+            chosen = _choose(sizes[rest].tolist(), share, spare=len(draws) - place)
+            parts[rest[chosen]], rest = split, rest[~chosen]
     return parts[which]
 
 
@@ -77,7 +77,19 @@ def _strata(which: NDArray[np.int64], strata: NDArray[np.int64], count: int) -> 
     return [pairs[0, pairs[1] == stratum] for stratum in np.unique(strata)]
 
 
-def _count(sizes: NDArray[np.int64], share: float, spare: int) -> int:
-    """Return how many groups, from the first on, are nearest to a share of the samples: one or more, and ``spare`` are left."""
-    away = np.abs(np.cumsum(sizes) - share * sizes.sum())
-    return min(int(away.argmin()) + 1, len(sizes) - spare)
+def _choose(sizes: Sequence[int], share: float, spare: int) -> NDArray[np.bool_]:
+    """Add one group after another, each that brings a part nearer to its share of the samples; ``spare`` groups are left.
+
+    One group or more: the smallest, if all of them are too large.
+    """
+    target, total = share * sum(sizes), 0
+    chosen: list[int] = []
+    for number, size in enumerate(sizes):
+        if total >= target or len(chosen) == len(sizes) - spare:
+            break
+        if abs(total + size - target) < abs(total - target):
+            chosen.append(number)
+            total += size
+    found = np.zeros(len(sizes), bool)
+    found[chosen or [int(np.argmin(sizes))]] = True
+    return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from bigstep.config.data import DataConfig
 from bigstep.data.arrays import read_array
 from bigstep.data.decoding import Decoded, Layout, image_pixels, resize_array
 from bigstep.data.manifest import SourceFile
-from bigstep.data.sample import Sample, Source
+from bigstep.data.sample import Sample, Source, is_missing
 from bigstep.data.split import SPLITS, UNASSIGNED
 from bigstep.errors import ConfigError, DataError
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION, Targets, targets_of
@@ -26,6 +27,7 @@ __all__ = ["OwnSource", "open_dataset"]
 ATTRIBUTES = {"classes": CLASSIFICATION, "labels": MULTILABEL, "targets": REGRESSION}  # of a data set, and the task
 ARRAYS = "arrays"  # the attribute ``inputs`` of a data set whose samples are no images
 LEAST = {"classes": 2}
+MOST_SHOWN = 100  # characters of a value in a message
 PARTS: dict[str | None, int] = {None: UNASSIGNED, **{name: number for number, name in enumerate(SPLITS)}}
 
 
@@ -54,12 +56,10 @@ class OwnSource:
             DataError: a sample is no image with a target, or reading it raised an exception.
         """
         for index, item in enumerate(_items(self.dataset, self.name)):
-            try:
+            with _named(self.name, self.place, index):
                 image, target, part, group = _parts_of(item)
                 pixels = self._numbers(image)
                 label = self.targets.read(target)
-            except ValueError as error:
-                raise self._wrong(index, str(error)) from None
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
             yield Sample(f"{index}", label, part, Decoded(pixels, sha256), group)
 
@@ -68,9 +68,6 @@ class OwnSource:
             return read_array(sample, self.like)
         assert self.layout.size is not None
         return resize_array(image_pixels(sample, self.layout.channels), self.layout.size)
-
-    def _wrong(self, index: int, problem: str) -> DataError:
-        return DataError(f"data.source {self.name} ({self.place}), sample {index}: {problem}")
 
 
 def open_dataset(data: DataConfig, root: Path) -> Source:
@@ -86,7 +83,9 @@ def open_dataset(data: DataConfig, root: Path) -> Source:
     place = place_of(function)
     targets = _targets(dataset, f"data.source {data.source} ({place})")
     items, first = _peek(dataset, data.source, place)
-    if getattr(dataset, "inputs", None) == ARRAYS or np.ndim(first) == 1:
+    with _named(data.source, place):
+        is_array = getattr(dataset, "inputs", None) == ARRAYS or np.ndim(first) == 1
+    if is_array:
         return _array_source(data, place, items, targets, first)
     with _named(data.source, place):
         pixels = image_pixels(first)
@@ -106,12 +105,17 @@ def _array_source(data: DataConfig, place: str, items: Iterable[Any], targets: T
 
 
 @contextmanager
-def _named(name: str, place: str) -> Iterator[None]:
-    """Name the data set where its first sample is wrong."""
+def _named(name: str, place: str, index: int = 0) -> Iterator[None]:
+    """Name the data set and the sample that is wrong; a damaged file that Pillow has opened is only read here."""
     try:
         yield
-    except ValueError as error:
-        raise DataError(f"data.source {name} ({place}), sample 0: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 # what Pillow, torch and NumPy raise for what they cannot read
+        line = (str(error).splitlines() or [""])[0]
+        problem = line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}; correct the data set"
+        problem = user_code_line(error) or problem
+        raise DataError(f"data.source {name} ({place}), sample {index}: {problem}") from None
 
 
 def _targets(dataset: Any, name: str) -> Targets:
@@ -122,11 +126,16 @@ def _targets(dataset: Any, name: str) -> Targets:
         count = "at least two names" if least == 2 else "names"
         raise DataError(
             f"{name}: expected a data set with the attribute classes, a list of at least two names, labels (several of them a "
-            f"sample) or targets (names of numbers), got {found} {names!r}; set self.{found} to a list of {count}"
+            f"sample) or targets (names of numbers), got {found} {_short(names)}; set self.{found} to a list of {count}"
         )
     if len(set(names)) < len(names) or not all(names):
         raise DataError(f"{name}: expected each of {found} once and with a name, got {list(names)}; rename one")
     return targets_of(ATTRIBUTES[found], names)
+
+
+def _short(value: Any) -> str:
+    """Return one line: a data set may hold a target for each sample under the name that is for names."""
+    return textwrap.shorten(repr(value), MOST_SHOWN, placeholder=" ...")
 
 
 def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
@@ -152,7 +161,7 @@ def _peek(dataset: Any, name: str, place: str) -> tuple[Iterable[Any], Any]:
 def _parts_of(item: Any) -> tuple[Any, Any, int, str]:
     is_sample = isinstance(item, Sequence) and not isinstance(item, str) and len(item) in (2, 3, 4)
     part = item[2] if is_sample and len(item) > 2 else None
-    group = item[3] if is_sample and len(item) > 3 and item[3] is not None else ""
+    group = item[3] if is_sample and len(item) > 3 and not is_missing(item[3]) else ""
     if not is_sample or not (part is None or isinstance(part, str)) or part not in PARTS:
         shown = f"the part {part!r}" if is_sample else f"a {type(item).__name__}"
         raise ValueError(

@@ -1,5 +1,6 @@
 """What a source of images yields, and what `prepare` needs of a source."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,7 +9,12 @@ from bigstep.data.decoding import Decoded, Layout, Refusal
 from bigstep.data.manifest import SourceFile
 from bigstep.tasks.targets import Targets
 
-__all__ = ["Sample", "Source"]
+__all__ = ["Sample", "Source", "is_missing"]
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell has no value: None, or NaN as pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.atomic_files import sha256
+from bigstep.atomic_files import csv_writer, sha256
 from bigstep.config.data import DataConfig
 from bigstep.data.arrays import measure_arrays
 from bigstep.data.decoding import Refusal
@@ -108,7 +108,7 @@ def _check_allowed(name: str, refusal: Refusal, data: DataConfig) -> None:
 @contextlib.contextmanager
 def _table(path: Path, header: tuple[str, ...] = ()) -> Iterator[Any]:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         if header:
             writer.writerow(header)
         yield writer

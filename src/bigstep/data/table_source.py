@@ -1,5 +1,6 @@
 """Image files that a table names, with a class, several labels or numbers each; and what the columns of the table mean."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from bigstep.data.decoding import Layout, Refusal
 from bigstep.data.image_folder import FOLDER_SPLITS
 from bigstep.data.manifest import SourceFile
 from bigstep.data.parallel_decoding import decode_files
-from bigstep.data.sample import Sample
+from bigstep.data.sample import Sample, is_missing
 from bigstep.data.split import UNASSIGNED
 from bigstep.data.tables import Table, read_table
 from bigstep.errors import DataError
@@ -56,7 +57,7 @@ class TableSource:
     def __iter__(self) -> Iterator[Sample]:
         """Decode file after file."""
         home = self.root.resolve()
-        inside = [(self.root / path).resolve().is_relative_to(home) for path in self.paths]
+        inside = [_is_inside(self.root / path, home) for path in self.paths]
         found = (self.root / path for path, is_in in zip(self.paths, inside, strict=True) if is_in)
         decoded = decode_files(found, self.layout, self.num_workers)
         for number, path in enumerate(self.paths):
@@ -80,7 +81,7 @@ def open_table(data: DataConfig, root: Path, num_workers: int) -> TableSource:
     targets, labels = _targets(table, columns)
     paths = [_path(table, cell, row) for row, cell in enumerate(table.column(columns["path"][0]))]
     parts = [_part(table, cell, row) for row, cell in enumerate(table.column(columns["part"][0]))] if "part" in columns else ()
-    groups = ["" if cell is None else str(cell) for cell in table.column(columns["group"][0])] if "group" in columns else ()
+    groups = [_group(cell) for cell in table.column(columns["group"][0])] if "group" in columns else ()
     assert data.image_size is not None  # the section checks it
     layout = Layout(data.image_size, data.channels or 3, data.max_megapixels * 1e6)
     unassigned, alone = [UNASSIGNED] * len(paths), [""] * len(paths)
@@ -89,7 +90,7 @@ def open_table(data: DataConfig, root: Path, num_workers: int) -> TableSource:
 
 def _find(data: DataConfig, root: Path) -> Path:
     names = ("labels.csv", "labels.parquet") if data.table is None else (data.table,)
-    paths = [root / name for name in names if (root / name).resolve().is_relative_to(root.resolve())]
+    paths = [root / name for name in names if _is_inside(root / name, root.resolve())]
     for path in paths:
         if path.is_file():
             return path
@@ -97,6 +98,11 @@ def _find(data: DataConfig, root: Path) -> Path:
         f"data.table: expected {' or '.join(names)} below data.root, which DVC follows, got none in {root}; add it, or correct "
         "data.table"
     )
+
+
+def _is_inside(path: Path, home: Path) -> bool:
+    """Return whether a path leads below ``home``; not by ``Path.resolve``, which raises for a loop of links."""
+    return Path(os.path.realpath(path)).is_relative_to(home)
 
 
 def _columns(data: DataConfig, table: Table) -> dict[str, tuple[str, ...]]:
@@ -171,8 +177,12 @@ def _part(table: Table, cell: Any, row: int) -> int:
     return int(split)
 
 
+def _group(cell: Any) -> str:
+    return "" if is_missing(cell) else str(cell).strip()
+
+
 def _text(table: Table, cell: Any, row: int) -> str:
-    if cell is None or not str(cell).strip():
+    if is_missing(cell) or not str(cell).strip():
         raise _wrong(table, row, "expected the name of a class, got nothing")
     return str(cell).strip()
 

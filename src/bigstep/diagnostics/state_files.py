@@ -108,9 +108,12 @@ def _ends_whole(path: Path) -> bool:
 
 
 def _cut(path: Path) -> str:
-    from bigstep.tracking.spool import Spool
+    from bigstep.tracking.spool import Spool, spool_lock
 
-    Spool(path.parent).close()  # opening cuts it
+    with spool_lock(path.parent) as alone:
+        if not alone:
+            return "left alone: a process is writing to it"
+        Spool(path.parent).close()  # opening cuts it
     return "cut after the last complete line"
 
 

@@ -1,5 +1,6 @@
 """How answers are judged in each task: what members are chosen by, and the score that is compared."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, final
 
@@ -86,12 +87,26 @@ class Measure(Protocol):
         ...
 
 
-@final
 @dataclass(frozen=True)
-class ClassMeasure:
-    """Accuracy, and the negative log-likelihood of the true class; predictions are probabilities whose sum is 1."""
+class ProbabilityMeasure(ABC):
+    """What judges probabilities: the mean loss chooses."""
 
     task: Task
+
+    @abstractmethod
+    def losses(self, part: Part) -> Floats:
+        """Return nats."""
+
+    def chosen_by(self, part: Part) -> float:
+        """Return the mean loss."""
+        return float(self.losses(part).mean())
+
+
+@final
+@dataclass(frozen=True)
+class ClassMeasure(ProbabilityMeasure):
+    """Accuracy, and the negative log-likelihood of the true class; predictions are probabilities whose sum is 1."""
+
     title: ClassVar[str] = "accuracy"
     name: ClassVar[str] = "accuracy"
     gains: ClassVar[tuple[Gain, Gain]] = (Gain(100, " points"), Gain(unit=" nats"))
@@ -99,10 +114,6 @@ class ClassMeasure:
     def losses(self, part: Part) -> Floats:
         """Return nats."""
         return nats(part.predictions, part.targets)
-
-    def chosen_by(self, part: Part) -> float:
-        """Return the mean loss."""
-        return float(self.losses(part).mean())
 
     def score(self, part: Part) -> float:
         """Return the share of the samples that are right."""
@@ -123,10 +134,9 @@ class ClassMeasure:
 
 @final
 @dataclass(frozen=True)
-class LabelMeasure:
+class LabelMeasure(ProbabilityMeasure):
     """F1 averaged over the labels, and binary cross-entropy."""
 
-    task: Task
     title: ClassVar[str] = "macro F1"
     name: ClassVar[str] = "macro_f1"
     gains: ClassVar[tuple[Gain, Gain]] = (Gain(digits="+.4f"), Gain(unit=" nats"))
@@ -134,10 +144,6 @@ class LabelMeasure:
     def losses(self, part: Part) -> Floats:
         """Return nats, averaged over the labels."""
         return label_nats(part.predictions, part.targets)
-
-    def chosen_by(self, part: Part) -> float:
-        """Return the mean loss."""
-        return float(self.losses(part).mean())
 
     def score(self, part: Part) -> float:
         """Return F1 averaged over the labels."""

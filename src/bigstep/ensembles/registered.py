@@ -12,10 +12,11 @@ from bigstep.project.paths import ProjectPaths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from torch import Tensor
 
-__all__ = ["confirmed_models", "member_folders"]
+__all__ = ["PROGRAM", "confirmed_models", "member_folders", "network_tensors"]
 
-PREFIX = "served.classifier.network."  # of the network's tensors in an exported program
+CHECKED, PREFIX = "served.", "classifier.network."  # of the network's tensors in an exported program; the first for images only
 PROGRAM = Path("data", "model.pt2")
 DESCRIPTION = "train/model.json"  # artifact of the run
 
@@ -74,9 +75,7 @@ def _fetch(root: Path, name: str, folder: Path) -> None:
 
 
 def _unpack(client: "MlflowClient", name: str, folder: Path) -> None:
-    import safetensors.torch
-    import torch
-
+    from bigstep.models.tensor_files import save_tensors
     from bigstep.tracking.model_registry import find_version
     from bigstep.tracking.sealing import checked_copy
 
@@ -84,6 +83,12 @@ def _unpack(client: "MlflowClient", name: str, folder: Path) -> None:
     described = Path(client.download_artifacts(str(version.run_id), DESCRIPTION, str(folder)))
     shutil.move(described, folder / "model.json")
     with checked_copy(client, version) as copy:
-        tensors = torch.export.load(copy / PROGRAM).state_dict
-        own = {key.removeprefix(PREFIX): value.detach() for key, value in tensors.items() if key.startswith(PREFIX)}
-        safetensors.torch.save_file({key: own[key].contiguous() for key in sorted(own)}, folder / "model.safetensors")
+        save_tensors(network_tensors(copy / PROGRAM), folder / "model.safetensors")
+
+
+def network_tensors(program: Path) -> "dict[str, Tensor]":
+    """Return the tensors of the network in an exported program, by their names in the network."""
+    import torch
+
+    found = {key.removeprefix(CHECKED): value for key, value in torch.export.load(program).state_dict.items()}
+    return {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}

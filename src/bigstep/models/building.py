@@ -109,6 +109,12 @@ def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = 
         heads = head_parameters(network, shape.num_classes)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in heads)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        fix = "set model.freeze_backbone=false, or end with nn.Linear or nn.Conv2d with one output per class"
+        raise ModelError(
+            f"model.name {model.name}: expected parameters to train, got none; "
+            f"{fix if model.freeze_backbone else 'add some, or have them require a gradient'}"
+        )
     return network
 
 
@@ -212,6 +218,12 @@ def _check_own(network: nn.Module, model: ModelConfig, shape: InputShape) -> Non
         problem = user_code_line(error) or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}; correct the code"
         raise ModelError(f"model.name {model.name}: expected a network for {what} of shape {taken}, got {problem}") from error
     network.train()
+    for name, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(
+                f"model.name {model.name}: expected tensors in its state, which is saved, got a {type(value).__name__} in "
+                f"{name!r}; keep it in a buffer (register_buffer)"
+            )
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, shape.num_classes):
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
         place = place_of(load_user_code(model.name, "model", "model.name"))

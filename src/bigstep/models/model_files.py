@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from bigstep.models.building import InputShape, build_network
 from bigstep.models.classifier import Classifier
 from bigstep.models.ensemble import Ensemble
 from bigstep.models.starting_weights import read_tensors
+from bigstep.models.tensor_files import save_tensors
 from bigstep.tasks.registry import task_of
 from bigstep.tasks.targets import CLASSIFICATION, REGRESSION, targets_of
 from bigstep.tasks.task import Task
@@ -119,8 +119,7 @@ def save_model(weights: dict[str, Tensor], card: ModelCard, folder: Path) -> Mod
         The card with the hash of the weights' file.
     """
     with whole_file(folder / "model.safetensors") as beside:
-        # no metadata: safetensors writes several keys in an order that differs from process to process
-        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, beside)
+        save_tensors(weights, beside)
         digest = sha256(beside)
     whole = ModelCard(**{**asdict(card), "weights_sha256": digest})
     written = {name: value for name, value in asdict(whole).items() if name not in LATER or value != LATER[name]}

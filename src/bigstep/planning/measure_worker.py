@@ -34,7 +34,7 @@ from bigstep.training.out_of_memory_guard import MemoryExhaustedError
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.transaction import apply_update
 
-__all__ = ["build_measured_training", "main", "read_request"]
+__all__ = ["build_measured_training", "made_up_batch", "main", "measured_step", "read_request"]
 
 STEP_SECONDS = 0.4  # of each measured step, by its number of micro-batches
 COARSE_SECONDS = 0.1  # the same for ``auto``, whose time is short
@@ -68,7 +68,7 @@ def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
     base = resident_bytes()
     state = build_measured_training(request, train)
     effective = int(train.effective_batch_size or 1)
-    images, labels = _batch(request, effective)
+    images, labels = made_up_batch(request, effective)
     take_step(state, train, images[:2], labels[:2])
     update_seconds = _seconds(lambda: apply_update(state), 3)
     _write({"update_seconds": update_seconds})
@@ -80,9 +80,9 @@ def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
     def measure(size: int) -> SizeMeasurement:
         state.accumulator.micro_batch_size = size
         restart_peak_memory(state.classifier.mean.device)
-        first = _seconds(lambda: _step(state, train, images[:size], labels[:size], size), 1)
+        first = _seconds(lambda: measured_step(state, train, images[:size], labels[:size], size), 1)
         count = min(max(1, int(STEP_SECONDS / first)) * size, effective)
-        elapsed = _seconds(lambda: _step(state, train, images[:count], labels[:count], size), 3)
+        elapsed = _seconds(lambda: measured_step(state, train, images[:count], labels[:count], size), 3)
         rate = count / max(elapsed - update_seconds, 1e-9)
         return SizeMeasurement(size, rate, _grown(state, base), prediction.at(size))
 
@@ -95,7 +95,7 @@ def _climb(request: MeasurementRequest, train: TrainConfig) -> None:
 def _measure_coarsely(request: MeasurementRequest, train: TrainConfig) -> None:
     """Measure a few sizes in each memory format; what they need is known from the prediction, and not measured here."""
     effective = int(train.effective_batch_size or 1)
-    images, labels = _batch(request, min(effective, max(request.sizes[-1], MOST * request.sizes[0])))
+    images, labels = made_up_batch(request, min(effective, max(request.sizes[-1], MOST * request.sizes[0])))
     trainings: dict[str, tuple[TrainingState, float]] = {}
 
     def measure(memory_format: str, size: int) -> SizeMeasurement:
@@ -106,10 +106,10 @@ def _measure_coarsely(request: MeasurementRequest, train: TrainConfig) -> None:
             trainings[memory_format] = state, _seconds(lambda: apply_update(state), 3)
         state, update_seconds = trainings[memory_format]
         state.accumulator.micro_batch_size = size
-        first = _seconds(lambda: _step(state, train, images[:size], labels[:size], size), 1)
+        first = _seconds(lambda: measured_step(state, train, images[:size], labels[:size], size), 1)
         count = min(max(2, min(MOST, int(COARSE_SECONDS / first))) * size, len(labels))
         elapsed = _seconds(
-            lambda: _step(state, train, images[:count], labels[:count], size), 3 if first < COARSE_SECONDS else 1
+            lambda: measured_step(state, train, images[:count], labels[:count], size), 3 if first < COARSE_SECONDS else 1
         )
         return SizeMeasurement(size, count / max(elapsed - update_seconds, 1e-9), 0, 0)
 
@@ -120,7 +120,7 @@ def _measure_coarsely(request: MeasurementRequest, train: TrainConfig) -> None:
 def _measure_compiled(request: MeasurementRequest, train: TrainConfig) -> None:
     """Measure one size compiled and not, in turns, so that another process slows both."""
     (size,), effective = request.sizes, int(train.effective_batch_size or 1)
-    images, labels = _batch(request, max(1, min(MOST, effective // size)) * size)
+    images, labels = made_up_batch(request, max(1, min(MOST, effective // size)) * size)
     plain, compiled = (build_measured_training(replace(request, compiled=item), train) for item in (False, True))
     started = time.perf_counter()
     try:
@@ -132,17 +132,18 @@ def _measure_compiled(request: MeasurementRequest, train: TrainConfig) -> None:
         return
     compile_seconds = time.perf_counter() - started
     for state in (plain, compiled):
-        _step(state, train, images, labels, size)
+        measured_step(state, train, images, labels, size)
 
     def seconds(state: TrainingState) -> float:
-        return _seconds(lambda: _step(state, train, images, labels, size), 1)
+        return _seconds(lambda: measured_step(state, train, images, labels, size), 1)
 
     rounds = [(seconds(plain), seconds(compiled)) for _ in range(ROUNDS)]
     ratio = min(first for first, _ in rounds) / min(second for _, second in rounds)
     _write({"ratio": ratio, "compile_seconds": compile_seconds})
 
 
-def _batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def made_up_batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images, or zeros in place of other samples, and random targets."""
     generator = torch.Generator().manual_seed(0)
     data = request.data
     shape = (count, data.size, data.size, data.channels)  # as stored
@@ -156,7 +157,12 @@ def _batch(request: MeasurementRequest, count: int) -> tuple[torch.Tensor, torch
     return images, labels.byte() if data.task == MULTILABEL else labels.double()
 
 
-def _step(state: TrainingState, train: TrainConfig, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+def measured_step(state: TrainingState, train: TrainConfig, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+    """Attempt a step in micro-batches of ``size``.
+
+    Raises:
+        OutOfMemoryError: one of them does not fit.
+    """
     take_step(state, train, images, labels)
     if state.accumulator.micro_batch_size != size:
         raise OutOfMemoryError(f"a micro-batch of {size} does not fit")

@@ -14,6 +14,7 @@ from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
 from bigstep.memory.prediction import MemoryPrediction
 from bigstep.models.building import InputShape
+from bigstep.models.classifier import Classifier
 from bigstep.models.model_files import build_classifier
 from bigstep.planning.plan import plan_folder
 from bigstep.planning.training_memory import predict_training
@@ -29,6 +30,7 @@ __all__ = [
     "check_budget",
     "largest_fitting",
     "predict",
+    "room_to_compute",
 ]
 
 RESIDENT_PER_TENSOR_BYTE = 1.15  # oneDNN's own buffers, and what the allocator keeps
@@ -55,21 +57,30 @@ def predict(project: ProjectPaths, params: Params, store: Store, batch: BatchSiz
 
 
 def _predict(params: Params, store: Store, batch: BatchSizes, *, is_shared: bool) -> MemoryPrediction:
+    classifier = _build(params, store)
+    found = predict_training(classifier, params.train, InputShape.of(store.manifest).tensor_shape, batch)
+    if not is_shared:
+        return found
+    flat = _vector_bytes(params, classifier)
+    return replace(found, peak_bytes=found.peak_bytes + flat, fixed_bytes=found.fixed_bytes + flat)
+
+
+def _build(params: Params, store: Store) -> Classifier:
     manifest = store.manifest
     with torch.random.fork_rng(devices=[]):
-        classifier = build_classifier(
+        return build_classifier(
             params.model,
             InputShape.of(manifest),
             mean=manifest.mean,
             std=manifest.std,
             activation_checkpointing=params.hardware.activation_checkpointing,
         )
-    found = predict_training(classifier, params.train, InputShape.of(manifest).tensor_shape, batch)
-    if not is_shared:
-        return found
-    width = 8 if params.train.precision == "float64" else 4  # bytes, of one vector of all gradients
-    flat = width * sum(parameter.numel() for parameter in classifier.parameters())
-    return replace(found, peak_bytes=found.peak_bytes + flat, fixed_bytes=found.fixed_bytes + flat)
+
+
+def _vector_bytes(params: Params, classifier: Classifier) -> int:
+    """Return the bytes of the vector of all gradients that each of several processes adds up."""
+    width = 8 if params.train.precision == "float64" else 4
+    return width * sum(parameter.numel() for parameter in classifier.parameters())
 
 
 def bytes_over_budget(params: Params, predicted: MemoryPrediction, resident: int) -> int:
@@ -123,3 +134,14 @@ def available_bytes(hardware: HardwareConfig, resident: int) -> int | None:
     if budget is None or choose_device(hardware).type == "cuda":
         return budget
     return budget // (1 if hardware.processes == "auto" else hardware.processes) - resident - OVERHEAD_BYTES
+
+
+def room_to_compute(params: Params, store: Store, resident: int) -> int | None:
+    """Return the bytes of :func:`available_bytes` that remain for what was measured in one process.
+
+    Each of several processes holds one more vector of all gradients.
+    """
+    room = available_bytes(params.hardware, resident)
+    if room is None or count_processes(params) == 1:
+        return room
+    return room - _vector_bytes(params, _build(params, store))

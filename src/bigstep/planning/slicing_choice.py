@@ -9,7 +9,14 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
 from bigstep.planning.automatic_plan import measured_choice
-from bigstep.planning.memory_budget import available_bytes, bytes_over_budget, check_budget, largest_fitting, predict
+from bigstep.planning.memory_budget import (
+    available_bytes,
+    bytes_over_budget,
+    check_budget,
+    largest_fitting,
+    predict,
+    room_to_compute,
+)
 from bigstep.planning.work import is_small_training
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import possible_formats
@@ -127,7 +134,7 @@ class _Choice:
         if not self.always_measured and is_small_training(self.project, self.params, self.store):
             return self.fitting(UNMEASURED_MICRO_BATCH), formats[0]
         largest = self.largest() if self.size_is_open else self.params.batch.micro_batch_size
-        room = available_bytes(self.params.hardware, self.resident)
+        room = room_to_compute(self.params, self.store, self.resident)
         chosen = measured_choice(self.project, self.params, self.store, largest, room, size_is_open=self.size_is_open)
         if chosen is None:
             return self.fitting(UNMEASURED_MICRO_BATCH), formats[0]

@@ -105,7 +105,7 @@ def _shown_rows(table: PageTable) -> Sequence[tuple[str, ...]]:
 def _limits(tested: PartResult, task: str) -> list[str]:
     """Return what the scores do not show, as far as it can be counted."""
     found = [markdown_text(tested.weakest)] if tested.weakest else []
-    if "accuracy" in tested.totals:
+    if task == CLASSIFICATION:  # elsewhere a metric of the project's own may have the name
         low, high = _interval(tested.totals["accuracy"], tested.num_samples)
         found.append(f"The 95 % interval of the accuracy, for {tested.num_samples:,} test samples, is {low:.4f} to {high:.4f}.")
     rare = [row[0] for row in tested.table.rows if task != REGRESSION and int(row[-1]) < FEW_SAMPLES]

@@ -37,7 +37,8 @@ class Axis:
             low, high = (low / 2, high * 2) if (padded and high / low < 2) or low == high else (low, high)
             return cls(low, high, start, end, log, _log_ticks(low, high, count))
         if low == high:
-            low, high = low - (0.5 if low else 0.0), high + 0.5
+            room = max(0.5, 1e-9 * abs(low))  # 0.5 is nothing beside a large number
+            low, high = low - (room if low else 0.0), high + room
         step = _step((high - low) / count, whole=whole)
         if padded:
             low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from bigstep.atomic_files import read_json, read_record, sha256, sync, write_json
 from bigstep.errors import CheckpointError
+from bigstep.models.tensor_files import save_tensors
 from bigstep.training.snapshot import Snapshot
 
 __all__ = ["Commit", "check_folder", "clear_checkpoints", "latest_values", "load_latest", "read_commit", "save_checkpoint"]
@@ -156,8 +157,7 @@ def _name(step: int) -> str:
 
 
 def _fill(folder: Path, snapshot: Snapshot, versions: Mapping[str, str]) -> None:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in sorted(snapshot.tensors.items())}
-    safetensors.torch.save_file(tensors, folder / TENSORS)
+    save_tensors(snapshot.tensors, folder / TENSORS)
     (folder / VALUES).write_text(json.dumps(dict(snapshot.values)), encoding="utf-8")
     files = {}
     for name in (TENSORS, VALUES):

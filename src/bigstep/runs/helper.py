@@ -23,9 +23,9 @@ from bigstep.data.store import Store
 from bigstep.errors import DivergedError, ExitCode, OtherProcessError, UserError
 from bigstep.runs.checkpoint_files import load_latest
 from bigstep.runs.marked_batches import open_batches
-from bigstep.runs.process_group import join_group, leave_group
 from bigstep.runtime.device import choose_device
 from bigstep.runtime.environment import guard_libraries
+from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.shares import check_same_start
@@ -78,7 +78,7 @@ def main() -> int:
     except OtherProcessError:
         return ExitCode.FAILED
     except RuntimeError as error:
-        if "gloo/transport" not in str(error):  # else another process has ended, and the first one finds out which
+        if not is_lost_connection(error):  # else another process has ended, and the first one finds out which
             traceback.print_exc()
         return ExitCode.FAILED
     return ExitCode.OK

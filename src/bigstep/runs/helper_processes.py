@@ -23,10 +23,10 @@ from bigstep.errors import OtherProcessError, ProjectError, UserError
 from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
-from bigstep.runs.process_group import join_group, leave_group
 from bigstep.runs.training_run import TrainingJob
 from bigstep.runtime.child_process import die_with_parent, start_module
 from bigstep.runtime.device import choose_device, count_processes
+from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.runtime.stop_signals import Signals
 
 __all__ = ["helper_request", "training_group"]
@@ -76,8 +76,9 @@ def training_group(request: HelperRequest, signals: Signals) -> Iterator[Any]:
                 yield group
             finally:
                 leave_group()
-        except (OtherProcessError, RuntimeError):
-            problem = helpers.problem()
+        except (OtherProcessError, RuntimeError) as error:  # one of this process has ended the helpers, and not they it
+            is_theirs = isinstance(error, OtherProcessError) or is_lost_connection(error)
+            problem = helpers.problem() if is_theirs else None
             if problem is None:
                 raise
             raise problem from None

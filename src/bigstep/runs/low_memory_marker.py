@@ -8,9 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
-
-from torch import Tensor
+from typing import Any, final
 
 from bigstep.atomic_files import read_record, write_json
 from bigstep.runtime.device import headroom_bytes
@@ -54,7 +52,7 @@ class LowMemoryMarker:
         self.micro_batch_size = micro_batch_size
         self._marked: int | None = None
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield the batches of an epoch, from the batch ``start`` on."""
         for batch in self.batches.epoch(epoch, start):
             self._update()

@@ -126,7 +126,7 @@ class MetricLog:
         left = self._left_seconds(number * self.steps_per_epoch)
         console.print(
             f"epoch {number}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
-            f"{self._score} {record.validation.score:.4f}{' *' if record.is_best else '  '}  "
+            f"{self._score} {record.validation.score:.4f}{' best' if record.is_best else '     '}  "
             f"{shown['images_per_second']:,.0f} samples/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
             f"left {format_seconds(left)}"
         )

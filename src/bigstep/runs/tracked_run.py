@@ -11,7 +11,8 @@ from bigstep.errors import ProjectError
 from bigstep.runtime.process_identity import process_name
 from bigstep.runtime.stop_signals import StopRequestedError
 from bigstep.tracking.dead_runs import PROCESS
-from bigstep.tracking.spool import Spool, spool_lock, unfinished_spools
+from bigstep.tracking.delivery_process import Delivery
+from bigstep.tracking.spool import Spool, SpoolReader, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric
@@ -44,7 +45,7 @@ def tracked_run(
     tags: Mapping[str, str],
     given: str | None = None,
     wait_seconds: float = FIRST_ROUND,
-    expects_model: bool = False,
+    delivery: Callable[[SpoolReader], Delivery] = SpoolDelivery,
 ) -> Iterator[TrackedRun]:
     """Track a run through the spool in ``folder``; it ends FINISHED, FAILED or KILLED with the block.
 
@@ -56,7 +57,7 @@ def tracked_run(
         tags: to set.
         given: a run to write to instead of the spool's own.
         wait_seconds: at most, for the run to start. Whatever is logged meanwhile is on disk and arrives when MLflow answers.
-        expects_model: whether a model will be logged.
+        delivery: what sends the spool to MLflow.
 
     Raises:
         ProjectError: another process writes to this run.
@@ -70,7 +71,7 @@ def tracked_run(
             tracker.continue_run(given)
         tracker.log_params(params)
         tracker.set_tags({**tags, PROCESS: process_name()})
-        courier = SpoolDelivery(spool, expects_model=expects_model)
+        courier = delivery(spool)
         courier.start(wait_seconds)
         tracked = TrackedRun(tracker, run_id=lambda: spool.sent.run_id)
         try:
@@ -137,7 +138,7 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
     return done
 
 
-def _drain(courier: SpoolDelivery) -> bool:
+def _drain(courier: Delivery) -> bool:
     if courier.flush():
         return True
     console.print(

@@ -1,8 +1,9 @@
 """The MLflow run of a stage's attempt."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
@@ -10,9 +11,11 @@ from bigstep.project.attempts import note_run, read_attempt
 from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.stages.stage_runner import Stage
 from bigstep.tracking.database import tracking_uri
+from bigstep.tracking.delivery_process import Delivery, ProcessDelivery
 from bigstep.tracking.given_run import given_run, pointing_run
 from bigstep.tracking.mlflow_tracker import git_tags
-from bigstep.tracking.spool import prune_spools
+from bigstep.tracking.spool import SpoolReader, prune_spools
+from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 
 __all__ = ["run_title", "stage_run"]
@@ -46,7 +49,7 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
         tags=tags,
         given=given,
         wait_seconds=0,
-        expects_model=stage.name == "train",
+        delivery=_delivery(stage),
     ) as tracked:
         if pointing is not None:
             tracked.tracker.point_from(pointing)
@@ -57,3 +60,9 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
         if stage.name == "evaluate":
             shutil.rmtree(folder / "files", ignore_errors=True)
             prune_spools(stage.project.spools)
+
+
+def _delivery(stage: Stage) -> Callable[[SpoolReader], Delivery]:
+    if stage.delivery is not None:
+        return partial(ProcessDelivery, process=stage.delivery)
+    return partial(SpoolDelivery, expects_model=stage.name == "train")

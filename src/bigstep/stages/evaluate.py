@@ -31,6 +31,7 @@ from bigstep.runtime.device import choose_device, set_threads
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
+from bigstep.tracking.delivery_process import DeliveryProcess
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import DatasetRecord
@@ -41,9 +42,9 @@ PAGE, CARD = "report.html", "card.md"
 BATCH = 256  # samples of a forward pass
 
 
-def main(started: float | None = None) -> int:
-    """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
-    return run_stage("evaluate", evaluate, started)
+def main(started: float | None = None, delivery: DeliveryProcess | None = None) -> int:
+    """Run the stage in the current folder; the arguments are those of :func:`run_stage`."""
+    return run_stage("evaluate", evaluate, started, delivery)
 
 
 def evaluate(stage: Stage) -> None:

@@ -52,7 +52,9 @@ def _report(manifest: Manifest, num_repeated: int, folder: Path) -> None:
     shape = " x ".join(map(str, manifest.stored_shape))
     console.print(f"{short_source(manifest.source)}: {counts} {samples} {shape}, {outputs}")
     if manifest.num_refused:
-        console.print(f"{manifest.num_refused:,} files skipped, listed in {folder / 'skipped.csv'}:")
+        console.print(
+            f"{manifest.num_refused:,} file{'s' * (manifest.num_refused != 1)} skipped, listed in {folder / 'skipped.csv'}:"
+        )
         for reason, count in manifest.refused.items():
             console.print(f"  {count:,} {reason}")
     if num_repeated:

@@ -23,6 +23,7 @@ from bigstep.project.stage_inputs import StageInputs, check_earlier_stages, read
 from bigstep.runtime.environment import DVC_EXPERIMENT, DVC_STAGE, EXIT_FILE, INPUTS, guard_libraries, is_set, read_variable
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
+from bigstep.tracking.delivery_process import DeliveryProcess
 from bigstep.user_code import user_code_line
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
@@ -43,6 +44,8 @@ class Stage:
     """The signals that the process receives."""
     inputs: StageInputs
     """What was on disk when it started."""
+    delivery: DeliveryProcess | None = None
+    """That sends the run to MLflow; None has a thread of this process do it."""
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -50,13 +53,16 @@ class Stage:
         return flatten(self.params)
 
 
-def run_stage(name: str, body: Callable[[Stage], None], started: float | None = None) -> int:
+def run_stage(
+    name: str, body: Callable[[Stage], None], started: float | None = None, delivery: DeliveryProcess | None = None
+) -> int:
     """Run a stage in the current folder.
 
     Args:
         name: of the stage in dvc.yaml.
         body: what it does.
         started: ``time.time()`` before this code was imported; code written since then is refused.
+        delivery: sends the run to MLflow, and is ended here; None has a thread of this process do it.
 
     Returns:
         The exit code: 0, that of a user's error (2 for most), or 143 and 130 after SIGTERM and SIGINT.
@@ -67,7 +73,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
     try:
         with signals.watched():
             exit_with_parent(signals)
-            stage = _open(name, signals)
+            stage = _open(name, signals, delivery)
             stage.inputs.check_code(time.time() if started is None else started)
             with writer_lock(stage.project.attempts / f"{stage.key}.lock"):
                 begin_stage(stage.project.attempts, stage.key, name, is_recorded=_is_recorded(stage))
@@ -86,6 +92,9 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
         if line is None:
             raise
         return report_user_error(UserError(line))
+    finally:
+        if delivery is not None:
+            delivery.close()
     return 0
 
 
@@ -131,7 +140,7 @@ def _leave_code(code: int) -> int:
     return code
 
 
-def _open(name: str, signals: Signals) -> Stage:
+def _open(name: str, signals: Signals, delivery: DeliveryProcess | None) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)
@@ -147,4 +156,4 @@ def _open(name: str, signals: Signals) -> Stage:
         check_followed_by_dvc(params)
     project = find_project(Path.cwd())
     key = find_key(project.attempts, learning_values(params), read_variable(DVC_EXPERIMENT))
-    return Stage(name, paths, project, params, key, signals, inputs)
+    return Stage(name, paths, project, params, key, signals, inputs, delivery)

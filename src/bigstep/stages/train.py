@@ -21,6 +21,7 @@ from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.stages.train_outputs import dataset_record, log_results, log_slicing, write_results
 from bigstep.step.noise_scale import advise
+from bigstep.tracking.delivery_process import DeliveryProcess
 from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance, check_slice_invariance
 from bigstep.training.places import layer_place
@@ -30,9 +31,9 @@ from bigstep.training.state import TrainingState
 __all__ = ["main", "train"]
 
 
-def main(started: float | None = None) -> int:
-    """Run the stage in the current folder; ``started`` as for :func:`run_stage`."""
-    return run_stage("train", train, started)
+def main(started: float | None = None, delivery: DeliveryProcess | None = None) -> int:
+    """Run the stage in the current folder; the arguments are those of :func:`run_stage`."""
+    return run_stage("train", train, started, delivery)
 
 
 def train(stage: Stage) -> None:

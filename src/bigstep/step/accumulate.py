@@ -135,8 +135,8 @@ class Accumulator:
             positions: of the samples in the effective batch, shape ``(N,)``, for one process among several; None: 0 to N - 1,
                 with a group from the end of the samples of the process before.
             weight: what the sum of losses is divided by; None: the weight of ``targets``, with a group of all of them, which
-                costs one more exchange. With DistributedDataParallel, which averages gradients, the weight of the whole
-                effective batch over the number of processes.
+                costs one more exchange (not for a callable loss with ``sizes``). With DistributedDataParallel, which averages
+                gradients, the weight of the whole effective batch over the number of processes.
             sizes: with a group, the number of samples of each process; needed with ``weight`` and without ``positions``.
 
         Raises:
@@ -169,16 +169,21 @@ class Accumulator:
         divisor = float(total) if weight is None else weight
         return self._run(parts, divisor, step, self._end(weight), attempts=2)
 
-    def fail(self, problem: BaseException) -> NoReturn:
+    def fail(self, problem: BaseException, *, weight: float | None = None, sizes: Sequence[int] | None = None) -> NoReturn:
         """Raise ``problem`` here, and :class:`bigstep.errors.OtherProcessError` in the other processes of the group.
 
-        To be called instead of :meth:`backward` without ``weight``, where the samples of this process could not be prepared:
-        the same is exchanged, so that no process is left waiting.
+        To be called instead of :meth:`backward`, where the samples of this process could not be prepared: the same is
+        exchanged, so that no process is left waiting.
+
+        Args:
+            problem: what went wrong.
+            weight: as the other processes give it to :meth:`backward`.
+            sizes: the same.
         """
         if self._processes is not None:
             device, nothing = self._runner.device, (None, None, ())
             share = open_share(
-                self._processes, self._settings, device, nothing, weight=None, positions=None, sizes=None, problem=problem
+                self._processes, self._settings, device, nothing, weight=weight, positions=None, sizes=sizes, problem=problem
             )
             self._run(
                 partial(share.parts, 1), share.divisor, None, self._end(share.weight, lambda: share.own_weight), attempts=1

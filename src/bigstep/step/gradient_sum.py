@@ -72,7 +72,11 @@ class GradientSum:
 
     def __enter__(self) -> "GradientSum":
         parameters, self._parameters = self._parameters, []
-        self.cover(parameters)
+        try:
+            self.cover(parameters)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)  # some are set aside already
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

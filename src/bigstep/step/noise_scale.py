@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = ["NoiseSample", "NoiseScale", "NoiseSummary", "advise"]
 
 FAR = 3.0  # times the noise scale, above or below
+VAGUE = 1.0  # relative standard error beyond which the value says nothing
 LEAST_RATIO = 1.1  # of the effective batch to its first micro-batch, in what they are worth: below it the estimate is noise
 
 
@@ -133,7 +134,7 @@ def advise(summary: NoiseSummary | None, effective_batch_size: int, accumulation
     """
     if accumulation_steps == 1:
         return "The noise scale needs at least two micro-batches a step, and there was one: nothing was accumulated."
-    if summary is None:
+    if summary is None or summary.relative_error > VAGUE:
         return "The noise scale could not be estimated from these steps; train longer, or measure every micro-batch."
     scale, ratio = summary.noise_scale, effective_batch_size / summary.noise_scale
     found = (

@@ -54,20 +54,21 @@ def open_share(
     sizes: Sequence[int] | None,
     problem: BaseException | None = None,
 ) -> ProcessShare:
-    """Look at the own samples; without a weight the processes exchange what they have, in one sum.
+    """Look at the own samples; the processes exchange what they have, in one sum, unless it is given.
 
     Args:
         processes: of the group.
         settings: of the accumulator.
         device: of the model.
         batch: inputs (None: no sample), targets, and the inputs that all samples share.
-        weight: of the whole effective batch.
+        weight: of the whole effective batch; a callable loss, which does not say it beforehand, needs ``sizes`` only.
         positions: of the own samples.
         sizes: number of samples of each process.
         problem: an error that left this process without its samples.
     """
     loss = settings.loss
     structure, count, own = None, 0, 0.0 if isinstance(loss, Loss) else None
+    given: tuple[int, ...] = ()
     try:
         check_model(settings.model, settings.statistics)
         structure = None if batch[0] is None else BatchStructure(*batch)
@@ -75,13 +76,16 @@ def open_share(
         structure = structure if count else None
         if structure is not None and isinstance(loss, Loss):
             own = loss.weight(batch[1])
+        given = () if sizes is None else tuple(map(int, sizes))
+        if positions is not None and len(positions) != count:
+            raise ValueError(f"positions: expected one for each of {count} samples, got {len(positions)}; give as many")
     except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
         problem = problem or error
-    if weight is None:
+    if weight is None and (isinstance(loss, Loss) or sizes is None):
         found = processes.announce(count, own or 0.0, device)
         weight = None if own is None else found.weight
     else:
-        found = Announcement(tuple(sizes or ()), weight)
+        found = Announcement(given, weight or 0.0)
     problem = problem or _check(found, processes, count, positions)
     begin = found.begin(processes.rank)
     places = torch.arange(begin, begin + count) if positions is None else positions
@@ -90,8 +94,6 @@ def open_share(
 
 
 def _check(found: Announcement, processes: Processes, count: int, positions: Tensor | None) -> ValueError | None:
-    if positions is not None and len(positions) != count:
-        return ValueError(f"positions: expected one for each of {count} samples, got {len(positions)}; give as many")
     if positions is None and not found.sizes:
         return ValueError("positions: expected them or sizes= where weight is given, got none; give one of them")
     if found.sizes and (len(found.sizes) != processes.count or found.sizes[processes.rank] != count):

@@ -1,7 +1,7 @@
 """One step of the accumulator: checks, keyed randomness, micro-batches, and the end; all of it happens or nothing."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -70,16 +70,15 @@ class StepRunner:
                 if not self._shares:
                     raise
                 problem = error
-            with (
-                suppress(RandomCallsChangedError),
-                GradientSum(
-                    self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
-                ) as gradients,
-                settings.statistics.hold(),
-                self._state_guard.step(learns=start.first is not None),
-            ):
-                loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
+            gradients = GradientSum(
+                self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
+            )
+            loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
+            with suppress(RandomCallsChangedError), ExitStack() as stack:
                 try:
+                    stack.enter_context(gradients)  # what cannot be entered fails as a pass does: the others wait for the end
+                    stack.enter_context(settings.statistics.hold())
+                    stack.enter_context(self._state_guard.step(learns=start.first is not None))
                     _add_all(loop, start, is_last_attempt=attempt + 1 == attempts)
                 except RandomCallsChangedError:
                     raise

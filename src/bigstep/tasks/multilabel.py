@@ -47,7 +47,8 @@ class MultiLabel:
     def _weights(self, train: TrainConfig, targets: NDArray[Any]) -> Tensor | None:
         if train.class_weights == "balanced":
             positive = targets.sum(axis=0)
-            return torch.from_numpy((len(targets) - positive) / positive.clip(min=1))
+            lacking = (len(targets) - positive).clip(min=1)  # a weight of 0 would never teach a label that all samples have
+            return torch.from_numpy(lacking / positive.clip(min=1))
         return check_weights(train, len(self.names), "labels")
 
     def predict(self, outputs: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The targets of each task: how one is read, stored, counted and shown."""
 
+import functools
 import math
 from array import array
 from collections.abc import Sequence
@@ -9,10 +10,22 @@ from typing import Any, ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLASSIFICATION", "MULTILABEL", "REGRESSION", "ClassTargets", "LabelTargets", "NumberTargets", "Statistics"]
+__all__ = [
+    "CLASSIFICATION",
+    "LARGEST",
+    "MULTILABEL",
+    "REGRESSION",
+    "ROUNDING",
+    "ClassTargets",
+    "LabelTargets",
+    "NumberTargets",
+    "Statistics",
+]
 
 CLASSIFICATION, MULTILABEL, REGRESSION = "classification", "multilabel", "regression"
 BETWEEN = "|"  # labels or numbers in one cell of a table
+LARGEST = float(np.finfo(np.float32).max)  # of a number, which is learned and predicted in float32
+ROUNDING = 1e-12  # deviations below, relative to the mean, are those of one and the same number
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -25,10 +38,14 @@ class ClassTargets:
     task: ClassVar[str] = CLASSIFICATION
     counts_samples: ClassVar[bool] = True
 
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
     def read(self, value: Any) -> int:
         """Accept the name of a class, or its index."""
-        if isinstance(value, str) and value in self.names:
-            return self.names.index(value)
+        if isinstance(value, str) and value in self._places:
+            return self._places[value]
         number = np.asarray(value)
         if number.ndim == 0 and number.dtype.kind in "iu" and 0 <= int(number) < len(self.names):
             return int(number)
@@ -75,12 +92,16 @@ class LabelTargets:
     task: ClassVar[str] = MULTILABEL
     counts_samples: ClassVar[bool] = True
 
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
     def read(self, value: Any) -> NDArray[np.uint8]:
         """Accept a list of names, or 0 or 1 for each label."""
         listed = list(value) if isinstance(value, list | tuple | set | frozenset) else None
-        if listed is not None and all(isinstance(item, str) and item in self.names for item in listed):
+        if listed is not None and all(isinstance(item, str) and item in self._places for item in listed):
             found = np.zeros(len(self.names), np.uint8)
-            found[[self.names.index(name) for name in listed]] = 1
+            found[[self._places[name] for name in listed]] = 1
             return found
         numbers = None if isinstance(value, set | frozenset) else np.asarray(value)
         is_vector = numbers is not None and numbers.shape == (len(self.names),) and numbers.dtype.kind in "biuf"
@@ -136,10 +157,12 @@ class NumberTargets:
     def read(self, value: Any) -> NDArray[np.float64]:
         """Accept a number, or one for each name."""
         numbers = np.atleast_1d(np.asarray(None if isinstance(value, str) else value))
-        if numbers.shape == (len(self.names),) and numbers.dtype.kind in "biuf" and np.isfinite(numbers).all():
-            return numbers.astype(np.float64)
+        if numbers.shape == (len(self.names),) and numbers.dtype.kind in "biuf":
+            wide = numbers.astype(np.float64)
+            if (np.abs(wide) <= LARGEST).all():
+                return wide
         count = "a finite number" if len(self.names) == 1 else f"{len(self.names)} finite numbers"
-        raise ValueError(f"a target: expected {count} ({_listed(self.names)}), got {value!r}")
+        raise ValueError(f"a target: expected {count} of at most {LARGEST:.2g} ({_listed(self.names)}), got {value!r}")
 
     def buffer(self) -> "array[float]":
         """Return an empty array of float64."""
@@ -174,7 +197,9 @@ class NumberTargets:
         count = max(len(stored), 1)
         means = [math.fsum(column) / count for column in stored.T]
         spreads = [math.sqrt(math.fsum((column - mean) ** 2) / count) for column, mean in zip(stored.T, means, strict=True)]
-        return tuple(means), tuple(spread if spread > 0 else 1.0 for spread in spreads)
+        return tuple(means), tuple(
+            spread if spread > ROUNDING * abs(mean) else 1.0 for mean, spread in zip(means, spreads, strict=True)
+        )
 
 
 def _check_array(stored: NDArray[Any], kind: type, shape: tuple[int, ...]) -> None:

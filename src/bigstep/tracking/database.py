@@ -4,7 +4,7 @@ import logging
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,16 +127,23 @@ def _holds_work(path: Path) -> bool:
         return True
 
 
-def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
-    """Return the id of the experiment ``name``, which is created at first; artifacts lie beside an SQLite database."""
+def open_experiment(client: "MlflowClient", uri: str, name: str, tags: Mapping[str, str] | None = None) -> str:
+    """Return the id of the experiment ``name``, which is created at first; artifacts lie beside an SQLite database.
+
+    Args:
+        client: of the store.
+        uri: of the store.
+        name: of the experiment.
+        tags: of a new experiment.
+    """
     with _alone(uri):
         found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlruns").as_uri()
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(name, artifact_location=location, tags={**kind, **(tags or {})}))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.tracking.database import open_client, open_experiment
 from bigstep.tracking.mlflow_internals import known_packages
+from bigstep.tracking.runs_view import saved_view
 from bigstep.tracking.sealing import seal_source
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite, split_params
 
@@ -39,7 +40,7 @@ def open_run(
     """
     client = open_client(uri)
     if run_id is None or not _exists(client, run_id):
-        experiment_id = open_experiment(client, uri, experiment)
+        experiment_id = open_experiment(client, uri, experiment, saved_view())
         known = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1) if key else []
         tags = {**_origin(), **({KEY_TAG: key} if key else {})}
         run = known[0] if known else client.create_run(experiment_id, tags=tags, run_name=name)

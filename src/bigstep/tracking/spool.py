@@ -33,6 +33,7 @@ __all__ = [
     "Origin",
     "Sent",
     "Spool",
+    "SpoolReader",
     "delivered_spools",
     "end_status",
     "is_complete",
@@ -63,17 +64,13 @@ class Origin:
     key: str
 
 
-@final
-class Spool:
-    """The journal of one attempt; one process at a time has it open."""
+class SpoolReader:
+    """The journal of one attempt, to deliver: what another process adds meanwhile is seen too."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or create the journal in ``folder``; what a kill left half is cut off."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Read the journal in ``folder``."""
         self.folder = folder
         self.path = folder / "journal.jsonl"
-        self._file = self.path.open("ab")
-        self._truncate_torn_tail()
 
     @property
     def sent(self) -> Sent:
@@ -96,16 +93,6 @@ class Spool:
         except (OSError, ValueError):
             return None
 
-    def begin(self, uri: str, experiment: str) -> None:
-        """Set the store that the journal is for; if it changed, everything is sent again."""
-        known = self.origin
-        if known is None or (known.uri, known.experiment) != (uri, experiment):
-            write_json(
-                asdict(Origin(uri, experiment, uuid.uuid4().hex if known is None else known.key)), self.folder / "origin.json"
-            )
-            if known is not None and known.uri != uri:
-                self.sent = Sent()
-
     @property
     def refused(self) -> Path:
         """Where entries are kept that the server refused."""
@@ -120,12 +107,6 @@ class Spool:
         """Return the newest entry."""
         whole = (line for line, _ in last_lines(self.path) if line.endswith(b"\n"))
         return next((entry for entry in map(read_entry, whole) if entry is not None), None)
-
-    def append(self, entry: Mapping[str, Any]) -> int:
-        """Write one entry, and return the offset after it."""
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
-        return os.fstat(self._file.fileno()).st_size
 
     def entries(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield each whole entry from ``offset`` on, and the offset after it; a damaged line is skipped."""
@@ -158,6 +139,34 @@ class Spool:
     def is_delivered(self) -> bool:
         """Return whether everything was sent to the run."""
         return self.sent.offset >= self.path.stat().st_size
+
+
+@final
+class Spool(SpoolReader):
+    """The journal of one attempt; one process at a time has it open."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create the journal in ``folder``; what a kill left half is cut off."""
+        super().__init__(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        self._truncate_torn_tail()
+
+    def begin(self, uri: str, experiment: str) -> None:
+        """Set the store that the journal is for; if it changed, everything is sent again."""
+        known = self.origin
+        if known is None or (known.uri, known.experiment) != (uri, experiment):
+            write_json(
+                asdict(Origin(uri, experiment, uuid.uuid4().hex if known is None else known.key)), self.folder / "origin.json"
+            )
+            if known is not None and known.uri != uri:
+                self.sent = Sent()
+
+    def append(self, entry: Mapping[str, Any]) -> int:
+        """Write one entry, and return the offset after it."""
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        return os.fstat(self._file.fileno()).st_size
 
     def sync(self) -> None:
         """Wait until the journal is on the disk."""

@@ -21,7 +21,7 @@ from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
 from bigstep.tracking.model_registry import describe_version, log_scores, produced_by, promote
-from bigstep.tracking.spool import Sent, Spool
+from bigstep.tracking.spool import Sent, SpoolReader
 from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, Metric, ModelPackage
 
 __all__ = ["SpoolDelivery", "deliver"]
@@ -99,7 +99,7 @@ class SpoolDelivery:
 
     def __init__(
         self,
-        spool: Spool,
+        spool: SpoolReader,
         *,
         expects_model: bool = False,
         clock: Callable[[], float] = time.monotonic,

@@ -11,6 +11,7 @@ from bigstep.config.train import TrainConfig
 from bigstep.config.yaml_files import nearest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.step.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
+from bigstep.step.precision import PRECISIONS
 from bigstep.tasks.regression import Regression, StandardizedCall, StandardizedLoss
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from bigstep.tasks.task import Task, refuse
@@ -75,12 +76,13 @@ def build_loss(train: TrainConfig, task: Task, targets: NDArray[Any] | None, dev
     (name, options), *others = named_items(train.loss)
     if others:
         raise ConfigError(f"train.loss: expected one loss, got {len(others) + 1}; write one name with its arguments")
-    loss = _own(name, options, task) if is_user_code(name) else _of_torch(name, options, task)
+    dtype = PRECISIONS[train.precision].parameter_dtype
+    loss = _own(name, options, task) if is_user_code(name) else _of_torch(name, options, task, dtype)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     if isinstance(task, Regression):
         loss = StandardizedCall(loss, task) if isinstance(loss, nn.Module) else StandardizedLoss(loss, task)
-    _try(loss, name, train, task, device)
+    _try(loss, name, train, task, torch.zeros(2, len(task.names), device=device, dtype=dtype))
     return loss
 
 
@@ -94,21 +96,26 @@ def _own(name: str, options: dict[str, Any], task: Task) -> PerSample:
     return loss
 
 
-def _of_torch(name: str, options: dict[str, Any], task: Task) -> Any:
+def _of_torch(name: str, options: dict[str, Any], task: Task, dtype: torch.dtype) -> Any:
     known = OF_TORCH[task.name]
     if name not in known:
         raise ConfigError(
             f"train.loss: expected a loss for targets of {task.name}, or your own as custom/model/file.py:name, got {name!r}; "
             f"{nearest(name, known)}"
         )
-    values = {key: torch.tensor(value) if isinstance(value, list | tuple) else value for key, value in options.items()}
     try:
+        values = {key: _as_weights(value) for key, value in options.items()}
         if name in OURS:
             return OURS[name](**values)
-        kind = getattr(nn, name)(**values, reduction="none")
+        kind = getattr(nn, name)(**values, reduction="none").to(dtype)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.loss: {name} does not accept these arguments ({error}); fix them") from None
     return PerSample(name, _InOutputsType(kind))
+
+
+def _as_weights(value: Any) -> Any:
+    """Return a list as a tensor, whole numbers in it too; other values as they are."""
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, list | tuple) else value
 
 
 @final
@@ -123,10 +130,9 @@ class _InOutputsType(nn.Module):
         return self.loss(outputs, targets if targets.ndim == 1 else targets.to(outputs.dtype))
 
 
-def _try(loss: Any, name: str, train: TrainConfig, task: Task, device: torch.device) -> None:
+def _try(loss: Any, name: str, train: TrainConfig, task: Task, outputs: Tensor) -> None:
     """Call the loss with two samples, and where samples are mixed with mixed targets, so that what fails does so at once."""
-    count = len(task.names)
-    outputs = torch.zeros(2, count, device=device)
+    count, device = len(task.names), outputs.device
     kinds = [torch.zeros(2, dtype=torch.int64)] if task.name == CLASSIFICATION else []
     if task.name == MULTILABEL:
         kinds.append(torch.zeros(2, count, dtype=torch.uint8))

@@ -7,7 +7,7 @@ optimizer step (weight decay inside), scale update, running statistics, schedule
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
@@ -22,7 +22,7 @@ from bigstep.step.accumulate import BackwardResult
 from bigstep.step.batch_norm import BATCH_NORMS, freeze_statistics
 from bigstep.step.gradient_sum import squared_norm
 from bigstep.training.records import EpochRecord, StepRecord
-from bigstep.training.shares import is_mixing
+from bigstep.training.shares import WholeBatch, is_mixing
 from bigstep.training.state import Best, TrainingState
 from bigstep.training.transaction import apply_update, compute_gradient, rehearse
 from bigstep.training.validation import validate_state
@@ -35,8 +35,11 @@ MEASURED = 3  # micro-batches: from the second on gradients are alive, which is 
 class EpochBatches(Protocol):
     """Where effective batches come from."""
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return images and labels of each effective batch of an epoch, from the batch ``start`` on."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Return images and labels of each effective batch of an epoch, from the batch ``start`` on.
+
+        For one of several processes those of its share, and what all know of the whole batch.
+        """
         ...
 
 
@@ -53,8 +56,8 @@ def train_epochs(
     while state.epoch < train.epochs and not _out_of_patience(state, train):
         set_training_mode(state)
         start = len(state.epoch_losses)
-        for number, (images, labels) in enumerate(batches.epoch(state.epoch, start), start):
-            record = take_step(state, train, images, labels, measure_memory=number == 0)
+        for number, (images, labels, *whole) in enumerate(batches.epoch(state.epoch, start), start):
+            record = take_step(state, train, images, labels, *whole, measure_memory=number == 0)
             state.epoch_losses.append((record.loss, record.num_samples))
             yield record
             if state.num_bad_in_a_row >= train.max_nonfinite_steps:
@@ -63,11 +66,18 @@ def train_epochs(
 
 
 def take_step(
-    state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor, *, measure_memory: bool = False
+    state: TrainingState,
+    train: TrainConfig,
+    images: Tensor,
+    labels: Tensor,
+    whole: WholeBatch | None = None,
+    *,
+    measure_memory: bool = False,
 ) -> StepRecord:
     """Attempt one optimizer step over one effective batch, in smaller micro-batches where memory runs out.
 
-    With ``measure_memory`` the step's peak is left in ``state.peak_bytes``, at the cost of three micro-batches more.
+    With ``measure_memory`` the step's peak is left in ``state.peak_bytes``, at the cost of three micro-batches more. One of
+    several processes has a share, with the sample before it where they are mixed, and knows what it must of the ``whole``.
 
     Raises:
         OutOfMemoryError: it does not fit one sample at a time.
@@ -77,7 +87,9 @@ def take_step(
     if state.processes is None:
         result, norm = compute_gradient(state, partial(_gradient, state, train, images, labels))
     else:  # what follows the exchange is done once: the others would not take part again
-        result, norm = _finished(state, train, compute_gradient(state, partial(_exchanged, state, train, images, labels)))
+        known = _known(state, train, whole)
+        shared = compute_gradient(state, partial(_exchanged, state, train, images, labels, known))
+        result, norm = _finished(state, train, shared)
     learning_rate = float(state.optimizer.param_groups[0]["lr"])
     applied = result.weight > 0 and math.isfinite(norm)
     if applied:
@@ -112,16 +124,25 @@ def _gradient(state: TrainingState, train: TrainConfig, images: Tensor, labels: 
     return _finished(state, train, state.accumulator.backward(mixed, targets, step=state.step))
 
 
-def _exchanged(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> BackwardResult:
+def _known(state: TrainingState, train: TrainConfig, whole: WholeBatch | None) -> dict[str, Any]:
+    """Return what the processes need not exchange, since each knows it: the weight of all targets, and who has how many."""
+    if whole is None:
+        return {}
+    return {"weight": whole.weight(state.loss, len(state.task.names), is_mixed=is_mixing(train)), "sizes": whole.sizes}
+
+
+def _exchanged(
+    state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor, known: dict[str, Any]
+) -> BackwardResult:
     """Return the whole batch's gradient, of which this process has a share, with the sample before it where they are mixed."""
     if not len(labels):
-        return state.accumulator.backward(None, None, step=state.step)
+        return state.accumulator.backward(None, None, step=state.step, **known)
     try:
         mixed, targets = _mixed(state, train, images, labels)
     except (RuntimeError, MemoryError) as error:
-        state.accumulator.fail(error)
+        state.accumulator.fail(error, **known)
     begin = 1 if is_mixing(train) else 0
-    return state.accumulator.backward(mixed[begin:], targets[begin:], step=state.step)
+    return state.accumulator.backward(mixed[begin:], targets[begin:], step=state.step, **known)
 
 
 def _mixed(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,18 +1,21 @@
 """What one of several processes does of the whole: its samples of each effective batch, and of a part of the data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bigstep.config.train import TrainConfig
 from bigstep.errors import ProjectError
+from bigstep.step.losses import Loss
 from bigstep.step.process_group import Processes
 from bigstep.step.slicing import share_sizes, slices
 from bigstep.training.state import TrainingState
 
-__all__ = ["BatchShare", "batch_share", "check_same_start", "is_mixing", "own_part"]
+__all__ = ["BatchShare", "WholeBatch", "batch_share", "check_same_start", "is_mixing", "own_part"]
 
 
 def is_mixing(train: TrainConfig) -> bool:
@@ -28,6 +31,25 @@ def own_part(processes: Processes | None, num_samples: int) -> slice:
 
 
 @dataclass(frozen=True)
+class WholeBatch:
+    """What each of several processes knows of an effective batch, so that they need not exchange it."""
+
+    labels: Tensor
+    """Of all samples, as stored."""
+    sizes: tuple[int, ...]
+    """Number of samples of each process."""
+
+    def weight(self, loss: Any, num_classes: int, *, is_mixed: bool) -> float | None:
+        """Return the weight of all targets; None if ``loss`` is a callable, which does not say it beforehand.
+
+        Mixed targets are probabilities, or numbers of which only the count enters.
+        """
+        if not isinstance(loss, Loss):
+            return None
+        return loss.weight(torch.zeros(len(self.labels), num_classes) if is_mixed else self.labels)
+
+
+@dataclass(frozen=True)
 class BatchShare:
     """The share of one process in every effective batch."""
 
@@ -39,9 +61,13 @@ class BatchShare:
     with_previous: bool
     """Whether the sample before the own ones is needed, too."""
 
+    def sizes(self, num_samples: int) -> tuple[int, ...]:
+        """Return how many samples of an effective batch each process has."""
+        return share_sizes(num_samples, self.count, self.unit)
+
     def positions(self, num_samples: int) -> NDArray[np.int64]:
         """Return the positions of what is loaded of an effective batch; that of the sample before, if needed, is the first."""
-        part = slices(share_sizes(num_samples, self.count, self.unit))[self.rank]
+        part = slices(self.sizes(num_samples))[self.rank]
         own = np.arange(part.start, part.stop)
         if not self.with_previous or not len(own):
             return own

@@ -22,7 +22,7 @@ from bigstep.data.store import Store
 from bigstep.data.transforms import build_transforms, transform_batch
 from bigstep.errors import ConfigError, DataError
 from bigstep.training.prefetch import prefetched
-from bigstep.training.shares import BatchShare
+from bigstep.training.shares import BatchShare, WholeBatch
 
 __all__ = ["TrainingBatches"]
 
@@ -78,8 +78,11 @@ class TrainingBatches:
         """Count the effective batches of an epoch."""
         return (len(self._ids) + self.size - 1) // self.size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[ImageBatch]:
-        """Yield the batches of an epoch, counted from 0, from the batch ``start`` on."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches of an epoch, counted from 0, from the batch ``start`` on: images and labels.
+
+        With a share those of this process, and a :class:`WholeBatch`.
+        """
         order = epoch_order(len(self._ids), self.train.seed, epoch)
         batches = list(effective_batches(self._ids[order], self.size))[start:]
         if self._share is None:
@@ -87,8 +90,10 @@ class TrainingBatches:
             return
         own = [chosen[self._share.positions(len(chosen))] for chosen in batches]
         with closing(self._made([chosen for chosen in own if len(chosen)], epoch)) as made:
-            for chosen in own:
-                yield next(made) if len(chosen) else (torch.zeros(0), torch.zeros(0))
+            for chosen, mine in zip(batches, own, strict=True):
+                images, labels = next(made) if len(mine) else (torch.zeros(0), torch.zeros(0))
+                whole = WholeBatch(torch.from_numpy(np.asarray(self.store.labels[chosen])), self._share.sizes(len(chosen)))
+                yield images, labels, whole
 
     def _made(self, batches: list[NDArray[np.int64]], epoch: int) -> Generator[ImageBatch]:
         if self._loader is None:

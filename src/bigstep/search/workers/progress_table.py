@@ -17,6 +17,7 @@ from bigstep.search.trial_record import SURPLUS, TrialRecord
 __all__ = ["ProgressTable", "live_table"]
 
 SHOWN = 12  # rows of the table
+AGAIN = {"replicate": "new seed", "audit": "other slicing"}
 COLUMNS = ("trial", "learning rate", "batch", "steps x micro-batch", "value", "samples/s", "memory", "state")
 
 
@@ -49,7 +50,7 @@ class ProgressTable:
                 key = (ledger.study.study_name, trial.number)
                 if key not in self._said and TrialRecord.read(trial).failed != SURPLUS:
                     self._said.add(key)
-                    console.print(_line(trial))
+                    console.print(_line(trial, self._params.search.objectives[0]))
         if screen is not None:
             screen.update(self._table())
 
@@ -88,18 +89,18 @@ def _best(ledger: TrialQueue) -> FrozenTrial | None:
     return min(done, key=lambda trial: sort_value(value_of(trial), direction), default=None)
 
 
-def _line(trial: FrozenTrial) -> str:
+def _line(trial: FrozenTrial, objective: str) -> str:
     """Return the line of a trial that ended."""
     name, *cells, state = _cells(trial)
-    words = ("learning rate {}", "batch {}", "{}", "{}", "{} samples/s", "{}")
+    words = ("learning rate {}", "batch {}", "{}", f"{objective} {{}}", "{} samples/s", "{}")
     parts = [word.format(cell) for word, cell in zip(words, cells, strict=True) if cell]
-    return "  ".join([f"trial {name}" if name.isdigit() else name, *parts, state])
+    return "  ".join([f"trial {name}", *parts, state])
 
 
 def _cells(trial: FrozenTrial) -> tuple[str, ...]:
     """Return the cells of a trial in the table."""
     record = TrialRecord.read(trial)
-    name = str(trial.number) if record.of is None else f"{record.kind} of {record.of}"
+    name = str(trial.number) if record.of is None else f"{record.of}, {AGAIN.get(str(record.kind), record.kind)}"
     if not record.is_described:  # its worker writes them one after another
         return name, "", "", "", "", "", "", record.refused or trial.state.name.lower()
     latest = trial.intermediate_values[max(trial.intermediate_values)] if trial.intermediate_values else None

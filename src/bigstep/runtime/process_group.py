@@ -7,7 +7,7 @@ import torch
 
 from bigstep.runtime.environment import loopback_only
 
-__all__ = ["join_group", "leave_group"]
+__all__ = ["is_lost_connection", "join_group", "leave_group"]
 
 
 def join_group(folder: Path, rank: int, count: int, device: torch.device) -> Any:
@@ -31,3 +31,10 @@ def leave_group() -> None:
     import torch.distributed as dist
 
     dist.destroy_process_group()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an operation of the group failed because of another process, which has ended or does not answer."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

@@ -1,0 +1,123 @@
+"""The delivery of a spool in a process of its own, which imports MLflow on another core while this one imports torch."""
+
+import json
+import logging
+import subprocess
+import threading
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, final
+
+from bigstep.runtime.child_process import die_with_parent, start_module
+from bigstep.tracking import courier
+from bigstep.tracking.spool import SpoolReader
+
+__all__ = ["Delivery", "DeliveryProcess", "ProcessDelivery"]
+
+STALL_SECONDS = 630.0  # without an answer; the process itself gives up before
+END_SECONDS = 2.0  # that the process may take to end
+
+
+class Delivery(Protocol):
+    """Delivers one spool beside the work."""
+
+    @property
+    def problem(self) -> str | None:
+        """What kept the last entries from being delivered."""
+
+    def start(self, wait_seconds: float = 0.0) -> None:
+        """Start; waits at most ``wait_seconds`` for the first entries to be delivered."""
+
+    def flush(self, patience: float = ...) -> bool:
+        """Deliver everything; False where nothing could be delivered for ``patience`` seconds."""
+
+
+@final
+class DeliveryProcess:
+    """A process that imports what delivers a spool, and then waits for one."""
+
+    def __init__(self, *, expects_model: bool) -> None:
+        """Start the process.
+
+        Args:
+            expects_model: whether a model will be logged, so that what its export imports is imported too.
+        """
+        # it ends with this process, whatever ends it
+        self._process = start_module(courier.__name__, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
+        self._answers: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, name="bigstep-answers", daemon=True)
+        self._listener.start()
+        self.write(expects_model=expects_model)
+
+    def write(self, **values: object) -> None:
+        """Send a line; nothing happens if the process has ended."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.write(json.dumps(values) + "\n")
+            self._process.stdin.flush()
+
+    def answer(self, seconds: float) -> dict[str, Any] | None:
+        """Wait for an answer; None if the process has ended, or gives none for ``seconds``."""
+        with suppress(Empty):
+            answer = self._answers.get(timeout=seconds)
+            if answer is None:
+                self._answers.put(None)  # for the next one who asks
+            return answer
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        self._process.kill()
+        self._process.wait()
+        self._listener.join(END_SECONDS)
+        self._process.stdout.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "log" in answer:
+                logging.getLogger(answer["logger"]).log(answer["level"], "%s", answer["log"])
+            else:
+                self._answers.put(answer)
+        self._answers.put(None)
+
+
+@final
+class ProcessDelivery:
+    """The delivery of one spool by a :class:`DeliveryProcess`, and by a thread of this process if that one has ended."""
+
+    def __init__(self, spool: SpoolReader, process: DeliveryProcess) -> None:
+        """Deliver ``spool`` by ``process``."""
+        self.problem: str | None = None
+        self._spool, self._process = spool, process
+
+    def start(self, wait_seconds: float = 0.0) -> None:
+        """Start delivering; nothing is waited for."""
+        del wait_seconds
+        self._process.write(folder=str(self._spool.folder.resolve()))
+
+    def flush(self, patience: float = 20.0) -> bool:
+        """Deliver everything; False where nothing could be delivered for ``patience`` seconds."""
+        self._process.write(patience=patience)
+        answer = self._process.answer(STALL_SECONDS)
+        if answer is None:
+            return self._flush_here(patience)
+        self.problem = answer["problem"]
+        return bool(answer["done"])
+
+    def _flush_here(self, patience: float) -> bool:
+        from bigstep.tracking.spool_delivery import SpoolDelivery
+
+        self._process.close()  # two must not deliver the same spool
+        delivery = SpoolDelivery(self._spool)
+        delivery.start()
+        done = delivery.flush(patience)
+        self.problem = delivery.problem
+        return done

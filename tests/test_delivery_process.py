@@ -1,0 +1,90 @@
+"""A process that delivers a run's spool: it does what the thread does, ends with its run, and is not needed for anything."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bigstep.runs.tracked_run import tracked_run
+from bigstep.tracking.database import open_client
+from bigstep.tracking.delivery_process import DeliveryProcess, ProcessDelivery
+from bigstep.tracking.tracker import Metric
+from waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def process() -> Iterator[DeliveryProcess]:
+    process = DeliveryProcess(expects_model=False)
+    yield process
+    process.close()
+
+
+def _couriers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "bigstep.tracking.courier" in child.cmdline()]
+
+
+def _losses(uri: str, run_id: str | None) -> list[float]:
+    assert run_id is not None
+    return [item.value for item in open_client(uri).get_metric_history(run_id, "loss")]
+
+
+def test_a_run_is_delivered_while_it_lasts_and_what_was_refused_is_said_here(
+    uri: str, tmp_path: Path, process: DeliveryProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = {"params": {"a": 1}, "tags": {}, "delivery": partial(ProcessDelivery, process=process)}
+    with caplog.at_level(logging.INFO, "bigstep"), tracked_run(tmp_path / "spool", uri, "Default", **told) as tracked:
+        tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+        wait_until(lambda: tracked.run_id() and _losses(uri, tracked.run_id()) == [1.0], "nothing was delivered")
+        for number in (signal.SIGINT, signal.SIGTERM):  # as a group gets them
+            (courier,) = _couriers()
+            courier.send_signal(number)
+        tracked.tracker.set_tags({"": "a tag without a name"})
+        tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
+    assert tracked.delivered
+    assert _losses(uri, tracked.run_id()) == [1.0, 0.5]
+    assert open_client(uri).get_run(tracked.run_id()).info.status == "FINISHED"
+    assert "MLflow refused an entry (tags)" in caplog.text
+    process.close()
+    assert not _couriers()
+
+
+def test_a_killed_process_is_not_needed(uri: str, tmp_path: Path, process: DeliveryProcess) -> None:
+    told = {"params": {"a": 1}, "tags": {}, "delivery": partial(ProcessDelivery, process=process)}
+    with tracked_run(tmp_path / "spool", uri, "Default", **told) as tracked:
+        tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+        for courier in _couriers():
+            courier.kill()
+        tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
+    assert tracked.delivered
+    assert _losses(uri, tracked.run_id()) == [1.0, 0.5]
+
+
+def test_it_ends_with_the_process_that_it_delivers_for() -> None:
+    code = """
+import psutil
+from bigstep.tracking.delivery_process import DeliveryProcess
+process = DeliveryProcess(expects_model=True)
+print(*[child.pid for child in psutil.Process().children()], flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        number = int(started.stdout.readline())
+        os.kill(started.pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(number), "the process lives", seconds=10)
