@@ -22,8 +22,10 @@ __all__ = [
     "load_user_code",
     "load_user_function",
     "module_file",
+    "own_place",
     "place_of",
     "project_root",
+    "raised_at",
     "user_code_line",
 ]
 
@@ -152,6 +154,24 @@ def place_of(function: Callable[..., Any]) -> str:
     except (TypeError, OSError):
         return getattr(function, "__qualname__", repr(function))
     return f"{_shown(Path(path or '?'))}:{line}"
+
+
+def own_place(function: Callable[..., Any]) -> str:
+    """Return what :func:`place_of` does for code in ``custom/``, and nothing for other code."""
+    function = inspect.unwrap(getattr(function, "func", function))
+    if not isinstance(function, type) and not inspect.isroutine(function):
+        function = type(function)
+    try:
+        path = inspect.getsourcefile(function)
+    except TypeError:
+        return ""
+    return place_of(function) if path is not None and _is_own(path) else ""
+
+
+def raised_at(error: BaseException) -> str:
+    """Return file and line of the innermost frame in ``custom/`` that an exception came through, else nothing."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    return f"{_shown(Path(own[-1].filename))}:{own[-1].lineno}" if own else ""
 
 
 def user_code_line(error: BaseException) -> str | None:

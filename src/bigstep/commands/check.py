@@ -7,6 +7,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bigstep.config.params import Params
+from bigstep.config.train import TrainConfig
 from bigstep.console import console
 from bigstep.data.mixing import mix_batch
 from bigstep.data.seeding import derive_key
@@ -21,9 +22,11 @@ from bigstep.step.exactness import LayerCheck, check_cuts
 from bigstep.training.chosen_loss import build_loss
 from bigstep.training.invariance import find_invariance
 from bigstep.training.loop import set_training_mode
+from bigstep.training.places import with_place
 from bigstep.training.setup import task_of_store
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from bigstep.user_code import raised_at
 
 __all__ = ["check", "cut_sizes"]
 
@@ -56,7 +59,7 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
     try:
         layers = check_cuts(state.classifier, state.loss, inputs, targets, cuts, seed=seed)
     except RandomnessError as error:
-        raise ModelError(f"{error}: set train.keyed_randomness=false") from None
+        raise ModelError(f"{with_place(str(error), raised_at(error))}: set train.keyed_randomness=false") from None
     except ValueError as error:
         raise ModelError(
             f"model: expected every micro-batch to pass through it, got the error {str(error)!r}; "
@@ -64,7 +67,7 @@ def check(project: ProjectPaths, paths: StagePaths, params: Params, num_samples:
         ) from None
     _print(layers, cuts, size)
     exact = all(layer.is_exact for layer in layers)
-    causes = [] if exact else _causes(state, inputs, targets, keyed=train.keyed_randomness)
+    causes = [] if exact else _causes(state, inputs, targets, train, params.model.name)
     for cause in causes:
         console.print(f"  because {cause}")
     found = [{**asdict(layer), "is_exact": layer.is_exact} for layer in layers]
@@ -101,11 +104,14 @@ def _state(project: ProjectPaths, store: Store, params: Params) -> TrainingState
     )
 
 
-def _causes(state: TrainingState, inputs: Tensor, targets: Tensor, *, keyed: bool) -> list[str]:
-    found = find_invariance(state.classifier, inputs[:NUM_SAMPLES], keyed=keyed, loss=state.loss, targets=targets[:NUM_SAMPLES])
+def _causes(state: TrainingState, inputs: Tensor, targets: Tensor, train: TrainConfig, name: str) -> list[str]:
+    samples, model = inputs[:NUM_SAMPLES], state.classifier
+    found = find_invariance(
+        model, samples, keyed=train.keyed_randomness, loss=state.loss, targets=targets[:NUM_SAMPLES], name=name
+    )
     if found.holds:
         return [f"of a cause that {NUM_SAMPLES} samples do not show; compare the layers above"]
-    return [f"{layer.name} ({layer.kind}) {layer.reason}" for layer in found.layers] or [found.reason]
+    return [found.reason, *(f"{layer.name} ({layer.kind}) {layer.reason}" for layer in found.layers[1:])]
 
 
 def _print(layers: tuple[LayerCheck, ...], cuts: tuple[int, ...], size: int) -> None:

@@ -93,11 +93,13 @@ def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = 
     network = _architecture(model, shape)
     if model.dropout is not None:
         _set_dropout(network, model)
-    num_norms = replace_norms(network, model.norm)
-    if model.norm == "batch" and num_norms == 0:
+    norms = replace_norms(network, model.norm)
+    if model.norm == "batch" and not norms:
         raise ConfigError(
             f"model.norm: expected group with model.name {model.name}, which has no BatchNorm, got batch; write group"
         )
+    if is_user_code(model.name) and model.norm != "batch":
+        network.replaced_norms = norms  # type: ignore[assignment] # the training names them
     _check_size(network, model, shape)
     if weights is not None:
         from bigstep.models.starting_weights import load_weights

@@ -12,8 +12,8 @@ MAX_GROUPS = 32  # Wu and He, Group Normalization, 2018
 MIN_GROUP_CHANNELS = 4
 
 
-def replace_norms(network: nn.Module, norm: str) -> int:
-    """Replace every BatchNorm in place (``group``, ``none``) or keep it (``batch``); return how many there were.
+def replace_norms(network: nn.Module, norm: str) -> tuple[str, ...]:
+    """Replace every BatchNorm in place (``group``, ``none``) or keep it (``batch``); return the names of those found.
 
     A GroupNorm takes the affine parameters' names, so that weights keep their keys.
     """
@@ -23,7 +23,7 @@ def replace_norms(network: nn.Module, norm: str) -> int:
             parent = network.get_submodule(name.rpartition(".")[0])
             replacement = nn.Identity() if norm == "none" else nn.GroupNorm(_groups(module.num_features), module.num_features)
             setattr(parent, name.rpartition(".")[2], replacement)
-    return len(found)
+    return tuple(name for name, _ in found)
 
 
 def _groups(channels: int) -> int:

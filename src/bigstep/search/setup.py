@@ -44,7 +44,7 @@ def why_in_full(project: ProjectPaths, params: Params, store: Store) -> str:
         return "with model.norm batch the micro-batch size affects training"
     silent = replace(params, tracking=params.tracking.model_copy(update={"noise_scale": "none"}))
     state = build_training(store, params.batch, silent, weights=project.starting_weights(params.model.weights))
-    found = check_slice_invariance(state, params.train, store)
+    found = check_slice_invariance(state, params.train, store, params.model.name)
     state.guard.close()
     return "" if found.holds else found.reason
 

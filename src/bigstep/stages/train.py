@@ -1,5 +1,7 @@
 """Stage ``train``: the store into a model, every step through the accumulator."""
 
+from torch import nn
+
 from bigstep.atomic_files import check_writable
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
@@ -22,6 +24,7 @@ from bigstep.step.noise_scale import advise
 from bigstep.tracking.delivery_process import DeliveryProcess
 from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance, check_slice_invariance
+from bigstep.training.places import layer_place
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
 
@@ -66,9 +69,10 @@ def train(stage: Stage) -> None:
 
 def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSlicing) -> None:
     store, params, batch, model = job.store, job.params, job.batch, job.params.model
-    invariance = check_slice_invariance(state, params.train, store)
+    invariance = check_slice_invariance(state, params.train, store, model.name)
     console.print(f"{model.name}, {_num_parameters(state.classifier):,} parameters; {batch}")
     _report_invariance(invariance, model)
+    _report_norms(state.classifier.network, model)
     resumed = job.checkpoints.restore(state, micro_batch_size=batch.micro_batch_size)
     with stage_run(stage, params.tracking.experiment) as tracker:
         tracker.log_dataset(dataset_record(store, "training"))
@@ -96,6 +100,15 @@ def _report_invariance(invariance: Invariance, model: ModelConfig) -> None:
         console.print(invariance.line)
     for layer in invariance.layers:
         console.print(f"  {layer.name} ({layer.kind}) {layer.reason}; running statistics: {model.batch_norm_statistics}")
+
+
+def _report_norms(network: nn.Module, model: ModelConfig) -> None:
+    """Name layers of the project's own network that ``model.norm`` has replaced."""
+    names: tuple[str, ...] = getattr(network, "replaced_norms", ())
+    if names:
+        place = layer_place(network, names[0], model.name)
+        by = "GroupNorm" if model.norm == "group" else "nothing"
+        console.print(f"model.norm {model.norm}: BatchNorm in {', '.join(names)} ({place}) was replaced by {by}")
 
 
 def _report_noise(state: TrainingState, tracker: Tracker, batch: BatchSizes) -> None:

@@ -19,7 +19,9 @@ from bigstep.step.grouping import Groups
 from bigstep.step.passes import Passes, SingleSampleError
 from bigstep.step.precision import PRECISIONS
 from bigstep.training.loop import set_training_mode
+from bigstep.training.places import layer_place, named_place, with_place
 from bigstep.training.state import TrainingState
+from bigstep.user_code import raised_at
 
 __all__ = ["Invariance", "check_slice_invariance", "find_invariance"]
 
@@ -47,7 +49,9 @@ class Invariance:
         return f"slice-invariant up to rounding: {self.reason}" if self.is_coarse else ""
 
 
-def find_invariance(model: nn.Module, inputs: Any, *, keyed: bool, loss: Any = None, targets: Any = None) -> Invariance:
+def find_invariance(
+    model: nn.Module, inputs: Any, *, keyed: bool, loss: Any = None, targets: Any = None, name: str = ""
+) -> Invariance:
     """Compare one pass over some samples with passes over parts of them, as the accumulator does on its first batch.
 
     Args:
@@ -56,6 +60,7 @@ def find_invariance(model: nn.Module, inputs: Any, *, keyed: bool, loss: Any = N
         keyed: whether its random calls are keyed.
         loss: that it will be trained with; None: the sum of squares of its outputs.
         targets: of the samples.
+        name: ``model.name``; of code of the project, whose file and line are named.
 
     Raises:
         ConfigError: random calls should be keyed and cannot.
@@ -69,15 +74,19 @@ def find_invariance(model: nn.Module, inputs: Any, *, keyed: bool, loss: Any = N
         passes = Passes(model, loss or _squares, batch, groups, device, seed=0)
         draws = bool(passes.randomness().calls)
         comparison = compare_passes(passes, micro_batch_size=2)
-        found = None if comparison.is_exact else describe(passes, comparison).partition("; ")[0]  # without the way out
+        if not comparison.is_exact:
+            found = describe(passes, comparison).partition("; ")[0]  # without the way out
+            found = with_place(found, named_place(found, model, loss, name))
     except RandomnessError as error:
         if keyed:
-            raise ConfigError(f"{error}: set train.keyed_randomness=false") from None
+            raise ConfigError(f"{with_place(str(error), raised_at(error))}: set train.keyed_randomness=false") from None
     except SingleSampleError:
         pass
     if layers:
         names = ", ".join(layer.name for layer in layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
-        return Invariance(holds=False, reason=f"{layers[0].kind} in {names} {layers[0].reason}", layers=layers)
+        place = layer_place(model, layers[0].name, name)
+        reason = f"{layers[0].kind} in {names}{place and f' ({place})'} {layers[0].reason}"
+        return Invariance(holds=False, reason=reason, layers=layers)
     if found is not None:
         return Invariance(holds=False, reason=found)
     if draws and not keyed:
@@ -92,15 +101,15 @@ def _squares(outputs: Any, targets: Any) -> Tensor:
     return torch.stack(squares).sum(dim=0)
 
 
-def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store) -> Invariance:
-    """Check on three training images whether the micro-batch size can change what is learned."""
+def check_slice_invariance(state: TrainingState, train: TrainConfig, store: Store, name: str = "") -> Invariance:
+    """Check on three training images whether the micro-batch size can change what is learned; ``name`` is ``model.name``."""
     set_training_mode(state)
     images, labels = next(ordered_batches(store, Split.TRAIN, 3))
     if len(labels) < 2:
         return Invariance(holds=True, reason="there is one training sample, and nothing to cut")
     device = state.classifier.mean.device
     found = find_invariance(
-        state.classifier, images.to(device), keyed=train.keyed_randomness, loss=state.loss, targets=labels.to(device)
+        state.classifier, images.to(device), keyed=train.keyed_randomness, loss=state.loss, targets=labels.to(device), name=name
     )
     return _rounded(found, train.precision)
 
