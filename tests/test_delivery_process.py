@@ -29,7 +29,9 @@ def uri(empty_database: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def process() -> Iterator[DeliveryProcess]:
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeliveryProcess]:
+    (tmp_path / "sitecustomize.py").write_text("print('welcome')\nprint(1)\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = DeliveryProcess(expects_model=False)
     yield process
     process.close()

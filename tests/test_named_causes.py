@@ -15,7 +15,7 @@ from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.stages.prepare import prepare
 from bigstep.stages.stage_runner import run_stage
 from bigstep.stages.train import train as train_stage
-from bigstep.user_code import user_code_line
+from bigstep.user_places import user_code_line
 from dvc_dependencies import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own

@@ -11,7 +11,7 @@ from bigstep.commands.arguments import STAGES, build_parser
 from bigstep.errors import ConfigError, UserError
 from bigstep.machine_output import reporting
 from bigstep.runtime.environment import GIVEN_RUN, guard_libraries, is_set
-from bigstep.user_code import user_code_line
+from bigstep.user_places import user_code_line
 
 __all__ = ["main"]
 

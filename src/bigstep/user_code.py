@@ -8,28 +8,21 @@ import functools
 import inspect
 import pkgutil
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigstep.errors import ConfigError, ModelError
+from bigstep.user_places import FOLDER, place_of, project_root, reason, shown
 
 __all__ = [
-    "FOLDER",
     "call_user_code",
     "is_user_code",
     "load_user_code",
     "load_user_function",
     "module_file",
-    "own_place",
-    "place_of",
-    "project_root",
-    "raised_at",
-    "user_code_line",
 ]
 
-FOLDER = "custom"
 KINDS = {"model": "a function or class that returns a torch.nn.Module", "data": "a function or class that returns a data set"}
 
 
@@ -60,7 +53,7 @@ def load_user_code(name: str, kind: str, key: str, what: str | None = None) -> C
     try:
         found: Any = pkgutil.resolve_name(f"{module}:{attribute}")
     except Exception as error:
-        raise ConfigError(f"{key}: expected {what} named {name}, got {_reason(error)}; correct it") from error
+        raise ConfigError(f"{key}: expected {what} named {name}, got {reason(error)}; correct it") from error
     finally:
         sys.path.remove(str(root))
     if not callable(found):
@@ -111,7 +104,7 @@ def call_user_code(
     try:
         return function(*bound.args, **bound.kwargs)
     except Exception as error:
-        raise ModelError(f"{key} {name}: {_reason(error)}") from error
+        raise ModelError(f"{key} {name}: {reason(error)}") from error
 
 
 def load_user_function(
@@ -142,49 +135,6 @@ def load_user_function(
         ) from None
     made: Callable[..., Any] = result
     return made
-
-
-def place_of(function: Callable[..., Any]) -> str:
-    """Return ``file:line`` of a function or class, or of the class of another object; its name where there is no file."""
-    function = getattr(function, "func", function)  # of a partial
-    if not isinstance(function, type) and not inspect.isroutine(function):
-        function = type(function)
-    try:
-        path, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
-    except (TypeError, OSError):
-        return getattr(function, "__qualname__", repr(function))
-    return f"{_shown(Path(path or '?'))}:{line}"
-
-
-def own_place(function: Callable[..., Any]) -> str:
-    """Return what :func:`place_of` does for code in ``custom/``, and nothing for other code."""
-    function = inspect.unwrap(getattr(function, "func", function))
-    if not isinstance(function, type) and not inspect.isroutine(function):
-        function = type(function)
-    try:
-        path = inspect.getsourcefile(function)
-    except TypeError:
-        return ""
-    return place_of(function) if path is not None and _is_own(path) else ""
-
-
-def raised_at(error: BaseException) -> str:
-    """Return file and line of the innermost frame in ``custom/`` that an exception came through, else nothing."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    return f"{_shown(Path(own[-1].filename))}:{own[-1].lineno}" if own else ""
-
-
-def user_code_line(error: BaseException) -> str | None:
-    """Return one line for an exception that was raised in a file of ``custom/``, or by what it called; None for others."""
-    if not any(_is_own(frame.filename) for frame in traceback.extract_tb(error.__traceback__)):
-        return None
-    return f"{_reason(error)}; correct the code"
-
-
-def project_root() -> Path:
-    """Return the nearest folder with a params.yaml, or the current one."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "params.yaml").is_file()), here)
 
 
 def _module_name(root: Path, where: str, attribute: str, kind: str, key: str) -> str:
@@ -233,7 +183,7 @@ def _check_imports(kind: str, key: str, before: set[str]) -> None:
                     del sys.modules[other]
             raise ConfigError(
                 f"{key}: expected imports from {FOLDER}/{kind} only, which DVC follows for this stage, got one of "
-                f"{_shown(file) if file != Path() else name}; move what both need into an installed package"
+                f"{shown(file) if file != Path() else name}; move what both need into an installed package"
             )
 
 
@@ -248,27 +198,3 @@ def _is_elsewhere(module: str, kind: str) -> bool:
     # not of a package that is installed in place
     is_beside = file.is_relative_to(root) and file.relative_to(root).parts[0].removesuffix(".py") == top
     return is_beside and not any(finder.find_spec(top, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-
-
-def _is_own(filename: str) -> bool:
-    path = Path(filename)
-    root = project_root()
-    return path.is_relative_to(root) and path.relative_to(root).parts[:1] == (FOLDER,)
-
-
-def _reason(error: BaseException) -> str:
-    """Return file and line of the innermost frame in ``custom/``, or the innermost of all, with type and message."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shown(Path(error.filename))}:{error.lineno}: SyntaxError: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_own(frame.filename)] or [
-        frame for frame in frames if Path(frame.filename) != Path(__file__) and "pkgutil" not in frame.filename
-    ]
-    message = (str(error).splitlines() or [""])[0]
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return f"{_shown(Path(own[-1].filename))}:{own[-1].lineno}: {text}" if own else text
-
-
-def _shown(path: Path) -> str:
-    root = project_root()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

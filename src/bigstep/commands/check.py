@@ -26,7 +26,7 @@ from bigstep.training.places import with_place
 from bigstep.training.setup import task_of_store
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
-from bigstep.user_code import raised_at
+from bigstep.user_places import raised_at
 
 __all__ = ["check", "cut_sizes"]
 

@@ -20,7 +20,8 @@ from bigstep.data.sample import Sample, Source, is_missing
 from bigstep.data.split import SPLITS, UNASSIGNED
 from bigstep.errors import ConfigError, DataError
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION, Targets, targets_of
-from bigstep.user_code import call_user_code, load_user_code, place_of, user_code_line
+from bigstep.user_code import call_user_code, load_user_code
+from bigstep.user_places import place_of, user_code_line
 
 __all__ = ["OwnSource", "open_dataset"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bigstep.data.seeding import derive_key
 from bigstep.data.transform_building import build_transforms, first_line
 from bigstep.errors import ConfigError
-from bigstep.user_code import user_code_line
+from bigstep.user_places import user_code_line
 
 __all__ = ["build_transforms", "check_transforms", "transform_batch", "transform_sample"]
 

@@ -14,7 +14,8 @@ from bigstep.errors import ConfigError, ModelError
 from bigstep.evaluation.predictions import Predictions
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL
 from bigstep.tasks.task import Task
-from bigstep.user_code import call_user_code, is_user_code, load_user_code, load_user_function, place_of, user_code_line
+from bigstep.user_code import call_user_code, is_user_code, load_user_code, load_user_function
+from bigstep.user_places import place_of, user_code_line
 
 __all__ = ["MoreMetrics"]
 

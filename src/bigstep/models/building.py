@@ -17,7 +17,8 @@ from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.models.timm_models import build_timm, check_timm
 from bigstep.step.preserved_state import preserved_state
-from bigstep.user_code import call_user_code, is_user_code, load_user_code, place_of, user_code_line
+from bigstep.user_code import call_user_code, is_user_code, load_user_code
+from bigstep.user_places import place_of, user_code_line
 
 __all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "check_model", "head_parameters"]
 

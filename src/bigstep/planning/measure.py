@@ -14,7 +14,7 @@ from bigstep.data.store import Store
 from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
 from bigstep.planning.throughput import SizeMeasurement, ThroughputCurve
-from bigstep.runtime.child_process import start_module
+from bigstep.runtime.child_process import read_answer, start_module
 from bigstep.runtime.device import MEMORY_FORMATS, possible_formats
 from bigstep.tasks.targets import CLASSIFICATION
 
@@ -149,7 +149,7 @@ def ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[st
     try:
         process.stdin.write(json.dumps(asdict(request)))
         process.stdin.close()
-        lines: list[dict[str, Any]] = [json.loads(line) for line in process.stdout if line.endswith("}\n")]
+        lines: list[dict[str, Any]] = [answer for answer in map(read_answer, process.stdout) if answer]
     finally:
         timer.cancel()
         process.stdout.close()

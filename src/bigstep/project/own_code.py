@@ -4,7 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from bigstep.user_code import FOLDER, load_user_code, module_file, project_root
+from bigstep.user_code import load_user_code, module_file
+from bigstep.user_places import FOLDER, project_root
 
 __all__ = ["digest_user_code"]
 

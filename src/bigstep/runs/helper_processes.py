@@ -24,7 +24,7 @@ from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
 from bigstep.runs.training_run import TrainingJob
-from bigstep.runtime.child_process import die_with_parent, start_module
+from bigstep.runtime.child_process import die_with_parent, read_answer, start_module
 from bigstep.runtime.device import choose_device, count_processes
 from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.runtime.stop_signals import Signals
@@ -108,7 +108,7 @@ class _Helper:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            answer = _read_answer(line)
+            answer = read_answer(line)
             kind = answer.get("kind")
             if kind == "ready":
                 self.is_ready.set()
@@ -197,15 +197,6 @@ class _Helpers:
     def end(self) -> None:
         for helper in self._all:
             helper.end()
-
-
-def _read_answer(line: str) -> dict[str, Any]:
-    """Return what a helper says; nothing of a line that something else prints before the helper has its output."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _blame(helper: _Helper) -> tuple[bool, int]:

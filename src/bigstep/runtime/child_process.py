@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 from bigstep.runtime.environment import child_environment, search_path
 from bigstep.runtime.stop_signals import handling
 
-__all__ = ["die_with_parent", "run_child", "set_parent_death_signal", "start_module"]
+__all__ = ["die_with_parent", "read_answer", "run_child", "set_parent_death_signal", "start_module"]
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -71,3 +72,12 @@ def start_module(module: str, **options: Any) -> "subprocess.Popen[str]":
     environment = child_environment({"PYTHONPATH": search_path("PYTHONPATH", str(source))})
     command = [sys.executable, "-P", "-m", module]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def read_answer(line: str) -> dict[str, Any]:
+    """Return what a process says in a line of JSON; nothing of a line that Python prints before the process has its output."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

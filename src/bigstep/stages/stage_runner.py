@@ -24,7 +24,7 @@ from bigstep.runtime.environment import DVC_EXPERIMENT, DVC_STAGE, EXIT_FILE, IN
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 from bigstep.tracking.delivery_process import DeliveryProcess
-from bigstep.user_code import user_code_line
+from bigstep.user_places import user_code_line
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
 

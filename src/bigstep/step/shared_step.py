@@ -71,7 +71,7 @@ class SharedEnd:
         found = self._agree(loop, gradients, problem, weight or 0.0)
         if weight is not None and not found.failed:
             _check_same(found)
-            check_weight(found.found, weight)
+            check_weight(found.found, found.given[0])  # the mean, so that all come to the same answer
         total = found.found if weight is None else weight
         if total != 0 and not found.failed:
             gradients.scale(loop.divisor / total)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, final
 
-from bigstep.runtime.child_process import die_with_parent, start_module
+from bigstep.runtime.child_process import die_with_parent, read_answer, start_module
 from bigstep.tracking import courier
 from bigstep.tracking.spool import SpoolReader
 
@@ -81,10 +81,10 @@ class DeliveryProcess:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            answer = json.loads(line)
+            answer = read_answer(line)
             if "log" in answer:
                 logging.getLogger(answer["logger"]).log(answer["level"], "%s", answer["log"])
-            else:
+            elif "done" in answer:
                 self._answers.put(answer)
         self._answers.put(None)
 

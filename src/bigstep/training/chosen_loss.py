@@ -15,7 +15,8 @@ from bigstep.step.precision import PRECISIONS
 from bigstep.tasks.regression import Regression, StandardizedCall, StandardizedLoss
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION
 from bigstep.tasks.task import Task, refuse
-from bigstep.user_code import is_user_code, load_user_function, place_of, user_code_line
+from bigstep.user_code import is_user_code, load_user_function
+from bigstep.user_places import place_of, user_code_line
 
 __all__ = ["PerSample", "build_loss"]
 

@@ -21,7 +21,7 @@ from bigstep.step.precision import PRECISIONS
 from bigstep.training.loop import set_training_mode
 from bigstep.training.places import layer_place, named_place, with_place
 from bigstep.training.state import TrainingState
-from bigstep.user_code import raised_at
+from bigstep.user_places import raised_at
 
 __all__ = ["Invariance", "check_slice_invariance", "find_invariance"]
 

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from bigstep.training.chosen_loss import PerSample
-from bigstep.user_code import is_user_code, load_user_code, own_place
+from bigstep.user_code import is_user_code, load_user_code
+from bigstep.user_places import own_place
 
 __all__ = ["layer_place", "loss_place", "named_place", "with_place"]
 
