@@ -84,6 +84,7 @@ before = settings()
 import importlib, pkgutil, bigstep
 assert settings() == before, "bigstep"
 names = [item.name for item in pkgutil.walk_packages(bigstep.__path__, "bigstep.")]
+names.remove("bigstep.tracking.named_answers")  # MLflow's server runs it
 for name in names:
     importlib.import_module(name)
     now = settings()
