@@ -12,7 +12,7 @@ from bigstep.runtime.child_process import die_with_parent, read_answer, start_mo
 from bigstep.tracking import courier
 from bigstep.tracking.spool import SpoolReader
 
-__all__ = ["Delivery", "DeliveryProcess", "ProcessDelivery"]
+__all__ = ["Delivery", "DeliveryProcess", "ProcessDelivery", "start_delivery"]
 
 STALL_SECONDS = 630.0  # without an answer; the process itself gives up before
 END_SECONDS = 2.0  # that the process may take to end
@@ -52,7 +52,7 @@ class DeliveryProcess:
     def write(self, **values: object) -> None:
         """Send a line; nothing happens if the process has ended."""
         assert self._process.stdin is not None
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # it has ended, or was closed here
             self._process.stdin.write(json.dumps(values) + "\n")
             self._process.stdin.flush()
 
@@ -87,6 +87,14 @@ class DeliveryProcess:
             elif "done" in answer:
                 self._answers.put(answer)
         self._answers.put(None)
+
+
+def start_delivery(*, expects_model: bool) -> DeliveryProcess | None:
+    """Start a :class:`DeliveryProcess`; None where the system starts no process: a thread delivers then."""
+    try:
+        return DeliveryProcess(expects_model=expects_model)
+    except OSError:
+        return None
 
 
 @final

@@ -3,9 +3,9 @@
 from installed import importing
 
 with importing() as started:
-    from bigstep.tracking.delivery_process import DeliveryProcess
+    from bigstep.tracking.delivery_process import start_delivery
 
-    delivery = DeliveryProcess(expects_model=False)  # it imports MLflow meanwhile
+    delivery = start_delivery(expects_model=False)  # it imports MLflow meanwhile
     from bigstep.stages.evaluate import main
 
 if __name__ == "__main__":

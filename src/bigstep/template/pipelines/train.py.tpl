@@ -3,9 +3,9 @@
 from installed import importing
 
 with importing() as started:
-    from bigstep.tracking.delivery_process import DeliveryProcess
+    from bigstep.tracking.delivery_process import start_delivery
 
-    delivery = DeliveryProcess(expects_model=True)  # it imports MLflow meanwhile
+    delivery = start_delivery(expects_model=True)  # it imports MLflow meanwhile
     from bigstep.stages.train import main
 
 if __name__ == "__main__":
