@@ -217,7 +217,8 @@ def test_an_error_of_the_first_process_keeps_its_words(digits: Store, tmp_path: 
     def train_and_fail(group: object) -> None:
         state = build_training(digits, params.batch, params, weights=None, group=group)
         check_same_start(state)
-        compute_gradient(state, lambda: state.accumulator.fail(RuntimeError("of a network")))
+        known = {"weight": 64.0, "sizes": (32, 32)}  # as the loop gives them, so that both exchange the same
+        compute_gradient(state, lambda: state.accumulator.fail(RuntimeError("of a network"), **known))
 
     with pytest.raises(RuntimeError, match="of a network"), training_group(helper_request(job, None), Signals()) as group:
         train_and_fail(group)
