@@ -164,11 +164,12 @@ def test_the_plan_of_two_processes_measures_their_sums_once(digits: Store, tmp_p
     (tmp_path / "data" / "prepared").symlink_to(digits.paths.root)
     shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     project, paths, said = ProjectPaths(tmp_path), StagePaths(tmp_path), []
-    for params in (_shared(), _shared(processes=2)):
+    alone_params, shared_params = (_shared(processes=count, memory_budget="64GiB") for count in (1, 2))  # this process is large
+    for params in (alone_params, shared_params):
         plan(project, paths, params, PlanRequest(seconds=0.5), said.append)
-    _log_run(tmp_path, _shared(), 640.0)
+    _log_run(tmp_path, alone_params, 640.0)
     _log_run(tmp_path, parse_params({"model": {"width": 5}}), 7.0)
-    plan(project, paths, _shared(processes=2), PlanRequest(), said.append)
+    plan(project, paths, shared_params, PlanRequest(), said.append)
     alone, unknown, known = said
     assert set(alone) == {"recommended", "budget_bytes", "room_bytes", "ladders"}
     measured = ExchangeCost(**{name: unknown["exchange"][name] for name in vars(COST)})
