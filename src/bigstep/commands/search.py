@@ -31,6 +31,7 @@ from bigstep.search.initial_points import ensure_starts
 from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.dashboard_plots import draw_plots, show_study
+from bigstep.search.results.in_float64 import settle
 from bigstep.search.results.summary import SearchResult, find, winning_params, write_findings
 from bigstep.search.setup import (
     check_objectives,
@@ -160,11 +161,10 @@ def _conduct(
     first, again = ledgers
     request = _with_parent(request, first.study)
     state = project.search / params.search.study
-    logged = _logged(params)
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with tracked_run(
-        state / "spools" / "search", request.uri, request.experiment, params=logged, tags=tags, given=given
+        state / "spools" / "search", request.uri, request.experiment, params=_logged(params), tags=tags, given=given
     ) as tracked:
         if (pointing := pointing_run(params.tracking.experiment)) is not None:
             tracked.tracker.point_from(pointing)
@@ -180,6 +180,7 @@ def _conduct(
                 raise
             console.print(str(error))
             return code
+        findings = findings if code else settle(findings, request, space)
         folder = StagePaths(project.root).search
         hardware = check_params(request.content).hardware
         rungs = plan.curves({hardware.memory_format})[0].rungs if plan is not None else ()
@@ -224,7 +225,7 @@ def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
 
 def _tags(findings: SearchResult) -> dict[str, str]:
     winner = findings.winner
-    found = {"bigstep.audit": "; ".join(findings.warnings) or "agrees" if findings.verdicts else "none"}
+    found = {"bigstep.audit": "; ".join(findings.warnings or findings.audits) or "none"}
     return found if winner is None else {**found, "bigstep.winner": str(winner.number)}
 
 
