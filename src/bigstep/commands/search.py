@@ -48,10 +48,10 @@ from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_pass
 from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.supervisor import watch_workers
-from bigstep.tracking.database import connect, open_experiment, tracking_uri
+from bigstep.tracking.database import connect, tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
 from bigstep.tracking.mlflow_tracker import git_tags
-from bigstep.tracking.runs_view import saved_view
+from bigstep.tracking.runs_view import open_viewed_experiment
 
 __all__ = ["search"]
 
@@ -219,7 +219,7 @@ def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
         experiment_id = str(client.get_run(given).info.experiment_id)
         name = str(client.get_experiment(experiment_id).name)
         return replace(request, experiment=name, experiment_id=experiment_id, parent_run=given)
-    experiment_id = open_experiment(client, request.uri, request.experiment, saved_view())
+    experiment_id = open_viewed_experiment(client, request.uri, request.experiment)
     return replace(request, experiment_id=experiment_id, parent_run=parent_run(client, experiment_id, study))
 
 
