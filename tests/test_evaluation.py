@@ -257,3 +257,10 @@ def test_parameters_that_differ_come_first() -> None:
     html = parameter_section((TrainConfig(seed=3), EvaluateConfig())).body
     assert re.search(r"<th>train.seed</th><td>3</td><td>0</td>", html)
     assert html.index("train.seed") < html.index("<details>") < html.index("train.epochs")
+
+
+@pytest.mark.parametrize(("values", "text"), [({}, "parameters, all as by default"), ({"epochs": 3}, " more as by default")])
+def test_parameters_that_differ_come_first_and_the_others_are_counted(values: dict[str, int], text: str) -> None:
+    page = parameter_section([TrainConfig.model_validate(values)]).body
+    assert text in page
+    assert ("default</th>" in page) == bool(values)

@@ -110,7 +110,7 @@ def test_auto_takes_what_is_planned_and_needs_the_effective_batch() -> None:
     hardware = HardwareConfig.model_validate({"micro_batch_size": "auto"})
     open_ended = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig())
     assert not open_ended.is_planned
-    assert str(open_ended) == "effective batch 100, cut as planned"
+    assert str(open_ended) == "effective batch 100, micro-batch size auto"
     planned = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(), 32)
     assert (planned.effective_batch_size, planned.micro_batch_size, planned.accumulation_steps) == (100, 32, 4)
     ghost = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(norm="batch", ghost_batch_size=25), 32)
