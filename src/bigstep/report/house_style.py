@@ -38,6 +38,7 @@ th, td { padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); te
   font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 500 } tr:first-child > th:not(:first-child) { text-align: right }
 table:not(.words) td, .head th { white-space: nowrap } table.words th, table.keys th { overflow-wrap: break-word }
+table.keys .head th { white-space: normal; max-width: 18rem }
 table.words td { text-align: left } table.words tr:first-child > th { text-align: left }
 .head { color: var(--quiet); font-size: .8rem } code { font-size: .85em }
 details { margin: .6rem 0 } summary { cursor: pointer; color: var(--accent) }
