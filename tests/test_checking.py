@@ -62,10 +62,10 @@ def test_cuts_are_smaller_than_the_batch(size: int, micro: int, cuts: tuple[int,
     assert cut_sizes(size, micro) == cuts
 
 
-def _check(digits: Store, folder: Path, **sections: dict[str, object]) -> int:
+def _check(digits: Store, folder: Path, samples: int = 24, **sections: dict[str, object]) -> int:
     folder.joinpath("data").mkdir()
     folder.joinpath("data", "prepared").symlink_to(digits.paths.manifest.parent)
-    return check(ProjectPaths(folder), StagePaths(folder), parse_params(sections), 24)
+    return check(ProjectPaths(folder), StagePaths(folder), parse_params(sections), samples)
 
 
 def test_a_loss_with_weights_is_compared_in_float64(digits: Store, tmp_path: Path) -> None:
@@ -97,6 +97,18 @@ def test_a_model_that_cannot_take_a_single_sample_is_told_so(digits: Store, tmp_
     model = {"name": "resnet18", "norm": "batch", "ghost_batch_size": 8}
     with pytest.raises(ModelError, match="BatchNorm needs at least two samples"):
         _check(digits, tmp_path, model=model, hardware={"micro_batch_size": 8})
+
+
+def test_the_readme_shows_what_the_command_prints(digits: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _check(digits, tmp_path, samples=32) == 0
+    printed = _without_errors(capsys.readouterr().out)
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("$ bigstep check\n")[1].split("```")[0]
+    assert [line for line in _without_errors(shown).splitlines() if line not in printed.splitlines()] == ["..."]
+
+
+def _without_errors(text: str) -> str:
+    """The last digit of an error depends on the processor."""
+    return re.sub(r" \d+e-1\d", " 1e-16", text)
 
 
 class _Mixing(nn.Module):
