@@ -80,7 +80,7 @@ def _add_maintenance(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    text = "classify images"
+    text = "predict images with a registered model, or with one in a folder"
     predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a JPEG, PNG or WebP file of any size")
     predict.add_argument(
