@@ -64,14 +64,14 @@ def tracked_run(
     """
     with _own_spool(folder) as spool:
         spool.begin(uri, experiment)
-        tracker = SpoolTracker(spool)
+        courier = delivery(spool)
+        tracker = SpoolTracker(spool, courier.wake)
         if given is not None:
             if spool.sent.run_id not in (None, given):
                 _end_former(spool, tracker)
             tracker.continue_run(given)
         tracker.log_params(params)
         tracker.set_tags({**tags, PROCESS: process_name()})
-        courier = delivery(spool)
         courier.start(wait_seconds)
         tracked = TrackedRun(tracker, run_id=lambda: spool.sent.run_id)
         try:

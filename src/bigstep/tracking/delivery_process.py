@@ -28,6 +28,9 @@ class Delivery(Protocol):
     def start(self, wait_seconds: float = 0.0) -> None:
         """Start; waits at most ``wait_seconds`` for the first entries to be delivered."""
 
+    def wake(self) -> None:
+        """Deliver what was just logged soon, because it takes long."""
+
     def flush(self, patience: float = ...) -> bool:
         """Deliver everything; False where nothing could be delivered for ``patience`` seconds."""
 
@@ -110,6 +113,10 @@ class ProcessDelivery:
         """Start delivering; nothing is waited for."""
         del wait_seconds
         self._process.write(folder=str(self._spool.folder.resolve()))
+
+    def wake(self) -> None:
+        """Deliver what was just logged at once, while this process works on."""
+        self._process.write(patience=None)
 
     def flush(self, patience: float = 20.0) -> bool:
         """Deliver everything; False where nothing could be delivered for ``patience`` seconds."""
