@@ -11,7 +11,7 @@ from bigstep.errors import ProjectError
 from bigstep.runtime.process_identity import process_name
 from bigstep.runtime.stop_signals import StopRequestedError
 from bigstep.tracking.dead_runs import PROCESS
-from bigstep.tracking.delivery_process import Delivery
+from bigstep.tracking.delivery import Delivery
 from bigstep.tracking.spool import Spool, SpoolReader, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker

@@ -21,7 +21,7 @@ from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.stages.train_outputs import dataset_record, log_model, log_results, log_slicing, write_model, write_results
 from bigstep.step.noise_scale import advise
-from bigstep.tracking.delivery_process import DeliveryProcess
+from bigstep.tracking.delivery import Deliverer
 from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance, check_slice_invariance
 from bigstep.training.places import layer_place
@@ -31,7 +31,7 @@ from bigstep.training.state import TrainingState
 __all__ = ["main", "train"]
 
 
-def main(started: float | None = None, delivery: DeliveryProcess | None = None) -> int:
+def main(started: float | None = None, delivery: Deliverer | None = None) -> int:
     """Run the stage in the current folder; the arguments are those of :func:`run_stage`."""
     return run_stage("train", train, started, delivery)
 
