@@ -144,11 +144,11 @@ def advise(summary: NoiseSummary | None, effective_batch_size: int, accumulation
     if ratio > FAR:
         return (
             f"{found}: each step averages over more than it needs. A smaller batch with more steps would learn more from the "
-            "same images, and would need less accumulation or none."
+            "same samples, and would need less accumulation or none."
         )
     if ratio < 1 / FAR:
         return (
             f"{found}: each step is mostly noise. Accumulating more would give steps that carry a larger learning rate; for "
-            "learning from a fixed number of images the small batch loses nothing."
+            "learning from a fixed number of samples the small batch loses nothing."
         )
     return f"{found}: near it, where a larger batch still saves steps and a smaller one still saves samples."
