@@ -58,6 +58,9 @@ def test_a_run_is_delivered_while_it_lasts_and_what_was_refused_is_said_here(
             courier.send_signal(number)
         tracked.tracker.set_tags({"": "a tag without a name"})
         tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
+        tracked.tracker.promote("model", "0" * 64)  # which a thread of this process would send at the end
+        wait_until(tracked.tracker.spool.is_delivered, "something waits for the end")
+        ProcessDelivery(tracked.tracker.spool, process).wake()
     assert tracked.delivered
     assert _losses(uri, tracked.run_id()) == [1.0, 0.5]
     assert open_client(uri).get_run(tracked.run_id()).info.status == "FINISHED"

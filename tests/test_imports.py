@@ -116,6 +116,14 @@ def test_dvc_yaml_lists_the_code_each_stage_imports(name: str) -> None:
     assert listed == import_closure(ROOT / STAGES[name]["cmd"].split()[1]), "run `make dependencies`"
 
 
+def test_a_change_of_a_model_or_of_what_is_sent_to_mlflow_prepares_no_data_again() -> None:
+    parts = {Path(name).parts[2] for name in STAGES["prepare"]["deps"] if name.startswith("src/bigstep/")}
+    assert "data" in parts
+    assert not parts & {"memory", "models", "step", "training"}
+    sending = {name for name in STAGES["prepare"]["deps"] if name.startswith("src/bigstep/tracking/")}
+    assert sending == {"src/bigstep/tracking/__init__.py", "src/bigstep/tracking/delivery.py"}
+
+
 def _fastest(code: str) -> float:
     """Return the least of what ``code`` prints in three new processes."""
     runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(3)]

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bigstep.atomic_files import read_record
@@ -18,7 +19,7 @@ from bigstep.tracking.database import open_client
 from bigstep.tracking.spool import Sent, Spool, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
-from bigstep.tracking.tracker import Metric, Tracker
+from bigstep.tracking.tracker import Metric, ModelRecord, Tracker
 from contracts import TrackerContract
 from waiting import Clock, wait_until
 
@@ -277,6 +278,23 @@ def test_what_is_heavy_waits_for_the_end(uri: str, tmp_path: Path) -> None:
     assert not tracker.spool.is_delivered()
     assert courier.flush()
     assert tracker.spool.is_delivered()
+
+
+def test_in_a_process_of_its_own_a_model_is_sent_as_soon_as_it_is_logged(uri: str, tmp_path: Path) -> None:
+    spool = _begin(tmp_path / "s", uri).spool
+    courier = SpoolDelivery(spool, at_once=True, interval=600.0)
+
+    def wake() -> None:
+        shutil.rmtree(tmp_path / "s" / "files")  # as if it had been sent long ago
+        courier.wake()
+
+    tracker = SpoolTracker(spool, wake)
+    tracker.set_tags({"a": "b"})
+    courier.start(20.0)
+    (tmp_path / "model").mkdir()
+    tracker.log_model(ModelRecord(tmp_path / "model", np.zeros((2, 8, 8, 1), np.uint8), ("0", "1"), {}))
+    wait_until(spool.is_delivered, "the model waits")
+    assert courier.flush()
 
 
 def test_a_spool_that_a_process_works_on_is_left_alone(uri: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bigstep.errors import ProjectError
 from bigstep.runtime.process_identity import process_name
 from bigstep.runtime.stop_signals import StopRequestedError
 from bigstep.tracking.dead_runs import PROCESS
-from bigstep.tracking.delivery_process import Delivery
+from bigstep.tracking.delivery import Delivery
 from bigstep.tracking.spool import Spool, SpoolReader, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
@@ -64,14 +64,14 @@ def tracked_run(
     """
     with _own_spool(folder) as spool:
         spool.begin(uri, experiment)
-        tracker = SpoolTracker(spool)
+        courier = delivery(spool)
+        tracker = SpoolTracker(spool, courier.wake)
         if given is not None:
             if spool.sent.run_id not in (None, given):
                 _end_former(spool, tracker)
             tracker.continue_run(given)
         tracker.log_params(params)
         tracker.set_tags({**tags, PROCESS: process_name()})
-        courier = delivery(spool)
         courier.start(wait_seconds)
         tracked = TrackedRun(tracker, run_id=lambda: spool.sent.run_id)
         try:

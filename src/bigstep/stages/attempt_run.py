@@ -11,7 +11,8 @@ from bigstep.project.attempts import note_run, read_attempt
 from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.stages.stage_runner import Stage
 from bigstep.tracking.database import tracking_uri
-from bigstep.tracking.delivery_process import Delivery, ProcessDelivery
+from bigstep.tracking.delivery import Delivery
+from bigstep.tracking.delivery_process import ProcessDelivery
 from bigstep.tracking.given_run import given_run, pointing_run
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool import SpoolReader, prune_spools

@@ -31,7 +31,7 @@ from bigstep.runtime.device import choose_device, set_threads
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
-from bigstep.tracking.delivery_process import DeliveryProcess
+from bigstep.tracking.delivery import Deliverer
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import DatasetRecord
@@ -42,7 +42,7 @@ PAGE, CARD = "report.html", "card.md"
 BATCH = 256  # samples of a forward pass
 
 
-def main(started: float | None = None, delivery: DeliveryProcess | None = None) -> int:
+def main(started: float | None = None, delivery: Deliverer | None = None) -> int:
     """Run the stage in the current folder; the arguments are those of :func:`run_stage`."""
     return run_stage("evaluate", evaluate, started, delivery)
 

@@ -23,7 +23,7 @@ from bigstep.project.stage_inputs import StageInputs, check_earlier_stages, read
 from bigstep.runtime.environment import DVC_EXPERIMENT, DVC_STAGE, EXIT_FILE, INPUTS, guard_libraries, is_set, read_variable
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
-from bigstep.tracking.delivery_process import DeliveryProcess
+from bigstep.tracking.delivery import Deliverer
 from bigstep.user_places import user_code_line
 
 __all__ = ["Stage", "report_user_error", "run_stage"]
@@ -44,7 +44,7 @@ class Stage:
     """The signals that the process receives."""
     inputs: StageInputs
     """What was on disk when it started."""
-    delivery: DeliveryProcess | None = None
+    delivery: Deliverer | None = None
     """That sends the run to MLflow; None has a thread of this process do it."""
 
     @property
@@ -53,9 +53,7 @@ class Stage:
         return flatten(self.params)
 
 
-def run_stage(
-    name: str, body: Callable[[Stage], None], started: float | None = None, delivery: DeliveryProcess | None = None
-) -> int:
+def run_stage(name: str, body: Callable[[Stage], None], started: float | None = None, delivery: Deliverer | None = None) -> int:
     """Run a stage in the current folder.
 
     Args:
@@ -140,7 +138,7 @@ def _leave_code(code: int) -> int:
     return code
 
 
-def _open(name: str, signals: Signals, delivery: DeliveryProcess | None) -> Stage:
+def _open(name: str, signals: Signals, delivery: Deliverer | None) -> Stage:
     paths = StagePaths(Path.cwd())
     content = read_yaml(paths.params)
     inputs = read_inputs(paths.root, name, content)

@@ -19,9 +19,9 @@ from bigstep.runtime.environment import keep_compiled_code
 from bigstep.stages.attempt_checkpoints import open_checkpoints
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
-from bigstep.stages.train_outputs import dataset_record, log_results, log_slicing, write_results
+from bigstep.stages.train_outputs import dataset_record, log_model, log_results, log_slicing, write_model, write_results
 from bigstep.step.noise_scale import advise
-from bigstep.tracking.delivery_process import DeliveryProcess
+from bigstep.tracking.delivery import Deliverer
 from bigstep.tracking.tracker import Tracker
 from bigstep.training.invariance import Invariance, check_slice_invariance
 from bigstep.training.places import layer_place
@@ -31,7 +31,7 @@ from bigstep.training.state import TrainingState
 __all__ = ["main", "train"]
 
 
-def main(started: float | None = None, delivery: DeliveryProcess | None = None) -> int:
+def main(started: float | None = None, delivery: Deliverer | None = None) -> int:
     """Run the stage in the current folder; the arguments are those of :func:`run_stage`."""
     return run_stage("train", train, started, delivery)
 
@@ -87,10 +87,13 @@ def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSli
         if params.tracking.noise_scale != "none":
             _report_noise(state, tracker, batch)
         tracker.log_metrics(as_metrics_now({"training_seconds": run.log.seconds}, step=state.step))
-        log_slicing(tracker, record_slicing(stage.project, stage.params, store, fit))
-        card = write_results(stage.paths, store, state, params, batch, run.log.rows)
+        card = write_model(stage.paths, store, state, params, batch)
         stage.inputs.check()
-        log_results(stage.paths, tracker, store, card)
+        log_model(stage.paths, tracker, store, card)
+        log_slicing(tracker, record_slicing(stage.project, stage.params, store, fit))
+        write_results(stage.paths, state, run.log.rows)
+        stage.inputs.check()
+        log_results(stage.paths, tracker, store)
         state.guard.close()
     stage.inputs.check()  # again, before the checkpoints are deleted
 

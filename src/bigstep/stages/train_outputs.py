@@ -19,27 +19,24 @@ from bigstep.runs.trained_model import model_card, model_record
 from bigstep.tracking.tracker import DatasetRecord, Tracker
 from bigstep.training.state import TrainingState
 
-__all__ = ["dataset_record", "log_results", "log_slicing", "write_results"]
+__all__ = ["dataset_record", "log_model", "log_results", "log_slicing", "write_model", "write_results"]
 
 
-def write_results(
-    paths: StagePaths,
-    store: Store,
-    state: TrainingState,
-    params: Params,
-    batch: BatchSizes,
-    rows: list[dict[str, Any]],
-) -> ModelCard:
-    """Write the best epoch's weights, how to rebuild the model, metrics, history and curves; epochs are counted from 1.
+def write_model(paths: StagePaths, store: Store, state: TrainingState, params: Params, batch: BatchSizes) -> ModelCard:
+    """Write the best epoch's weights, and how to rebuild the model.
 
     Raises:
         ModelError: no epoch had a finite loss.
     """
-    best = state.best
-    if best is None:
+    if state.best is None:
         raise ModelError(f"{params.train.monitor}: expected a finite value in some epoch, got none; lower train.learning_rate")
-    folder = paths.train
-    card = save_model(best.weights, model_card(store, state, best, params, batch), folder)
+    return save_model(state.best.weights, model_card(store, state, state.best, params, batch), paths.train)
+
+
+def write_results(paths: StagePaths, state: TrainingState, rows: list[dict[str, Any]]) -> None:
+    """Write metrics, history and curves; epochs are counted from 1."""
+    best, folder = state.best, paths.train
+    assert best is not None
     metrics = {
         "best_val_loss": best.loss,
         f"best_val_{state.task.score}": best.score,
@@ -52,11 +49,15 @@ def write_results(
     with whole_file(folder / "curves.png") as beside:
         draw_curves(rows, beside, state.task.score)
     write_json(metrics, folder / "metrics.json")
-    return card
 
 
-def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:
-    """Log the files and the model."""
+def log_model(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:
+    """Log the model, whose export takes long: as early as it can be."""
+    tracker.log_model(model_record(paths.train, store, card))
+
+
+def log_results(paths: StagePaths, tracker: Tracker, store: Store) -> None:
+    """Log the files."""
     for path in (
         paths.train / "curves.png",
         paths.train / "history.csv",
@@ -66,7 +67,6 @@ def log_results(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCa
         tracker.log_file(path, "train")
     tracker.log_file(store.paths.skipped, "prepare")
     tracker.log_file(store.paths.manifest, "prepare")
-    tracker.log_model(model_record(paths.train, store, card))
 
 
 def log_slicing(tracker: Tracker, record: SlicingRecord) -> None:

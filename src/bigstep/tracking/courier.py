@@ -34,11 +34,14 @@ def main() -> None:
     from bigstep.tracking.spool import SpoolReader
     from bigstep.tracking.spool_delivery import SpoolDelivery
 
-    delivery = SpoolDelivery(SpoolReader(Path(lines.get()["folder"])))
+    delivery = SpoolDelivery(SpoolReader(Path(lines.get()["folder"])), at_once=True)
     delivery.start()
     while True:
-        done = delivery.flush(lines.get()["patience"])
-        answers.write(done=done, problem=delivery.problem)
+        patience = lines.get()["patience"]
+        if patience is None:
+            delivery.wake()
+        else:
+            answers.write(done=delivery.flush(patience), problem=delivery.problem)
 
 
 def _import_early(*, expects_model: bool) -> None:

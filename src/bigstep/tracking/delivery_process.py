@@ -6,29 +6,16 @@ import subprocess
 import threading
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, final
+from typing import Any, final
 
 from bigstep.runtime.child_process import die_with_parent, end_module, read_answer, start_module
 from bigstep.tracking import courier
+from bigstep.tracking.delivery import Deliverer
 from bigstep.tracking.spool import SpoolReader
 
-__all__ = ["Delivery", "DeliveryProcess", "ProcessDelivery", "start_delivery"]
+__all__ = ["DeliveryProcess", "ProcessDelivery", "start_delivery"]
 
 STALL_SECONDS = 630.0  # without an answer; the process itself gives up before
-
-
-class Delivery(Protocol):
-    """Delivers one spool beside the work."""
-
-    @property
-    def problem(self) -> str | None:
-        """What kept the last entries from being delivered."""
-
-    def start(self, wait_seconds: float = 0.0) -> None:
-        """Start; waits at most ``wait_seconds`` for the first entries to be delivered."""
-
-    def flush(self, patience: float = ...) -> bool:
-        """Deliver everything; False where nothing could be delivered for ``patience`` seconds."""
 
 
 @final
@@ -91,7 +78,7 @@ def start_delivery(*, expects_model: bool) -> DeliveryProcess | None:
 class ProcessDelivery:
     """The delivery of one spool by a :class:`DeliveryProcess`, and by a thread of this process if that one has ended."""
 
-    def __init__(self, spool: SpoolReader, process: DeliveryProcess) -> None:
+    def __init__(self, spool: SpoolReader, process: Deliverer) -> None:
         """Deliver ``spool`` by ``process``."""
         self.problem: str | None = None
         self._spool, self._process = spool, process
@@ -100,6 +87,10 @@ class ProcessDelivery:
         """Start delivering; nothing is waited for."""
         del wait_seconds
         self._process.write(folder=str(self._spool.folder.resolve()))
+
+    def wake(self) -> None:
+        """Deliver what was just logged at once, while this process works on."""
+        self._process.write(patience=None)
 
     def flush(self, patience: float = 20.0) -> bool:
         """Deliver everything; False where nothing could be delivered for ``patience`` seconds."""

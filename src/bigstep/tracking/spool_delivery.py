@@ -1,6 +1,7 @@
 """From a spool to MLflow: in order, in the background, without delaying the training.
 
-A thread delivers what is light while the stage works; models wait until the stage has ended. If the server is down, slow,
+A thread delivers what is light while the stage works; models wait until the stage has ended, unless the thread is that of
+another process, which takes nothing from the stage. If the server is down, slow,
 locked or full, it is retried at longer and longer intervals; what could not be sent stays in the spool for the next start.
 """
 
@@ -14,9 +15,6 @@ from typing import Any, final
 
 import numpy as np
 
-from bigstep.models.model_files import ANY_CODE, load_classifier
-from bigstep.models.serving import serve
-from bigstep.models.torch_internals import preload_export
 from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
@@ -58,8 +56,11 @@ def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None
 
 
 def preload_model() -> None:
-    """Import what the delivery of a model needs."""
+    """Import what the delivery of a model needs, torch first of all; a run without one is delivered without torch."""
     with import_lock:
+        from bigstep.models import serving  # noqa: F401
+        from bigstep.models.torch_internals import preload_export
+
         preload_export()
         preload_logging()
 
@@ -71,6 +72,9 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
         return
     if not (folder / entry["path"]).exists():
         return  # sent long ago, and deleted since
+    with import_lock:
+        from bigstep.models.model_files import ANY_CODE, load_classifier
+        from bigstep.models.serving import serve
     classifier, card = load_classifier(folder / entry["path"], code=ANY_CODE)
     served = serve(classifier, card)
     example = np.asarray(entry["example"], card.sample_dtype)
@@ -102,6 +106,7 @@ class SpoolDelivery:
         spool: SpoolReader,
         *,
         expects_model: bool = False,
+        at_once: bool = False,
         clock: Callable[[], float] = time.monotonic,
         interval: float = INTERVAL,
     ) -> None:
@@ -110,6 +115,7 @@ class SpoolDelivery:
         Args:
             spool: what to deliver.
             expects_model: whether a model will come, so that what its export imports is imported while nothing waits for it.
+            at_once: deliver models too while the stage works.
             clock: seconds, by which :meth:`flush` loses patience.
             interval: seconds between two tries.
         """
@@ -118,6 +124,7 @@ class SpoolDelivery:
         self.problem: str | None = None
         self._tracker: MlflowTracker | None = None
         self._draining = self._warned = False
+        self._at_once = at_once
         self._expects_model = expects_model
         self._wake, self._told, self._done = threading.Event(), threading.Event(), threading.Event()
         self._moved = clock()
@@ -127,6 +134,10 @@ class SpoolDelivery:
         """Start delivering; waits at most ``wait_seconds`` for the first round."""
         self._thread.start()
         self._told.wait(wait_seconds)
+
+    def wake(self) -> None:
+        """Look for new entries now, not only when the interval has passed."""
+        self._wake.set()
 
     def flush(self, patience: float = PATIENCE) -> bool:
         """Deliver everything; False where nothing could be delivered for ``patience`` seconds: the rest stays in the spool."""
@@ -169,7 +180,7 @@ class SpoolDelivery:
             if not self.spool.is_delivered():
                 tracker = self._open()
                 for entry, offset in self.spool.batches(self.spool.sent.offset):
-                    if entry["entry"] in DEFERRED_ENTRIES and not self._draining:
+                    if entry["entry"] in DEFERRED_ENTRIES and not (self._draining or self._at_once):
                         break
                     self._deliver_entry(tracker, entry)
                     self.spool.sent = Sent(tracker.run_id, offset)

@@ -1,7 +1,7 @@
 """A tracker that writes into a spool, and never waits for MLflow."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
@@ -17,9 +17,15 @@ __all__ = ["SpoolTracker"]
 class SpoolTracker:
     """A tracker that writes to a spool."""
 
-    def __init__(self, spool: Spool) -> None:
-        """Write to ``spool``; metrics that it contains are not added again."""
+    def __init__(self, spool: Spool, wake: Callable[[], None] = lambda: None) -> None:
+        """Write to ``spool``; metrics that it contains are not added again.
+
+        Args:
+            spool: to write to.
+            wake: called after an entry whose delivery takes long.
+        """
         self.spool = spool
+        self._wake = wake
         self._index = read_index(spool.path)
         self._indexed = self._index.offset
         for entry, offset in spool.entries(self._index.offset):
@@ -53,6 +59,7 @@ class SpoolTracker:
         """Keep a copy of the model's folder."""
         kept = self.spool.copy_in(model.folder)
         self._append("model", path=kept, example=model.example.tolist(), classes=list(model.classes), tags=dict(model.tags))
+        self._wake()
 
     def promote(self, name: str, weights_sha256: str, card: str = "") -> None:
         """Have the model with these weights registered under ``name``, with its card."""
