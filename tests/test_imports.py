@@ -15,7 +15,7 @@ from dvc_dependencies import ROOT, files_of, import_closure, imported_names
 
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 LAYERS = [
-    {"errors", "user_places"},
+    {"closed_output", "errors", "user_places"},
     {"console", "atomic_files", "machine_output", "randomness", "user_code"},
     {"config", "step"},
     {"tasks"},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigstep import Accumulator, losses
-from bigstep.errors import LossError, LostStepError, OtherProcessError
+from bigstep.errors import LossError, LostProcessError, LostStepError, OtherProcessError
 from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.channel_statistics import ChannelStatistics
 from bigstep.step.gradient_sum import GradientSum
@@ -364,7 +364,7 @@ def _out_of_step(group: Any, rank: int) -> str:
     accumulator = Accumulator(
         model, losses.CrossEntropy(), micro_batch_size=8, statistics=statistics, self_check=False, group=group
     )
-    with pytest.raises((LostStepError, RuntimeError)) as caught:
+    with pytest.raises((LostStepError, LostProcessError)) as caught:
         accumulator.backward(inputs[share], labels[share])
     assert all(parameter.grad is None for parameter in model.parameters())
     return f"{type(caught.value).__name__}: {caught.value}"
@@ -534,7 +534,7 @@ def test_an_error_between_two_sums_ends_all_processes(processes: list[dict[str, 
         "processes again"
     )
     for lost in others:
-        assert lost.startswith("RuntimeError: ")
+        assert lost.startswith("LostProcessError: process ")
         assert "Timed out" not in lost
 
 

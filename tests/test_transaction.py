@@ -14,13 +14,14 @@ from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.model import ModelConfig
 from bigstep.config.train import TrainConfig
 from bigstep.data.store import Store
-from bigstep.errors import OutOfMemoryError
+from bigstep.errors import LostProcessError, LostStepError, OutOfMemoryError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import build_classifier
 from bigstep.training.loop import set_training_mode, take_step, train_epochs
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError, OutOfMemoryGuard, is_out_of_memory
 from bigstep.training.state import TrainingState, build_state
 from bigstep.training.training_batches import TrainingBatches
+from bigstep.training.transaction import compute_gradient
 from building import ten_classes
 
 TEXT = (
@@ -210,3 +211,23 @@ def test_a_thread_that_cannot_begin_is_not_waited_for(monkeypatch: pytest.Monkey
         guard.call(lambda: torch.empty(2**50))
     assert guard.call(lambda: 3) == 3
     guard.close()
+
+
+class _NoMoreSums:
+    """Processes of which one has ended: those that live would wait for each other."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"{name}: nothing may be exchanged any more")
+
+
+@pytest.mark.parametrize("lost", [LostProcessError, LostStepError])
+def test_nothing_is_exchanged_after_a_process_was_lost(digits: Store, lost: type[Exception]) -> None:
+    state, _ = _begin(digits)
+    state.processes = _NoMoreSums()  # type: ignore[assignment]
+
+    def fail() -> None:
+        raise lost("of a killed process")
+
+    with pytest.raises(lost, match="of a killed process"):
+        compute_gradient(state, fail)
+    state.guard.close()

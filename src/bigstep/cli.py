@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigstep.closed_output import printing_result
 from bigstep.commands.argument_values import check_numbers, with_new_names
 from bigstep.commands.arguments import STAGES, build_parser
 from bigstep.errors import ConfigError, UserError
@@ -25,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     guard_libraries()
     given, lines = with_new_names(sys.argv[1:] if arguments is None else arguments)
     if not given:
-        build_parser().print_help()
+        with printing_result():
+            build_parser().print_help()
         return 0
     for line in lines:
         print(f"bigstep: {line}", file=sys.stderr)

@@ -11,10 +11,21 @@ from typing import TypeVar, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from bigstep.closed_output import drop_output
+
 __all__ = ["LiveLine", "console", "follow", "format_bytes", "format_seconds", "live_line", "show_log"]
 
 T = TypeVar("T")
-console = Console(highlight=False, markup=False, soft_wrap=True)  # names from the data are no markup
+
+
+@final
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Continue: a training is not lost because the reader of its lines has ended (`| head`)."""
+        drop_output()
+
+
+console = _Console(highlight=False, markup=False, soft_wrap=True)  # names from the data are no markup
 
 
 @final

@@ -9,6 +9,7 @@
     │   ├── CheckpointError       every checkpoint of a training run is damaged; exit code 4
     │   ├── DivergedError         the gradient was not finite in too many steps in a row; exit code 3
     │   ├── ModelError            a model or weights file cannot be used
+    │   ├── LostProcessError      a sum over the processes of a group failed: another one has ended
     │   ├── LostStepError         an error in the middle of a step's exchange: the processes of the group must all end
     │   ├── OutOfMemoryError      the request does not fit in memory
     │   └── ProjectError          a problem with the folder, the environment or another process
@@ -32,6 +33,7 @@ __all__ = [
     "ExactnessWarning",
     "ExitCode",
     "LossError",
+    "LostProcessError",
     "LostStepError",
     "ModelError",
     "OtherProcessError",
@@ -85,6 +87,10 @@ class DivergedError(UserError):
 
 class ModelError(UserError):
     """A model or weights file cannot be used."""
+
+
+class LostProcessError(UserError):
+    """A sum over the processes of a group failed: another one has ended, or does not answer. All must end."""
 
 
 class LostStepError(UserError):

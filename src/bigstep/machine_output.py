@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bigstep.closed_output import printing_result
+
 __all__ = ["Report", "no_report", "reporting"]
 
 Report = Callable[[Any], None]
@@ -39,8 +41,9 @@ def reporting(*, as_json: bool) -> Iterator[Report]:
         sys.stdout = output
         os.dup2(kept, 1)
         os.close(kept)
-    for result in results:
-        print(json.dumps(_finite(result), indent=2, default=str))
+    with printing_result():
+        for result in results:
+            print(json.dumps(_finite(result), indent=2, default=str))
 
 
 def _finite(value: Any) -> Any:

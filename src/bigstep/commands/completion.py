@@ -2,6 +2,7 @@
 
 import argparse
 
+from bigstep.closed_output import printing_result
 from bigstep.errors import ExitCode
 
 __all__ = ["completion"]
@@ -19,5 +20,6 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> int:
     """
     import shtab
 
-    print(shtab.complete(parser, shell))
+    with printing_result():
+        print(shtab.complete(parser, shell))
     return ExitCode.OK

@@ -14,7 +14,7 @@ import torch
 from bigstep.atomic_files import write_json
 from bigstep.config.hardware import HardwareConfig
 from bigstep.config.train import TrainConfig
-from bigstep.errors import ExitCode, OutOfMemoryError
+from bigstep.errors import ExitCode, LostProcessError, OutOfMemoryError
 from bigstep.planning.exchange import ExchangeCost, ExchangeRequest
 from bigstep.planning.measure_worker import build_measured_training, made_up_batch, measured_step, read_request
 from bigstep.runtime.device import choose_device, set_threads
@@ -43,11 +43,7 @@ def main() -> int:
     group = join_group(Path(request.folder), request.rank, request.processes, choose_device(hardware))
     try:
         found = _measure(request, Processes(group))
-    except (OutOfMemoryError, MemoryExhaustedError):
-        return ExitCode.FAILED
-    except RuntimeError as error:
-        if "gloo/transport" not in str(error):  # else another process has ended
-            raise
+    except (OutOfMemoryError, MemoryExhaustedError, LostProcessError):
         return ExitCode.FAILED
     if request.rank == 0:
         write_json(asdict(found), Path(request.folder) / "found.json")

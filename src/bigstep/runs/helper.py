@@ -20,7 +20,7 @@ import psutil
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params, parse_params
 from bigstep.data.store import Store
-from bigstep.errors import DivergedError, ExitCode, OtherProcessError, UserError
+from bigstep.errors import DivergedError, ExitCode, LostProcessError, OtherProcessError, UserError
 from bigstep.runs.checkpoint_files import load_latest
 from bigstep.runs.marked_batches import open_batches
 from bigstep.runtime.device import choose_device
@@ -72,13 +72,13 @@ def main() -> int:
         _write(answers, "ready")
         _train(request, params, join_group(Path(request.folder), request.rank, request.count, choose_device(params.hardware)))
         leave_group()
+    except (OtherProcessError, LostProcessError):  # the first process finds out which
+        return ExitCode.FAILED
     except UserError as error:
         _write(answers, "error", text=str(error), code=int(error.exit_code))
         return error.exit_code
-    except OtherProcessError:
-        return ExitCode.FAILED
     except RuntimeError as error:
-        if not is_lost_connection(error):  # else another process has ended, and the first one finds out which
+        if not is_lost_connection(error):  # else another process has ended
             traceback.print_exc()
         return ExitCode.FAILED
     return ExitCode.OK

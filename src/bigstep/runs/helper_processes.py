@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, final
 
 from bigstep.console import console
-from bigstep.errors import OtherProcessError, ProjectError, UserError
+from bigstep.errors import LostProcessError, OtherProcessError, ProjectError, UserError
 from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
@@ -76,8 +76,8 @@ def training_group(request: HelperRequest, signals: Signals) -> Iterator[Any]:
                 yield group
             finally:
                 leave_group()
-        except (OtherProcessError, RuntimeError) as error:  # one of this process has ended the helpers, and not they it
-            is_theirs = isinstance(error, OtherProcessError) or is_lost_connection(error)
+        except (OtherProcessError, LostProcessError, RuntimeError) as error:  # else this process ends the helpers
+            is_theirs = not isinstance(error, RuntimeError) or is_lost_connection(error)
             problem = helpers.problem() if is_theirs else None
             if problem is None:
                 raise

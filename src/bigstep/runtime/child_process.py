@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from bigstep.runtime.environment import child_environment, search_path
+from bigstep.runtime.passed_output import PassedOutput
 from bigstep.runtime.stop_signals import handling
 
 __all__ = ["die_with_parent", "end_module", "read_answer", "run_child", "set_parent_death_signal", "start_module"]
@@ -26,9 +27,19 @@ END_SECONDS = 2.0  # that a process may take to end
 def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
     """Run ``command`` in ``folder`` and return its exit code, 1 for codes without a meaning, or 128 plus the signal received.
 
-    Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below.
+    Ctrl-C reaches the whole group, so it is only waited for; SIGTERM is passed on to the stage below. Where the reader
+    of this process's output has ended, the command continues.
     """
-    process = subprocess.Popen(command, cwd=folder, env=dict(environment), preexec_fn=die_with_parent)  # noqa: PLW1509 # no threads here
+    output = PassedOutput()
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=dict(environment),
+        stdout=output.stdout,
+        stderr=output.stderr,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 # no threads here
+    )
+    output.start()
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -39,6 +50,7 @@ def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, st
 
     with handling(handle):
         code = process.wait()
+    output.finish()
     return 128 + received[0] if received and code else min(abs(code), 1)
 
 

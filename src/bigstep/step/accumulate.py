@@ -146,7 +146,7 @@ class Accumulator:
             LossError: the loss returned or was given something else than it should.
             RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
             OtherProcessError: another process of the group failed.
-            LostStepError: this one failed while the others waited for its sums; all must end.
+            LostProcessError, LostStepError: another one has ended, or this one failed in the middle of the sums; all must end.
         """
         if self._processes is not None:
             return self._run_share((inputs, targets, self._shared), step, weight=weight, positions=positions, sizes=sizes)
@@ -199,7 +199,7 @@ class Accumulator:
             LossError: the micro-batches' weights do not add up to ``weight``; ``.grad`` is as it was.
             TypeError: the loss is a callable, whose weight is not known beforehand.
             OtherProcessError: another process of the group failed.
-            LostStepError: this one failed while the others waited for its sums; all must end.
+            LostProcessError, LostStepError: another one has ended, or this one failed in the middle of the sums; all must end.
         """
         loss = self._settings.loss
         if not isinstance(loss, Loss):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bigstep.errors import LostStepError, OtherProcessError
+from bigstep.errors import LostProcessError, LostStepError, OtherProcessError
 from bigstep.step.batch_norm import DeferredStatistics, batch_modules
 
 __all__ = ["Announcement", "Processes", "check_model", "open_processes"]
@@ -28,14 +28,21 @@ class Processes:
         self._group, self._dist = group, dist
         self.count: int = dist.get_world_size(group)
         self.rank: int = dist.get_rank(group)
-        self._is_adding = False  # and after that where a sum failed: another process has ended
         self._is_known = False
 
     def add_up(self, values: Tensor) -> Tensor:
-        """Replace ``values`` by their sum over all processes: the same bits in each of them."""
-        self._is_adding = True
-        self._dist.all_reduce(values, op=self._dist.ReduceOp.SUM, group=self._group)
-        self._is_adding = False
+        """Replace ``values`` by their sum over all processes: the same bits in each of them.
+
+        Raises:
+            LostProcessError: another process has ended; those that live may wait for this one, so it must end too.
+        """
+        try:
+            self._dist.all_reduce(values, op=self._dist.ReduceOp.SUM, group=self._group)
+        except RuntimeError as error:
+            got = str(error).splitlines()[0]
+            raise LostProcessError(
+                f"process {self.rank}: expected all processes to take part in a sum, got: {got}; start all of them again"
+            ) from error
         return values
 
     @contextmanager
@@ -48,8 +55,10 @@ class Processes:
         self._is_known = False
         try:
             yield
+        except LostProcessError:
+            raise
         except Exception as error:
-            if self._is_adding or self._is_known:
+            if self._is_known:
                 raise
             got = f"{type(error).__name__}: {error}".splitlines()[0]
             raise LostStepError(
