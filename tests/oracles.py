@@ -52,10 +52,10 @@ def keyed_gradients(
     keyed = KeyedRandomness(model, seed)
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     calls = keyed.step(step, probe(model, inputs), first.device)
-    with calls.forward(torch.arange(len(first))):
+    with calls.micro_batch(torch.arange(len(first))):
         loss = mean_loss(call(model, inputs), targets)
-    model.zero_grad()
-    with calls.backward():
+        calls.end_forward()
+        model.zero_grad()
         loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()

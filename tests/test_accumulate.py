@@ -141,6 +141,8 @@ def test_tensors_of_unlike_length_and_empty_batches_are_refused() -> None:
     inputs, labels = _batch(4)
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
         accumulator.backward(inputs, labels[:3])
+    with pytest.raises(ValueError, match="positions: expected one for each of 4 samples, got 3"):
+        accumulator.backward(inputs, labels, positions=torch.arange(3))
     with pytest.raises(ValueError, match="at least one sample"):
         accumulator.backward(inputs[:0], labels[:0])
 

@@ -1,6 +1,7 @@
 """A loss, metrics and transforms of the project's own, and those of torch and torchmetrics by name."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from ruamel.yaml import YAML
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
+from bigstep.atomic_files import read_metrics
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import Params, flatten, parse_params
 from bigstep.data.store import Store
@@ -85,6 +87,10 @@ import torch
 
 def worst(predictions, targets, share=1.0):
     return float((predictions.argmax(dim=1) != targets).double().mean()) * share
+
+
+def undefined(predictions, targets):
+    return float("nan")
 
 
 class Count:
@@ -474,12 +480,14 @@ def test_more_metrics_are_written_reported_and_logged(
     content = {
         "model": {"width": 4},
         "train": {"epochs": 1, "loss": "custom/model/losses.py:focal"},
-        "evaluate": {"metrics": ["custom/model/metrics.py:worst", "AUROC"]},
+        "evaluate": {"metrics": ["custom/model/metrics.py:worst", "custom/model/metrics.py:undefined", "AUROC"]},
     }
     (project / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     for name, body in (("train", train), ("evaluate", evaluate)):
         assert run_stage(name, body) == 0, capsys.readouterr().err
     results = json.loads((project / "results" / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    assert results["test_undefined"] is None, "NaN is no JSON"
+    assert math.isnan(read_metrics(project / "results" / "evaluate" / "metrics.json")["test_undefined"])
     assert results["test_worst"] == pytest.approx(1 - results["test_accuracy"])
     assert "AUROC" in (project / "results" / "evaluate" / "report.html").read_text(encoding="utf-8")
     client = open_client(f"sqlite:///{project / 'mlflow.db'}")

@@ -472,6 +472,8 @@ def test_a_folder_with_forty_damaged_files_goes_through_and_says_so(trained: Pat
         for path in (trained / ".bigstep/workspaces").glob("*/data/prepared/skipped.csv")
         if len(read_rows(path)) > 1
     )
+    shown = "".join(output.split())  # the console breaks lines
+    assert f"listedin{(workspace / 'data/prepared/skipped.csv').relative_to(trained)}:" in shown
     assert {row["name"] for row in read_rows(workspace / "data/prepared/skipped.csv")} == {
         path.relative_to(folder).as_posix() for path in bad
     }

@@ -1,5 +1,7 @@
 import random
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torchvision.ops import StochasticDepth
 from bigstep import Accumulator, losses
 from bigstep.errors import ExactnessWarning, RandomnessError
 from bigstep.randomness.calls import find_random_calls
-from bigstep.randomness.counter_rng import bernoulli_mask, derive_seed, normal_values, uniform_values
+from bigstep.randomness.counter_rng import bernoulli_mask, derive_seed, draw_words, normal_values, sample_states, uniform_values
 from bigstep.randomness.keyed_randomness import KeyedRandomness
 from bigstep.step.batch_norm import freeze_statistics
 from oracles import keyed_gradients, probe, relative_error
@@ -321,24 +323,24 @@ def test_gradients_of_torchvisions_models_agree_between_cuts(build: Callable[[],
 
 
 def test_the_numbers_are_spread_as_they_should_be() -> None:
-    key, ids = derive_seed(1, 2), torch.arange(2000)
+    words = partial(draw_words, sample_states(torch.tensor([derive_seed(1, 2)]), torch.arange(2000))[0])
     for probability in (0.5, 0.9, 0.999, 0.1):
-        mask = bernoulli_mask(key, ids, 501, probability)
+        mask = bernoulli_mask(words, 501, probability)
         assert mask.shape == (2000, 501)
         deviation = (probability * (1 - probability) / mask.numel()) ** 0.5
         assert abs(float(mask.double().mean()) - probability) < 4 * deviation + 1e-4 * min(probability, 1 - probability)
     for dtype in (torch.float32, torch.float64):
-        uniform = uniform_values(key, ids, 500, dtype).double()
+        uniform = uniform_values(words, 500, dtype).double()
         assert 0 <= float(uniform.min()) < float(uniform.max()) < 1
         assert abs(float(uniform.mean()) - 0.5) < 4 / (12 * uniform.numel()) ** 0.5
         assert abs(float(torch.corrcoef(uniform[:, :2].T)[0, 1])) < 0.1
         assert abs(float(torch.corrcoef(torch.stack([uniform[:-1, 0], uniform[1:, 0]]))[0, 1])) < 0.1
-        normal = normal_values(key, ids, 500, dtype).double()
+        normal = normal_values(words, 500, dtype).double()
         assert abs(float(normal.mean())) < 4 / normal.numel() ** 0.5
         assert abs(float(normal.std()) - 1) < 0.01
         assert abs(float((normal**4).mean()) - 3) < 0.05
-    assert bernoulli_mask(key, ids, 3, 1.0).all()
-    assert not bernoulli_mask(key, ids, 3, 0.0).any()
+    assert bernoulli_mask(words, 3, 1.0).all()
+    assert not bernoulli_mask(words, 3, 0.0).any()
 
 
 def _of_every_kind(count: int) -> Tensor:
@@ -354,7 +356,7 @@ def test_the_numbers_are_those_of_earlier_versions(parts: tuple[slice, ...]) -> 
     positions, drawn = torch.tensor([0, 1, 2, 9]), []
     calls = KeyedRandomness(nn.Identity(), 7).step(3, _of_every_kind, positions.device)
     for part in parts:
-        with calls.forward(positions[part]):
+        with calls.micro_batch(positions, part):
             drawn.append(_of_every_kind(part.stop - part.start))
     values = torch.cat(drawn)
     bits = [hex(int("".join(str(int(bit)) for bit in row), 2)) for row in values[:, :128]]
@@ -370,6 +372,28 @@ def test_the_numbers_are_those_of_earlier_versions(parts: tuple[slice, ...]) -> 
         ["0x1.d6bd7eefa12d2p-1", "0x1.3a317c0000000p-1", "0x1.8511480000000p-2"],
         ["0x1.8dfad9c798ac0p-2", "0x1.7357100000000p-2", "0x1.8511480000000p-2"],
     ]
+
+
+def _operations(model: nn.Module, cut: int, seed: int | None) -> Counter[str]:
+    """Count torch's operations in the second step."""
+    inputs, labels = torch.randn(8, 6), torch.zeros(8, dtype=torch.int64)
+    accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=cut, seed=seed, self_check=False)
+    accumulator.backward(inputs, labels)
+    with torch.autograd.profiler.profile() as profile:
+        accumulator.backward(inputs, labels)
+    return Counter(event.name for event in profile.function_events)
+
+
+def test_where_nothing_is_drawn_a_seed_costs_no_operation() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.0), nn.Linear(5, 3))
+    model.eval()
+    assert _operations(model, 2, seed=1) == _operations(model, 2, seed=None)
+
+
+def test_a_small_batch_is_hashed_once_however_it_is_cut() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3), nn.Dropout(0.5))
+    shifts = [_operations(model, cut, seed=1)["aten::bitwise_right_shift"] for cut in (8, 2)]
+    assert shifts[0] == shifts[1] == 9  # three for the samples, three for the elements of each call
 
 
 def test_seeds_tell_their_parts_apart() -> None:

@@ -59,7 +59,7 @@ def table(root: Path) -> Callable[..., None]:
 def _prepare(root: Path, **data: Any) -> Store:
     section = DataConfig.model_validate({"source": "table", "image_size": 8, "channels": 1, **data})
     folder = root.parent / "store"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for _ in prepare_store(open_source(section, root, num_workers=0), section, folder):
         pass
     return Store(folder)
@@ -93,6 +93,26 @@ def test_columns_of_labels(root: Path, table: Callable[..., None], kind: str) ->
     assert store.manifest.task == "multilabel"
     order = [store.manifest.classes.index(name) for name in ("sun", "sea")]
     assert store.labels[:4][:, order].tolist() == [[0, 1], [1, 0], [0, 0], [1, 1]]
+
+
+def test_what_a_parquet_table_leaves_out_is_no_label_of_its_own(root: Path, table: Callable[..., None]) -> None:
+    """Null, a list with a null in it, and NaN, which pandas writes into a column of names."""
+    table("labels.parquet", labels=lambda n: (["sun", None], ["sea"], None, [])[n % 4], part=lambda _: None)
+    assert _prepare(root).manifest.classes == ("sea", "sun")
+    table("nan.parquet", labels=lambda _: float("nan"), part=lambda _: float("nan"))
+    with pytest.raises(DataError, match=r"nan\.parquet: expected labels in the column labels, got none in any row"):
+        _prepare(root, table="nan.parquet")
+    table("null.parquet", label=lambda n: None if n == 4 else "owl")
+    with pytest.raises(DataError, match=r"null\.parquet, row 5: expected the name of a class, got nothing"):
+        _prepare(root, table="null.parquet")
+
+
+def test_a_label_that_looks_like_two_is_refused(root: Path, table: Callable[..., None]) -> None:
+    table("labels.parquet", labels=lambda n: ["sun|sea"] * (n % 2))
+    with pytest.raises(
+        DataError, match=r"labels: expected names without '\|', which stands between .*, got 'sun\|sea'; rename"
+    ):
+        _prepare(root)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -3,9 +3,10 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -20,6 +21,7 @@ __all__ = [
     "csv_writer",
     "parse_json",
     "read_json",
+    "read_metrics",
     "read_record",
     "sha256",
     "sync",
@@ -27,6 +29,7 @@ __all__ = [
     "whole_folder",
     "write_csv",
     "write_json",
+    "write_metrics",
 ]
 
 T = TypeVar("T")
@@ -107,6 +110,20 @@ def write_json(content: Any, path: Path) -> None:
     """Write JSON atomically, with keys in the given order."""
     with whole_file(path) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
+    """Write metrics as JSON atomically; what is no finite number, which JSON cannot hold, becomes null."""
+    write_json({name: value if math.isfinite(value) else None for name, value in metrics.items()}, path)
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """Read what :func:`write_metrics` wrote; null is NaN.
+
+    Raises:
+        OSError, ValueError: as :func:`read_json`.
+    """
+    return {name: math.nan if value is None else value for name, value in read_json(path).items()}
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from bigstep.atomic_files import write_csv, write_json
+from bigstep.atomic_files import write_csv, write_metrics
 from bigstep.commands.seeds import run_seeds
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten, read_params
@@ -139,7 +139,7 @@ def _write(
         f"loss saved against {best}": measure.gains[1].text(found.loss),
     }
     write_results(folder, store, report, facts, card=CardStory(card, facts, folder="results/ensemble"))
-    write_json(_metrics(found, card), folder / "metrics.json")
+    write_metrics(_metrics(found, card), folder / "metrics.json")
 
 
 def _rows(members: Sequence[Member], plan: EnsemblePlan, found: Comparison) -> list[list[object]]:

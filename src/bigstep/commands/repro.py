@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from bigstep.atomic_files import read_json
+from bigstep.atomic_files import read_metrics
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten
 from bigstep.console import console
@@ -35,7 +35,7 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str, r
     values = {
         key: value
         for name in FILES.get(stage, ())
-        for key, value in read_json(paths.root / "results" / name / "metrics.json").items()
+        for key, value in read_metrics(paths.root / "results" / name / "metrics.json").items()
     }
     if values:
         _print_table(values, params)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bigstep.atomic_files import read_json
+from bigstep.atomic_files import read_metrics
 from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.machine_output import Report, no_report
@@ -42,7 +42,7 @@ def repro_seeds(
 
     def note(paths: StagePaths, params: Params) -> None:
         finish(paths, params)
-        found.append({**read_json(paths.train / "metrics.json"), **read_json(paths.evaluate / "metrics.json")})
+        found.append({**read_metrics(paths.train / "metrics.json"), **read_metrics(paths.evaluate / "metrics.json")})
         seeds.append(params.train.seed)
 
     code = run_seeds(root, request, count, note)

@@ -23,7 +23,8 @@ from bigstep.data.sample import Sample, Source
 from bigstep.data.split import SPLITS, Split
 from bigstep.data.store import StorePaths, digest_parts
 from bigstep.errors import DataError
-from bigstep.tasks.targets import CLASSIFICATION, Targets
+from bigstep.tasks.target_kinds import BETWEEN
+from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, Targets
 
 __all__ = ["prepare_store"]
 
@@ -38,10 +39,12 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     """Write ``source`` into ``folder``, yielding each sample once it is written; the store is whole at the end.
 
     Raises:
-        DataError: a file does not decode and ``data.on_bad_image`` is fail, or the classes cannot be split.
+        DataError: a file does not decode and ``data.on_bad_image`` is fail, the classes cannot be split, or a
+            label has a name that tables of predictions cannot hold.
     """
     paths = StorePaths(folder)
     targets = source.targets
+    _check_names(targets)
     labels, given, groups = targets.buffer(), array("b"), Groups()
     reasons: Counter[str] = Counter()
     digests = PixelDigests()
@@ -71,6 +74,15 @@ def prepare_store(source: Source, data: DataConfig, folder: Path) -> Iterator[Sa
     _write_samples(paths, taken_path, parts, all_labels, targets, digests.groups(parts))
     paths.blocks.write_bytes(digest_blocks(paths.images))
     paths.manifest.write_text(_manifest(paths, source, data, all_labels, parts, reasons).to_json(), encoding="utf-8")
+
+
+def _check_names(targets: Targets) -> None:
+    wrong = [name for name in targets.names if targets.task == MULTILABEL and BETWEEN in name]
+    if wrong:
+        raise DataError(
+            f"labels: expected names without {BETWEEN!r}, which stands between the labels of a sample in tables, got "
+            f"{wrong[0]!r}; rename it"
+        )
 
 
 def _write_samples(

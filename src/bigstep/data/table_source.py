@@ -169,7 +169,7 @@ def _path(table: Table, cell: Any, row: int) -> str:
 
 
 def _part(table: Table, cell: Any, row: int) -> int:
-    if cell is None or not str(cell).strip():
+    if is_missing(cell) or not str(cell).strip():
         return UNASSIGNED
     split = FOLDER_SPLITS.get(str(cell).strip().lower())
     if split is None:
@@ -202,9 +202,9 @@ def _flag(table: Table, cell: Any, row: int) -> int:
 
 
 def _list(cell: Any) -> list[str]:
-    """Return the labels of a cell: a list, or names with ``|`` between them."""
-    names = cell if isinstance(cell, list | tuple) else str("" if cell is None else cell).split(BETWEEN)
-    return [str(name).strip() for name in names if str(name).strip()]
+    """Return the labels of a cell, a list, or names with ``|`` between them; what is missing is none."""
+    names = cell if isinstance(cell, list | tuple) else [] if is_missing(cell) else str(cell).split(BETWEEN)
+    return [str(name).strip() for name in names if not is_missing(name) and str(name).strip()]
 
 
 def _wrong(table: Table, row: int, problem: str) -> DataError:

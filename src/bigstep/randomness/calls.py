@@ -4,13 +4,14 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from bigstep.errors import RandomnessError
-from bigstep.randomness.counter_rng import CallKeys
+from bigstep.randomness.counter_rng import Words, call_keys, draw_words, shared_state
 from bigstep.randomness.kernels import drawing_from
 
 __all__ = ["RandomCall", "find_random_calls"]
@@ -80,13 +81,13 @@ class _Recorder:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.calls: list[tuple[str, torch.Size]] = []
-        self._keys = CallKeys(seed)
-        self._shared = torch.zeros(1, dtype=torch.int64, device=device)
+        self._seed = seed
+        self._device = device
 
-    def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
-        key = self._keys[len(self.calls)]
+    def draw(self, operation: str, shape: torch.Size, values: Callable[[Words, int], Tensor]) -> Tensor:
         self.calls.append((operation, shape))
-        return values(key, self._shared, shape.numel()).reshape(shape)
+        key = call_keys(self._seed, len(self.calls))[-1].to(self._device)
+        return values(partial(draw_words, shared_state(key)), shape.numel()).reshape(shape)
 
 
 def _foreign_states() -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bigstep.errors import RandomnessError
-from bigstep.randomness.counter_rng import bernoulli_mask, normal_values, uniform_values
+from bigstep.randomness.counter_rng import Words, bernoulli_mask, normal_values, uniform_values
 from bigstep.randomness.torch_internals import (
     get_thread_object,
     is_compiling,
@@ -94,8 +94,8 @@ IGNORED = (
 class RandomSource(Protocol):
     """Where the numbers come from."""
 
-    def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
-        """Draw a tensor of ``shape``; ``values(key, ids, count)`` returns ``(len(ids), count)`` numbers."""
+    def draw(self, operation: str, shape: torch.Size, values: Callable[[Words, int], Tensor]) -> Tensor:
+        """Draw a tensor of ``shape``; ``values(words, count)`` returns ``(n, count)`` numbers."""
         ...
 
 
@@ -103,7 +103,8 @@ class RandomSource(Protocol):
 def drawing_from(source: RandomSource) -> Iterator[None]:
     """Draw every random number of this thread from ``source`` within the block, and of backward passes started in it."""
     _register()
-    was_on, before = mode_is_on(), get_thread_object(SOURCE)
+    was_on = mode_is_on()
+    before = get_thread_object(SOURCE) if was_on else None
     set_thread_object(SOURCE, source)
     switch_mode(on=True)
     try:
@@ -185,7 +186,7 @@ def _draws(operation: Any, args: Any, named: dict[str, Any]) -> bool:
 
 
 def _bernoulli_(source: RandomSource, target: Tensor, p: float = 0.5) -> Tensor:
-    return target.copy_(source.draw("bernoulli_", target.shape, lambda key, ids, count: bernoulli_mask(key, ids, count, p)))
+    return target.copy_(source.draw("bernoulli_", target.shape, lambda words, count: bernoulli_mask(words, count, p)))
 
 
 def _bernoulli_tensor(source: RandomSource, target: Tensor, p: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ def _exponential_(source: RandomSource, target: Tensor, lambd: float = 1.0) -> T
 
 def _normal_(source: RandomSource, target: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     dtype = _wide(target.dtype)
-    values = source.draw("normal_", target.shape, lambda key, ids, count: normal_values(key, ids, count, dtype))
+    values = source.draw("normal_", target.shape, lambda words, count: normal_values(words, count, dtype))
     return target.copy_(values * std + mean)
 
 
@@ -214,12 +215,12 @@ def _native_dropout(
 ) -> tuple[Tensor, Tensor]:
     if p == 0 or train is False:
         return inputs.clone(), torch.ones_like(inputs, dtype=torch.bool)
-    mask = source.draw("native_dropout", inputs.shape, lambda key, ids, count: bernoulli_mask(key, ids, count, 1 - p))
+    mask = source.draw("native_dropout", inputs.shape, lambda words, count: bernoulli_mask(words, count, 1 - p))
     return inputs * mask * (1 / (1 - p) if p < 1 else 0.0), mask
 
 
 def _uniform(source: RandomSource, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    return source.draw(name, shape, lambda key, ids, count: uniform_values(key, ids, count, dtype))
+    return source.draw(name, shape, lambda words, count: uniform_values(words, count, dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,8 +7,10 @@ around them. There each call takes a number from that generator, by which the re
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol, final
 
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 
 from bigstep.errors import RandomnessError
 from bigstep.randomness.calls import RandomCall, find_random_calls
-from bigstep.randomness.counter_rng import CallKeys, derive_seed
+from bigstep.randomness.counter_rng import Words, call_keys, derive_seed, draw_words, sample_states, shared_state
 from bigstep.randomness.kernels import drawing_from
 
 __all__ = ["KeyedRandomness", "KeyedStep", "NativeRandomness", "RandomCallsChangedError", "StepRandomness"]
 
 CHECKPOINT_FILE = torch.utils.checkpoint.__file__
+MAX_WORDS = 1 << 15  # of a call, 256 KiB, that are drawn for a whole batch at once
 
 
 class RandomCallsChangedError(Exception):
@@ -33,12 +36,17 @@ class RandomCallsChangedError(Exception):
 class StepRandomness(Protocol):
     """Where the random numbers of a step's forward and backward passes come from."""
 
-    def forward(self, positions: Tensor) -> Any:
-        """Return the context of a forward pass over samples at these positions in the effective batch, shape ``(n,)``."""
+    def micro_batch(self, positions: Tensor, part: slice | None = None) -> Any:
+        """Return the context of a forward pass, and of the backward pass after :meth:`end_forward`.
+
+        Args:
+            positions: of samples in the effective batch, shape ``(n,)``; the same tensor for all micro-batches cut from it.
+            part: those of them that the micro-batch holds; None: all.
+        """
         ...
 
-    def backward(self) -> Any:
-        """Return the context of its backward pass."""
+    def end_forward(self) -> None:
+        """End the forward pass."""
         ...
 
 
@@ -46,14 +54,13 @@ class StepRandomness(Protocol):
 class NativeRandomness:
     """Torch's own generators."""
 
-    def forward(self, positions: Tensor) -> Any:
+    def micro_batch(self, positions: Tensor, part: slice | None = None) -> Any:
         """Change nothing."""
-        del positions
+        del positions, part
         return nullcontext()
 
-    def backward(self) -> Any:
+    def end_forward(self) -> None:
         """Change nothing."""
-        return nullcontext()
 
 
 @final
@@ -99,62 +106,78 @@ class KeyedStep:
 
     def __init__(self, seed: int, calls: tuple[RandomCall, ...], device: torch.device) -> None:
         """Start a step whose calls are keyed by ``seed``."""
-        self._keys = CallKeys(seed)
         self.calls = calls
         self.device = device
-        self._ids = torch.zeros(1, dtype=torch.int64, device=device)
-        self._shared = torch.zeros(1, dtype=torch.int64, device=device)
+        self._seed = seed
+        self._positions: Tensor | None = None
+        self._keys: Tensor  # of the calls, (c,)
+        self._states: Tensor  # of the samples in each call, (c, n)
+        self._words: dict[tuple[int, int], Tensor] = {}  # of all samples, by call and count
+        self._part = slice(0)
         self._count = 0
         self._forward = True
         self._numbers: dict[int, int] = {}  # of the calls under activation checkpointing, by what the generator gave
         self._generator_state: Tensor | None = None
 
     @contextmanager
-    def forward(self, positions: Tensor) -> Iterator[None]:
-        """Key the calls of a forward pass over samples at these positions in the effective batch, shape ``(n,)``.
+    def micro_batch(self, positions: Tensor, part: slice | None = None) -> Iterator[None]:
+        """Key the calls of a forward pass; after :meth:`end_forward` only what the backward pass repeats of them.
+
+        Args:
+            positions: of samples in the effective batch, shape ``(n,)``; the same tensor for all micro-batches cut from it.
+            part: those of them that the micro-batch holds; None: all.
 
         Raises:
             RandomCallsChangedError: they are other calls than those of the probe.
+            RandomnessError: the backward pass draws others.
         """
-        self._ids = positions.to(self.device, torch.int64)
+        self._part = slice(0, len(positions)) if part is None else part
         self._count, self._forward, self._numbers = 0, True, {}
+        if self.calls and positions is not self._positions:
+            self._positions, self._words = positions, {}
+            self._keys = call_keys(self._seed, len(self.calls)).to(self.device)
+            self._states = sample_states(self._keys, positions.to(self.device, torch.int64))
         try:
             with drawing_from(self):
                 yield
-            if self._count != len(self.calls):
-                raise RandomCallsChangedError
-        except BaseException:
-            self._restore_generator()
-            raise
-
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Key calls that are repeated by recomputation in the backward pass; no others are allowed.
-
-        Raises:
-            RandomnessError: it draws others.
-        """
-        self._forward = False
-        try:
-            with drawing_from(self):
-                yield
+            if self._forward:
+                self.end_forward()
         finally:
             self._restore_generator()
 
-    def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
-        """Draw a tensor of ``shape``; ``values(key, ids, count)`` returns ``(len(ids), count)`` numbers."""
+    def end_forward(self) -> None:
+        """End the forward pass.
+
+        Raises:
+            RandomCallsChangedError: it drew less than the probe.
+        """
+        self._forward = False
+        if self._count != len(self.calls):
+            raise RandomCallsChangedError
+
+    def draw(self, operation: str, shape: torch.Size, values: Callable[[Words, int], Tensor]) -> Tensor:
+        """Draw a tensor of ``shape``; ``values(words, count)`` returns ``(n, count)`` numbers."""
         number = self._next_number() if self._forward else self._repeated_number()
-        call, key = self.calls[number], self._keys[number]
+        call = self.calls[number]
         if call.operation != operation or call.num_dims != len(shape):
             raise RandomCallsChangedError
         if call.batch_dim is None:
-            return values(key, self._shared, shape.numel()).reshape(shape)
-        count, left = divmod(shape[call.batch_dim], len(self._ids))
+            return values(partial(draw_words, shared_state(self._keys[number])), shape.numel()).reshape(shape)
+        size = shape[call.batch_dim]
+        count, left = divmod(size, self._part.stop - self._part.start)
         if left:
             raise RandomCallsChangedError
-        rest = [size for dim, size in enumerate(shape) if dim != call.batch_dim]
-        drawn = values(key, self._ids, count * torch.Size(rest).numel()).reshape([shape[call.batch_dim], *rest])
-        return drawn.movedim(0, call.batch_dim)
+        rest = shape[: call.batch_dim] + shape[call.batch_dim + 1 :]
+        drawn = values(partial(self._draw_words, number), count * math.prod(rest)).reshape((size, *rest))
+        return drawn if call.batch_dim == 0 else drawn.movedim(0, call.batch_dim)
+
+    def _draw_words(self, number: int, count: int) -> Tensor:
+        """Return words of the micro-batch's samples; few are drawn for all samples at once, which takes fewer operations."""
+        if self._states.shape[1] * count > MAX_WORDS:
+            return draw_words(self._states[number, self._part], count)
+        if (number, count) not in self._words:
+            self._words[number, count] = draw_words(self._states[number], count)
+        return self._words[number, count][self._part]
 
     def _next_number(self) -> int:
         number, self._count = self._count, self._count + 1

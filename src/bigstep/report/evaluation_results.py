@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from bigstep.atomic_files import whole_file, write_csv, write_json
+from bigstep.atomic_files import whole_file, write_csv, write_metrics
 from bigstep.config.data import short_source
 from bigstep.data.repeated import count_repeated
 from bigstep.data.split import Split
@@ -78,7 +78,7 @@ def write_results(
         tested = PartResult(found, weakest, totals, table, report.calibration(scores), num_samples, num_repeated)
         with whole_file(folder / "card.md") as beside:
             write_card(card, store.manifest, tested, beside)
-    write_json({f"test_{name}": value for name, value in totals.items()}, folder / "metrics.json")
+    write_metrics({f"test_{name}": value for name, value in totals.items()}, folder / "metrics.json")
     return scores
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigstep.atomic_files import read_json, read_record
+from bigstep.atomic_files import read_metrics, read_record
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
 from bigstep.config.section import Section
@@ -84,7 +84,7 @@ def _predict(stage: Stage, store: Store, classifier: Classifier | Ensemble, card
 
 def _story(stage: Stage, card: ModelCard) -> PageStory:
     """Return what the page says of the training; parameters that decide no result are not among it."""
-    params, metrics = stage.params, read_json(stage.paths.train / "metrics.json")
+    params, metrics = stage.params, read_metrics(stage.paths.train / "metrics.json")
     with (stage.paths.train / "history.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     monitor = params.train.monitor.replace("val_", "validation ")
@@ -99,7 +99,7 @@ def _deciding(params: Params) -> tuple[Section, ...]:
 
 def _card_story(stage: Stage, card: ModelCard) -> CardStory:
     """Return how the model was trained, in a few words; nothing of this machine, which decides no result."""
-    train, epochs = stage.params.train, read_json(stage.paths.train / "metrics.json")["epochs"]
+    train, epochs = stage.params.train, read_metrics(stage.paths.train / "metrics.json")["epochs"]
     procedure = {
         "architecture": card.model["name"],
         "starting weights": card.model.get("weights") or "random",
@@ -142,9 +142,9 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, totals: dict
     manifest = store.manifest
     tracker.log_dataset(DatasetRecord(short_source(manifest.source), manifest.digest, manifest.source, "testing", {}))
     metrics = {f"test_{name}": value for name, value in totals.items()}
-    trained = read_json(stage.paths.train / "metrics.json")
+    trained = read_metrics(stage.paths.train / "metrics.json")
     metrics.update({name: value for name, value in trained.items() if name.startswith("best_val_")})
-    tracker.log_metrics(as_metrics_now(metrics, step=trained["num_updates"]))
+    tracker.log_metrics(as_metrics_now(metrics, step=int(trained["num_updates"])))
     for path in sorted(stage.paths.evaluate.iterdir()):
         if not path.name.startswith(".") and path.name != PAGE:
             tracker.log_file(path, "evaluate")

@@ -40,9 +40,8 @@ def prepare(stage: Stage) -> None:
             pass
         manifest = Manifest.read(StorePaths(folder).manifest)
         stage.inputs.check()
-    _report(
-        manifest, count_repeated(StorePaths(stage.paths.prepared).repeated), stage.paths.prepared.relative_to(stage.paths.root)
-    )
+    folder = Path(os.path.relpath(stage.paths.prepared, stage.project.root))  # a private copy's is further below
+    _report(manifest, count_repeated(StorePaths(stage.paths.prepared).repeated), folder)
 
 
 def _report(manifest: Manifest, num_repeated: int, folder: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bigstep.atomic_files import whole_file, write_csv, write_json
+from bigstep.atomic_files import whole_file, write_csv, write_json, write_metrics
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
@@ -48,7 +48,7 @@ def write_results(paths: StagePaths, state: TrainingState, rows: list[dict[str, 
     write_csv(list(rows[0]), ([row[name] for name in rows[0]] for row in rows), folder / "history.csv")
     with whole_file(folder / "curves.png") as beside:
         draw_curves(rows, beside, state.task.score)
-    write_json(metrics, folder / "metrics.json")
+    write_metrics(metrics, folder / "metrics.json")
 
 
 def log_model(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:

@@ -155,11 +155,13 @@ class Accumulator:
         if total == 0:
             raise ValueError("effective batch: expected at least one sample, got none; skip it")
         places = torch.arange(total) if positions is None else positions
+        if len(places) != total:
+            raise ValueError(f"positions: expected one for each of {total} samples, got {len(places)}; give as many")
         loss = self._settings.loss
 
         def parts() -> Iterator[MicroBatch]:
             for part in slices(balanced_sizes(total, self.micro_batch_size)):
-                yield MicroBatch(batch, part, places[part])
+                yield MicroBatch(batch, part, places)
 
         if weight is None and isinstance(loss, Loss):
             weight = loss.weight(targets)

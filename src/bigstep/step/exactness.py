@@ -93,9 +93,9 @@ def _whole_pass(model: nn.Module, loss: Any, batch: BatchStructure, seed: int | 
                 forward([index % count for index in range(size)])
 
         randomness = keyed.step(0, run, device)
-    with randomness.forward(torch.arange(count)):
+    with randomness.micro_batch(torch.arange(count)):
         value = forward(list(range(count)))
-    with randomness.backward():
+        randomness.end_forward()
         value.backward()  # type: ignore[no-untyped-call] # torch's
     return _take(model)
 

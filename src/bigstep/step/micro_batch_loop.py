@@ -40,11 +40,16 @@ class AccumulationSettings:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of a batch, and the positions of its samples in the effective batch."""
+    """A part of a batch, and the positions of the whole batch's samples in the effective batch."""
 
     batch: BatchStructure
     part: slice
     positions: Tensor
+
+    @property
+    def size(self) -> int:
+        """The number of its samples."""
+        return int(self.part.stop - self.part.start)
 
 
 @final
@@ -77,19 +82,16 @@ class MicroBatchLoop:
             self._add(micro_batch)
 
     def _add(self, micro_batch: MicroBatch) -> None:
-        settings, size = self.settings, len(micro_batch.positions)
+        settings, size = self.settings, micro_batch.size
         inputs, targets = micro_batch.batch.take(micro_batch.part, self.device)
-        with (
-            self.randomness.forward(micro_batch.positions),
-            settings.forward_context(self.device),
-            settings.statistics.collect(),
-        ):
-            outputs = micro_batch.batch.call(settings.model, inputs)
-            loss_sum, weights = weighted_loss(settings.loss, outputs, targets, size)
-        del outputs
-        if not self.sizes:
-            self.gradients.cover(find_leaves(loss_sum))
-        with self.randomness.backward():
+        with self.randomness.micro_batch(micro_batch.positions, micro_batch.part):
+            with settings.forward_context(self.device), settings.statistics.collect():
+                outputs = micro_batch.batch.call(settings.model, inputs)
+                loss_sum, weights = weighted_loss(settings.loss, outputs, targets, size)
+            self.randomness.end_forward()
+            del outputs
+            if not self.sizes:
+                self.gradients.cover(find_leaves(loss_sum))
             self._backward(loss_sum / self.divisor)
         if weights is not None:
             self.weight_sum += weights.double().sum()

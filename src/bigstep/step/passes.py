@@ -55,6 +55,7 @@ class Passes:
         """Run ``groups`` of ``batch``."""
         self.model, self.loss, self.batch, self.groups, self.device = model, loss, batch, groups, device
         self.modules = tuple(module for module in (model, loss) if isinstance(module, nn.Module))
+        self._positions = torch.arange(len(groups.samples))
         self._keyed = KeyedRandomness(model, seed)
         self._fresh = False
 
@@ -75,10 +76,10 @@ class Passes:
         """Find the random calls again next time."""
         self._fresh = True
 
-    def forward(self, group: slice, randomness: KeyedStep) -> tuple[Tensor, float]:
-        """Return the sum of weighted losses of these samples, and their weight."""
-        with randomness.forward(torch.arange(len(self.groups.samples))[group]):
-            return self._forward(self.groups.samples[group])
+    def forward(self, group: slice, randomness: KeyedStep) -> None:
+        """Run a forward pass over these samples."""
+        with randomness.micro_batch(self._positions, group):
+            self._forward(self.groups.samples[group])
 
     def run(
         self, groups: Sequence[slice], randomness: KeyedStep, gradients: GradientSum, *, takes_single: bool = True
@@ -90,12 +91,16 @@ class Passes:
         """
         losses, weights, reached, dtype = [], [], set[Tensor](), torch.get_default_dtype()
         for group in groups:
-            with _naming_single_samples(group, takes_single=takes_single):
-                total, weight = self.forward(group, randomness)
+            with (
+                _naming_single_samples(group, takes_single=takes_single),
+                randomness.micro_batch(self._positions, group),
+            ):
+                total, weight = self._forward(self.groups.samples[group])
+                randomness.end_forward()
                 leaves = list(find_leaves(total))
                 gradients.cover(leaves)
                 reached.update(leaves)
-                _backward(total, randomness)
+                _backward(total)
             losses.append(float(total.detach()))
             weights.append(weight)
             dtype = total.dtype
@@ -151,7 +156,7 @@ def _naming_single_samples(group: slice, *, takes_single: bool) -> Iterator[None
         raise
 
 
-def _backward(total: Tensor, randomness: KeyedStep) -> None:
-    with randomness.backward(), torch.autocast(total.device.type, enabled=False):
+def _backward(total: Tensor) -> None:
+    with torch.autocast(total.device.type, enabled=False):
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call] # torch's

@@ -40,7 +40,7 @@ class ProcessShare:
         if self.batch is None:
             return
         for part in slices(balanced_sizes(self.batch.num_samples, micro_batch_size)):
-            yield MicroBatch(self.batch, part, self.positions[part])
+            yield MicroBatch(self.batch, part, self.positions)
 
 
 def open_share(

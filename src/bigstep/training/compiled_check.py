@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import final
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from bigstep.config.train import TrainConfig
 from bigstep.errors import ConfigError, OutOfMemoryError, RandomnessError
+from bigstep.randomness.counter_rng import Words, draw_words
 from bigstep.randomness.kernels import drawing_from
 from bigstep.step.accumulate import Accumulator
 from bigstep.step.precision import PRECISIONS
@@ -145,8 +147,8 @@ class _AnyNumbers:
     """A source of random numbers that do not matter."""
 
     def __init__(self, device: torch.device) -> None:
-        self._ids = torch.zeros(1, dtype=torch.int64, device=device)
+        self._states = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def draw(self, operation: str, shape: torch.Size, values: Callable[[int, Tensor, int], Tensor]) -> Tensor:
+    def draw(self, operation: str, shape: torch.Size, values: Callable[[Words, int], Tensor]) -> Tensor:
         del operation
-        return values(0, self._ids, shape.numel()).reshape(shape)
+        return values(partial(draw_words, self._states), shape.numel()).reshape(shape)
