@@ -73,11 +73,14 @@ costs: $(READY)  ## measure what keyed randomness, the noise scale and the self-
 	@$(BIN)/python benchmarks/costs/keyed_randomness.py
 	@$(BIN)/python benchmarks/costs/self_check.py
 
-speed: $(READY)  ## measure what a run costs beyond its training, the choice of `auto`, the data path and compiled code
+speed: $(READY)  ## measure what a run costs beyond its training, the choice of `auto`, loops, the data path, whole runs and workers
 	@$(BIN)/python benchmarks/speed/startup.py
 	@$(BIN)/python benchmarks/speed/auto.py
+	@$(BIN)/python benchmarks/speed/loops.py
 	@$(BIN)/python benchmarks/speed/data_path.py
 	@$(BIN)/python benchmarks/speed/compiled.py
+	@$(BIN)/python benchmarks/speed/whole_run.py
+	@$(BIN)/python benchmarks/speed/search_workers.py
 
 memory: $(READY)  ## write docs/memory.md's table: predicted against measured peaks
 	@$(BIN)/python benchmarks/costs/memory_prediction.py

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ProjectError
 from bigstep.evaluation.predictions import predict_batches
+from bigstep.report.comparison_page import write_comparison
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
 from bigstep.training.training_batches import TrainingBatches
@@ -92,6 +94,17 @@ def _is_called_different(one: RunResult, other: RunResult) -> bool:
     paired = compare_runs(one, other).paired
     assert paired is not None
     return paired.is_beyond_chance
+
+
+def test_names_that_differ_at_their_end_are_whole_in_the_legend_and_keys_are_not_broken(tmp_path: Path) -> None:
+    names = [f"small_cnn, B 64, lr 0.004, seed {seed}" for seed in (1, 2)]
+    history = ({"num_updates": 20.0, "val_loss": 0.5}, {"num_updates": 40.0, "val_loss": 0.25})
+    one, other = (RunResult(name, {"train.seed": name[-1]}, {"test_accuracy": 0.9}, history) for name in names)
+    write_comparison([compare_runs(one, other)], [[]], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    legend = text[text.index("<figcaption") : text.index("</figcaption>")]
+    assert all(name in legend for name in names)
+    assert text.count('<table class="keys">') == 2, "parameters and metrics"
 
 
 def test_predictions_of_several_labels_and_of_numbers_are_not_compared_as_classes() -> None:
@@ -182,6 +195,7 @@ def test_a_run_is_the_same_in_the_workspace_in_git_and_in_mlflow(seeds: Project)
         assert other.history == here.history
         assert other.metrics == here.metrics
         assert all(one == pytest.approx(value) for one, value in difference.metrics.values())
+    assert re.fullmatch(r"[0-9]+ MiB|[0-9.]+ GiB", logged.facts["peak memory"])
     named = find_result(seeds.root, cache, second.info.run_name)
     assert compare_runs(here, named).params == {"train.seed": ("0", "1")}
     for name in ("no-such-run", "--all"):

@@ -214,3 +214,10 @@ def _locked(path: Path) -> dict[str, tuple[str, frozenset[str]]]:
         for m in named
         if m
     }
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.zh.md")), ids=lambda page: page.name)
+def test_lines_of_chinese_end_at_punctuation(page: Path) -> None:
+    """Browsers show the end of a line as a space, which Chinese words are written without."""
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert re.findall(r".*[\u4e00-\u9fff]\n[\u4e00-\u9fff].*", prose) == []

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from bigstep.diagnostics.doctor import doctor, examine
 from bigstep.diagnostics.finding import Quarantine
-from bigstep.diagnostics.mlflow_history import schema_state
+from bigstep.diagnostics.mlflow_history import find_runs, schema_state
 from bigstep.diagnostics.state_files import find_state_files
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
@@ -266,3 +266,13 @@ def test_a_journal_that_a_run_writes_to_is_left_alone(tmp_path: Path) -> None:
         assert found.repair() == "left alone: a process is writing to it"
         file.write(b'"values": {"a": "1"}}\n')
         assert [entry["values"] for entry, _ in spool.entries()] == [{"a": "1"}]
+
+
+def test_a_run_that_is_in_progress_is_no_problem_and_one_that_was_left_is(tmp_path: Path) -> None:
+    project = ProjectPaths(tmp_path)
+    folder = project.spools / "key.1"
+    with spool_lock(folder) as alone, closing(Spool(folder)) as spool:
+        assert alone
+        spool.append({"entry": "tags", "values": {"a": "1"}})
+        assert list(find_runs(project)) == []
+    assert [item.text for item in find_runs(project)] == ["runs with unsent MLflow data: key.1"]

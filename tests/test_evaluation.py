@@ -43,7 +43,6 @@ def test_the_scores_are_those_counted_by_hand() -> None:
     assert scores.classes[0] == ClassScores("a", 1.0, 0.5, pytest.approx(2 / 3), 2)
     assert scores.classes[4].support == 0
     assert scores.macro_f1 == pytest.approx((2 / 3 + 2 / 3 + 1 + 1 + 0 + 0) / 6)
-    assert scores.top5_accuracy <= 1
 
 
 def test_the_fifth_likeliest_counts_and_the_sixth_does_not() -> None:
@@ -51,9 +50,12 @@ def test_the_fifth_likeliest_counts_and_the_sixth_does_not() -> None:
     assert score(Answers.of(shares, np.arange(6)), CLASSES, calibration_bins=5).top5_accuracy == pytest.approx(5 / 6)
 
 
-def test_of_five_classes_any_answer_is_among_the_top_five() -> None:
-    shares = np.tile(np.array([0.6, 0.4], np.float32), (4, 1))
-    assert score(Answers.of(shares, np.array([0, 1, 1, 1])), ("x", "y"), calibration_bins=5).top5_accuracy == 1.0
+@pytest.mark.parametrize("count", [2, 5, 6])
+def test_of_five_classes_or_fewer_there_is_no_top_five_accuracy(count: int) -> None:
+    """It would always be 1."""
+    shares, labels = _many(count)
+    totals = score(Answers.of(shares, labels), tuple(map(str, range(count))), calibration_bins=5).summary()
+    assert list(totals) == ["accuracy", *(["top5_accuracy"] if count > 5 else []), "loss", "macro_f1", "calibration_error"]
 
 
 @pytest.mark.parametrize(("num_classes", "num_bins", "count"), [(2, 5, 50), (6, 15, 300), (40, 10, 1000), (7, 3, 1)])
@@ -255,3 +257,10 @@ def test_parameters_that_differ_come_first() -> None:
     html = parameter_section((TrainConfig(seed=3), EvaluateConfig())).body
     assert re.search(r"<th>train.seed</th><td>3</td><td>0</td>", html)
     assert html.index("train.seed") < html.index("<details>") < html.index("train.epochs")
+
+
+@pytest.mark.parametrize(("values", "text"), [({}, "parameters, all as by default"), ({"epochs": 3}, " more as by default")])
+def test_parameters_that_differ_come_first_and_the_others_are_counted(values: dict[str, int], text: str) -> None:
+    page = parameter_section([TrainConfig.model_validate(values)]).body
+    assert text in page
+    assert ("default</th>" in page) == bool(values)

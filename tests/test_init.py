@@ -19,7 +19,7 @@ from bigstep.project.dvc import find_project_root
 from bigstep.runs.installed_code import refresh_code_lists
 from conftest import Shared
 from dvc_dependencies import ROOT, TEMPLATE, template_pipeline
-from plots_page import PAGE, named_versions
+from plots_page import EPOCHS, PAGE, epochs_template, named_versions
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,13 @@ def test_the_page_of_dvcs_plots_has_the_scripts_that_dvc_would_load_and_each_pro
     for root in (ROOT, made):
         (place,) = re.findall(r"html_template = (.*)", (root / ".dvc" / "config").read_text(encoding="utf-8"))
         assert (root / ".dvc" / place).read_text(encoding="utf-8") == page
+
+
+def test_the_curves_of_dvcs_plots_have_ticks_at_whole_epochs(made: Path) -> None:
+    for path in (*EPOCHS, made / ".dvc" / "plots" / "epochs.json"):
+        assert path.read_text(encoding="utf-8") == epochs_template(), "run `make plots-page`"
+    curves = [plot for item in read_plain(ROOT / "dvc.yaml")["plots"] if isinstance(item, dict) for plot in item.values()]
+    assert {plot["template"] for plot in curves if plot["x"] == "epoch"} == {"epochs"}
 
 
 @pytest.mark.parametrize("name", ["taken", "a#b", "taken/mine/deeper"])

@@ -23,8 +23,10 @@ from bigstep.errors import ConfigError, ProjectError
 from bigstep.memory.measurement import resident_bytes
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.planning import exchange
+from bigstep.planning import measure as planning_measure
 from bigstep.planning.exchange import ExchangeCost, LoggedNoise, describe, find_exchange
 from bigstep.planning.logged_noise import logged_noise
+from bigstep.planning.measure import climb_configured
 from bigstep.planning.memory_budget import available_bytes, predict, room_to_compute
 from bigstep.planning.plan import plan_folder
 from bigstep.planning.throughput import (
@@ -55,6 +57,16 @@ def test_climbing_stops_after_two_rungs_without_gain() -> None:
     speeds = {1: 10.0, 2: 20.0, 4: 20.1, 8: 20.2, 16: 99.0}
     found = list(measure_until_flat((1, 2, 4, 8, 16), lambda size: SizeMeasurement(size, speeds[size], 0, 0)))
     assert [rung.micro_batch_size for rung in found] == [1, 2, 4, 8]
+
+
+def test_a_machine_too_busy_to_start_in_time_still_measures_the_first_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed, and reported as too little memory."""
+    params = parse_params({"model": {"width": 4}})
+    curve = climb_configured(params, channels=1, size=8, num_classes=10, seconds=-60.0)
+    assert curve.rungs[0].micro_batch_size == 1
+    monkeypatch.setattr(planning_measure, "LONGEST_WAIT", 0.0)
+    with pytest.raises(ProjectError, match="expected a step of one sample within 0 s, got none; use a smaller model"):
+        climb_configured(params, channels=1, size=8, num_classes=10, seconds=-60.0)
 
 
 def test_one_slow_rung_does_not_stop_the_climb() -> None:
@@ -98,7 +110,7 @@ def test_auto_takes_what_is_planned_and_needs_the_effective_batch() -> None:
     hardware = HardwareConfig.model_validate({"micro_batch_size": "auto"})
     open_ended = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig())
     assert not open_ended.is_planned
-    assert str(open_ended) == "effective batch 100, cut as planned"
+    assert str(open_ended) == "effective batch 100, micro-batch size auto"
     planned = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(), 32)
     assert (planned.effective_batch_size, planned.micro_batch_size, planned.accumulation_steps) == (100, 32, 4)
     ghost = resolve_batch(TrainConfig(effective_batch_size=100), hardware, ModelConfig(norm="batch", ghost_batch_size=25), 32)

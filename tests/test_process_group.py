@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bigstep import Accumulator, losses
-from bigstep.errors import LossError, OtherProcessError
+from bigstep.errors import LossError, LostStepError, OtherProcessError
 from bigstep.step.batch_norm import DeferredStatistics
+from bigstep.step.channel_statistics import ChannelStatistics
+from bigstep.step.gradient_sum import GradientSum
 from bigstep.step.process_group import Processes
 from bigstep.step.slicing import slices
 
@@ -334,6 +336,40 @@ def _faults(group: Any) -> list[str]:
     return said
 
 
+def _no_room_for_the_vector(group: Any, rank: int) -> list[str]:
+    """A gradient cannot be copied for the sum, in one process: all fail, and the next step is whole."""
+    inputs, labels = _made(classes, 1)
+    share, said, fill = torch.arange(N)[rank :: dist.get_world_size(group)], [], GradientSum.fill
+    accumulator = Accumulator(_made(dropping), losses.CrossEntropy(), micro_batch_size=4, seed=7, group=group)
+    for fails in (rank == 1, False):
+        GradientSum.fill = _raise_memory_error if fails else fill  # type: ignore[method-assign] # for this process only
+        try:
+            said.append(f"{float(accumulator.backward(inputs[share], labels[share]).loss):.3f}")
+        except (MemoryError, OtherProcessError) as error:
+            said.append(type(error).__name__)
+    return said
+
+
+def _raise_memory_error(*_: Any) -> None:
+    raise MemoryError("no room\nfor this")
+
+
+def _out_of_step(group: Any, rank: int) -> str:
+    """The last process fails between two sums, and ends; so do the others, that wait for it. The group is lost."""
+    inputs, labels = _made(classes, 1)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5))
+    statistics, share = DeferredStatistics(model), torch.arange(N)[rank :: dist.get_world_size(group)]
+    if rank == dist.get_world_size(group) - 1:
+        ChannelStatistics.move_mean = _raise_memory_error  # type: ignore[method-assign] # for this process only
+    accumulator = Accumulator(
+        model, losses.CrossEntropy(), micro_batch_size=8, statistics=statistics, self_check=False, group=group
+    )
+    with pytest.raises((LostStepError, RuntimeError)) as caught:
+        accumulator.backward(inputs[share], labels[share])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
 def _refusals(group: Any) -> list[str]:
     """What would be another model in each process, on all processes alike."""
     inputs, labels = _made(classes, 1)
@@ -393,6 +429,8 @@ def _work(rank: int, place: str) -> None:
             found[f"{count} faults"] = _faults(group)
         found[f"{count} fault collectives"] = seen
         found[f"{count} refused"] = _refusals(group)
+        found[f"{count} vector"] = _no_room_for_the_vector(group, rank)
+    found["lost"] = _out_of_step(groups[4], rank)
     torch.save(found, f"{place}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -478,6 +516,26 @@ def test_what_fails_in_one_process_is_known_in_all_and_the_next_step_is_whole(pr
             assert weights[0].startswith("LossError: weight: expected the same in all processes")
             assert weights[1].startswith("LossError: weight: expected that of all micro-batches together, 23, got 24")
             assert (nothing, whole) == ("exact", "exact")
+
+
+def test_what_takes_memory_is_done_before_the_processes_agree(processes: list[dict[str, Any]]) -> None:
+    for count in SHARES:
+        for rank, process in enumerate(processes[:count]):
+            failed, whole = process[f"{count} vector"]
+            assert failed == ("MemoryError" if rank == 1 else "OtherProcessError")
+            assert whole == processes[0][f"{count} vector"][1]
+
+
+def test_an_error_between_two_sums_ends_all_processes(processes: list[dict[str, Any]]) -> None:
+    """None waits for the time limit of the group."""
+    *others, last = (process["lost"] for process in processes)
+    assert last == (
+        "LostStepError: process 3: expected its part of the sums that others wait for, got MemoryError: no room; start all "
+        "processes again"
+    )
+    for lost in others:
+        assert lost.startswith("RuntimeError: ")
+        assert "Timed out" not in lost
 
 
 def test_models_that_would_differ_between_processes_are_refused(processes: list[dict[str, Any]]) -> None:

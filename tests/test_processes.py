@@ -16,7 +16,7 @@ import pytest
 
 from bigstep.config.params import Params, parse_params
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError, OtherProcessError, UserError
+from bigstep.errors import ConfigError, LostStepError, OtherProcessError, UserError
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.planning.memory_budget import OVERHEAD_BYTES, available_bytes, predict
 from bigstep.project.paths import ProjectPaths
@@ -27,6 +27,7 @@ from bigstep.runs.marked_batches import open_batches
 from bigstep.runs.training_run import TrainingJob
 from bigstep.runtime.device import count_processes, divided
 from bigstep.runtime.stop_signals import Signals
+from bigstep.step.gradient_sum import GradientSum
 from bigstep.training.loop import train_epochs
 from bigstep.training.records import StepRecord
 from bigstep.training.setup import build_training
@@ -142,7 +143,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_resumes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("struck", [pytest.param("a helper", marks=pytest.mark.long), "the stage"])
+@pytest.mark.parametrize("struck", ["a helper", pytest.param("the stage", marks=pytest.mark.long)])
 def test_a_kill_leaves_no_process_and_the_same_command_the_same_bytes(
     struck: str, project: Project, undisturbed: dict[int, Project]
 ) -> None:
@@ -177,9 +178,16 @@ def _helpers() -> list[psutil.Process]:
     return [child for child in alive if "bigstep.runs.helper" in child.cmdline()]
 
 
+def _raise_memory_error(*_: object) -> None:
+    raise MemoryError
+
+
 @pytest.mark.slow
 def test_helpers_end_when_the_first_process_stops_early(digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a search prunes a trial; the helper waits for a step. What Python prints as it starts is no answer."""
+    """As where a search prunes a trial; the helper waits for a step. What Python prints as it starts is no answer.
+
+    Nor does this process wait where it is out of step with the helper.
+    """
     (tmp_path / "sitecustomize.py").write_text("print('welcome')\nprint(1)\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     params = parse_params({"hardware": {"processes": 2, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
@@ -188,10 +196,14 @@ def test_helpers_end_when_the_first_process_stops_early(digits: Store, tmp_path:
         state = build_training(digits, params.batch, params, weights=None, group=group)
         check_same_start(state)
         batches = open_batches(digits, params, params.batch, state, job.marker, 0)
-        records = list(islice(train_epochs(state, params.train, digits, batches), 3))
+        training = train_epochs(state, params.train, digits, batches)
+        records = list(islice(training, 3))
         children = _helpers()
         assert [record.num_samples for record in records if isinstance(record, StepRecord)] == [64] * 3
         assert len(children) == 1
+        monkeypatch.setattr(GradientSum, "replace", _raise_memory_error)  # after the sums: the helper goes on without it
+        with pytest.raises(LostStepError, match="process 0: expected its part of the sums"):
+            next(training)
         left = time.monotonic()
     assert time.monotonic() - left < 5
     assert not children[0].is_running()
@@ -238,6 +250,17 @@ def test_a_helper_that_is_killed_before_all_have_met_is_noticed(digits: Store, t
     assert str(problem) == "process 2: expected it to train to the end, got SIGKILL; run the same command to resume"
     helpers.end()
     assert not _helpers()
+
+
+def test_an_error_where_the_processes_meet_is_that_error(digits: Store, tmp_path: Path) -> None:
+    """The folder may be gone, say; there are no helpers here."""
+    job = TrainingJob(
+        digits, params := parse_params({}), params.batch, 0, CheckpointWriter(tmp_path, 60, {}), tmp_path / "mark"
+    )
+    helpers = _Helpers(replace(helper_request(job, None), count=1), Signals())
+    with pytest.raises(FileNotFoundError, match="meeting"):
+        helpers.while_they_live(lambda: (tmp_path / "meeting").read_text(encoding="utf-8"))
+    assert helpers.while_they_live(lambda: 3) == 3
 
 
 def test_the_number_of_processes() -> None:

@@ -341,6 +341,37 @@ def test_the_numbers_are_spread_as_they_should_be() -> None:
     assert not bernoulli_mask(key, ids, 3, 0.0).any()
 
 
+def _of_every_kind(count: int) -> Tensor:
+    """16 bits and 32 for a boolean, 53 and 24 for a number, and one number that all samples share: exact on every machine."""
+    ones = torch.ones(count, 64)
+    masks = [F.dropout(ones, probability) > 0 for probability in (0.5, 0.98)]
+    numbers = [torch.rand(count, 1, dtype=torch.float64), torch.rand(count, 1), torch.rand(1).expand(count, 1)]
+    return torch.cat([*masks, *numbers], 1).double()
+
+
+@pytest.mark.parametrize("parts", [(slice(0, 4),), (slice(0, 1), slice(1, 4))], ids=["whole", "cut"])
+def test_the_numbers_are_those_of_earlier_versions(parts: tuple[slice, ...]) -> None:
+    positions, drawn = torch.tensor([0, 1, 2, 9]), []
+    calls = KeyedRandomness(nn.Identity(), 7).step(3, _of_every_kind, positions.device)
+    for part in parts:
+        with calls.forward(positions[part]):
+            drawn.append(_of_every_kind(part.stop - part.start))
+    values = torch.cat(drawn)
+    bits = [hex(int("".join(str(int(bit)) for bit in row), 2)) for row in values[:, :128]]
+    assert bits == [
+        "0xfc2691f8d4afad570000002800020010",
+        "0xc1c86930ca825fe60000400000000000",
+        "0xa9743b2af1c1f4120000000000000000",
+        "0xce8f0cbb6ccf00ae0200000000000000",
+    ]
+    assert [[number.hex() for number in row] for row in values[:, 128:].tolist()] == [
+        ["0x1.ff84d3fb2d404p-1", "0x1.6ee5420000000p-1", "0x1.8511480000000p-2"],
+        ["0x1.2c5eaf5053e20p-3", "0x1.9931000000000p-3", "0x1.8511480000000p-2"],
+        ["0x1.d6bd7eefa12d2p-1", "0x1.3a317c0000000p-1", "0x1.8511480000000p-2"],
+        ["0x1.8dfad9c798ac0p-2", "0x1.7357100000000p-2", "0x1.8511480000000p-2"],
+    ]
+
+
 def test_seeds_tell_their_parts_apart() -> None:
     assert len({derive_seed(a, b) for a in range(50) for b in range(50)}) == 2500
     assert 0 <= derive_seed(-5, 2**80) < 2**63

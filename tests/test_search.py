@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,13 +15,18 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from rich.live import Live
 
+from bigstep.commands.search_findings import print_findings
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import parse_params
 from bigstep.config.search import SearchConfig
+from bigstep.data.store import Store
 from bigstep.errors import ConfigError
 from bigstep.planning.throughput import SizeMeasurement
+from bigstep.project.parameters import check_params
 from bigstep.search.confirmation import SeedStatistics, audits, best_trials, compare, replicates, standings
 from bigstep.search.initial_points import ensure_noise_start, ensure_starts, noise_point, start_points
+from bigstep.search.request import SearchRequest
+from bigstep.search.results.in_float64 import settle
 from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult
 from bigstep.search.results.verdict import verdict
@@ -206,9 +212,42 @@ def test_an_audit_that_differs_is_told(value: float, exact: bool, holds: bool) -
     (verdict,) = compare(trials, done, 0.01, exact=exact)
     assert verdict.holds is holds
     assert verdict.micro_batch_sizes == (16, 8)
-    warnings = SearchResult(None, (), (verdict,), (), (), ()).warnings
-    assert len(warnings) == (not holds)
-    assert all(f"0.1 and {value:.6g}, which differ by more than" in text and "`bigstep check`" in text for text in warnings)
+    found = SearchResult(None, (), (verdict,), (), (), ())
+    assert (len(found.warnings), len(found.audits)) == ((0, 1) if holds else (1, 0))
+    differs = f"0.1 and {value:.6g}, which differ by more than"
+    assert all(differs in text and "`bigstep check`" in text for text in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("model", "agrees", "text"),
+    [
+        ({}, True, "audit: trial 0: micro-batch sizes 16 and 8 gave 0.1 and 0.2, by rounding that grew over the steps"),
+        (
+            {"norm": "batch", "ghost_batch_size": 16},
+            False,
+            "gave 0.1 and 0.2, which differ by more than 0.003: the micro-batch size affects training",
+        ),
+        (
+            {"weights": "weights/none.pth"},
+            None,
+            "differ by more than 0.003: rounding errors grew, or the micro-batch size affects",
+        ),
+    ],
+)  # None: it cannot be trained in float64
+def test_a_differing_audit_is_settled_in_float64(
+    model: dict[str, Any], agrees: bool | None, text: str, digits: Store, tmp_path: Path, capsys: Any
+) -> None:
+    content = {"model": {"width": 4, **model}, "train": {"epochs": 2}}
+    request = SearchRequest(str(tmp_path), str(digits.paths.root), content, "", "", "e", "", "", "", None, math.inf)
+    params = check_params(content)
+    trial = _trial(0, 0.1, start=0, learning_rate=0.004)
+    trial.params = {RATE: 0.004, EFFECTIVE: 64}
+    verdicts = tuple(compare([trial], [_trial(0, 0.2, kind="audit", of=0, micro_batch_size=8)], 0.01, exact=False))
+    found = SearchResult(trial, (), verdicts, (trial,), (), ())
+    found = settle(found, request, build_space(params))
+    assert [item.in_float64 for item in found.verdicts] == [agrees]
+    print_findings(found, params)
+    assert text in " ".join(capsys.readouterr().out.split())
 
 
 def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> None:

@@ -11,14 +11,17 @@ from typing import Any
 import optuna
 import pytest
 
+from bigstep.atomic_files import write_json
 from bigstep.commands.clean import clean
+from bigstep.commands.repro import finish_pipeline
 from bigstep.commands.status import status
-from bigstep.config.params import read_params
+from bigstep.config.params import parse_params, read_params
 from bigstep.diagnostics.activity import QUEUE
 from bigstep.diagnostics.doctor import doctor
 from bigstep.diagnostics.verify import verify
 from bigstep.project.attempts import writer_lock
 from bigstep.project.parameters import check_params
+from bigstep.project.paths import StagePaths
 from bigstep.search import storage
 from bigstep.search.storage import open_storage
 from conftest import copy_prepared
@@ -132,3 +135,17 @@ def test_the_completion_of_a_shell_knows_the_commands() -> None:
     )
     assert all(name in finished.stdout for name in ("status", "--dry-run", "--ignore-code-change"))
     subprocess.run(["bash", "-n"], input=finished.stdout, text=True, check=True)
+
+
+def test_a_pipeline_ends_with_its_metrics_and_where_the_report_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "evaluate"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        write_json({f"{name}_loss": 0.5}, tmp_path / "results" / name / "metrics.json")
+    assert finish_pipeline(tmp_path, StagePaths(tmp_path), parse_params({}), "evaluate") == 0
+    shown = capsys.readouterr().out
+    assert "small_cnn on digits, effective batch 64, micro-batch size auto" in shown
+    assert "evaluate_loss" in shown
+    assert "report: results/evaluate/report.html   runs: bigstep mlflow" in shown

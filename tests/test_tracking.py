@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from bigstep.config.params import flatten, parse_params
 from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri
@@ -135,6 +137,29 @@ def test_a_new_experiment_has_a_view_of_its_runs_and_one_of_somebody_elses_study
     columns = json.loads(view["state"])["selectedColumns"]
     known = {*flatten(parse_params({}))}
     assert {name for name in columns if name.startswith("params")} <= {f"params.`{name}`" for name in known}
+
+
+def test_an_experiment_of_before_gets_the_view_once_beside_the_users_own(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = open_client(uri)
+    own = "mlflow.sharedViewState.mine"
+    number = client.create_experiment("models", tags={own: "{}"})
+    open_run(uri, run_id=None, experiment="models")
+    tags = client.get_experiment(number).tags
+    assert tags[own] == "{}"
+    assert json.loads(tags["mlflow.sharedViewState.scores"])["name"] == "Scores first"
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", lambda *_: pytest.fail("it has the view already"))
+    open_run(uri, run_id=None, experiment="models")
+
+
+def test_a_store_that_refuses_tags_of_experiments_still_has_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = open_client(uri).create_experiment("models")
+
+    def refuse(*_: object) -> None:
+        raise MlflowException("404: no such call")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
+    run = open_run(uri, run_id=None, experiment="models")
+    assert run.client.get_run(run.run_id).info.experiment_id == number
 
 
 def _first_use(uri: str) -> str:

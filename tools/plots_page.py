@@ -1,19 +1,26 @@
 """Write the page of `dvc plots` with Vega in it, so that plots show without network; `make plots-page`, which needs npm.
 
 DVC's own page loads Vega from another server. Ours has the versions that the installed dvc-render names, and their licences.
+Beside it lies the template of curves over epochs, since DVC's own has ticks between whole numbers.
 """
 
+import copy
+import json
 import re
 import subprocess
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dvc_render.vega import VegaRenderer
+from dvc_render.vega_templates import LinearTemplate, Template
 
-from dvc_dependencies import TEMPLATE
+from dvc_dependencies import ROOT, TEMPLATE
 
 PAGE = TEMPLATE / "dot-dvc" / "plots.html"
+EPOCHS = [folder / "plots" / "epochs.json" for folder in (TEMPLATE / "dot-dvc", ROOT / ".dvc")]
 BUNDLED = re.compile(
     r"vega.*|d3-.*|topojson-client|delaunator|internmap|clone|fast-deep-equal|fast-json-.*|json-stringify-.*|semver|tslib"
 )
@@ -50,6 +57,23 @@ def named_versions() -> list[str]:
     return re.findall(r"npm/([\w-]+@[\d.]+)", VegaRenderer.SCRIPTS)
 
 
+def epochs_template() -> str:
+    """Return DVC's template of curves with whole numbers on the axis of epochs, as JSON."""
+    content = copy.deepcopy(LinearTemplate.DEFAULT_CONTENT)
+    for axis in _axes(content, Template.anchor("x")):
+        axis["axis"], axis["scale"] = {"tickMinStep": 1, "format": "d"}, {"zero": False, "nice": False}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _axes(part: Any, field: str) -> Iterator[dict[str, Any]]:
+    """Yield the encodings of ``field`` that have a title."""
+    if isinstance(part, list | dict):
+        if isinstance(part, dict) and part.get("field") == field and "title" in part:
+            yield part
+        for item in part.values() if isinstance(part, dict) else part:
+            yield from _axes(item, field)
+
+
 def _read_licences(packages: Path) -> str:
     """Return each text once, below the copyrights of the packages that have it."""
     owners: dict[str, list[str]] = defaultdict(list)
@@ -66,7 +90,10 @@ def _read_licences(packages: Path) -> str:
 
 
 def main() -> None:
-    """Download the packages, and write the page."""
+    """Write the template; download the packages, and write the page."""
+    for path in EPOCHS:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(epochs_template(), encoding="utf-8")
     versions = named_versions()
     with tempfile.TemporaryDirectory() as scratch:
         install = ["npm", "install", "--prefix", scratch, "--ignore-scripts", "--no-audit", "--no-fund", "--legacy-peer-deps"]

@@ -57,16 +57,21 @@ def measure(row: str) -> str:
 
 
 def count(lines: list[str]) -> dict[str, dict[str, Any]]:
-    """Count rounds, passes and notes of each row; a round, also one that ran twice, passes if all its lines do."""
+    """Count rounds, passes and notes of each row; a round, also one that ran twice, passes if all its lines do.
+
+    A list of notes is that of several rounds, which pass together.
+    """
     rounds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for line in map(json.loads, lines):
         rounds.setdefault((line["row"], line["title"], line["test"]), []).append(line)
     rows: dict[str, dict[str, Any]] = {}
     for (row, title, _), reports in rounds.items():
         item = rows.setdefault(row, {"title": title, "rounds": 0, "passes": 0, "notes": Counter()})
-        item["rounds"] += 1
-        item["passes"] += all(line["passed"] for line in reports)
-        item["notes"].update(line["note"] for line in reports[-1:] if line["note"])
+        note, passed = reports[-1]["note"], all(line["passed"] for line in reports)
+        notes = note if isinstance(note, list) else [note]
+        item["rounds"] += len(notes) if passed else max(len(notes), 1)
+        item["passes"] += len(notes) * passed
+        item["notes"].update(filter(None, notes))
     return rows
 
 

@@ -9,6 +9,7 @@
     │   ├── CheckpointError       every checkpoint of a training run is damaged; exit code 4
     │   ├── DivergedError         the gradient was not finite in too many steps in a row; exit code 3
     │   ├── ModelError            a model or weights file cannot be used
+    │   ├── LostStepError         an error in the middle of a step's exchange: the processes of the group must all end
     │   ├── OutOfMemoryError      the request does not fit in memory
     │   └── ProjectError          a problem with the folder, the environment or another process
     ├── ExactnessError            a gradient depends on the micro-batch size
@@ -31,6 +32,7 @@ __all__ = [
     "ExactnessWarning",
     "ExitCode",
     "LossError",
+    "LostStepError",
     "ModelError",
     "OtherProcessError",
     "OutOfMemoryError",
@@ -83,6 +85,10 @@ class DivergedError(UserError):
 
 class ModelError(UserError):
     """A model or weights file cannot be used."""
+
+
+class LostStepError(UserError):
+    """An error in the middle of a step's exchange, which the other processes do not know of: all must end."""
 
 
 class OutOfMemoryError(UserError):

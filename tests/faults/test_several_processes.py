@@ -1,18 +1,12 @@
-"""Rows 50 to 52: several processes share each effective batch, and one of them is hurt."""
+"""Row 50: several processes share each effective batch, and memory runs out in one of them."""
 
-import contextlib
-import pickle
 import random
-import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -26,14 +20,8 @@ from bigstep.training.setup import build_training
 from bigstep.training.shares import batch_share
 from bigstep.training.state import TrainingState
 from bigstep.training.training_batches import TrainingBatches
-from conftest import Shared
-from faults.project import EndState, Project
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # pipes of processes that are killed
-    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
-]
+pytestmark = pytest.mark.slow
 ROUNDS, QUICK = 100, 4
 STEPS, MICRO = 8, 16
 SMALL = {
@@ -41,16 +29,6 @@ SMALL = {
     "train": {"precision": "float64", "effective_batch_size": 90, "mixup_alpha": 0.3, "clip_norm": 0.5, "ema_decay": 0.9},
     "hardware": {"micro_batch_size": MICRO, "num_workers": 0},
 }
-SHARED = (
-    "train.precision=float64",
-    "train.effective_batch_size=24",
-    "train.mixup_alpha=0.3",
-    "model.width=8",
-    "model.dropout=0.2",
-    "hardware.memory_budget=none",
-)
-EPOCHS = 3  # of the prepared project
-SIGN = "processes share each effective batch"
 
 
 @dataclass(frozen=True)
@@ -159,135 +137,3 @@ def test_memory_of_one_process_costs_no_step_and_changes_nothing(
         assert found["failed"] == (list(drawn.at) if rank == drawn.rank else [])
         assert found["size"] == (MICRO // 4 if rank == drawn.rank else MICRO)
     record_property("note", drawn.where)
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a training in several processes ends in that nothing happens to, and the seconds of an epoch."""
-
-    state: EndState
-    rows: list[list[float]]
-    seconds: float
-
-
-@pytest.fixture(scope="session")
-def undisturbed_in(prepared: Path, shared: Shared) -> Callable[[int], Undisturbed]:
-    """Return that of a number of processes; it is trained when it is first asked for."""
-
-    def make(count: int, folder: Path) -> None:
-        project = Project(folder / "project")
-        shutil.copytree(prepared, project.root, symlinks=True)
-        project.set(*SHARED, f"hardware.processes={count}")
-        process = project.start("dvc", "repro", "train")
-        project.until(process, lambda line: SIGN in line)
-        started = time.monotonic()
-        project.until(process, lambda line: line.startswith(f"epoch {EPOCHS}/"))
-        seconds = (time.monotonic() - started) / EPOCHS
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
-        found = Undisturbed(project.end_state(), _rows(project), seconds)
-        (folder / "state").write_bytes(pickle.dumps(found))
-
-    def get(count: int) -> Undisturbed:
-        folder = shared(f"in {count} processes", lambda folder: make(count, folder))
-        found: Undisturbed = pickle.loads((folder / "state").read_bytes())  # written above
-        return found
-
-    return get
-
-
-def _rows(project: Project) -> list[list[float]]:
-    lines = (project.root / "results" / "train" / "history.csv").read_text(encoding="utf-8").splitlines()[1:]
-    return [[float(value) for value in line.split(",")] for line in lines]
-
-
-def _below(process: Any, word: str) -> list[psutil.Process]:
-    found = []
-    with contextlib.suppress(psutil.Error):  # the command has ended
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):  # or one below it
-                found += [child] if word in child.cmdline() else []
-    return found
-
-
-def _hurt_at_random(
-    project: Project, process: Any, draw: random.Random, seconds: float, strike: Callable[[], None]
-) -> tuple[str, bool]:
-    """Strike at a moment of an epoch of so many seconds; return what was printed, and whether it had ended before."""
-    done = draw.randrange(EPOCHS)
-    lines = project.until(process, lambda line: line.startswith(f"epoch {done}/") if done else SIGN in line)
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
-    reader.start()
-    time.sleep(draw.uniform(0.0, seconds))
-    ended = not _below(process, "bigstep.runs.helper")
-    if not ended:
-        try:
-            strike()
-        except (ProcessLookupError, psutil.NoSuchProcess, IndexError):  # it ended in this instant
-            ended = True
-    process.wait(120)
-    reader.join(120)  # the pipe is closed when the last process that has it has ended
-    process.stdout.close()
-    return "".join(lines), ended
-
-
-@pytest.mark.fault(51, "SIGKILL at a random moment of one of two or three processes, of the stage, or of `dvc`", rounds=ROUNDS)
-def test_a_kill_leaves_no_process_and_the_same_command_the_same_bytes(
-    round_number: int,
-    project: Project,
-    undisturbed_in: Callable[[int], Undisturbed],
-    record_property: Callable[[str, object], None],
-) -> None:
-    draw = random.Random(6000 + round_number)
-    count, victim = 2 + round_number // 3 % 2, ("a process", "the stage", "dvc")[round_number % 3]
-    other = 5 - count if round_number % 8 == 7 else count  # now and then another number resumes
-    expected = undisturbed_in(count)
-    project.set(*SHARED, f"hardware.processes={count}")
-    process = project.start("dvc", "repro", "train")
-
-    def strike() -> None:
-        helpers = _below(process, "bigstep.runs.helper")
-        stages = _below(process, "pipelines/train.py")
-        {"a process": lambda: draw.choice(helpers), "the stage": lambda: stages[-1], "dvc": lambda: process}[victim]().kill()
-
-    output, ended = _hurt_at_random(project, process, draw, expected.seconds, strike)
-    record_property("note", "ended already" if ended else victim)
-    assert not project.processes(5)
-    if victim == "a process" and not ended:
-        assert "expected it to train to the end, got SIGKILL; run the same command to resume" in output
-        assert "Traceback" not in output
-    had_checkpoint = bool(project.checkpoints())
-    project.set(f"hardware.processes={other}")
-    again = project.finish("train")
-    assert ("resuming from the checkpoint of step" in again) == had_checkpoint
-    assert len(project.runs()) == 1
-    if other == count:
-        assert project.end_state() == expected.state, again[-3000:]
-    else:
-        for mine, theirs in zip(_rows(project), expected.rows, strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-10, abs=1e-10)
-
-
-@pytest.mark.fault(52, "SIGTERM at a random moment to one of two or three processes", rounds=ROUNDS, rare=True)
-def test_one_process_that_is_stopped_stops_all_with_a_checkpoint(
-    round_number: int, project: Project, undisturbed_in: Callable[[int], Undisturbed]
-) -> None:
-    draw = random.Random(7000 + round_number)
-    count = 2 + round_number % 2
-    expected = undisturbed_in(count)
-    project.set(*SHARED, f"hardware.processes={count}")
-    process = project.start("bigstep", "train", PYTHONPATH=str(project.root / "src"))
-
-    def strike() -> None:
-        draw.choice(_below(process, "bigstep.runs.helper")).send_signal(signal.SIGTERM)
-
-    output, ended = _hurt_at_random(project, process, draw, expected.seconds, strike)
-    assert not project.processes(5)
-    assert "Traceback" not in output
-    if not ended and process.returncode != 0:
-        assert process.returncode == 143, output
-        assert "stopped by SIGTERM" in output
-        step = int(project.checkpoints()[-1].name.removeprefix("step-"))
-        assert f"resuming from the checkpoint of step {step}" in project.finish("train")
-    assert [run.info.status for run in project.runs()] == ["FINISHED"]
-    assert project.end_state() == expected.state

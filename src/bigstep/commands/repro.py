@@ -39,8 +39,8 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str, r
     }
     if values:
         _print_table(values, params)
-        where = paths.evaluate if stage == "evaluate" else paths.train
-        console.print(f"results: {os.path.relpath(where)}   runs: bigstep mlflow")
+        kind, place = ("report", paths.evaluate / "report.html") if stage == "evaluate" else ("results", paths.train)
+        console.print(f"{kind}: {os.path.relpath(place)}   runs: bigstep mlflow")
     run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
     report({"metrics": values, "results": str(paths.root / "results"), "params": flatten(params)})
     trim(ProjectPaths(root))

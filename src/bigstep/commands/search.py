@@ -31,6 +31,7 @@ from bigstep.search.initial_points import ensure_starts
 from bigstep.search.patience import OUTAGE, patiently
 from bigstep.search.request import SearchRequest
 from bigstep.search.results.dashboard_plots import draw_plots, show_study
+from bigstep.search.results.in_float64 import settle
 from bigstep.search.results.summary import SearchResult, find, winning_params, write_findings
 from bigstep.search.setup import (
     check_objectives,
@@ -47,10 +48,10 @@ from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_pass
 from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.supervisor import watch_workers
-from bigstep.tracking.database import connect, open_experiment, tracking_uri
+from bigstep.tracking.database import connect, tracking_uri
 from bigstep.tracking.given_run import given_run, pointing_run
 from bigstep.tracking.mlflow_tracker import git_tags
-from bigstep.tracking.runs_view import saved_view
+from bigstep.tracking.runs_view import open_viewed_experiment
 
 __all__ = ["search"]
 
@@ -160,11 +161,10 @@ def _conduct(
     first, again = ledgers
     request = _with_parent(request, first.study)
     state = project.search / params.search.study
-    logged = _logged(params)
     tags = {**git_tags(project.root), "bigstep.kind": "search", "optuna.study": params.search.study}
     given = request.parent_run or None
     with tracked_run(
-        state / "spools" / "search", request.uri, request.experiment, params=logged, tags=tags, given=given
+        state / "spools" / "search", request.uri, request.experiment, params=_logged(params), tags=tags, given=given
     ) as tracked:
         if (pointing := pointing_run(params.tracking.experiment)) is not None:
             tracked.tracker.point_from(pointing)
@@ -180,6 +180,7 @@ def _conduct(
                 raise
             console.print(str(error))
             return code
+        findings = findings if code else settle(findings, request, space)
         folder = StagePaths(project.root).search
         hardware = check_params(request.content).hardware
         rungs = plan.curves({hardware.memory_format})[0].rungs if plan is not None else ()
@@ -218,13 +219,13 @@ def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
         experiment_id = str(client.get_run(given).info.experiment_id)
         name = str(client.get_experiment(experiment_id).name)
         return replace(request, experiment=name, experiment_id=experiment_id, parent_run=given)
-    experiment_id = open_experiment(client, request.uri, request.experiment, saved_view())
+    experiment_id = open_viewed_experiment(client, request.uri, request.experiment)
     return replace(request, experiment_id=experiment_id, parent_run=parent_run(client, experiment_id, study))
 
 
 def _tags(findings: SearchResult) -> dict[str, str]:
     winner = findings.winner
-    found = {"bigstep.audit": "; ".join(findings.warnings) or "agrees" if findings.verdicts else "none"}
+    found = {"bigstep.audit": "; ".join(findings.warnings or findings.audits) or "none"}
     return found if winner is None else {**found, "bigstep.winner": str(winner.number)}
 
 

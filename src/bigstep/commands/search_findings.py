@@ -21,9 +21,8 @@ def print_findings(findings: SearchResult, params: Params) -> None:
         count = len(item.values)
         spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
         console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} {seeds}")
-    for verdict in findings.verdicts:
-        if verdict.holds:
-            console.print(f"audit: trial {verdict.of} agrees at micro-batch size {verdict.micro_batch_sizes[1]}")
+    for line in findings.audits:
+        console.print(f"audit: {line}")
     for warning in findings.warnings:
         console.print(f"WARNING: {warning}")
     if findings.winner is None:

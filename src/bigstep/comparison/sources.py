@@ -15,6 +15,7 @@ from bigstep.comparison.result import FILES, RunResult, read_files, read_folder
 from bigstep.config.former_keys import update_content
 from bigstep.config.params import flatten, parse_params
 from bigstep.config.yaml_files import read_plain
+from bigstep.console import format_bytes
 from bigstep.errors import ConfigError, ProjectError
 from bigstep.project.stage_inputs import flat_text
 from bigstep.tracking.sealing import local_folder
@@ -28,7 +29,7 @@ __all__ = ["WORKSPACE", "find_result", "other_seeds"]
 WORKSPACE = "workspace"
 SEED = "train.seed"
 DECIDING = ("data.", "model.", "train.")  # sections that decide the result
-FACTS = {"images_per_second": "samples/s", "peak_memory_bytes": "peak memory, bytes"}
+SPEED, PEAK = "images_per_second", "peak_memory_bytes"  # metrics of a run in MLflow
 WAY_OUT = f"name {WORKSPACE}, a git revision, a DVC experiment, or the id or name of an MLflow run"
 
 
@@ -189,6 +190,9 @@ def _facts(run: "Run") -> dict[str, str]:
     facts = {}
     if run.info.start_time and run.info.end_time:
         facts["seconds"] = f"{(run.info.end_time - run.info.start_time) / 1000:.0f}"
-    facts |= {title: f"{run.data.metrics[key]:,.0f}" for key, title in FACTS.items() if key in run.data.metrics}
+    if SPEED in run.data.metrics:
+        facts["samples/s"] = f"{run.data.metrics[SPEED]:,.0f}"
+    if PEAK in run.data.metrics:
+        facts["peak memory"] = format_bytes(run.data.metrics[PEAK])
     commit = run.data.tags.get("mlflow.source.git.commit") or run.data.tags.get("bigstep.git_commit")
     return facts | ({"code": commit[:10]} if commit else {})

@@ -27,7 +27,7 @@ class BatchSizes:
     def __str__(self) -> str:
         """Print the arithmetic of a step."""
         if not self.is_planned:
-            return f"effective batch {self.effective_batch_size}, cut as planned"
+            return f"effective batch {self.effective_batch_size}, micro-batch size auto"
         pieces = "1 micro-batch" if self.accumulation_steps == 1 else f"{self.accumulation_steps} micro-batches"
         return f"effective batch {self.effective_batch_size} = {pieces} of at most {self.micro_batch_size}"
 

@@ -15,7 +15,7 @@ from bigstep.runs.tracked_run import deliver_others
 from bigstep.tracking.database import set_aside_unused, sqlite_file, tracking_uri
 from bigstep.tracking.dead_runs import end_dead_runs
 from bigstep.tracking.mlflow_internals import migrations_folder
-from bigstep.tracking.spool import unfinished_spools
+from bigstep.tracking.spool import is_in_use, unfinished_spools
 
 __all__ = ["find_database", "find_runs", "schema_state"]
 
@@ -107,7 +107,7 @@ def find_runs(project: ProjectPaths) -> Iterator[Problem]:
     if path is not None and (_answer(path) != "ok" or schema_state(path) not in ("current", "none")):
         return  # MLflow opens no such database; reported above
     folders = [project.spools, *sorted(project.search.glob("*/spools"))]
-    waiting = [path for folder in folders for path in unfinished_spools(folder)]
+    waiting = [path for folder in folders for path in unfinished_spools(folder) if not is_in_use(path)]
     if waiting:
         names = ", ".join(path.name for path in waiting)
         yield Problem(f"runs with unsent MLflow data: {names}", lambda: _deliver(folders))

@@ -36,7 +36,8 @@ class Scores:
     """Scores on one split; all are from 0 to 1, but ``loss`` is the mean negative log-likelihood in nats."""
 
     accuracy: float
-    top5_accuracy: float
+    top5_accuracy: float | None
+    """None with five classes or fewer, where it is always 1."""
     loss: float
     macro_f1: float
     calibration_error: float
@@ -49,13 +50,14 @@ class Scores:
 
     def summary(self) -> dict[str, float]:
         """Return the totals by name."""
-        return {
+        totals = {
             "accuracy": self.accuracy,
             "top5_accuracy": self.top5_accuracy,
             "loss": self.loss,
             "macro_f1": self.macro_f1,
             "calibration_error": self.calibration_error,
         }
+        return {name: value for name, value in totals.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def score(answers: Answers, classes: tuple[str, ...], *, calibration_bins: int) 
     right = torch.from_numpy(labels == predicted)
     return Scores(
         accuracy=float(np.mean(labels == predicted)),
-        top5_accuracy=float(np.mean(answers.is_in_top5)),
+        top5_accuracy=float(np.mean(answers.is_in_top5)) if len(classes) > TOP else None,
         loss=float(np.mean(answers.nats)),
         macro_f1=float(np.mean([item.f1 for item in classes_scores])),
         calibration_error=_calibration_error(torch.from_numpy(answers.confidence), right, calibration_bins),

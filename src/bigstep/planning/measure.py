@@ -20,7 +20,7 @@ from bigstep.tasks.targets import CLASSIFICATION
 
 __all__ = ["MeasuredData", "MeasurementRequest", "ask", "climb_configured", "measure", "measure_formats", "plain_sections"]
 
-LONGEST_WAIT = 600.0  # seconds for ``auto``: its process stops much earlier by itself, unless a single size takes as long
+LONGEST_WAIT = 600.0  # seconds for the first size, and for ``auto``, whose process stops much earlier by itself
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,14 @@ def measure_formats(
 
 
 def _climb(params: Params, changes: dict[str, dict[str, str]], data: MeasuredData, seconds: float) -> ThroughputCurve | None:
-    sections = plain_sections(params, changes)
+    sections, started = plain_sections(params, changes), time.monotonic()
     lines = ask(MeasurementRequest(sections, data, until=time.time() + seconds), params.model.name, seconds + 20)
     rungs = tuple(SizeMeasurement(**line) for line in lines if "micro_batch_size" in line)
+    if not rungs and time.monotonic() - started > LONGEST_WAIT:
+        raise ProjectError(
+            f"measuring {params.model.name}: expected a step of one sample within {LONGEST_WAIT:.0f} s, got none; "
+            "use a smaller model, or try again when the machine has less to do"
+        )
     if not rungs:
         return None
     precision, memory_format = sections["train"]["precision"], sections["hardware"]["memory_format"]
@@ -139,17 +144,23 @@ def plain_sections(params: Params, changes: dict[str, dict[str, str]]) -> dict[s
 
 
 def ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[str, Any]]:
-    """Run the process that measures, for at most ``seconds``, and return its lines: those before it died, if it did."""
-    process = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE)
+    """Run the process that measures, and return its lines: those before it died, if it did.
+
+    It is killed after ``seconds``, but not before the first size is measured: a busy machine may take that long to start it.
+    """
+    process, started = start_module("bigstep.planning.measure_worker", stdout=subprocess.PIPE), time.monotonic()
     assert process.stdin is not None
     assert process.stdout is not None
-    timer = threading.Timer(seconds, process.kill)
-    timer.daemon = True
-    timer.start()
+    timer = _killing(process, max(seconds, LONGEST_WAIT))
+    lines: list[dict[str, Any]] = []
     try:
         process.stdin.write(json.dumps(asdict(request)))
         process.stdin.close()
-        lines: list[dict[str, Any]] = [answer for answer in map(read_answer, process.stdout) if answer]
+        for answer in filter(None, map(read_answer, process.stdout)):
+            lines.append(answer)
+            if len(lines) == 2:  # what all sizes share, and the first of them
+                timer.cancel()
+                timer = _killing(process, started + seconds - time.monotonic())
     finally:
         timer.cancel()
         process.stdout.close()
@@ -157,3 +168,11 @@ def ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[st
     if len(lines) < 2 and process.returncode > 0:  # below zero: killed by a signal, as when memory runs out
         raise ProjectError(f"measuring {model}: expected exit code 0, got {process.returncode}; see the message above")
     return lines
+
+
+def _killing(process: "subprocess.Popen[str]", seconds: float) -> threading.Timer:
+    """Start a timer that kills the process."""
+    timer = threading.Timer(max(0.0, seconds), process.kill)
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -15,6 +15,7 @@ __all__ = ["class_changes", "draw_histories", "write_comparison"]
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#db2777", "#7c3aed", "#0891b2", "#65a30d", "#c026d3", "#475569", "#b91c1c")
 MOST_PLAIN = 3  # curves that differ enough in the page's own colors
+MOST_LETTERS = 60  # of a name in the legend: names of runs differ at their end
 SHOWN_CLASSES = 5  # of those that gained, and of those that lost
 
 BODY = """<div class="grid">{{ curves }}</div>
@@ -76,7 +77,7 @@ def _series(results: Sequence[RunResult], column: str) -> list[Series]:
             batch = float(result.params.get("train.effective_batch_size", "1"))
             samples, values = ([row["num_updates"] * batch for row in result.history], [row[column] for row in result.history])
             color = COLORS[number % len(COLORS)] if len(results) > MOST_PLAIN else ""
-            found.append(Series(short_name(result.name, 30), samples, values, color=color))
+            found.append(Series(short_name(result.name, MOST_LETTERS), samples, values, color=color))
     return found
 
 
@@ -90,4 +91,4 @@ def _tables(item: RunDifference) -> list[Markup]:
         ("Classes that gained and lost", ["class", "test samples"], classes),
         ("Runs", names, facts),
     ]
-    return [table(header, rows, caption=caption) for caption, header, rows in shown if rows]
+    return [table(header, rows, caption=caption, keys=rows is not classes) for caption, header, rows in shown if rows]

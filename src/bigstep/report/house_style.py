@@ -37,7 +37,7 @@ caption { text-align: left; padding-bottom: .3rem } .wide { width: 100% }
 th, td { padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 500 } tr:first-child > th:not(:first-child) { text-align: right }
-table:not(.words) td, .head th { white-space: nowrap } table.words th { overflow-wrap: break-word }
+table:not(.words) td, .head th { white-space: nowrap } table.words th, table.keys th { overflow-wrap: break-word }
 table.words td { text-align: left } table.words tr:first-child > th { text-align: left }
 .head { color: var(--quiet); font-size: .8rem } code { font-size: .85em }
 details { margin: .6rem 0 } summary { cursor: pointer; color: var(--accent) }
@@ -81,7 +81,7 @@ FACTS = """<dl class="facts{{ ' large' if large }}">
 {%- for name, value in facts.items() %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>{% endfor -%}
 </dl>
 """
-TABLE = """<div class="scroll"><table{% if words %} class="words"{% endif %}>
+TABLE = """<div class="scroll"><table{% if kind %} class="{{ kind }}"{% endif %}>
 {%- if caption %}<caption>{{ caption }}</caption>{% endif -%}
 {%- if header %}<tr class="head">{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>{% endif -%}
 {%- for row in rows %}
@@ -113,9 +113,19 @@ def fact_list(facts: dict[str, object], *, large: bool = False) -> Markup:
     return fill(FACTS, facts=facts, large=large)
 
 
-def table(header: Sequence[object], rows: Sequence[Sequence[object]], *, caption: str = "", words: bool = False) -> Markup:
-    """Return a table whose first column has the names of the rows; ``words``: cells are text, not numbers."""
-    return fill(TABLE, header=header, rows=rows, caption=caption, words=words)
+def table(
+    header: Sequence[object], rows: Sequence[Sequence[object]], *, caption: str = "", words: bool = False, keys: bool = False
+) -> Markup:
+    """Return a table whose first column has the names of the rows.
+
+    Args:
+        header: of the columns.
+        rows: each starts with its name.
+        caption: above the table.
+        words: cells are text, not numbers.
+        keys: names are keys, of which none is so long that it must be broken; a narrow screen scrolls.
+    """
+    return fill(TABLE, header=header, rows=rows, caption=caption, kind="words" if words else "keys" if keys else "")
 
 
 def write_html(kicker: str, title: str, body: Markup) -> str:

@@ -12,7 +12,7 @@ from bigstep.report.house_style import PageSection, fill, table
 
 __all__ = ["changed_parameters", "curve_section", "data_section", "parameter_section"]
 
-REST = """<details><summary>{{ count }} more as by default</summary>
+REST = """<details><summary>{{ count }} {{ "more" if more else "parameters, all" }} as by default</summary>
 {{ table }}</details>
 """
 
@@ -46,12 +46,9 @@ def parameter_section(sections: Sequence[Section]) -> PageSection:
     rows = [row for part in sections for row in _rows(part)]
     changed = changed_parameters(sections)
     others = [row[:2] for row in rows if row not in changed]
-    first = (
-        table(("parameter", "value", "default"), changed, words=True)
-        if changed
-        else fill('<p class="note">All are as by default.</p>')
-    )
-    return PageSection("Parameters", first + fill(REST, count=len(others), table=table((), others, words=True)))
+    first = table(("parameter", "value", "default"), changed, words=True) if changed else Markup()
+    rest = fill(REST, count=len(others), more=bool(changed), table=table((), others, words=True))
+    return PageSection("Parameters", first + rest)
 
 
 def changed_parameters(sections: Sequence[Section]) -> list[tuple[str, str, str]]:

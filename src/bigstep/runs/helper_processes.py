@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,7 +25,7 @@ from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
 from bigstep.runs.training_run import TrainingJob
-from bigstep.runtime.child_process import die_with_parent, read_answer, start_module
+from bigstep.runtime.child_process import die_with_parent, end_module, read_answer, start_module
 from bigstep.runtime.device import choose_device, count_processes
 from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.runtime.stop_signals import Signals
@@ -33,7 +34,6 @@ __all__ = ["helper_request", "training_group"]
 
 LAST_WORDS_SECONDS = 5.0  # that a process which failed may take to say why
 SECTIONS = ("model", "train", "hardware", "tracking")  # of params.yaml, that a training reads
-END_SECONDS = 2.0  # that a helper may take to end
 
 
 def helper_request(job: TrainingJob, weights: Path | None) -> HelperRequest:
@@ -132,19 +132,10 @@ class _Helper:
 
     def end(self) -> None:
         """Close its input, which ends it wherever it is: it may wait for a step that is not taken."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         lives = self.process.poll() is None
-        with suppress(OSError):
-            self.process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
-        self.process.kill()
-        self.process.wait()
+        end_module(self.process, self._listener)
         if lives:
             self.mark.unlink(missing_ok=True)  # it has not died of too little memory
-        self._listener.join(1.0)
-        self.process.stdout.close()
 
 
 @final
@@ -168,23 +159,19 @@ class _Helpers:
 
     def while_they_live(self, function: Callable[[], Any]) -> Any:
         """Call a function that waits for the helpers, in a thread that is left behind where one of them ends instead."""
-        results: list[Any] = []
+        answer: Future[Any] = Future()
 
         def call() -> None:
             try:
-                results.append(function())
-            except RuntimeError as error:
-                results.append(error)
+                answer.set_result(function())
+            except BaseException as error:  # noqa: BLE001 # raised by the thread that waits
+                answer.set_exception(error)
 
-        thread = threading.Thread(target=call, name="bigstep-meeting", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.05)
-            if thread.is_alive() and any(helper.process.poll() is not None for helper in self._all):
+        threading.Thread(target=call, name="bigstep-meeting", daemon=True).start()
+        while not wait([answer], timeout=0.05).done:
+            if any(helper.process.poll() is not None for helper in self._all):
                 raise OtherProcessError("a process ended before the training started")
-        if isinstance(results[0], RuntimeError):
-            raise results[0]
-        return results[0]
+        return answer.result()
 
     def problem(self) -> UserError | None:
         """Return what ended a helper, if one has ended: its own line, else that it was killed, else its exit code."""

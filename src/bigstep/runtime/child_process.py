@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,9 +17,10 @@ import psutil
 from bigstep.runtime.environment import child_environment, search_path
 from bigstep.runtime.stop_signals import handling
 
-__all__ = ["die_with_parent", "read_answer", "run_child", "set_parent_death_signal", "start_module"]
+__all__ = ["die_with_parent", "end_module", "read_answer", "run_child", "set_parent_death_signal", "start_module"]
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+END_SECONDS = 2.0  # that a process may take to end
 
 
 def run_child(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
@@ -72,6 +74,20 @@ def start_module(module: str, **options: Any) -> "subprocess.Popen[str]":
     environment = child_environment({"PYTHONPATH": search_path("PYTHONPATH", str(source))})
     command = [sys.executable, "-P", "-m", module]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def end_module(process: "subprocess.Popen[str]", listener: threading.Thread) -> None:
+    """Close the input of a process of :func:`start_module`, at which it ends, or kill it; then end what reads its output."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    process.kill()
+    process.wait()
+    listener.join(END_SECONDS)
+    process.stdout.close()
 
 
 def read_answer(line: str) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class SlicingComparison:
     micro_batch_sizes: tuple[int, int]
     values: tuple[float, float]
     limit: float
+    in_float64: bool | None = None
+    """Whether the first steps agree in float64, where they were tried because the values do not agree."""
 
     @property
     def holds(self) -> bool:

@@ -6,6 +6,7 @@ contributes the gradient of S_k / W, where S_k sums w_i * l_i over its own sampl
 over the gradients, because W follows from the targets before the first forward pass.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -145,12 +146,10 @@ class Accumulator:
             LossError: the loss returned or was given something else than it should.
             RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
             OtherProcessError: another process of the group failed.
+            LostStepError: this one failed while the others waited for its sums; all must end.
         """
         if self._processes is not None:
-            device, given = self._runner.device, (inputs, targets, self._shared)
-            share = open_share(self._processes, self._settings, device, given, weight=weight, positions=positions, sizes=sizes)
-            end = self._end(share.weight, lambda: share.own_weight)
-            return self._run(partial(share.parts, self.micro_batch_size), share.divisor, step, end, attempts=2)
+            return self._run_share((inputs, targets, self._shared), step, weight=weight, positions=positions, sizes=sizes)
         batch = BatchStructure(inputs, targets, self._shared)
         total = batch.num_samples
         if total == 0:
@@ -181,13 +180,7 @@ class Accumulator:
             sizes: the same.
         """
         if self._processes is not None:
-            device, nothing = self._runner.device, (None, None, ())
-            share = open_share(
-                self._processes, self._settings, device, nothing, weight=weight, positions=None, sizes=sizes, problem=problem
-            )
-            self._run(
-                partial(share.parts, 1), share.divisor, None, self._end(share.weight, lambda: share.own_weight), attempts=1
-            )
+            self._run_share((None, None, ()), weight=weight, positions=None, sizes=sizes, problem=problem)
         raise problem
 
     def backward_stream(
@@ -206,6 +199,7 @@ class Accumulator:
             LossError: the micro-batches' weights do not add up to ``weight``; ``.grad`` is as it was.
             TypeError: the loss is a callable, whose weight is not known beforehand.
             OtherProcessError: another process of the group failed.
+            LostStepError: this one failed while the others waited for its sums; all must end.
         """
         loss = self._settings.loss
         if not isinstance(loss, Loss):
@@ -223,7 +217,16 @@ class Accumulator:
             if self._processes is None:
                 check_weight(found, weight)
 
-        return self._run(parts, weight or 1.0, step, self._end(weight, lambda: found), attempts=1)
+        with contextlib.nullcontext() if self._processes is None else self._processes.step():
+            return self._run(parts, weight or 1.0, step, self._end(weight, lambda: found), attempts=1)
+
+    def _run_share(self, given: tuple[Any, Any, Sequence[str | int]], step: int | None = None, **known: Any) -> BackwardResult:
+        """Run the step of one of several processes, whose inputs, targets and shared inputs are ``given``."""
+        assert self._processes is not None
+        with self._processes.step():
+            share = open_share(self._processes, self._settings, self._runner.device, given, **known)
+            end = self._end(share.weight, lambda: share.own_weight)
+            return self._run(partial(share.parts, self.micro_batch_size), share.divisor, step, end, attempts=2)
 
     def _end(self, weight: float | None, own_weight: Callable[[], float | None] = lambda: None) -> StepEnd:
         """Return what ends a step whose whole effective batch has ``weight``, the own share of it ``own_weight``."""

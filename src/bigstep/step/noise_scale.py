@@ -151,4 +151,4 @@ def advise(summary: NoiseSummary | None, effective_batch_size: int, accumulation
             f"{found}: each step is mostly noise. Accumulating more would give steps that carry a larger learning rate; for "
             "learning from a fixed number of images the small batch loses nothing."
         )
-    return f"{found}: near it, where a larger batch still saves steps and a smaller one still saves images."
+    return f"{found}: near it, where a larger batch still saves steps and a smaller one still saves samples."

@@ -1,6 +1,7 @@
 """Several processes that share an effective batch: sums over them, and what a model must not do there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bigstep.errors import OtherProcessError
+from bigstep.errors import LostStepError, OtherProcessError
 from bigstep.step.batch_norm import DeferredStatistics, batch_modules
 
 __all__ = ["Announcement", "Processes", "check_model", "open_processes"]
@@ -27,11 +28,40 @@ class Processes:
         self._group, self._dist = group, dist
         self.count: int = dist.get_world_size(group)
         self.rank: int = dist.get_rank(group)
+        self._is_adding = False  # and after that where a sum failed: another process has ended
+        self._is_known = False
 
     def add_up(self, values: Tensor) -> Tensor:
         """Replace ``values`` by their sum over all processes: the same bits in each of them."""
+        self._is_adding = True
         self._dist.all_reduce(values, op=self._dist.ReduceOp.SUM, group=self._group)
+        self._is_adding = False
         return values
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Run a step, in which the others wait for this process: any error ends the group that they have not agreed on.
+
+        Raises:
+            LostStepError: there was one.
+        """
+        self._is_known = False
+        try:
+            yield
+        except Exception as error:
+            if self._is_adding or self._is_known:
+                raise
+            got = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise LostStepError(
+                f"process {self.rank}: expected its part of the sums that others wait for, got {got}; start all processes again"
+            ) from error
+
+    @contextmanager
+    def known_to_all(self) -> Iterator[None]:
+        """Within the block of a step an error is one that all processes raise, or know of."""
+        self._is_known = True
+        yield
+        self._is_known = False
 
     def agree(self, problem: BaseException | None, device: torch.device) -> None:
         """Raise ``problem``, if there is one, and in all other processes that there is; the sum of flags is on ``device``.

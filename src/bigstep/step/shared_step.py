@@ -1,7 +1,8 @@
 """The end of a step that several processes share: an agreement, the sum of gradients, and pooled statistics.
 
 Each process has run its own share, without any communication. Whatever happened to it, it then issues the same collectives as
-all others: an error in one process is raised in all of them, and no process is left waiting.
+all others: an error in one process is raised in all of them, and no process is left waiting. What takes memory is done before
+they agree; what fails afterwards nevertheless ends the group (:meth:`Processes.step`).
 """
 
 from dataclasses import dataclass
@@ -61,33 +62,28 @@ class SharedEnd:
             The mean loss, the weight, the norms for the noise scale, and the number of samples of all processes.
 
         Raises:
-            OtherProcessError: another process failed.
+            OtherProcessError: another process failed before they agreed.
         """
-        problem, flat = problem or _unsummable(gradients), torch.zeros(0)
-        try:
-            flat = gradients.vector()  # before the agreement: there may be no memory for it
-        except (RuntimeError, MemoryError) as error:
-            problem = problem or error
-        found = self._agree(loop, gradients, problem, weight or 0.0)
-        if weight is not None and not found.failed:
-            _check_same(found)
-            check_weight(found.found, found.given[0])  # the mean, so that all come to the same answer
-        total = found.found if weight is None else weight
-        if total != 0 and not found.failed:
-            gradients.scale(loop.divisor / total)
-        if not found.failed:
-            gradients.fill(flat)
-            self._processes.add_up(flat)
-            self._settings.statistics.pool(self._processes.add_up, self._device)
-        if problem is not None:
+        own, flat = torch.zeros(0), torch.zeros(0)
+        try:  # before the agreement: there may be no memory for it
+            if problem is None:
+                _check_summable(gradients)
+                flat, own = gradients.vector(), self._own_numbers(loop, gradients, weight or 0.0)
+                gradients.fill(flat)
+        except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
+            problem = error
+        found = self._agree(own, len(gradients.present()), problem)
+        with self._processes.known_to_all():
             try:
-                raise problem
+                _check(found, problem, weight)
             finally:
                 problem = None  # its frames hold activations, and this one
-        if found.failed:
-            raise OtherProcessError(
-                f"process {found.failed[0]}: expected its share of the step, got an error there; its own output names it"
-            )
+        total = found.found if weight is None else weight
+        if total not in (0, loop.divisor):
+            gradients.scale(loop.divisor / total)
+            flat.mul_(loop.divisor / total)
+        self._processes.add_up(flat)
+        self._settings.statistics.pool(self._processes.add_up, self._device)
         if total == 0:
             return found.loss * 0, 0.0, None, found.num_samples
         gradients.replace(flat, found.present)
@@ -95,18 +91,22 @@ class SharedEnd:
         gradients.finish()
         return found.loss / total, total, noise, found.num_samples
 
-    def _agree(self, loop: MicroBatchLoop, gradients: GradientSum, problem: BaseException | None, weight: float) -> _Agreement:
-        count, rank = self._processes.count, self._processes.rank
-        failed = torch.zeros(count, dtype=torch.float64, device=self._device)
-        failed[rank] = problem is not None
-        numbers = torch.zeros(10, dtype=torch.float64, device=self._device)
-        if problem is None:
-            numbers[0], numbers[1], numbers[2] = loop.total, sum(loop.sizes), loop.found_weight()
-            numbers[3], numbers[4] = weight / count, weight**2 / count
-            numbers[5:] = loop.noise_share()
+    def _own_numbers(self, loop: MicroBatchLoop, gradients: GradientSum, weight: float) -> Tensor:
+        count, numbers = self._processes.count, torch.zeros(10, dtype=torch.float64, device=self._device)
+        numbers[0], numbers[1], numbers[2] = loop.total, sum(loop.sizes), loop.found_weight()
+        numbers[3], numbers[4] = weight / count, weight**2 / count
+        numbers[5:] = loop.noise_share()
         present = torch.tensor(gradients.present(), dtype=torch.float64, device=self._device)
-        values = self._processes.add_up(torch.cat([failed, numbers, present]))
-        told = values.tolist()
+        return torch.cat([numbers, present])
+
+    def _agree(self, own: Tensor, num_parameters: int, problem: BaseException | None) -> _Agreement:
+        count, rank = self._processes.count, self._processes.rank
+        values = torch.zeros(count + 10 + num_parameters, dtype=torch.float64, device=self._device)
+        if problem is None:
+            values[count:] = own
+        else:
+            values[rank] = 1.0
+        told = self._processes.add_up(values).tolist()
         return _Agreement(
             [number for number in range(count) if told[number]],
             values[count],
@@ -128,9 +128,26 @@ class SharedEnd:
         return sample if sample.is_usable else None
 
 
-def _unsummable(gradients: GradientSum) -> LossError | None:
+def _check_summable(gradients: GradientSum) -> None:
     reason = gradients.unsummable()
-    return None if reason is None else LossError(reason)
+    if reason is not None:
+        raise LossError(reason)
+
+
+def _check(found: _Agreement, problem: BaseException | None, weight: float | None) -> None:
+    """Raise what ended the own share or another one, or that the weights do not fit: in all processes something is raised."""
+    if problem is not None:
+        try:
+            raise problem
+        finally:
+            problem = None  # its frames hold activations, and this one
+    if found.failed:
+        raise OtherProcessError(
+            f"process {found.failed[0]}: expected its share of the step, got an error there; its own output names it"
+        )
+    if weight is not None:
+        _check_same(found)
+        check_weight(found.found, found.given[0])  # the mean, so that all come to the same answer
 
 
 def _check_same(found: _Agreement) -> None:

@@ -67,14 +67,14 @@ stages:
 
 plots:
 - loss:
-    template: linear
+    template: epochs
     x: epoch
     y:
       results/train/history.csv: [train_loss, val_loss]
     y_label: loss
     title: Loss over epochs
 - accuracy:
-    template: linear
+    template: epochs
     x: epoch
     y:
       results/train/history.csv: val_accuracy

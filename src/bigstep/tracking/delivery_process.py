@@ -8,7 +8,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, final
 
-from bigstep.runtime.child_process import die_with_parent, read_answer, start_module
+from bigstep.runtime.child_process import die_with_parent, end_module, read_answer, start_module
 from bigstep.tracking import courier
 from bigstep.tracking.delivery import Deliverer
 from bigstep.tracking.spool import SpoolReader
@@ -16,7 +16,6 @@ from bigstep.tracking.spool import SpoolReader
 __all__ = ["DeliveryProcess", "ProcessDelivery", "start_delivery"]
 
 STALL_SECONDS = 630.0  # without an answer; the process itself gives up before
-END_SECONDS = 2.0  # that the process may take to end
 
 
 @final
@@ -54,16 +53,7 @@ class DeliveryProcess:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(OSError):
-            self._process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
-        self._process.kill()
-        self._process.wait()
-        self._listener.join(END_SECONDS)
-        self._process.stdout.close()
+        end_module(self._process, self._listener)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
-from bigstep.tracking.database import open_client, open_experiment
+from bigstep.tracking.database import open_client
 from bigstep.tracking.mlflow_internals import known_packages
-from bigstep.tracking.runs_view import saved_view
+from bigstep.tracking.runs_view import open_viewed_experiment
 from bigstep.tracking.sealing import seal_source
 from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite, split_params
 
@@ -40,7 +40,7 @@ def open_run(
     """
     client = open_client(uri)
     if run_id is None or not _exists(client, run_id):
-        experiment_id = open_experiment(client, uri, experiment, saved_view())
+        experiment_id = open_viewed_experiment(client, uri, experiment)
         known = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1) if key else []
         tags = {**_origin(), **({KEY_TAG: key} if key else {})}
         run = known[0] if known else client.create_run(experiment_id, tags=tags, run_name=name)

@@ -37,6 +37,7 @@ __all__ = [
     "delivered_spools",
     "end_status",
     "is_complete",
+    "is_in_use",
     "prune_spools",
     "spool_lock",
     "unfinished_spools",
@@ -205,6 +206,12 @@ def spool_lock(folder: Path, patience: float = 0) -> Iterator[bool]:
         return
     with lock:
         yield True
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether another process writes to a spool, and delivers it."""
+    with spool_lock(folder) as alone:
+        return not alone
 
 
 def unfinished_spools(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from bigstep.errors import OtherProcessError, OutOfMemoryError
+from bigstep.errors import LostStepError, OtherProcessError, OutOfMemoryError
 from bigstep.step.batch_norm import BATCH_NORMS
 from bigstep.step.preserved_state import ModuleState
 from bigstep.training.out_of_memory_guard import MemoryExhaustedError
@@ -27,9 +27,10 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
     The smaller micro-batch is kept for the steps that follow. By slice invariance nothing else changes.
 
     Several processes compute it again together, those that failed with smaller micro-batches of their own. Where one of them
-    cannot, all raise.
+    cannot, all raise. Where they are out of step nothing is exchanged any more.
 
     Raises:
+        LostStepError: this process failed while the others waited for it.
         OtherProcessError: another process cannot compute it.
         OutOfMemoryError: a micro-batch of one does not fit, or the model forbids a smaller one.
     """
@@ -42,7 +43,7 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
         except OtherProcessError:
             recover = _nothing
         except BaseException as error:
-            if processes is None:
+            if processes is None or isinstance(error, LostStepError):
                 raise
             recover = partial(_raise, error)
         before.restore(state)

@@ -42,14 +42,26 @@ class SearchResult:
 
     @property
     def warnings(self) -> list[str]:
-        """One line for each audit that disagrees with its trial."""
-        return [
-            f"trial {item.of}: micro-batch sizes {item.micro_batch_sizes[0]} and {item.micro_batch_sizes[1]} gave "
-            f"{item.values[0]:.6g} and {item.values[1]:.6g}, which differ by more than {item.limit:.2g}: rounding errors grew, "
-            "or the micro-batch size affects training; run `bigstep check` to find out"
-            for item in self.verdicts
-            if not item.holds
-        ]
+        """One line for each audit that disagrees with its trial, if that is not known to be rounding."""
+        return [_in_words(item) for item in self.verdicts if not item.holds and not item.in_float64]
+
+    @property
+    def audits(self) -> list[str]:
+        """One line for each audit that agrees with its trial, or differs by rounding only."""
+        return [_in_words(item) for item in self.verdicts if item.holds or item.in_float64]
+
+
+def _in_words(item: SlicingComparison) -> str:
+    if item.holds:
+        return f"trial {item.of} agrees at micro-batch size {item.micro_batch_sizes[1]}"
+    sizes, values = (" and ".join(map(str, pair)) for pair in (item.micro_batch_sizes, (f"{v:.6g}" for v in item.values)))
+    found = f"trial {item.of}: micro-batch sizes {sizes} gave {values}"
+    if item.in_float64:
+        return f"{found}, by rounding that grew over the steps: in float64 the first steps give the same weights"
+    why = "rounding errors grew, or the micro-batch size affects training"
+    if item.in_float64 is False:
+        why = "the micro-batch size affects training, since the first steps give other weights in float64 too"
+    return f"{found}, which differ by more than {item.limit:.2g}: {why}; run `bigstep check` to find out"
 
 
 def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
