@@ -134,7 +134,7 @@ def copy_project(root: Path, database: Path | None = None) -> Path:
     (root / "params.yaml").write_text(text.replace("epochs: 20 ", "epochs: 2 "), encoding="utf-8")
     (root / "data" / "raw").mkdir(parents=True)
     (root / "data" / "raw" / "README.md").touch()
-    (root / ".dvc").mkdir()
+    shutil.copytree(ROOT / ".dvc" / "plots", root / ".dvc" / "plots")
     for name in ("config", ".gitignore"):
         shutil.copyfile(ROOT / ".dvc" / name, root / ".dvc" / name)
     if database is not None:

@@ -425,7 +425,7 @@ def test_a_metric_that_changes_what_it_is_given_changes_no_result() -> None:
     [
         ("Accurcy", "did you mean 'Accuracy'?"),
         ({"MulticlassAccuracy": {"avrage": "macro"}}, "MulticlassAccuracy does not accept these arguments"),
-        ("custom/model/metrics.py:broken", "custom/model/metrics.py:26: "),
+        ("custom/model/metrics.py:broken", "custom/model/metrics.py:30: "),
         ("custom/model/metrics.py:several", "expected one number, got 3"),
         ("custom/model/metrics.py:accuracy", "expected a name that is not taken, got accuracy again"),
         ("custom/model/metrics.py:Neither", "expected a function that returns a number, or a class with update and compute"),

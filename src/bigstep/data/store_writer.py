@@ -80,7 +80,7 @@ def _check_names(targets: Targets) -> None:
     wrong = [name for name in targets.names if targets.task == MULTILABEL and BETWEEN in name]
     if wrong:
         raise DataError(
-            f"labels: expected names without {BETWEEN!r}, which stands between the labels of a sample in tables, got "
+            f"labels: expected names without {BETWEEN!r}, which separates the labels of a sample in tables, got "
             f"{wrong[0]!r}; rename it"
         )
 

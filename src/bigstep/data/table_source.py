@@ -202,7 +202,7 @@ def _flag(table: Table, cell: Any, row: int) -> int:
 
 
 def _list(cell: Any) -> list[str]:
-    """Return the labels of a cell, a list, or names with ``|`` between them; what is missing is none."""
+    """Return the labels of a cell, a list, or names with ``|`` between them; what is missing is left out."""
     names = cell if isinstance(cell, list | tuple) else [] if is_missing(cell) else str(cell).split(BETWEEN)
     return [str(name).strip() for name in names if not is_missing(name) and str(name).strip()]
 

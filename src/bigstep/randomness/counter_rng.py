@@ -33,7 +33,7 @@ MASK_64 = (1 << 64) - 1
 QUANTUM = 1e-4  # largest relative error of a probability that 16 bits may make; beyond it 32 bits are used
 
 Words = Callable[[int], Tensor]
-"""Returns so many 64-bit words of each sample, shape ``(n, count)``, which are not to be changed in place."""
+"""Returns so many new 64-bit words of each sample, shape ``(n, count)``."""
 
 
 def derive_seed(*parts: int) -> int:
@@ -82,7 +82,7 @@ def uniform_values(words: Words, count: int, dtype: torch.dtype) -> Tensor:
     53 bits in float64, 24 in float32, 11 in float16, 8 in bfloat16; 16-bit types as float32 numbers that they can hold.
     """
     bits = 1 - round(math.log2(torch.finfo(dtype).eps))
-    shifted = torch.bitwise_right_shift(words(count), 64 - bits).bitwise_and_((1 << bits) - 1)
+    shifted = words(count).bitwise_right_shift_(64 - bits).bitwise_and_((1 << bits) - 1)
     return shifted.to(torch.float64 if dtype == torch.float64 else torch.float32).mul_(2.0**-bits)
 
 

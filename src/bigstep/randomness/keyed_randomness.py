@@ -26,7 +26,6 @@ from bigstep.randomness.kernels import drawing_from
 __all__ = ["KeyedRandomness", "KeyedStep", "NativeRandomness", "RandomCallsChangedError", "StepRandomness"]
 
 CHECKPOINT_FILE = torch.utils.checkpoint.__file__
-MAX_WORDS = 1 << 15  # of a call, 256 KiB, that are drawn for a whole batch at once
 
 
 class RandomCallsChangedError(Exception):
@@ -112,7 +111,6 @@ class KeyedStep:
         self._positions: Tensor | None = None
         self._keys: Tensor  # of the calls, (c,)
         self._states: Tensor  # of the samples in each call, (c, n)
-        self._words: dict[tuple[int, int], Tensor] = {}  # of all samples, by call and count
         self._part = slice(0)
         self._count = 0
         self._forward = True
@@ -134,7 +132,7 @@ class KeyedStep:
         self._part = slice(0, len(positions)) if part is None else part
         self._count, self._forward, self._numbers = 0, True, {}
         if self.calls and positions is not self._positions:
-            self._positions, self._words = positions, {}
+            self._positions = positions
             self._keys = call_keys(self._seed, len(self.calls)).to(self.device)
             self._states = sample_states(self._keys, positions.to(self.device, torch.int64))
         try:
@@ -168,16 +166,9 @@ class KeyedStep:
         if left:
             raise RandomCallsChangedError
         rest = shape[: call.batch_dim] + shape[call.batch_dim + 1 :]
-        drawn = values(partial(self._draw_words, number), count * math.prod(rest)).reshape((size, *rest))
+        states = self._states[number, self._part]
+        drawn = values(partial(draw_words, states), count * math.prod(rest)).reshape((size, *rest))
         return drawn if call.batch_dim == 0 else drawn.movedim(0, call.batch_dim)
-
-    def _draw_words(self, number: int, count: int) -> Tensor:
-        """Return words of the micro-batch's samples; few are drawn for all samples at once, which takes fewer operations."""
-        if self._states.shape[1] * count > MAX_WORDS:
-            return draw_words(self._states[number, self._part], count)
-        if (number, count) not in self._words:
-            self._words[number, count] = draw_words(self._states[number], count)
-        return self._words[number, count][self._part]
 
     def _next_number(self) -> int:
         number, self._count = self._count, self._count + 1

@@ -6,8 +6,8 @@ contributes the gradient of S_k / W, where S_k sums w_i * l_i over its own sampl
 over the gradients, because W follows from the targets before the first forward pass.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, final
@@ -152,9 +152,9 @@ class Accumulator:
             return self._run_share((inputs, targets, self._shared), step, weight=weight, positions=positions, sizes=sizes)
         batch = BatchStructure(inputs, targets, self._shared)
         total = batch.num_samples
+        places = torch.arange(total) if positions is None else positions
         if total == 0:
             raise ValueError("effective batch: expected at least one sample, got none; skip it")
-        places = torch.arange(total) if positions is None else positions
         if len(places) != total:
             raise ValueError(f"positions: expected one for each of {total} samples, got {len(places)}; give as many")
         loss = self._settings.loss
@@ -219,7 +219,7 @@ class Accumulator:
             if self._processes is None:
                 check_weight(found, weight)
 
-        with contextlib.nullcontext() if self._processes is None else self._processes.step():
+        with nullcontext() if self._processes is None else self._processes.step():
             return self._run(parts, weight or 1.0, step, self._end(weight, lambda: found), attempts=1)
 
     def _run_share(self, given: tuple[Any, Any, Sequence[str | int]], step: int | None = None, **known: Any) -> BackwardResult:
