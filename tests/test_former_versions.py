@@ -44,6 +44,7 @@ def test_a_killed_training_is_resumed_when_asked(former: Project) -> None:
     assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
 
 
+@pytest.mark.long
 def test_without_being_asked_it_starts_from_the_first_step(former: Project) -> None:
     output = former.bigstep("train")
     assert "started with other code" in output

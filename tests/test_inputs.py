@@ -100,6 +100,7 @@ def test_code_written_while_it_is_imported_is_refused(folder: Path) -> None:
 
 
 @slow
+@pytest.mark.long
 def test_another_branch_while_training_is_refused_and_put_back_ends_in_seconds(
     trained: Project, tmp_path: Path, prepared_root: Path
 ) -> None:

@@ -53,7 +53,7 @@ TRANSFORMS = (
     "RandomErasing",
 )
 STEPS = 300
-FEW = 100  # with one image at a time, and where the difference is large
+FEW = 60  # with one image at a time, and where the difference is large
 
 
 class _Network(nn.Module):
@@ -150,7 +150,7 @@ def _distance(one: nn.Module, two: nn.Module) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("micro", "workers", "steps"), [pytest.param(16, 4, STEPS, marks=pytest.mark.long), (7, 1, STEPS), (1, 0, FEW)]
+    ("micro", "workers", "steps"), [pytest.param(16, 4, STEPS, marks=pytest.mark.long), (7, 1, 200), (1, 0, FEW)]
 )
 def test_hundreds_of_steps_end_in_the_same_weights(micro: int, workers: int, steps: int, digits: Store) -> None:
     reference, other = _reference(digits, steps), _run(digits, _train(), micro, workers, steps)
@@ -207,6 +207,7 @@ def test_the_page_and_the_card_are_the_same_bytes_for_any_cut(digits: Store, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_in_float32_the_cut_is_far_below_the_spread_of_seeds(digits: Store) -> None:
     """Rounding grows over 300 steps at this rate, so the limits are for one set of kernels, which every x86 of today has.
 

@@ -293,10 +293,9 @@ def test_sixteen_bits_nested_transforms_weights_from_a_file_and_a_start_that_die
     mark = trained / ".bigstep/attempts" / f"{attempt_key(learning_values(params), '')}.memory.json"
     of_a_helper = mark_path(mark, 1)  # this training has one process
     of_a_helper.write_text('{"micro_batch_size": 32}', encoding="utf-8")
-    output = _repro(trained, *(part for text in settings for part in ("--set", text)))
+    output = _repro(trained, "--stage", "train", *(part for text in settings for part in ("--set", text)))
     (run,) = _runs(trained)[len(runs) :]
     assert run.info.status == "FINISHED"
-    assert "test_accuracy" in output
     reason = run.data.tags["slice_invariant_reason"]
     assert run.data.tags["slice_invariant"] == "true"
     assert reason.endswith("with precision bfloat16 results agree up to rounding to 16 bits, not to the bit")

@@ -126,6 +126,7 @@ def test_two_processes_write_what_one_writes_and_one_run(undisturbed: dict[int, 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_and_another_number_resumes(
     project: Project, undisturbed: dict[int, Project]
 ) -> None:

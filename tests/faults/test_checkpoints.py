@@ -29,6 +29,7 @@ def _interrupted(project: Project) -> None:
     assert len(project.checkpoints()) == 2
 
 
+@pytest.mark.long
 @pytest.mark.fault(2, "SIGKILL while a checkpoint is written", rounds=20)
 def test_killed_while_writing_the_one_before_loads(round_number: int, project: Project, undisturbed: EndState) -> None:
     draw = random.Random(round_number)
@@ -53,6 +54,7 @@ def test_killed_while_committing_the_old_or_the_new_loads(round_number: int, pro
     assert project.end_state() == undisturbed
 
 
+@pytest.mark.long
 @pytest.mark.fault("7, 8", "one byte of the newest checkpoint flipped, or the file truncated", rounds=10)
 def test_a_damaged_checkpoint_is_passed_over(round_number: int, project: Project, undisturbed: EndState) -> None:
     _interrupted(project)

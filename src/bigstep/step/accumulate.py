@@ -145,8 +145,7 @@ class Accumulator:
             ExactnessError: the first batch showed that the gradient depends on the micro-batch size.
             LossError: the loss returned or was given something else than it should.
             RandomnessError: there is a seed, and the model draws random numbers that cannot be keyed by sample.
-            OtherProcessError: another process of the group failed.
-            LostProcessError, LostStepError: another one has ended, or this one failed in the middle of the sums; all must end.
+            OtherProcessError: another process failed. LostProcessError, LostStepError: one has ended, or is out of step.
         """
         if self._processes is not None:
             return self._run_share((inputs, targets, self._shared), step, weight=weight, positions=positions, sizes=sizes)
@@ -200,8 +199,7 @@ class Accumulator:
         Raises:
             LossError: the micro-batches' weights do not add up to ``weight``; ``.grad`` is as it was.
             TypeError: the loss is a callable, whose weight is not known beforehand.
-            OtherProcessError: another process of the group failed.
-            LostProcessError, LostStepError: another one has ended, or this one failed in the middle of the sums; all must end.
+            OtherProcessError: another process failed. LostProcessError, LostStepError: one has ended, or is out of step.
         """
         loss = self._settings.loss
         if not isinstance(loss, Loss):
