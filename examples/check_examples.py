@@ -57,11 +57,14 @@ def test_a_search_of_five_trials_finds_options_of_the_network(project: Project) 
     assert all(len({row[name] for row in rows}) > 1 for name in options)
 
 
-def test_the_served_model_answers_with_a_number_for_each_name(project: Project, tmp_path: Path) -> None:
+def test_the_served_model_answers_with_a_number_for_each_name(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With what the registered model's own example looks like."""
     import mlflow
 
     uri = f"sqlite:///{project.root / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # MLflow sets it: the next example must not find it
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient(uri, uri)  # the registry of another example's store would stay
     (name,) = [model.name for model in client.search_registered_models()]
