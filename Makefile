@@ -20,7 +20,7 @@ install: $(READY)  ## make the virtual environment in .venv
 repro: $(READY)  ## run the pipeline: prepare, train, evaluate
 	@$(BIN)/bigstep repro
 
-test: $(READY)  ## run the tests but the longest ones, JOBS=2 files at a time (about 25 minutes)
+test: $(READY)  ## run the tests but the longest ones, JOBS=2 files at a time (about 20 minutes)
 	@$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)  ## run every test (about 30 minutes)
