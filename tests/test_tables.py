@@ -109,9 +109,7 @@ def test_what_a_parquet_table_leaves_out_is_no_label_of_its_own(root: Path, tabl
 
 def test_a_label_that_looks_like_two_is_refused(root: Path, table: Callable[..., None]) -> None:
     table("labels.parquet", labels=lambda n: ["sun|sea"] * (n % 2))
-    with pytest.raises(
-        DataError, match=r"labels: expected names without '\|', which separates .*, got 'sun\|sea'; rename"
-    ):
+    with pytest.raises(DataError, match=r"labels: expected names without '\|', which separates .*, got 'sun\|sea'; rename"):
         _prepare(root)
 
 
