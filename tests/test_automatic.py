@@ -59,11 +59,11 @@ def test_the_work_is_counted_as_torch_counts_it(model: ModelConfig, shape: Input
     assert forward_operations(model, shape) == operations, "as torch.utils.flop_counter"
 
 
-def test_digits_are_small_and_photographs_are_not(digits: Store, tmp_path: Path) -> None:
-    assert training_operations(ProjectPaths(tmp_path), _params(width=32), digits) < 0.4 * SMALL_TRAINING
+def test_digits_and_a_few_photographs_are_small_and_fashion_mnist_is_not(digits: Store, tmp_path: Path) -> None:
+    assert training_operations(ProjectPaths(tmp_path), _params(width=32), digits) < 0.04 * SMALL_TRAINING
     photographs, fashion = 1360 * 3 * 37_668_864, 54_000 * 7 * 8_561_280
-    assert photographs > 1.3 * SMALL_TRAINING, "2,000 images, three epochs of mobilenet_v3_small at 128 pixels"
-    assert fashion > 10 * SMALL_TRAINING, "the preset fashion-mnist"
+    assert photographs < 0.2 * SMALL_TRAINING, "2,000 images, three epochs of mobilenet_v3_small at 128 pixels"
+    assert fashion > 3 * SMALL_TRAINING, "the preset fashion-mnist"
 
 
 @pytest.mark.parametrize(("effective", "micro"), [(64, 32), (20, 20), (32, 32), (500, 32)])
@@ -238,7 +238,7 @@ def test_sizes_are_within_the_largest(largest: int) -> None:
     assert sizes[-1] == largest
 
 
-@pytest.mark.parametrize(("num_samples", "expected"), [(1, 1), (20 * 176, 2), (20 * 305, 3), (10**9, 18)])
+@pytest.mark.parametrize(("num_samples", "expected"), [(1, 1), (20 * 144, 2), (20 * 273, 3), (10**9, 18)])
 def test_measuring_takes_a_share_of_the_training(num_samples: int, expected: int) -> None:
     """The training takes a millisecond a sample, and each pair two for each sample of its size."""
     now = 0.0
@@ -252,7 +252,7 @@ def test_measuring_takes_a_share_of_the_training(num_samples: int, expected: int
     order = [("contiguous", 16), ("channels_last", 64), ("contiguous", 64), ("channels_last", 32), ("contiguous", 32)]
     order = [*order, ("channels_last", 16)] * 3  # again as far as there is time
     assert [(name, rung.micro_batch_size) for name, rung in found] == order[:expected]
-    assert now <= max(0.05 * num_samples / 1000, 2e-3 * 16) + 1e-9
+    assert now <= 2e-3 * 16 + 0.05 * num_samples / 1000 + 1e-9
 
 
 def test_of_two_formats_the_faster_one_and_the_smaller_of_nearly_equal_sizes() -> None:

@@ -1,5 +1,7 @@
 import copy
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -7,13 +9,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 from bigstep.config.model import ModelConfig
 from bigstep.errors import ConfigError, ModelError
-from bigstep.models.building import InputShape, build_network, check_model, head_parameters
+from bigstep.models.building import InputShape, build_network, head_parameters
 from bigstep.models.classifier import Classifier, ServedClassifier
 from bigstep.models.model_files import ModelCard, build_classifier, load_classifier, save_model
+from bigstep.models.model_names import check_model, torchvision_names
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.starting_weights import read_tensors
 from bigstep.step.batch_norm import BATCH_NORMS
@@ -91,7 +95,23 @@ def test_every_torchvision_classifier_is_known_and_no_detector() -> None:
     for name in ("resnet_18", "fasterrcnn_resnet50_fpn", "deeplabv3_resnet50"):
         with pytest.raises(ConfigError, match="expected small_cnn or a torchvision classifier"):
             check_model(_model(name=name))
-    assert len(torchvision.models.list_models(module=torchvision.models)) > 70
+    names = torchvision.models.list_models(module=torchvision.models)
+    assert len(names) > 70
+    assert sorted(torchvision_names()) == sorted(names)
+
+
+def test_a_name_of_torchvision_and_files_of_the_right_size_need_no_torch(tmp_path: Path) -> None:
+    """Importing it takes seconds, in the stage and in each of its processes that decode."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
+    lines = (
+        "import sys; from pathlib import Path",
+        "from bigstep.config.model import ModelConfig; from bigstep.models.model_names import check_model",
+        "from bigstep.data.decoding import Decoded, Layout; from bigstep.data.parallel_decoding import _decode_chunk",
+        "check_model(ModelConfig(name='mobilenet_v3_small'))",
+        f"assert isinstance(_decode_chunk([Path({str(tmp_path / '0.png')!r})], Layout(8, 3, 1e6))[0], Decoded)",
+        "assert 'torch' not in sys.modules",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from torch import nn
 from bigstep.config.model import ModelConfig
 from bigstep.config.params import parse_params
 from bigstep.errors import ConfigError
-from bigstep.models.building import InputShape, build_network, check_model
+from bigstep.models.building import InputShape, build_network
+from bigstep.models.model_names import check_model
 
 SHAPE = InputShape(channels=1, size=32, num_classes=4)
 

@@ -23,8 +23,9 @@ from bigstep.data.sources import open_source
 from bigstep.data.store import Store
 from bigstep.data.store_writer import prepare_store
 from bigstep.errors import ConfigError, DataError, ModelError, UserError
-from bigstep.models.building import InputShape, build_network, check_model
+from bigstep.models.building import InputShape, build_network
 from bigstep.models.model_files import ANY_CODE, ModelCard, load_classifier, save_model
+from bigstep.models.model_names import check_model
 from bigstep.planning.plan import plan_folder
 from bigstep.project.paths import ProjectPaths
 from bigstep.project.stage_inputs import read_inputs

@@ -61,7 +61,7 @@ def _compare(case: Case) -> str:
     params = case.params
     started = time.perf_counter()
     sizes = coarse_sizes(case.effective)
-    curves = measure_formats(params, (case.channels, case.size, 10), sizes, NUM_SAMPLES)
+    curves = measure_formats(params, MeasuredData(case.channels, case.size, 10), sizes, NUM_SAMPLES)
     found = choose_curve(curves, case.effective, None)
     assert found is not None
     seconds, (curve, choice) = time.perf_counter() - started, found

@@ -1,22 +1,22 @@
 """What a loop costs beyond its passes, at fixed m and A: images per second over those of the bare loop, in one process.
 
 The bare loop runs forward, loss and backward for each micro-batch and then the optimizer, and does nothing else. Each
-round runs every loop once, in random order; the ratios are those within a round. A run counts if the bare loop against
-itself is within 2 %.
+round takes one step of every loop, in random order, so that a machine that slows down for a second slows all of them; the
+ratios are those within a round. A run counts if the bare loop against itself is within 2 %.
 """
 
 import random
 import statistics
 import sys
+import time
 from collections.abc import Callable
 
 from torch import Tensor
 
-from auto import CASES, Case, images_and_labels, model_and_optimizer, our_step, rate, tutorial_step
+from auto import CASES, Case, images_and_labels, model_and_optimizer, our_step, tutorial_step
 from bigstep import Accumulator, losses
 
-ROUNDS = 15
-SECONDS = 0.7
+SECONDS = 90.0  # of each model
 BARE = "the bare loop"
 
 
@@ -46,10 +46,17 @@ def _compare(case: Case) -> dict[str, list[float]]:
         step()
         step()
     found: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(ROUNDS):
+    started = time.perf_counter()
+    while time.perf_counter() - started < SECONDS:
         for name in random.sample(list(loops), len(loops)):
-            found[name].append(rate(loops[name], case, SECONDS))
-    return {name: [one / bare for one, bare in zip(rates, found[BARE], strict=True)] for name, rates in found.items()}
+            found[name].append(_seconds(loops[name]))
+    return {name: [bare / one for one, bare in zip(times, found[BARE], strict=True)] for name, times in found.items()}
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
 
 
 def _bare(case: Case, images: Tensor, labels: Tensor) -> Callable[[], object]:

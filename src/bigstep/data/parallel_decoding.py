@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file
+from bigstep.runtime.environment import one_thread
 
 __all__ = ["decode_files"]
 
@@ -80,10 +81,4 @@ def _decode_chunk(paths: Sequence[Path], layout: Layout) -> list[Result]:
 
 def _pool(num_workers: int) -> ProcessPoolExecutor:
     # spawn, because forking a process that has started torch's threads can hang
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _one_thread)
-
-
-def _one_thread() -> None:
-    import torch  # not in the process that prepares digits: it takes seconds
-
-    torch.set_num_threads(1)
+    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), one_thread)

@@ -9,18 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.config.model import TIMM, ModelConfig
-from bigstep.config.yaml_files import nearest
 from bigstep.data.manifest import Manifest
 from bigstep.errors import ConfigError, ModelError
 from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
-from bigstep.models.timm_models import build_timm, check_timm
+from bigstep.models.timm_models import build_timm
 from bigstep.step.preserved_state import preserved_state
 from bigstep.user_code import call_user_code, is_user_code, load_user_code
 from bigstep.user_places import place_of, user_code_line
 
-__all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "check_model", "head_parameters"]
+__all__ = ["AUXILIARY_WEIGHTS", "InputShape", "build_network", "head_parameters"]
 
 # share of the auxiliary heads' losses in training: Szegedy et al. 2014 and torchvision's reference training
 AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
@@ -59,29 +58,6 @@ class InputShape:
         """Channels of the network's input: torchvision's take three."""
         takes_any = model.name == "small_cnn" or is_user_code(model.name) or model.name.startswith(TIMM)
         return self.channels if takes_any else 3
-
-
-def check_model(model: ModelConfig) -> None:
-    """Refuse a name that is neither ``small_cnn`` nor one of torchvision's or timm's, nor a project's own.
-
-    Raises:
-        ConfigError: one line.
-    """
-    if model.name == "small_cnn":
-        return
-    if is_user_code(model.name):
-        load_user_code(model.name, "model", "model.name")
-        return
-    if model.name.startswith(TIMM):
-        check_timm(model)
-        return
-    import torchvision
-
-    names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    if model.name not in names:
-        raise ConfigError(
-            f"model.name: expected small_cnn or a torchvision classifier, got {model.name!r}; {nearest(model.name, names)}"
-        )
 
 
 def build_network(model: ModelConfig, shape: InputShape, weights: Path | None = None) -> nn.Module:

@@ -33,7 +33,8 @@ def measure_coarsely(
 ) -> Iterator[tuple[str, SizeMeasurement]]:
     """Measure the most promising pairs of format and size first, until the share of the training time is used up.
 
-    The smallest size in the first format is always measured: it is cheap, and gives the training time. A pair may come again.
+    The smallest size in the first format is always measured: it is cheap, and gives the training time. The share is counted
+    from there on, since it also pays for what the first step of a process loads. A pair may come again.
 
     Args:
         sizes: ascending.
@@ -42,9 +43,9 @@ def measure_coarsely(
         measure: of one pair.
         clock: seconds.
     """
-    started, done = clock(), {}
-    done[formats[0], sizes[0]] = first = measure(formats[0], sizes[0])
+    first = measure(formats[0], sizes[0])
     yield formats[0], first
+    started, done = clock(), {(formats[0], sizes[0]): first}
     limit = min(LONGEST_SECONDS, SHARE * num_samples / first.samples_per_second)
 
     def affordable(size: int) -> bool:

@@ -17,8 +17,8 @@ from bigstep.project.paths import ProjectPaths
 
 __all__ = ["SMALL_TRAINING", "forward_operations", "is_small_training", "training_operations"]
 
-SMALL_TRAINING = 1e11
-"""Operations of all forward passes, below which measuring would cost more than it can save; digits has 0.3e11."""
+SMALL_TRAINING = 1e12
+"""Operations of all forward passes, below which measuring may cost more than it saves: half a minute to two on two cores."""
 
 
 @dataclass(frozen=True)

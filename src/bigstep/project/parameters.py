@@ -25,7 +25,7 @@ def check_params(content: Mapping[str, Any], origin: str = "params.yaml") -> Par
 
         check_small_cnn(params.data.image_size or NATIVE_SIZES.get(params.data.source))
     else:
-        from bigstep.models.building import check_model
+        from bigstep.models.model_names import check_model
 
         check_model(params.model)
     if not isinstance(params.train.augmentation, str):

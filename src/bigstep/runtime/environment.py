@@ -29,6 +29,7 @@ __all__ = [
     "is_set",
     "keep_compiled_code",
     "loopback_only",
+    "one_thread",
     "read_variable",
     "search_path",
 ]
@@ -80,6 +81,11 @@ def keep_compiled_code(folder: Path) -> None:
     """Make torch.compile keep its code in ``folder``, where no one else writes, unless the user has named another."""
     if _given_folder is None:
         os.environ[COMPILED_CODE] = str(folder)
+
+
+def one_thread() -> None:
+    """Make torch compute in one thread where this process imports it: as many of these processes run as there are cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @contextmanager
