@@ -72,8 +72,8 @@ def test_every_private_name_is_there(name: str) -> None:
 def test_each_library_has_its_home() -> None:
     """Torch has five, as `step` imports nothing of the others."""
     found = {name.rpartition(".")[2].removesuffix("_internals") for name in HOMES}
-    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc", "sklearn"}
-    assert len(HOMES) == 10
+    assert found == {"torch", "optuna", "dashboard", "mlflow", "dvc", "sklearn", "python"}
+    assert len(HOMES) == 11
 
 
 def test_private_names_are_used_in_their_homes_only() -> None:

@@ -21,9 +21,18 @@ __all__ = [
     "load_user_code",
     "load_user_function",
     "module_file",
+    "was_loaded",
 ]
 
 KINDS = {"model": "a function or class that returns a torch.nn.Module", "data": "a function or class that returns a data set"}
+
+
+_loaded: set[str] = set()
+
+
+def was_loaded() -> bool:
+    """Return whether this process has loaded any."""
+    return bool(_loaded)
 
 
 def is_user_code(name: str) -> bool:
@@ -49,6 +58,7 @@ def load_user_code(name: str, kind: str, key: str, what: str | None = None) -> C
     module = _module_name(root, where, attribute, kind, key)
     _forget_other_projects(root)
     before = set(sys.modules)
+    _loaded.add(name)
     sys.path.insert(0, str(root))
     try:
         found: Any = pkgutil.resolve_name(f"{module}:{attribute}")

@@ -57,7 +57,8 @@ class HardwareConfig(Section):
         "null = one per core in prepare, one per two cores in train, where all processes share them",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads of torch, of all processes together; null = torch's default"
+        None,
+        description="CPU threads of torch, of all processes together; null = 1 in a training of seconds, else torch's default",
     )
     memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
         "auto",

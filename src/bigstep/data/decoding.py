@@ -8,6 +8,7 @@ import stat
 import threading
 import warnings
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def resize_array(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     from bigstep.data.resize import centre_resize
 
+    if parent_process() is not None:
+        torch.set_num_threads(1)  # as many processes decode as there are cores
     images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
     return np.ascontiguousarray(centre_resize(images, size)[0].permute(1, 2, 0).numpy())
 

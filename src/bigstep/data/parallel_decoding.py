@@ -9,7 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from bigstep.data.decoding import Decoded, Layout, Refusal, decode_file
-from bigstep.runtime.environment import one_thread
 
 __all__ = ["decode_files"]
 
@@ -81,4 +80,4 @@ def _decode_chunk(paths: Sequence[Path], layout: Layout) -> list[Result]:
 
 def _pool(num_workers: int) -> ProcessPoolExecutor:
     # spawn, because forking a process that has started torch's threads can hang
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), one_thread)
+    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))

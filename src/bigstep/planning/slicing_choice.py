@@ -17,7 +17,7 @@ from bigstep.planning.memory_budget import (
     predict,
     room_to_compute,
 )
-from bigstep.planning.work import is_small_training
+from bigstep.planning.work import choose_threads, is_small_training
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.device import possible_formats
 from bigstep.training.snapshot import KeptSlicing
@@ -27,12 +27,14 @@ __all__ = ["CheckedSlicing", "choose_slicing", "kept_compilation"]
 
 @dataclass(frozen=True)
 class CheckedSlicing:
-    """The sizes of a step, the predicted bytes of its tensors, memory format and compilation: all that decides rounding."""
+    """The sizes of a step, predicted bytes of its tensors, memory format, compilation, threads: all that decides rounding."""
 
     batch: BatchSizes
     predicted_bytes: int
     memory_format: str
     compiled: bool = False
+    threads: int | None = None
+    """Of torch on the CPU; None: as configured."""
     room_bytes: int | None = field(default=None, compare=False)
     """Of memory for a step within the budget, at this moment; None: there is no limit, or it was not asked for."""
 
@@ -47,8 +49,9 @@ class CheckedSlicing:
         }
 
     def applied_to(self, params: Params) -> Params:
-        """Return the parameters with the memory format that was chosen, compiled or not."""
+        """Return the parameters with the memory format and the threads that were chosen, compiled or not."""
         chosen = {"memory_format": self.memory_format, "compile": self.compiled}
+        chosen |= {} if self.threads is None else {"threads": self.threads}
         return replace(params, hardware=params.hardware.model_copy(update=chosen))
 
 
@@ -87,7 +90,8 @@ def choose_slicing(
     if params.hardware.micro_batch_size != "auto":
         check_budget(params, batch, predicted, resident)
     room = available_bytes(params.hardware, resident)
-    return CheckedSlicing(batch, predicted.peak_bytes, memory_format, kept_compilation(params, kept), room)
+    threads = choose_threads(project, params, store)
+    return CheckedSlicing(batch, predicted.peak_bytes, memory_format, kept_compilation(params, kept), threads, room)
 
 
 def kept_compilation(params: Params, kept: KeptSlicing | None) -> bool:

@@ -14,11 +14,23 @@ from bigstep.data.store import Store
 from bigstep.models.building import InputShape, build_network
 from bigstep.planning.plan import plan_folder
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.device import choose_device
+from bigstep.runtime.environment import THREADS, is_set
 
-__all__ = ["SMALL_TRAINING", "forward_operations", "is_small_training", "training_operations"]
+__all__ = [
+    "SHORT_TRAINING",
+    "SMALL_TRAINING",
+    "choose_threads",
+    "forward_operations",
+    "is_small_training",
+    "training_operations",
+]
 
 SMALL_TRAINING = 1e12
 """Operations of all forward passes, below which measuring may cost more than it saves: half a minute to two on two cores."""
+
+SHORT_TRAINING = 1e11
+"""Operations of all forward passes, which take some seconds on one thread; digits has 0.3e11."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,18 @@ class ForwardWork:
 def is_small_training(project: ProjectPaths, params: Params, store: Store) -> bool:
     """Return whether a training is too small for its slicing to be measured; no clock is read."""
     return training_operations(project, params, store) < SMALL_TRAINING
+
+
+def choose_threads(project: ProjectPaths, params: Params, store: Store) -> int | None:
+    """Return the threads of a training: as configured, or one if it is short; None: torch's default.
+
+    The short one runs while another process of it still imports MLflow. Several threads wait for each other at each operation,
+    so that one of them without a core slows all, to a fifth.
+    """
+    hardware = params.hardware
+    if hardware.threads is not None or is_set(THREADS) or choose_device(hardware).type != "cpu":
+        return hardware.threads
+    return 1 if training_operations(project, params, store) < SHORT_TRAINING else None
 
 
 def training_operations(project: ProjectPaths, params: Params, store: Store) -> float:

@@ -23,13 +23,13 @@ __all__ = [
     "ROOT",
     "SERVER_GUARDS",
     "SITE_CACHE",
+    "THREADS",
     "TRACKING_URI",
     "child_environment",
     "guard_libraries",
     "is_set",
     "keep_compiled_code",
     "loopback_only",
-    "one_thread",
     "read_variable",
     "search_path",
 ]
@@ -50,6 +50,7 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"  # MLflow's store; without it, a database i
 GIVEN_RUN = "MLFLOW_RUN_ID"  # the run that `mlflow run` has started
 GIVEN_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"  # that this run belongs to
 SITE_CACHE = "DVC_SITE_CACHE_DIR"  # DVC unpickles files of this folder: `bigstep` points it to one that no one else can write
+THREADS = "OMP_NUM_THREADS"  # of torch, where params.yaml leaves them open
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where processes of one training listen
 COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # torch.compile unpickles files of this folder, by default one in /tmp
 _given_folder = os.environ.get(COMPILED_CODE)  # by the user: torch sets the variable itself when its compiler is imported
@@ -81,11 +82,6 @@ def keep_compiled_code(folder: Path) -> None:
     """Make torch.compile keep its code in ``folder``, where no one else writes, unless the user has named another."""
     if _given_folder is None:
         os.environ[COMPILED_CODE] = str(folder)
-
-
-def one_thread() -> None:
-    """Make torch compute in one thread where this process imports it: as many of these processes run as there are cores."""
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @contextmanager

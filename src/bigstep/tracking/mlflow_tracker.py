@@ -142,6 +142,7 @@ class MlflowTracker:
                 names=model.classes,
                 signature=signature,
                 input_example=example,
+                validate_serving_input=False,  # it reads the model back and runs it, which takes as long as saving it
                 serialization_format="pt2",
                 pip_requirements=[f"{name}=={_public(name)}" for name in packages],
                 metadata={"classes": list(model.classes), "task": model.task, "output": model.output, **model.tags},

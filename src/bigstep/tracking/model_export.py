@@ -26,6 +26,7 @@ def save_model(
     *,
     signature: "ModelSignature",
     names: Sequence[str],
+    validate_serving_input: bool,
     **given: Any,
 ) -> None:
     """Save a model as MLflow's PyTorch flavor does, then let the shipped code answer for it.
@@ -35,12 +36,14 @@ def save_model(
         mlflow_model: that is logged.
         signature: of the model.
         names: of the outputs.
+        validate_serving_input: meant for ``Model.log``, which hands on all that it is given.
         given: the rest of what ``mlflow.pytorch.save_model`` takes.
     """
     import mlflow.pyfunc
     import mlflow.pytorch
     from mlflow.models import Model, ModelSignature
 
+    del validate_serving_input
     plain = Model()  # without names: MLmodel is written once with them, which takes MLflow long if there are thousands
     mlflow.pytorch.save_model(path=path, mlflow_model=plain, signature=ModelSignature(signature.inputs), **given)
     shutil.copyfile(CODE_FILE, Path(path, CODE_FILE.name))

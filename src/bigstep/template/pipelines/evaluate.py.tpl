@@ -7,6 +7,7 @@ with importing() as started:
 
     delivery = start_delivery(expects_model=False)  # it imports MLflow meanwhile
     from bigstep.stages.evaluate import main
+    from bigstep.stages.quick_exit import exit_process
 
 if __name__ == "__main__":
-    raise SystemExit(main(started, delivery))
+    exit_process(main(started, delivery))
