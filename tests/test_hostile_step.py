@@ -23,6 +23,7 @@ from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.self_check import SelfCheck
+from bigstep.step.torch_internals import all_modules, all_parameters
 from hostile import CLASSES, Average, Between, Codebook, LayerDrop, N, around, batch, dropping, mlp
 from oracles import full_batch_gradients, keyed_gradients, relative_error
 
@@ -266,6 +267,40 @@ def test_an_exception_leaves_everything_as_it_was(seed: int | None) -> None:
     assert _states()[0] == states[0]
 
 
+class FailingLater(nn.Module):
+    """Leaves its second layer alone in every pass but the last, which changes it and fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fails = nn.Linear(6, 6), nn.Sequential(nn.LayerNorm(6), nn.Linear(6, CLASSES)), False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.fails:
+            self.second[0].eps, self.second[0].added, self.second.name = 0.5, [1], "changed"
+            self.second[1].register_buffer("late", torch.ones(2))
+            raise OSError("later")
+        return self.second(self.first(inputs))
+
+
+def test_an_exception_gives_back_what_no_step_before_has_changed() -> None:
+    model = seeded(FailingLater)
+    accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=2)
+    for _ in range(3):
+        accumulator.backward(*batch())
+    model.second[0].eps = 0.25  # by the user, between two steps
+    model.fails = True
+    with pytest.raises(OSError, match="later"):
+        accumulator.backward(*batch())
+    assert model.second[0].eps == 0.25
+    assert not hasattr(model.second[0], "added")
+    assert not hasattr(model.second, "name")
+    assert not list(model.buffers())
+    assert model.fails
+    model.fails = False
+    accumulator.backward(*batch())
+
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_keyed_uniform_numbers_are_never_one(dtype: torch.dtype) -> None:
     """B15: one in six hundred was, in bfloat16."""
@@ -391,3 +426,12 @@ def test_a_step_that_fails_at_once_gives_back_the_gradients_that_it_had_set_asid
         accumulator.backward(torch.ones(4, 4), torch.zeros(4, dtype=torch.int64))
     assert model.weight.grad is gradients[0]
     assert model.bias.grad is gradients[1]
+
+
+def test_modules_and_parameters_come_in_torchs_order_each_once() -> None:
+    shared, late = nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 3))
+    model = nn.Sequential(nn.Sequential(shared, late), nn.ModuleList([shared, nn.Sequential(late[1], nn.Linear(3, 2))]))
+    model.register_module("none", None)
+    model[1][1][1].weight = late[1].weight
+    assert all_modules([model, late]) == list(model.modules())
+    assert list(map(id, all_parameters([model, late]))) == list(map(id, model.parameters()))

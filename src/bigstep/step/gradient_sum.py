@@ -209,7 +209,10 @@ def squared_norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     values = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    return torch.stack([norm.to(torch.float64) for norm in vector_norms(values)]).square().sum()
+    norms = vector_norms(values)
+    if len({norm.dtype for norm in norms}) > 1:
+        norms = [norm.to(torch.float64) for norm in norms]
+    return torch.stack(tuple(norms)).to(torch.float64).square().sum()
 
 
 def _shares_memory(tensor: Tensor) -> bool:

@@ -87,8 +87,9 @@ class CrossEntropy:
             return _equal_weights(targets, targets.numel() / targets.shape[1])
         labels = targets.cpu()
         valid = labels != self.ignore_index
-        weights = torch.ones(1).double() if self._host_weights is None else self._host_weights
-        weights = weights[labels.where(valid, 0) if len(weights) > 1 else torch.zeros_like(labels)]
+        if self._host_weights is None:
+            return valid.double().reshape(len(labels), -1).sum(dim=1)
+        weights = self._host_weights[labels.where(valid, 0) if len(self._host_weights) > 1 else torch.zeros_like(labels)]
         return (weights * valid).reshape(len(labels), -1).sum(dim=1)
 
 

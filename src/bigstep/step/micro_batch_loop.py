@@ -150,7 +150,8 @@ class _NoiseNorms:
         if weights is None:
             assert isinstance(loss, Loss)
             weights = sample_weights(loss, micro_batch.batch.take(micro_batch.part)[1], size)
-        weight, square = float(weights.double().sum()), float(weights.double().square().sum())
+        weights = weights.double()
+        weight, square = float(weights.sum()), float(weights.square().sum())
         self._weight += weight
         self._square += square
         if weight != 0 and (self._settings.noise == "every" or not self._norms):

@@ -1,144 +1,108 @@
 """One way to put back what a pass through a model may change beside its gradients: buffers, attributes, random states."""
 
 import contextlib
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from bigstep.step.torch_internals import buffers_of, version_of
+from bigstep.step.preserved_values import PLAIN, Slot
+from bigstep.step.torch_internals import all_modules, buffers_of
 
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
 
 OWN = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}  # what every module keeps: parameters, children, hooks, ...
-CONTAINERS = (list, dict, set, deque)
-PLAIN = (Tensor, int, float, bool, str, type(None), *CONTAINERS)
-MAX_DEPTH = 3  # of containers in containers
 
 
 @dataclass(frozen=True)
-class _Contents:
-    """What a container held, and containers in it, by reference."""
+class _Constant:
+    """What steps leave as it is: keys of single values, and the attributes' names of modules in which nothing changes."""
 
-    container: Any
-    items: list[tuple[Any, Any]]
-
-    @classmethod
-    def of(cls, container: Any, depth: int = 0) -> "_Contents":
-        items = _items(container)
-        if depth < MAX_DEPTH:
-            items = [(key, cls.of(item, depth + 1) if isinstance(item, CONTAINERS) else item) for key, item in items]
-        return cls(container, items)
-
-    def changed(self) -> bool:
-        now = _items(self.container)
-        return len(now) != len(self.items) or any(
-            key is not old_key or _held(old) is not item or (isinstance(old, _Contents) and old.changed())
-            for (key, item), (old_key, old) in zip(now, self.items, strict=True)
-        )
-
-    def restore(self) -> None:
-        for _, item in self.items:
-            if isinstance(item, _Contents) and item.changed():
-                item.restore()
-        self.container.clear()
-        for key, item in self.items:
-            if isinstance(self.container, dict):
-                self.container[key] = _held(item)
-            elif isinstance(self.container, set):
-                self.container.add(item)
-            else:
-                self.container.append(_held(item))
+    values: frozenset[tuple[int, str]] = frozenset()
+    modules: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """A tensor, a container or a plain value that a module holds, as it was."""
+class _ModuleBefore:
+    """One module as it was: names of its attributes and buffers, and what they held."""
 
-    holder: dict[str, Any]
-    name: str
-    prefix: str
-    value: Any
-    version: int
-    copy: Any
+    attributes: dict[str, Any]
+    names: frozenset[str]
+    buffers: dict[str, Any]
+    buffer_names: frozenset[str]
+    slots: list[Slot]
 
     @classmethod
-    def of(cls, holder: dict[str, Any], name: str, prefix: str, *, copied: bool) -> "_Slot":
-        value = holder[name]
-        if not isinstance(value, Tensor):
-            return cls(
-                holder, name, prefix, value, 0, _Contents.of(value) if copied and isinstance(value, CONTAINERS) else None
-            )
-        return cls(holder, name, prefix, value, version_of(value), value.detach().clone() if copied else None)
-
-    @property
-    def full_name(self) -> str:
-        return self.prefix + self.name
-
-    @property
-    def is_buffer(self) -> bool:
-        return "training" not in self.holder and isinstance(self.holder.get(self.name), Tensor)
-
-    @property
-    def key(self) -> tuple[int, str]:
-        return id(self.holder), self.name
+    def of(cls, module: nn.Module, prefix: str, values: frozenset[tuple[int, str]]) -> "_ModuleBefore":
+        attributes, buffers = module.__dict__, buffers_of(module)
+        found = _state_of(module)
+        slots = [Slot.of(holder, name, prefix, copied=(id(holder), name) not in values) for holder, name in found]
+        return cls(attributes, frozenset(attributes), buffers, frozenset(buffers), slots)
 
     def changed(self) -> bool:
-        value = self.holder.get(self.name)
-        if value is not self.value:
-            return True
-        if isinstance(self.copy, _Contents):
-            return self.copy.changed()
-        if not isinstance(value, Tensor) or version_of(value) != self.version:
-            return isinstance(value, Tensor)
-        return self.copy is not None and not torch.equal(value, self.copy)  # batch_norm writes without counting versions
-
-    def value_now(self) -> Tensor:
-        value: Tensor = self.holder[self.name]
-        return value.detach().clone()
+        return any(slot.changed() or isinstance(slot.value, Tensor) for slot in self.slots)
 
     def restore(self) -> None:
-        self.holder[self.name] = self.value
-        if isinstance(self.copy, _Contents):
-            if self.copy.changed():
-                self.copy.restore()
-        elif self.copy is not None and not torch.equal(self.value, self.copy):
-            self.value.copy_(self.copy)
+        _remove(self.attributes, self.names | OWN)
+        _remove(self.buffers, self.buffer_names)
+        for slot in self.slots:
+            slot.restore()
 
 
 @final
+@dataclass(frozen=True)
 class ModuleState:
     """Buffers, plain attributes and containers of a model, as they were; changes in place and assignments are put back."""
 
-    def __init__(self, *models: nn.Module, skip: frozenset[tuple[int, str]] = frozenset()) -> None:
-        """Copy the tensors, but those of ``skip``, which are kept by reference."""
-        modules = [(f"{name}." if name else "", module) for model in models for name, module in model.named_modules()]
-        self._names = [(module.__dict__, set(module.__dict__)) for _, module in modules]
-        self._slots = [
-            _Slot.of(holder, name, prefix, copied=(id(holder), name) not in skip)
-            for prefix, module in modules
-            for holder, name in _state_of(module)
-        ]
+    changing: list[_ModuleBefore]
+    constant: list[tuple[nn.Module, dict[str, Any]]]
+    """Modules in which nothing changes, and their attributes."""
+
+    @classmethod
+    def copied(cls, *models: nn.Module) -> "ModuleState":
+        """Copy the tensors, and what containers hold."""
+        named = [pair for model in models for pair in model.named_modules()]
+        return cls([_ModuleBefore.of(module, f"{name}." if name else "", frozenset()) for name, module in named], [])
+
+    @classmethod
+    def of(cls, modules: Iterable[nn.Module], known: _Constant) -> "ModuleState":
+        """Keep what is ``known`` to be constant by reference, and copy the rest."""
+        changing, constant = [], []
+        for module in modules:
+            attributes = module.__dict__
+            if known.modules.get(id(attributes)) == attributes.keys() and not buffers_of(module):
+                constant.append((module, attributes.copy()))
+            else:
+                changing.append(_ModuleBefore.of(module, "", known.values))
+        return cls(changing, constant)
 
     def changed_buffers(self) -> dict[str, Tensor]:
         """Return copies of the buffers that have changed since, by full name."""
-        return {slot.full_name: slot.value_now() for slot in self._slots if slot.is_buffer and slot.changed()}
+        slots = [slot for module in self.changing for slot in module.slots]
+        return {slot.full_name: slot.value_now() for slot in slots if slot.is_buffer and slot.changed()}
 
-    def unchanged(self) -> frozenset[tuple[int, str]]:
-        """Return the keys of what has not changed since."""
-        return frozenset(slot.key for slot in self._slots if not slot.changed())
+    def unchanged(self, known: _Constant) -> _Constant:
+        """Return what has not changed since, where ``known`` was kept by reference."""
+        values = {slot.key for module in self.changing for slot in module.slots if not slot.changed()}
+        whole = {id(module.attributes): module.names for module in self.changing if not module.changed()}
+        for module, before in self.constant:
+            now = module.__dict__
+            if len(now) == len(before) and all(map(is_, now.values(), before.values())):
+                whole[id(now)] = known.modules[id(now)]
+        return _Constant(frozenset(values), whole)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; attributes that are new are removed."""
-        for holder, names in self._names:
-            for name in set(holder) - names - OWN:
-                del holder[name]
-        for slot in self._slots:
-            slot.restore()
+        for state in self.changing:
+            state.restore()
+        for module, before in self.constant:
+            _remove(module.__dict__, before.keys() | OWN)
+            _remove(buffers_of(module), ())
+            module.__dict__.update({name: value for name, value in before.items() if name not in OWN})
 
 
 @final
@@ -148,7 +112,18 @@ class StateGuard:
     def __init__(self, *models: nn.Module) -> None:
         """Guard ``models``; the first step in each mode finds out what changes."""
         self._models = models
-        self._constant: dict[tuple[bool, ...], frozenset[tuple[int, str]]] = {}
+        self._constant: dict[tuple[bool, ...], _Constant] = {}
+        self._mode: tuple[bool, ...] = ()
+
+    def state(self) -> ModuleState:
+        """Return the state before a step."""
+        modules = all_modules(self._models)
+        self._mode = tuple([module.training for module in modules])
+        return ModuleState.of(modules, self._constant.get(self._mode, _Constant()))
+
+    def learn(self, state: ModuleState) -> None:
+        """Find out what a step has left as it was in ``state``, the last one that was asked for."""
+        self._constant[self._mode] = state.unchanged(self._constant.get(self._mode, _Constant()))
 
     @contextlib.contextmanager
     def step(self, *, learns: bool = True) -> Iterator[None]:
@@ -156,8 +131,7 @@ class StateGuard:
 
         Without ``learns`` the block runs no pass, so it does not show what steps change.
         """
-        mode = tuple(module.training for model in self._models for module in model.modules())
-        state = ModuleState(*self._models, skip=self._constant.get(mode, frozenset()))
+        state = self.state()
         random_state = torch.random.get_rng_state()
         try:
             yield
@@ -166,13 +140,13 @@ class StateGuard:
             torch.random.set_rng_state(random_state)
             raise
         if learns:
-            self._constant[mode] = state.unchanged()
+            self.learn(state)
 
 
 @contextlib.contextmanager
 def preserved_state(*models: nn.Module) -> Iterator[ModuleState]:
     """Put buffers and plain attributes back when the block ends, however it ends."""
-    state = ModuleState(*models)
+    state = ModuleState.copied(*models)
     try:
         yield state
     finally:
@@ -192,15 +166,13 @@ def preserved_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _items(container: Any) -> list[tuple[Any, Any]]:
-    return list(container.items()) if isinstance(container, dict) else [(None, item) for item in container]
-
-
-def _held(item: Any) -> Any:
-    return item.container if isinstance(item, _Contents) else item
-
-
 def _state_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
     yield from ((buffers_of(module), name) for name in buffers_of(module))
     attributes = module.__dict__
     yield from ((attributes, name) for name in attributes if name not in OWN and isinstance(attributes[name], PLAIN))
+
+
+def _remove(holder: dict[str, Any], kept: Collection[str]) -> None:
+    """Remove what is not among the names ``kept``."""
+    for name in [name for name in holder if name not in kept]:
+        del holder[name]

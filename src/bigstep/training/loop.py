@@ -21,6 +21,7 @@ from bigstep.memory.measurement import held_bytes, peak_growth
 from bigstep.step.accumulate import BackwardResult
 from bigstep.step.batch_norm import BATCH_NORMS, freeze_statistics
 from bigstep.step.gradient_sum import squared_norm
+from bigstep.step.torch_internals import all_parameters
 from bigstep.training.records import EpochRecord, StepRecord
 from bigstep.training.shares import WholeBatch, is_mixing
 from bigstep.training.state import Best, TrainingState
@@ -161,7 +162,7 @@ def _finished(state: TrainingState, train: TrainConfig, result: BackwardResult) 
     state.scaler.unscale_(state.optimizer)
     norm = _gradient_norm(state, result)
     if train.clip_norm is not None and math.isfinite(float(norm)):
-        clip_grads_with_norm_(state.classifier.parameters(), train.clip_norm, norm)
+        clip_grads_with_norm_(all_parameters([state.classifier]), train.clip_norm, norm)
     return result, float(norm)
 
 
@@ -181,7 +182,7 @@ def _gradient_norm(state: TrainingState, result: BackwardResult) -> Tensor:
     """Reuse the norm if the noise scale has measured it already: it is the same number."""
     if result.noise is not None:
         return result.noise.whole.sqrt()
-    return squared_norm([p.grad for p in state.classifier.parameters() if p.grad is not None]).sqrt()
+    return squared_norm([p.grad for p in all_parameters([state.classifier]) if p.grad is not None]).sqrt()
 
 
 def _drop(state: TrainingState, *, has_weight: bool) -> None:
