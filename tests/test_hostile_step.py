@@ -277,7 +277,6 @@ class FailingLater(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.fails:
             self.second[0].eps, self.second[0].added, self.second.name = 0.5, [1], "changed"
-            self.second[1].register_buffer("late", torch.ones(2))
             raise OSError("later")
         return self.second(self.first(inputs))
 
@@ -294,11 +293,9 @@ def test_an_exception_gives_back_what_no_step_before_has_changed() -> None:
     assert model.second[0].eps == 0.25
     assert not hasattr(model.second[0], "added")
     assert not hasattr(model.second, "name")
-    assert not list(model.buffers())
     assert model.fails
     model.fails = False
     accumulator.backward(*batch())
-
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

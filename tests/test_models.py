@@ -17,7 +17,7 @@ from bigstep.errors import ConfigError, ModelError
 from bigstep.models.building import InputShape, build_network, head_parameters
 from bigstep.models.classifier import Classifier, ServedClassifier
 from bigstep.models.model_files import ModelCard, build_classifier, load_classifier, save_model
-from bigstep.models.model_names import check_model, torchvision_names
+from bigstep.models.model_names import check_model, registered_names
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.starting_weights import read_tensors
 from bigstep.step.batch_norm import BATCH_NORMS
@@ -97,7 +97,7 @@ def test_every_torchvision_classifier_is_known_and_no_detector() -> None:
             check_model(_model(name=name))
     names = torchvision.models.list_models(module=torchvision.models)
     assert len(names) > 70
-    assert sorted(torchvision_names()) == sorted(names)
+    assert sorted(registered_names()) == sorted(names)
 
 
 def test_a_name_of_torchvision_and_files_of_the_right_size_need_no_torch(tmp_path: Path) -> None:

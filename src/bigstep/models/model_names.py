@@ -9,7 +9,7 @@ from bigstep.config.yaml_files import nearest
 from bigstep.errors import ConfigError
 from bigstep.user_code import is_user_code, load_user_code
 
-__all__ = ["check_model", "torchvision_names"]
+__all__ = ["check_model", "registered_names"]
 
 REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
@@ -30,21 +30,19 @@ def check_model(model: ModelConfig) -> None:
 
         check_timm(model)
         return
-    names = torchvision_names()
+    if model.name in registered_names():
+        return
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
     if model.name not in names:
         raise ConfigError(
             f"model.name: expected small_cnn or a torchvision classifier, got {model.name!r}; {nearest(model.name, names)}"
         )
 
 
-def torchvision_names() -> list[str]:
-    """Return the names of ``torchvision.models.list_models``, read from its source where that has the form we know."""
+def registered_names() -> list[str]:
+    """Return the names of ``torchvision.models.list_models``, as far as its source has the form that we know."""
     spec = importlib.util.find_spec("torchvision")
     files = sorted(Path(spec.origin).parent.glob("models/*.py")) if spec is not None and spec.origin is not None else []
-    names = [name for file in files for name in REGISTERED.findall(file.read_text(encoding="utf-8"))]
-    if names:
-        return names
-    import torchvision
-
-    found: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return found
+    return [name for file in files for name in REGISTERED.findall(file.read_text(encoding="utf-8"))]

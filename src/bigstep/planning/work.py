@@ -54,7 +54,10 @@ def choose_threads(project: ProjectPaths, params: Params, store: Store) -> int |
     hardware = params.hardware
     if hardware.threads is not None or is_set(THREADS) or choose_device(hardware).type != "cpu":
         return hardware.threads
-    return 1 if training_operations(project, params, store) < SHORT_TRAINING else None
+    try:
+        return 1 if training_operations(project, params, store) < SHORT_TRAINING else None
+    except Exception:  # noqa: BLE001 # a custom network may take no single sample
+        return None
 
 
 def training_operations(project: ProjectPaths, params: Params, store: Store) -> float:

@@ -25,6 +25,7 @@ __all__ = [
     "total_memory_bytes",
 ]
 
+_default_threads: list[int] = []
 CONTAINER = Path("/sys/fs/cgroup")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -83,6 +84,9 @@ def divided(total: int, processes: int) -> int:
 
 def set_threads(hardware: HardwareConfig, processes: int = 1) -> None:
     """Set torch to ``hardware.threads`` threads on the CPU, or to its default, which ``processes`` share."""
+    if not _default_threads:
+        _default_threads.append(torch.get_num_threads())
+    torch.set_num_threads(_default_threads[0])  # whatever an earlier training in this process has set
     if hardware.threads is not None:
         torch.set_num_threads(divided(hardware.threads, processes))
     elif processes > 1:

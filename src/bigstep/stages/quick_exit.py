@@ -14,11 +14,11 @@ __all__ = ["exit_process"]
 def exit_process(code: int) -> NoReturn:
     """Exit with ``code`` after what is registered to run at the exit.
 
-    Python ends as usual where code of the project was loaded, which may hold a file open that is written when it is freed, and
-    where a thread is still at work.
+    Python ends as usual where code of the project was loaded, which may hold a file open that is written when it is freed,
+    where a thread is still at work, and below a profiler or a debugger, which report at the end.
     """
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
-    if not others and not was_loaded():
+    if not others and not was_loaded() and sys.getprofile() is None and sys.gettrace() is None:
         run_exit_functions()
         if _flushed():
             os._exit(code)
@@ -27,8 +27,8 @@ def exit_process(code: int) -> NoReturn:
 
 def _flushed() -> bool:
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed before the start
+            stream.flush()
     except (OSError, ValueError):  # a closed pipe or a full disk: Python reports it
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from bigstep.step.preserved_values import PLAIN, Slot
+from bigstep.step.preserved_values import IN_PLACE, PLAIN, Slot
 from bigstep.step.torch_internals import all_modules, buffers_of
 
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
@@ -31,23 +31,19 @@ class _ModuleBefore:
 
     attributes: dict[str, Any]
     names: frozenset[str]
-    buffers: dict[str, Any]
-    buffer_names: frozenset[str]
     slots: list[Slot]
 
     @classmethod
     def of(cls, module: nn.Module, prefix: str, values: frozenset[tuple[int, str]]) -> "_ModuleBefore":
-        attributes, buffers = module.__dict__, buffers_of(module)
         found = _state_of(module)
         slots = [Slot.of(holder, name, prefix, copied=(id(holder), name) not in values) for holder, name in found]
-        return cls(attributes, frozenset(attributes), buffers, frozenset(buffers), slots)
+        return cls(module.__dict__, frozenset(module.__dict__), slots)
 
     def changed(self) -> bool:
         return any(slot.changed() or isinstance(slot.value, Tensor) for slot in self.slots)
 
     def restore(self) -> None:
         _remove(self.attributes, self.names | OWN)
-        _remove(self.buffers, self.buffer_names)
         for slot in self.slots:
             slot.restore()
 
@@ -58,14 +54,26 @@ class ModuleState:
     """Buffers, plain attributes and containers of a model, as they were; changes in place and assignments are put back."""
 
     changing: list[_ModuleBefore]
-    constant: list[tuple[nn.Module, dict[str, Any]]]
-    """Modules in which nothing changes, and their attributes."""
+    constant: list[tuple[dict[str, Any], dict[str, Any]]]
+    """Attributes of modules in which nothing changes in place, and what they were."""
+
+    @classmethod
+    def named(cls, *models: nn.Module) -> "ModuleState":
+        """Copy the tensors, and what containers hold, with their names."""
+        named = [pair for model in models for pair in model.named_modules()]
+        return cls([_ModuleBefore.of(module, f"{name}." if name else "", frozenset()) for name, module in named], [])
 
     @classmethod
     def copied(cls, *models: nn.Module) -> "ModuleState":
-        """Copy the tensors, and what containers hold."""
-        named = [pair for model in models for pair in model.named_modules()]
-        return cls([_ModuleBefore.of(module, f"{name}." if name else "", frozenset()) for name, module in named], [])
+        """Copy the tensors, and what containers hold; keep the attributes of modules without any by reference."""
+        changing, constant = [], []
+        for module in all_modules(models):
+            attributes = module.__dict__
+            if buffers_of(module) or any(isinstance(attributes[name], IN_PLACE) for name in attributes.keys() - OWN):
+                changing.append(_ModuleBefore.of(module, "", frozenset()))
+            else:
+                constant.append((attributes, attributes.copy()))
+        return cls(changing, constant)
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module], known: _Constant) -> "ModuleState":
@@ -74,7 +82,7 @@ class ModuleState:
         for module in modules:
             attributes = module.__dict__
             if known.modules.get(id(attributes)) == attributes.keys() and not buffers_of(module):
-                constant.append((module, attributes.copy()))
+                constant.append((attributes, attributes.copy()))
             else:
                 changing.append(_ModuleBefore.of(module, "", known.values))
         return cls(changing, constant)
@@ -88,8 +96,7 @@ class ModuleState:
         """Return what has not changed since, where ``known`` was kept by reference."""
         values = {slot.key for module in self.changing for slot in module.slots if not slot.changed()}
         whole = {id(module.attributes): module.names for module in self.changing if not module.changed()}
-        for module, before in self.constant:
-            now = module.__dict__
+        for now, before in self.constant:
             if len(now) == len(before) and all(map(is_, now.values(), before.values())):
                 whole[id(now)] = known.modules[id(now)]
         return _Constant(frozenset(values), whole)
@@ -99,10 +106,9 @@ class ModuleState:
         """Put everything back; attributes that are new are removed."""
         for state in self.changing:
             state.restore()
-        for module, before in self.constant:
-            _remove(module.__dict__, before.keys() | OWN)
-            _remove(buffers_of(module), ())
-            module.__dict__.update({name: value for name, value in before.items() if name not in OWN})
+        for now, before in self.constant:
+            _remove(now, before.keys() | OWN)
+            now.update({name: value for name, value in before.items() if name not in OWN})
 
 
 @final
@@ -146,7 +152,7 @@ class StateGuard:
 @contextlib.contextmanager
 def preserved_state(*models: nn.Module) -> Iterator[ModuleState]:
     """Put buffers and plain attributes back when the block ends, however it ends."""
-    state = ModuleState.copied(*models)
+    state = ModuleState.named(*models)
     try:
         yield state
     finally:

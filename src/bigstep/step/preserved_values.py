@@ -9,10 +9,11 @@ from torch import Tensor
 
 from bigstep.step.torch_internals import version_of
 
-__all__ = ["PLAIN", "Slot"]
+__all__ = ["IN_PLACE", "PLAIN", "Slot"]
 
 CONTAINERS = (list, dict, set, deque)
-PLAIN = (Tensor, int, float, bool, str, type(None), *CONTAINERS)
+IN_PLACE = (Tensor, *CONTAINERS)  # may change without being assigned
+PLAIN = (int, float, bool, str, type(None), *IN_PLACE)
 MAX_DEPTH = 3  # of containers in containers
 
 

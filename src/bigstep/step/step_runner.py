@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigstep.errors import RandomnessError
 from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
@@ -65,14 +65,15 @@ class StepRunner:
         settings, device = self._settings, self.device
         for attempt in range(attempts):
             start, problem = _Start(iter(()), None, NativeRandomness()), None
-            parameters = all_parameters(self._modules)
             try:
-                start = self._prepare(parts(), parameters, step, micro_batch_size, fresh=attempt > 0, only_once=attempts == 1)
+                start = self._prepare(parts(), step, micro_batch_size, fresh=attempt > 0, only_once=attempts == 1)
             except BaseException as error:
                 if not self._shares:
                     raise
                 problem = error
-            gradients = GradientSum(parameters, apart=settings.noise == "every", shared_memory=is_distributed(settings.model))
+            gradients = GradientSum(
+                all_parameters(self._modules), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
+            )
             loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
             with suppress(RandomCallsChangedError), ExitStack() as stack:
                 try:
@@ -95,7 +96,6 @@ class StepRunner:
     def _prepare(
         self,
         parts: Iterable[MicroBatch],
-        parameters: list[Tensor],
         step: int,
         micro_batch_size: int,
         *,
@@ -106,7 +106,7 @@ class StepRunner:
         first = next(iterator, None)
         if first is None:
             return _Start(iterator, None, NativeRandomness())
-        check_usable(parameters, first.batch)
+        check_usable(all_parameters(self._modules), first.batch)
         if self._self_check is not None:
             self._self_check.check(first.batch, micro_batch_size, device)
         return _Start(iterator, first, self._step_randomness(first, step, device, fresh=fresh, only_once=only_once))

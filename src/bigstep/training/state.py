@@ -20,7 +20,6 @@ from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.losses import Loss
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
-from bigstep.step.preserved_state import StateGuard
 from bigstep.step.process_group import Processes, open_processes
 from bigstep.tasks.task import Task
 from bigstep.training.auxiliary_loss import AuxiliaryLoss
@@ -75,8 +74,6 @@ class TrainingState:
     task: Task
     frozen_statistics: bool
     guard: OutOfMemoryGuard
-    network_guard: StateGuard
-    """Of the network's buffers and attributes."""
     compiled: CompiledClassifier | None = None
     """Runs the passes of training where they are compiled."""
     processes: Processes | None = None
@@ -157,7 +154,6 @@ def build_state(  # noqa: PLR0913 # keywords, each apart
         noise=NoiseScale(),
         task=task,
         guard=OutOfMemoryGuard(device),
-        network_guard=StateGuard(classifier.network),
         processes=open_processes(group),
         compiled=trained if isinstance(trained, CompiledClassifier) else None,
         frozen_statistics=model.norm == "batch" and model.batch_norm_statistics == "frozen",

@@ -38,7 +38,7 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
     before, processes, recover = _SavedState.of(state), state.processes, _nothing
     while True:
         try:
-            result = state.guard.call(compute)
+            return state.guard.call(compute)
         except MemoryExhaustedError as failure:
             recover = partial(_halve_micro_batch, state, str(failure))
         except OtherProcessError:
@@ -47,9 +47,6 @@ def compute_gradient(state: TrainingState, compute: Callable[[], T]) -> T:
             if processes is None or isinstance(error, (LostProcessError, LostStepError)):
                 raise
             recover = partial(_raise, error)
-        else:
-            state.network_guard.learn(before.model)
-            return result
         before.restore(state)
         if processes is None:
             recover()
@@ -122,7 +119,7 @@ class _SavedState:
         scale = state.scaler.get_scale()
         is_drawn = state.classifier.mean.is_cuda and state.processes is None  # several processes draw keyed numbers only
         devices = torch.cuda.get_rng_state_all() if is_drawn else []
-        return cls(state.network_guard.state(), torch.get_rng_state(), scale, devices)
+        return cls(ModuleState.copied(state.classifier.network), torch.get_rng_state(), scale, devices)
 
     def restore(self, state: TrainingState) -> None:
         for parameter in state.classifier.parameters():

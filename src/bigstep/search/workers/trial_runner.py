@@ -126,6 +126,7 @@ class TrialRunner:
         else:
             by_rule = self.params.hardware.micro_batch_size == "auto"
             fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
+            fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
             self._note_planned(trial, fit)
         params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
