@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bigstep import Accumulator, losses
 from bigstep.errors import ExactnessError, ExactnessWarning
+from bigstep.randomness.torch_internals import all_modules
 from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.self_check import SelfCheck
-from bigstep.step.torch_internals import all_modules, all_parameters
+from bigstep.step.torch_internals import all_parameters
 from hostile import CLASSES, Average, Between, Codebook, LayerDrop, N, around, batch, dropping, mlp
 from oracles import full_batch_gradients, keyed_gradients, relative_error
 

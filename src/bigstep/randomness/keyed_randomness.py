@@ -22,6 +22,7 @@ from bigstep.errors import RandomnessError
 from bigstep.randomness.calls import RandomCall, find_random_calls
 from bigstep.randomness.counter_rng import Words, call_keys, derive_seed, draw_words, sample_states, shared_state
 from bigstep.randomness.kernels import drawing_from
+from bigstep.randomness.torch_internals import all_modules
 
 __all__ = ["KeyedRandomness", "KeyedStep", "NativeRandomness", "RandomCallsChangedError", "StepRandomness"]
 
@@ -90,7 +91,7 @@ class KeyedRandomness:
             RandomnessError: a call cannot be keyed.
         """
         seed = derive_seed(self.seed, step)
-        mode = tuple(module.training for module in self.model.modules())
+        mode = tuple([module.training for module in all_modules([self.model])])
         known = self._calls_by_mode.get(mode)
         may_branch = only_once and known is not None and any(call.batch_dim is None for call in known)
         if fresh or may_branch or known is None:

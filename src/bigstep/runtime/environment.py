@@ -18,6 +18,7 @@ __all__ = [
     "GIVEN_EXPERIMENT",
     "GIVEN_RUN",
     "GUARDS",
+    "HEAP_CHOICES",
     "INPUTS",
     "RESUME_ANYWAY",
     "ROOT",
@@ -51,6 +52,7 @@ GIVEN_RUN = "MLFLOW_RUN_ID"  # the run that `mlflow run` has started
 GIVEN_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"  # that this run belongs to
 SITE_CACHE = "DVC_SITE_CACHE_DIR"  # DVC unpickles files of this folder: `bigstep` points it to one that no one else can write
 THREADS = "OMP_NUM_THREADS"  # of torch, where params.yaml leaves them open
+HEAP_CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # what glibc's heap keeps
 SOCKET_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # where processes of one training listen
 COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"  # torch.compile unpickles files of this folder, by default one in /tmp
 _given_folder = os.environ.get(COMPILED_CODE)  # by the user: torch sets the variable itself when its compiler is imported

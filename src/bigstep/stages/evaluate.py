@@ -29,6 +29,7 @@ from bigstep.report.slicing_section import slicing_section
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
+from bigstep.runtime.heap import keep_heap
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.tracking.delivery import Deliverer
@@ -56,6 +57,7 @@ def evaluate(stage: Stage) -> None:
     """
     params = stage.params
     set_threads(params.hardware)
+    keep_heap()
     store = Store(stage.paths.prepared)
     store.verify_former()
     classifier, card = load_classifier(stage.paths.train, code=params.model.name)  # contiguous, whatever the training chose

@@ -19,7 +19,7 @@ from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.gradient_sum import GradientSum
 from bigstep.step.loss_arguments import resolve_loss
-from bigstep.step.losses import Loss
+from bigstep.step.losses import Loss, is_loss
 from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch, MicroBatchLoop, PerSampleLoss
 from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.process_group import open_processes
@@ -162,7 +162,7 @@ class Accumulator:
             for part in slices(balanced_sizes(total, self.micro_batch_size)):
                 yield MicroBatch(batch, part, places)
 
-        if weight is None and isinstance(loss, Loss):
+        if weight is None and is_loss(loss):
             weight = loss.weight(targets)
             if not self._next_step:
                 warn_of_shares(self._settings.model)

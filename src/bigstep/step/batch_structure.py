@@ -63,6 +63,10 @@ class BatchStructure:
         """Return inputs and targets of the samples ``part``, on ``device`` where one is given."""
         return self._take(self.inputs, part, device, top=True), self._take(self.targets, part, device)
 
+    def take_targets(self, part: slice) -> Any:
+        """Return the targets of the samples ``part``."""
+        return self._take(self.targets, part, None)
+
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
         """Call with one tensor, the items of a tuple, the keywords of a mapping, or a list of samples as it is."""
         if isinstance(inputs, Mapping):

@@ -69,6 +69,7 @@ class GradientSum:
         self._aside: dict[Tensor, Tensor] = {}
         self._earlier: dict[Tensor, _Earlier] = {}
         self._complete = False
+        self._in_parts = apart
 
     def __enter__(self) -> "GradientSum":
         parameters, self._parameters = self._parameters, []
@@ -96,15 +97,16 @@ class GradientSum:
                 self._earlier[parameter] = _Earlier.of(parameter, copied=self._shared_memory)
                 self._parameters.append(parameter)
                 parameter.grad = None
+                self._in_parts = self._in_parts or parameter.dtype in NARROW
 
     @property
     def leaves_in_parts(self) -> bool:
         """Whether :meth:`add` takes gradients away after each micro-batch."""
-        return self._apart or any(parameter.dtype in NARROW for parameter in self._parameters)
+        return self._in_parts
 
     def add(self) -> None:
         """Add what a backward pass left in ``.grad`` of parameters whose sums are kept separately."""
-        for parameter in self._parameters:
+        for parameter in self._parameters if self._in_parts else ():
             if parameter.grad is not None and (self._apart or parameter.dtype in NARROW):
                 wide = parameter.grad.float() if parameter.dtype in NARROW else parameter.grad
                 self._aside[parameter] = self._aside[parameter].add_(wide) if parameter in self._aside else wide

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, final
 
 import torch
@@ -13,7 +14,7 @@ from bigstep.randomness.keyed_randomness import StepRandomness
 from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.gradient_sum import GradientSum, find_leaves, squared_norm
-from bigstep.step.losses import Loss, sample_weights
+from bigstep.step.losses import Loss, is_loss, sample_weights
 from bigstep.step.noise_scale import NoiseSample
 from bigstep.step.processes import exchange
 
@@ -148,10 +149,10 @@ class _NoiseNorms:
     def add(self, micro_batch: MicroBatch, weights: Tensor | None, size: int) -> None:
         loss = self._settings.loss
         if weights is None:
-            assert isinstance(loss, Loss)
-            weights = sample_weights(loss, micro_batch.batch.take(micro_batch.part)[1], size)
-        weights = weights.double()
-        weight, square = float(weights.sum()), float(weights.square().sum())
+            assert is_loss(loss)
+            weights = sample_weights(loss, micro_batch.batch.take_targets(micro_batch.part), size)
+        found = weights.tolist()
+        weight, square = sum(found), sum(map(mul, found, found))
         self._weight += weight
         self._square += square
         if weight != 0 and (self._settings.noise == "every" or not self._norms):
@@ -195,7 +196,7 @@ def weighted_loss(loss: Any, outputs: Any, targets: Any, size: int) -> tuple[Ten
     Raises:
         LossError: a callable loss returned something else than one loss per sample.
     """
-    if isinstance(loss, Loss):
+    if is_loss(loss):
         return loss.sum(outputs, targets), None
     losses, weights = _checked(loss(outputs, targets), size)
     return (losses * weights).sum(), weights.detach()

@@ -9,8 +9,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from bigstep.randomness.torch_internals import all_modules
 from bigstep.step.preserved_values import IN_PLACE, PLAIN, Slot
-from bigstep.step.torch_internals import all_modules, buffers_of
+from bigstep.step.torch_internals import buffers_of
 
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
 
@@ -69,7 +70,7 @@ class ModuleState:
         changing, constant = [], []
         for module in all_modules(models):
             attributes = module.__dict__
-            if buffers_of(module) or any(isinstance(attributes[name], IN_PLACE) for name in attributes.keys() - OWN):
+            if buffers_of(module) or any(isinstance(attributes[name], IN_PLACE) for name in attributes if name not in OWN):
                 changing.append(_ModuleBefore.of(module, "", frozenset()))
             else:
                 constant.append((attributes, attributes.copy()))

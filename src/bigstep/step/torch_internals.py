@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["all_modules", "all_parameters", "buffers_of", "scale_all", "vector_norms", "version_of"]
+from bigstep.randomness.torch_internals import all_modules
+
+__all__ = ["all_parameters", "buffers_of", "scale_all", "vector_norms", "version_of"]
 
 
 def scale_all(tensors: list[Tensor], factor: float) -> None:
@@ -17,17 +19,6 @@ def scale_all(tensors: list[Tensor], factor: float) -> None:
 def vector_norms(tensors: list[Tensor]) -> Sequence[Tensor]:
     """Return the 2-norm of each tensor, in one call for all as ``clip_grad_norm_`` does; there is no public function for it."""
     return torch._foreach_norm(tensors)  # noqa: SLF001
-
-
-def all_modules(models: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the modules of ``models`` in the order of ``modules()``, each once, in a tenth of its time."""
-    found, waiting = dict[nn.Module, None](), list(models)[::-1]
-    while waiting:
-        module = waiting.pop()
-        if module is not None and module not in found:
-            found[module] = None
-            waiting.extend(reversed(module._modules.values()))  # type: ignore[arg-type] # noqa: SLF001 # None: a child left out
-    return list(found)
 
 
 def all_parameters(models: Iterable[nn.Module]) -> list[Tensor]:

@@ -161,9 +161,10 @@ def _mixed(state: TrainingState, train: TrainConfig, images: Tensor, labels: Ten
 def _finished(state: TrainingState, train: TrainConfig, result: BackwardResult) -> tuple[BackwardResult, float]:
     state.scaler.unscale_(state.optimizer)
     norm = _gradient_norm(state, result)
-    if train.clip_norm is not None and math.isfinite(float(norm)):
+    found = float(norm)
+    if train.clip_norm is not None and train.clip_norm < found + 1e-6 < math.inf:  # else torch multiplies by 1
         clip_grads_with_norm_(all_parameters([state.classifier]), train.clip_norm, norm)
-    return result, float(norm)
+    return result, found
 
 
 def _measure_peak(state: TrainingState, train: TrainConfig, images: Tensor, labels: Tensor) -> None:

@@ -7,8 +7,6 @@ OpenMP threads costs a fifth of the speed on two cores.
 """
 
 import _thread
-import contextlib
-import ctypes
 import queue
 from collections.abc import Callable
 from typing import Any, TypeVar, final
@@ -16,12 +14,12 @@ from typing import Any, TypeVar, final
 import torch
 
 from bigstep.errors import OutOfMemoryError
+from bigstep.runtime.heap import keep_heap, return_memory
 
 __all__ = ["MemoryExhaustedError", "OutOfMemoryGuard", "is_out_of_memory"]
 
 T = TypeVar("T")
 TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
-M_ARENA_MAX = -8  # of glibc's mallopt
 TRIES = 3  # of an action that needs no memory of its own
 THREAD_START_TIMEOUT_SECONDS = 10.0  # seconds that a thread may take to start
 
@@ -45,7 +43,7 @@ class OutOfMemoryGuard:
         """Guard work on ``device``; on a GPU it stays on the caller's thread."""
         self._threaded = device.type == "cpu"
         if self._threaded:
-            _share_one_heap()
+            keep_heap()
         self._worker: _Worker | None = None
         self._spare: _Worker | None = None  # started while there is memory: later a thread's stack may not fit
         self.num_failures = 0
@@ -96,7 +94,7 @@ class OutOfMemoryGuard:
         if self._worker is not None:
             self._worker.end()
             self._worker = None
-        _return_memory()
+        return_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -107,22 +105,6 @@ def _begin_worker() -> "_Worker | None":
         return _Worker(torch.get_num_threads())
     except (RuntimeError, MemoryError):  # Python: can't start new thread
         return None
-
-
-def _share_one_heap() -> None:
-    """Make all threads allocate from one heap if the C library is glibc.
-
-    A heap for each new thread takes 64 MiB of address space and gives none back: under a limit nothing would be left to try
-    again in. One thread at a time works here, so none waits.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
-def _return_memory() -> None:
-    """Make the C library return free memory to the system if it is glibc."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 Outcome = tuple[Any, str | None, BaseException | None]

@@ -89,7 +89,7 @@ def _step_group(state: TrainingState, group: dict[str, object], groups: list[dic
     optimizer = state.optimizer
     states = [optimizer.state[parameter] for parameter in group["params"]]  # type: ignore[attr-defined] # a list of parameters
     counters = [item["step"] for item in states if isinstance(item.get("step"), Tensor)]
-    values = [counter.clone() for counter in counters]
+    values = torch.stack(counters) if counters else ()
 
     def step() -> None:
         optimizer.param_groups = [group]
