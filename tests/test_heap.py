@@ -62,4 +62,3 @@ def test_a_heap_that_the_user_has_chosen_stays(tmp_path: Path, name: str) -> Non
     text = "glibc.malloc.trim_threshold=131072" if name == "GLIBC_TUNABLES" else "131072"
     chosen, _ = _run(tmp_path, KEEP, **{name: text})
     assert chosen > PAGES
-

@@ -282,6 +282,37 @@ def test_an_optimizer_without_the_compiler_does_the_same_and_does_not_import_it(
     subprocess.run([sys.executable, "-W", "ignore", "-c", OPTIMIZERS], check=True)
 
 
+TORCHVISION = """
+import sys, torch
+from bigstep.models.torch_internals import COMPILER, import_torchvision
+
+torchvision = import_torchvision()
+assert COMPILER not in sys.modules, "torchvision asks for more: see models/torch_internals.py"
+roi_align = sys.modules["torchvision.ops.roi_align"]
+for given in FIRST:
+    compiler = roi_align.is_compile_supported(given)
+    assert compiler is sys.modules[COMPILER].is_compile_supported(given)
+assert import_torchvision() is torchvision
+corners = torchvision.ops.roi_align(torch.arange(16.0).reshape(1, 1, 4, 4), [torch.tensor([[0.0, 0, 2, 2]])], 1)
+assert corners.shape == (1, 1, 1, 1)
+import torch._dynamo
+assert torch.compile(lambda rows: rows * 2, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+"""
+
+
+@pytest.mark.parametrize("first", ['("cpu", "cuda")', "()"], ids=["asked", "unasked"])
+def test_torchvision_without_the_compiler_is_the_same_and_does_not_import_it(first: str) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", TORCHVISION.replace("FIRST", first)], check=True)
+
+
+def test_torchvision_still_imports_the_compiler() -> None:
+    """Otherwise ``import_torchvision`` is not needed any more; and what else it may ask of the stand-in is the compiler's."""
+    code = "import torchvision, sys; assert 'torch._dynamo.utils' in sys.modules"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    code = "from bigstep.models.torch_internals import _of_compiler; assert _of_compiler('counters') is not None"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 def test_the_compiler_knows_the_options_writes_one_code_for_all_sizes_and_has_errors_of_its_own() -> None:
     assert training_internals.inductor_options() == training_internals.OPTIONS
     compilations: list[int] = []

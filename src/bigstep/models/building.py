@@ -15,6 +15,7 @@ from bigstep.models.limits import check_small_cnn
 from bigstep.models.norm_layers import replace_norms
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.models.timm_models import build_timm
+from bigstep.models.torch_internals import import_torchvision
 from bigstep.step.preserved_state import preserved_state
 from bigstep.user_code import call_user_code, is_user_code, load_user_code
 from bigstep.user_places import place_of, user_code_line
@@ -123,8 +124,7 @@ def _architecture(model: ModelConfig, shape: InputShape) -> nn.Module:
         raise _no_images(model, shape)
     if model.name.startswith(TIMM):
         return build_timm(model, shape.channels, shape.num_classes)
-    import torchvision
-
+    torchvision = import_torchvision()
     extra: dict[str, object] = {"init_weights": True} if model.name in AUXILIARY_WEIGHTS else {}
     if model.name.startswith("vit_"):
         extra["image_size"] = shape.size

@@ -32,8 +32,9 @@ def check_model(model: ModelConfig) -> None:
         return
     if model.name in registered_names():
         return
-    import torchvision
+    from bigstep.models.torch_internals import import_torchvision  # imports torch
 
+    torchvision = import_torchvision()
     names = torchvision.models.list_models(module=torchvision.models)
     if model.name not in names:
         raise ConfigError(

@@ -1,10 +1,53 @@
 """Every private name of torch that the models use, with its reason; tests/test_internals.py tries it."""
 
 import contextlib
+import sys
+from types import ModuleType
+from typing import Any
 
 import torch
 
-__all__ = ["assert_flag", "preload_export"]
+from bigstep.runtime.import_lock import import_lock
+
+__all__ = ["assert_flag", "import_torchvision", "preload_export"]
+
+COMPILER = "torch._dynamo.utils"
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision without torch's compiler, which takes longer than torchvision itself.
+
+    Only ``torchvision.ops.roi_align`` imports it, for the question whether a device can compile: a stand-in asks it when that
+    is called. There is no public way around. Whatever else is asked of the stand-in it takes from the compiler.
+    """
+    with import_lock:
+        if COMPILER not in sys.modules:
+            stand_in = ModuleType(COMPILER)
+            vars(stand_in).update(is_compile_supported=_is_compile_supported, __getattr__=_of_compiler)
+            sys.modules[COMPILER] = stand_in
+        try:
+            import torchvision
+        finally:
+            _remove_stand_in()
+    return torchvision
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    return bool(_of_compiler("is_compile_supported")(device_type))
+
+
+def _of_compiler(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    _remove_stand_in()
+    from torch._dynamo import utils
+
+    return getattr(utils, name)
+
+
+def _remove_stand_in() -> None:
+    if getattr(sys.modules.get(COMPILER), "is_compile_supported", None) is _is_compile_supported:
+        del sys.modules[COMPILER]
 
 
 def preload_export() -> None:
