@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bigstep.config.params import parse_params
 from bigstep.runs.tracked_run import tracked_run
+from bigstep.runtime.device import has_spare_core
 from bigstep.tracking.database import open_client
 from bigstep.tracking.delivery_process import DeliveryProcess, ProcessDelivery
 from bigstep.tracking.tracker import Metric
@@ -78,6 +80,40 @@ def test_a_killed_process_is_not_needed(uri: str, tmp_path: Path, process: Deliv
         tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
     assert tracked.delivered
     assert _losses(uri, tracked.run_id()) == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("has_spare_core", [True, False])
+def test_what_an_export_needs_is_imported_early_only_where_a_core_is_free(
+    has_spare_core: bool, uri: str, tmp_path: Path
+) -> None:
+    process = DeliveryProcess(expects_model=True)
+    delivery = partial(ProcessDelivery, process=process, has_spare_core=has_spare_core)
+    told = {"params": {"a": 1}, "tags": {}, "delivery": delivery}
+    with tracked_run(tmp_path / "spool", uri, "Default", **told) as tracked:
+        tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
+        wait_until(lambda: tracked.run_id() and _losses(uri, tracked.run_id()) == [1.0], "nothing was delivered")
+        if has_spare_core:
+            wait_until(_has_torch, "torch was not imported", seconds=60)
+        else:
+            tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
+            wait_until(lambda: _losses(uri, tracked.run_id()) == [1.0, 0.5], "nothing was delivered")
+            assert not _has_torch()
+    process.close()
+    assert tracked.delivered
+
+
+def _has_torch() -> bool:
+    (courier,) = _couriers()
+    return any("libtorch" in Path(item.path).name for item in courier.memory_maps())
+
+
+@pytest.mark.parametrize(("threads", "processes", "cores", "is_spare"), [(1, 1, 2, True), (2, 1, 2, False), (1, 2, 2, False)])
+def test_a_core_is_spare_where_the_training_leaves_one(
+    threads: int, processes: int, cores: int, is_spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert has_spare_core(parse_params({"hardware": {"processes": processes, "device": "cpu"}})) is is_spare
 
 
 def test_it_ends_with_the_process_that_it_delivers_for() -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "choose_device",
     "count_processes",
     "divided",
+    "has_spare_core",
     "headroom_bytes",
     "memory_format",
     "possible_formats",
@@ -91,6 +92,13 @@ def set_threads(hardware: HardwareConfig, processes: int = 1) -> None:
         torch.set_num_threads(divided(hardware.threads, processes))
     elif processes > 1:
         torch.set_num_threads(min(torch.get_num_threads(), divided(os.cpu_count() or 1, processes)))
+
+
+def has_spare_core(params: Params) -> bool:
+    """Return whether a training leaves a core to other processes, with the threads that torch is set to."""
+    if choose_device(params.hardware).type == "cuda":
+        return True
+    return torch.get_num_threads() * count_processes(params) < (os.cpu_count() or 1)
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from bigstep.config.data import short_source
 from bigstep.config.params import Params
 from bigstep.project.attempts import note_run, read_attempt
 from bigstep.runs.tracked_run import deliver_others, tracked_run
+from bigstep.runtime.device import has_spare_core
 from bigstep.stages.stage_runner import Stage
 from bigstep.tracking.database import tracking_uri
 from bigstep.tracking.delivery import Delivery
@@ -65,5 +66,5 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
 
 def _delivery(stage: Stage) -> Callable[[SpoolReader], Delivery]:
     if stage.delivery is not None:
-        return partial(ProcessDelivery, process=stage.delivery)
+        return partial(ProcessDelivery, process=stage.delivery, has_spare_core=has_spare_core(stage.params))
     return partial(SpoolDelivery, expects_model=stage.name == "train")

@@ -29,12 +29,13 @@ def main() -> None:
     lines: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_read_input, args=(lines,), name="bigstep-lifeline", daemon=True).start()
     _send_log(answers)
-    _import_early(expects_model=lines.get()["expects_model"])
+    _import_early()
 
     from bigstep.tracking.spool import SpoolReader
     from bigstep.tracking.spool_delivery import SpoolDelivery
 
-    delivery = SpoolDelivery(SpoolReader(Path(lines.get()["folder"])), at_once=True)
+    given = lines.get()
+    delivery = SpoolDelivery(SpoolReader(Path(given["folder"])), at_once=True, expects_model=given["expects_model"])
     delivery.start()
     while True:
         patience = lines.get()["patience"]
@@ -44,16 +45,11 @@ def main() -> None:
             answers.write(done=delivery.flush(patience), problem=delivery.problem)
 
 
-def _import_early(*, expects_model: bool) -> None:
+def _import_early() -> None:
     """Import what takes seconds; whatever is wrong shows when it is used."""
-    from bigstep.tracking.spool_delivery import preload_model
-
     with suppress(Exception):
         import mlflow
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 # of the default store; lazily imported by MLflow
-
-        if expects_model:
-            preload_model()
 
 
 @final

@@ -25,6 +25,9 @@ class Delivery(Protocol):
 class Deliverer(Protocol):
     """A process that delivers a spool; it takes lines and answers some of them."""
 
+    expects_model: bool
+    """Whether a model will be logged."""
+
     def write(self, **values: object) -> None:
         """Send a line."""
 

@@ -26,14 +26,14 @@ class DeliveryProcess:
         """Start the process.
 
         Args:
-            expects_model: whether a model will be logged, so that what its export imports is imported too.
+            expects_model: whether a model will be logged.
         """
+        self.expects_model = expects_model
         # it ends with this process, whatever ends it
         self._process = start_module(courier.__name__, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
         self._answers: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="bigstep-answers", daemon=True)
         self._listener.start()
-        self.write(expects_model=expects_model)
 
     def write(self, **values: object) -> None:
         """Send a line; nothing happens if the process has ended."""
@@ -78,15 +78,23 @@ def start_delivery(*, expects_model: bool) -> DeliveryProcess | None:
 class ProcessDelivery:
     """The delivery of one spool by a :class:`DeliveryProcess`, and by a thread of this process if that one has ended."""
 
-    def __init__(self, spool: SpoolReader, process: Deliverer) -> None:
-        """Deliver ``spool`` by ``process``."""
+    def __init__(self, spool: SpoolReader, process: Deliverer, *, has_spare_core: bool = False) -> None:
+        """Deliver ``spool`` by ``process``.
+
+        Args:
+            spool: what to deliver.
+            process: that delivers.
+            has_spare_core: whether it may import what a model's export needs beforehand, torch first of all. That takes
+                seconds, and would slow down a training that uses all cores by more than that.
+        """
         self.problem: str | None = None
         self._spool, self._process = spool, process
+        self._imports_early = has_spare_core and process.expects_model
 
     def start(self, wait_seconds: float = 0.0) -> None:
         """Start delivering; nothing is waited for."""
         del wait_seconds
-        self._process.write(folder=str(self._spool.folder.resolve()))
+        self._process.write(folder=str(self._spool.folder.resolve()), expects_model=self._imports_early)
 
     def wake(self) -> None:
         """Deliver what was just logged at once, while this process works on."""
