@@ -1,5 +1,6 @@
 """What `auto` chooses, against the tutorial's loop: images per second of both, in interleaved rounds of one run.
 
+Each loop has a process of its own, so that the tutorial's has what a script has: a training of bigstep keeps its heap.
 bigstep's images have the channels of a pixel side by side, as its store has; the tutorial's are planes, as ToTensor makes them.
 """
 
@@ -7,7 +8,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +20,17 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from bigstep.config.params import Params, parse_params
+from bigstep.models.building import InputShape
 from bigstep.models.classifier import Classifier
+from bigstep.models.model_files import build_classifier
 from bigstep.planning.coarse import coarse_sizes
 from bigstep.planning.measure import MeasuredData, MeasurementRequest, measure_formats
 from bigstep.planning.measure_worker import build_measured_training
 from bigstep.planning.throughput import choose_curve
+from bigstep.runtime.device import MEMORY_FORMATS
 from bigstep.training.loop import take_step
+from bigstep.training.optimization import build_optimizer
+from own_process import OwnProcess
 
 ROUNDS = 5
 ROUND_SECONDS = 1.0
@@ -68,20 +77,25 @@ def _compare(case: Case) -> str:
     found = choose_curve(curves, case.effective, None)
     assert found is not None
     seconds, (curve, choice) = time.perf_counter() - started, found
-    images, labels = images_and_labels(case)
-    ours = _ours(params, case, choice.micro_batch_size, curve.memory_format, as_stored(images), labels)
-    tutorial = tutorial_step(case, case.micro, "contiguous", images, labels)
-    best = _best_tutorial(case, images, labels)
-    tuned = tutorial_step(case, *best, images, labels)
-    for warm_up in (ours, tutorial, tuned):
-        warm_up()
-    rates = [(rate(ours, case), rate(tutorial, case), rate(tuned, case)) for _ in range(ROUNDS)]
-    speeds = [statistics.median(column) for column in zip(*rates, strict=True)]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        best = pool.submit(best_tutorial, case).result()
+    loops = (
+        OwnProcess(partial(our_step, is_stored=True), case, choice.micro_batch_size, curve.memory_format),
+        OwnProcess(tutorial_step, case, case.micro, "contiguous"),
+        OwnProcess(tutorial_step, case, *best),
+    )
+    counts = [max(2, round(ROUND_SECONDS / (loop.seconds(3) / 3))) for loop in loops]
+    rounds = [
+        [count * case.effective / loop.seconds(count) for loop, count in zip(loops, counts, strict=True)] for _ in range(ROUNDS)
+    ]
+    for loop in loops:
+        loop.close()
+    speeds = [statistics.median(column) for column in zip(*rounds, strict=True)]
     return (
         f"{case.name}, {case.size} px: auto {choice.micro_batch_size} x {choice.accumulation_steps}, {curve.memory_format} "
         f"(chosen in {seconds:.1f} s) {speeds[0]:,.0f} images/s, tutorial {case.micro} x {case.steps} {speeds[1]:,.0f}; "
-        f"ratio {_spread([one / other for one, other, _ in rates])}; tutorial at its best, {best[0]} x "
-        f"{case.effective // best[0]}, {best[1]}: {speeds[2]:,.0f}; ratio {_spread([one / other for one, _, other in rates])}"
+        f"ratio {_spread([one / other for one, other, _ in rounds])}; tutorial at its best, {best[0]} x "
+        f"{case.effective // best[0]}, {best[1]}: {speeds[2]:,.0f}; ratio {_spread([one / other for one, _, other in rounds])}"
     )
 
 
@@ -89,13 +103,13 @@ def _spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def _best_tutorial(case: Case, images: Tensor, labels: Tensor) -> tuple[int, str]:
+def best_tutorial(case: Case) -> tuple[int, str]:
     """Return the micro-batch size and the memory format in which the tutorial's loop is fastest, by trying them all."""
     sizes = [size for size in range(4, case.effective + 1) if case.effective % size == 0]
     found = {}
-    for memory_format in ("contiguous", "channels_last"):
+    for memory_format in MEMORY_FORMATS:
         for size in sizes:
-            step = tutorial_step(case, size, memory_format, images, labels)
+            step = tutorial_step(case, size, memory_format)
             step()
             found[size, memory_format] = rate(step, case)
     return max(found, key=lambda key: found[key])
@@ -116,9 +130,13 @@ def as_stored(images: Tensor) -> Tensor:
     return stored.as_strided(images.shape, (height * width * channels, 1, width * channels, channels))
 
 
-def our_step(case: Case, images: Tensor, labels: Tensor) -> Callable[[], object]:
-    """Return a step of a training in the slicing of the tutorial."""
-    return _ours(case.params, case, case.micro, "contiguous", images, labels)
+def our_step(case: Case, micro: int, memory_format: str, *, is_stored: bool = False) -> Callable[[], object]:
+    """Return a step of a training; ``is_stored``: whose images lie as in a store."""
+    images, labels = images_and_labels(case)
+    images = as_stored(images) if is_stored else images
+    state = build_measured_training(_request(case.params, case, memory_format), case.params.train)
+    state.accumulator.micro_batch_size = micro
+    return lambda: take_step(state, case.params.train, images, labels)
 
 
 def _request(params: Params, case: Case, memory_format: str) -> MeasurementRequest:
@@ -127,23 +145,17 @@ def _request(params: Params, case: Case, memory_format: str) -> MeasurementReque
     return MeasurementRequest(sections, MeasuredData(case.channels, case.size, 10), until=0.0)
 
 
-def _ours(params: Params, case: Case, micro: int, memory_format: str, images: Tensor, labels: Tensor) -> Callable[[], object]:
-    state = build_measured_training(_request(params, case, memory_format), params.train)
-    state.accumulator.micro_batch_size = micro
-    return lambda: take_step(state, params.train, images, labels)
-
-
 def model_and_optimizer(case: Case, memory_format: str = "contiguous") -> tuple[Classifier, Optimizer]:
     """Return a new model, with its normalisation of stored images, and the optimizer of the training."""
-    state = build_measured_training(_request(case.params, case, memory_format), case.params.train)
-    return state.classifier, state.optimizer
+    shape, middle = InputShape(case.channels, case.size, 10), (0.5,) * case.channels
+    layout = MEMORY_FORMATS[memory_format]
+    model = build_classifier(case.params.model, shape, mean=middle, std=middle, memory_format=layout).train()
+    return model, build_optimizer(case.params.train, model.parameters())
 
 
-def tutorial_step(
-    case: Case, micro: int, memory_format: str, images: Tensor, labels: Tensor, *, clipped: bool = True
-) -> Callable[[], object]:
+def tutorial_step(case: Case, micro: int, memory_format: str, *, clipped: bool = True) -> Callable[[], object]:
     """Return a step of the usual loop, made right: the sum of the micro-batch's losses over the size of the whole batch."""
-    params = case.params
+    params, (images, labels) = case.params, images_and_labels(case)
     model, optimizer = model_and_optimizer(case, memory_format)
 
     def step() -> None:

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 
-from auto import CASES, Case, images_and_labels, our_step, rate
+from auto import CASES, Case, our_step, rate
 
 POLICIES: dict[str, dict[str, str]] = {
     "libgomp's default": {},
@@ -52,7 +52,7 @@ def _child(case: Case, extra: dict[str, str], *, busy: bool) -> float:
 
 
 def _measured(case: Case) -> float:
-    step = our_step(case, *images_and_labels(case))
+    step = our_step(case, case.micro, "contiguous")
     step()
     return rate(step, case, SECONDS)
 
