@@ -1,10 +1,10 @@
 """How long a step takes in several processes, and from which number of micro-batches on the exchange hardly counts.
 
     python benchmarks/scale/step_model.py             the table of docs/scale.md, and the check against published figures
-    python benchmarks/scale/step_model.py --measure   steps of two processes on this machine against the model (a minute, quiet)
+    python benchmarks/scale/step_model.py --measure   steps of two processes on this machine against the model (minutes, quiet)
 
-A step of A micro-batches takes T(A) = A t + E, with t the seconds of a micro-batch and E those of the sum of all gradients,
-of which up to 2/3 t may be hidden behind the last backward pass (DistributedDataParallel does that, bigstep does not).
+A step of A micro-batches takes T(A) = A t + E, with t the seconds of a micro-batch in the slowest process and E those of the
+sums, of which up to 2/3 t may be hidden behind the last backward pass (DistributedDataParallel does that, bigstep does not).
 """
 
 import argparse
@@ -91,7 +91,7 @@ def table() -> list[str]:
     return lines
 
 
-ROUNDS, WIDTH, MICRO, PIXELS = 7, 32, 32, 28
+ROUNDS, WIDTH, MICRO, PIXELS = 13, 32, 32, 28
 MEASURED = (1, 2, 4, 8, 16)
 
 
@@ -125,24 +125,38 @@ def _seconds(run: object) -> float:
 
 
 def _process(rank: int, folder: str) -> None:
-    """Measure, in turns: steps of this process alone while the other waits, the sum of gradients, and shared steps."""
+    """Measure, in turns: steps of this process alone while the other waits, the sums of a step, and shared steps.
+
+    What both do at the same time counts as long as the slower one takes: the other waits for it in the next sum.
+    """
     import torch
     import torch.distributed as dist
+
+    from bigstep.step.process_group import Processes
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     shared = {count: _step(count, dist.group.WORLD)[0] for count in MEASURED}
     alone = {count: _step(2 * count)[0] for count in MEASURED}
     both = {count: _step(count)[0] for count in MEASURED}  # each by itself, beside the other: what memory both share costs
-    gradients = torch.zeros(sum(parameter.numel() for parameter in _step(1)[1].parameters()))  # type: ignore[attr-defined]
+    parameters = list(_step(1)[1].parameters())  # type: ignore[attr-defined]
+    gradients, numbers = torch.zeros(sum(map(torch.numel, parameters))), torch.zeros(len(parameters) + 12, dtype=torch.float64)
+    processes, host = Processes(dist.group.WORLD), torch.device("cpu")
     found: dict[str, list[float]] = {}
+
+    def sums() -> None:
+        processes.announce(1, 1.0, host)
+        processes.add_up(numbers)
+        processes.add_up(gradients)
 
     def note(name: str, run: object) -> None:
         dist.barrier()
-        found.setdefault(name, []).append(_seconds(run))
+        own = torch.zeros(2, dtype=torch.float64)
+        own[rank] = _seconds(run)
+        found.setdefault(name, []).append(float(processes.add_up(own).max()))
 
     for _ in range(ROUNDS):
-        note("exchange", lambda: dist.all_reduce(gradients))
+        note("exchange", sums)
         for count in MEASURED:
             note(f"shared {count}", shared[count])
             note(f"both {count}", both[count])
