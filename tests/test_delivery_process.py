@@ -82,17 +82,15 @@ def test_a_killed_process_is_not_needed(uri: str, tmp_path: Path, process: Deliv
     assert _losses(uri, tracked.run_id()) == [1.0, 0.5]
 
 
-@pytest.mark.parametrize("has_spare_core", [True, False])
-def test_what_an_export_needs_is_imported_early_only_where_a_core_is_free(
-    has_spare_core: bool, uri: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_what_an_export_needs_is_imported_early_only_where_a_core_is_free(early: bool, uri: str, tmp_path: Path) -> None:
     process = DeliveryProcess(expects_model=True)
-    delivery = partial(ProcessDelivery, process=process, has_spare_core=has_spare_core)
+    delivery = partial(ProcessDelivery, process=process, imports_early=early)
     told = {"params": {"a": 1}, "tags": {}, "delivery": delivery}
     with tracked_run(tmp_path / "spool", uri, "Default", **told) as tracked:
         tracked.tracker.log_metrics([Metric("loss", 1.0, 0, 10)])
         wait_until(lambda: tracked.run_id() and _losses(uri, tracked.run_id()) == [1.0], "nothing was delivered")
-        if has_spare_core:
+        if early:
             wait_until(_has_torch, "torch was not imported", seconds=60)
         else:
             tracked.tracker.log_metrics([Metric("loss", 0.5, 1, 20)])
@@ -111,9 +109,13 @@ def _has_torch() -> bool:
 def test_a_core_is_spare_where_the_training_leaves_one(
     threads: int, processes: int, cores: int, is_spare: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setattr("psutil.cpu_count", lambda **_: 64)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    assert has_spare_core(parse_params({"hardware": {"processes": processes, "device": "cpu"}})) is is_spare
+    params = parse_params({"hardware": {"processes": processes, "device": "cpu"}})
+    assert has_spare_core(params) is is_spare
+    monkeypatch.setattr("psutil.cpu_count", lambda **_: 1)
+    assert not has_spare_core(params), "two threads of one core"
 
 
 def test_it_ends_with_the_process_that_it_delivers_for() -> None:

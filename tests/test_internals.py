@@ -309,7 +309,13 @@ def test_torchvision_still_imports_the_compiler() -> None:
     """Otherwise ``import_torchvision`` is not needed any more; and what else it may ask of the stand-in is the compiler's."""
     code = "import torchvision, sys; assert 'torch._dynamo.utils' in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-    code = "from bigstep.models.torch_internals import _of_compiler; assert _of_compiler('counters') is not None"
+    code = (
+        "import sys, types; from bigstep.models import torch_internals as ours; stand_in = types.ModuleType(ours.COMPILER)\n"
+        "stand_in.is_compile_supported, stand_in.__getattr__ = ours._is_compile_supported, ours._of_compiler\n"
+        "sys.modules[ours.COMPILER] = stand_in\n"
+        "from torch._dynamo.utils import counters\n"
+        "assert sys.modules[ours.COMPILER] is not stand_in and counters is sys.modules[ours.COMPILER].counters\n"
+    )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 

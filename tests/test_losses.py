@@ -249,3 +249,23 @@ def test_ignored_labels_of_losses_per_sample_are_refused_when_they_come(as_parti
     assert relative_error(model, expected) <= 1e-13
     with pytest.raises(LossError, match=rf"targets: expected no ignored label.*CrossEntropy\(ignore_index={ignored}\)"):
         accumulator.backward(inputs, labels.where(labels != 3, ignored))
+
+
+class _WithSum(nn.CrossEntropyLoss):
+    """A callable per sample, with class weights in a buffer called as a method of ours, and a method of the other's name."""
+
+    def sum(self, rows: Tensor) -> Tensor:
+        return rows.sum()
+
+
+def test_a_loss_is_one_of_ours_by_its_methods_not_by_any_attribute() -> None:
+    plain, weighed = _WithSum(reduction="none"), _WithSum(WEIGHT, reduction="none")
+    assert losses.is_loss(losses.CrossEntropy())
+    assert not losses.is_loss(plain)
+    assert not losses.is_loss(weighed)
+    model, inputs, labels = nn.Linear(3, CLASSES).double(), _logits(11, 3), _labels(11).clamp(min=0)
+    expected, _ = full_batch_gradients(model, F.cross_entropy, inputs, labels)
+    Accumulator(model, plain, micro_batch_size=4).backward(inputs, labels)
+    assert relative_error(model, expected) < 1e-12
+    with pytest.raises(LossError, match="class weights"):
+        Accumulator(model, weighed, micro_batch_size=4)

@@ -27,7 +27,7 @@ from bigstep.planning.coarse import coarse_sizes
 from bigstep.planning.measure import MeasuredData, MeasurementRequest, measure_formats
 from bigstep.planning.measure_worker import build_measured_training
 from bigstep.planning.throughput import choose_curve
-from bigstep.runtime.device import MEMORY_FORMATS
+from bigstep.runtime.device import MEMORY_FORMATS, choose_device
 from bigstep.training.loop import take_step
 from bigstep.training.optimization import build_optimizer
 from own_process import OwnProcess
@@ -149,7 +149,8 @@ def model_and_optimizer(case: Case, memory_format: str = "contiguous") -> tuple[
     """Return a new model, with its normalisation of stored images, and the optimizer of the training."""
     shape, middle = InputShape(case.channels, case.size, 10), (0.5,) * case.channels
     layout = MEMORY_FORMATS[memory_format]
-    model = build_classifier(case.params.model, shape, mean=middle, std=middle, memory_format=layout).train()
+    model = build_classifier(case.params.model, shape, mean=middle, std=middle, memory_format=layout)
+    model.to(choose_device(case.params.hardware)).train()
     return model, build_optimizer(case.params.train, model.parameters())
 
 

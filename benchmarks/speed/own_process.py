@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["OwnProcess"]
 
+REST = 0.05  # seconds before a step is timed: threads of the process before it still spin
+
 _context = multiprocessing.get_context("spawn")
 
 
@@ -39,6 +41,7 @@ def _serve(connection: Connection, build: Callable[..., Callable[[], object]], a
             count = connection.recv()
         except EOFError:
             return
+        time.sleep(REST)
         started = time.perf_counter()
         for _ in range(count):
             step()

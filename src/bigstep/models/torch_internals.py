@@ -46,8 +46,9 @@ def _of_compiler(name: str) -> Any:
 
 
 def _remove_stand_in() -> None:
-    if getattr(sys.modules.get(COMPILER), "is_compile_supported", None) is _is_compile_supported:
-        del sys.modules[COMPILER]
+    with import_lock:
+        if getattr(sys.modules.get(COMPILER), "is_compile_supported", None) is _is_compile_supported:
+            sys.modules.pop(COMPILER, None)
 
 
 def preload_export() -> None:

@@ -12,6 +12,7 @@ from typing import Any, final
 
 from bigstep.atomic_files import read_record, write_json
 from bigstep.runtime.device import headroom_bytes
+from bigstep.runtime.heap import free_heap_bytes
 from bigstep.training.loop import EpochBatches
 
 __all__ = ["LowMemoryMarker", "clear_marks", "failed_micro_batch_size", "mark_path"]
@@ -58,6 +59,7 @@ class LowMemoryMarker:
         """Mark where less than twice ``need_bytes``, of a step, or less than half a gibibyte is left."""
         self.batches = batches
         self.path = path
+        self.need_bytes = need_bytes
         self.least_bytes = max(2 * need_bytes, LEAST_BYTES)
         self.micro_batch_size = micro_batch_size
         self._marked: int | None = None
@@ -74,7 +76,8 @@ class LowMemoryMarker:
         self._marked = None
 
     def _update(self) -> None:
-        if headroom_bytes() >= self.least_bytes:
+        kept = min(free_heap_bytes(), self.need_bytes)  # by earlier steps, for this one
+        if headroom_bytes() + kept >= self.least_bytes:
             if self._marked is not None:
                 self.clear()
             return

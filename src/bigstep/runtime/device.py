@@ -24,6 +24,7 @@ __all__ = [
     "possible_formats",
     "set_threads",
     "total_memory_bytes",
+    "usable_cores",
 ]
 
 _default_threads: list[int] = []
@@ -98,7 +99,13 @@ def has_spare_core(params: Params) -> bool:
     """Return whether a training leaves a core to other processes, with the threads that torch is set to."""
     if choose_device(params.hardware).type == "cuda":
         return True
-    return torch.get_num_threads() * count_processes(params) < (os.cpu_count() or 1)
+    return torch.get_num_threads() * count_processes(params) < usable_cores()
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may run on; two threads of one core count once."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def total_memory_bytes(device: torch.device) -> int:

@@ -66,5 +66,6 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
 
 def _delivery(stage: Stage) -> Callable[[SpoolReader], Delivery]:
     if stage.delivery is not None:
-        return partial(ProcessDelivery, process=stage.delivery, has_spare_core=has_spare_core(stage.params))
+        early = stage.delivery.expects_model and has_spare_core(stage.params)
+        return partial(ProcessDelivery, process=stage.delivery, imports_early=early)
     return partial(SpoolDelivery, expects_model=stage.name == "train")

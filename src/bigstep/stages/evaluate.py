@@ -29,7 +29,7 @@ from bigstep.report.slicing_section import slicing_section
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runtime.device import choose_device, set_threads
 from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
-from bigstep.runtime.heap import keep_heap
+from bigstep.runtime.heap import keep_heap, return_memory
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
 from bigstep.tracking.delivery import Deliverer
@@ -57,14 +57,17 @@ def evaluate(stage: Stage) -> None:
     """
     params = stage.params
     set_threads(params.hardware)
-    keep_heap()
     store = Store(stage.paths.prepared)
     store.verify_former()
     classifier, card = load_classifier(stage.paths.train, code=params.model.name)  # contiguous, whatever the training chose
-    classifier.to(choose_device(params.hardware))
+    device = choose_device(params.hardware)
+    if device.type == "cpu":
+        keep_heap()
+    classifier.to(device)
     report = report_of(card.output, params.evaluate)
     metrics = MoreMetrics(params.evaluate.metrics, card.output, report.score_names)
     write_predictions(stage.paths.evaluate, store, metrics.watch(_predict(stage, store, classifier, card)), report)
+    return_memory()
     more = metrics.values()
     scores = write_results(
         stage.paths.evaluate, store, report, _facts(card), more, _story(stage, card), _card_story(stage, card)

@@ -16,6 +16,7 @@ from bigstep.runs.low_memory_marker import clear_marks, failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
 from bigstep.runtime.environment import keep_compiled_code
+from bigstep.runtime.heap import return_memory
 from bigstep.stages.attempt_checkpoints import open_checkpoints
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
@@ -84,6 +85,7 @@ def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSli
             run.run()
         stage.inputs.check()
         run.recalibrate()
+        return_memory()  # the model's export needs some, in another process
         if params.tracking.noise_scale != "none":
             _report_noise(state, tracker, batch)
         tracker.log_metrics(as_metrics_now({"training_seconds": run.log.seconds}, step=state.step))

@@ -202,7 +202,7 @@ class Accumulator:
             OtherProcessError: another process failed. LostProcessError, LostStepError: one has ended, or is out of step.
         """
         loss = self._settings.loss
-        if not isinstance(loss, Loss):
+        if not is_loss(loss):
             raise TypeError("backward_stream needs a bigstep loss, whose weight is known beforehand; a callable's is not")
         found = 0.0
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigstep.errors import LossError
-from bigstep.step.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
+from bigstep.step.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, is_loss
 
 __all__ = ["resolve_loss"]
 
@@ -22,7 +22,7 @@ def resolve_loss(loss: Any) -> Any:
         LossError: it has class weights that a mean over the samples would count wrongly.
         TypeError: it is neither a loss nor callable.
     """
-    if isinstance(loss, Loss):
+    if is_loss(loss):
         return loss
     if not callable(loss):
         raise TypeError(f"loss: expected a bigstep loss or a callable (outputs, targets), got {loss!r}")

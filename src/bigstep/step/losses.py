@@ -181,7 +181,7 @@ class MeanSquaredError:
 
 
 def is_loss(loss: Any) -> TypeGuard[Loss]:
-    """Return what ``isinstance(loss, Loss)`` does, in a tenth of its time: each micro-batch asks."""
+    """Return whether a loss has the methods of :class:`Loss`; ``isinstance`` takes ten times as long, and any attribute."""
     return callable(getattr(loss, "sum", None)) and callable(getattr(loss, "weight", None))
 
 

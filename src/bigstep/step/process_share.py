@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigstep.step.batch_structure import BatchStructure
-from bigstep.step.losses import Loss
+from bigstep.step.losses import is_loss
 from bigstep.step.micro_batch_loop import AccumulationSettings, MicroBatch
 from bigstep.step.process_group import Announcement, Processes, check_model
 from bigstep.step.slicing import balanced_sizes, slices
@@ -67,21 +67,21 @@ def open_share(
         problem: an error that left this process without its samples.
     """
     loss = settings.loss
-    structure, count, own = None, 0, 0.0 if isinstance(loss, Loss) else None
+    structure, count, own = None, 0, 0.0 if is_loss(loss) else None
     given: tuple[int, ...] = ()
     try:
         check_model(settings.model, settings.statistics)
         structure = None if batch[0] is None else BatchStructure(*batch)
         count = 0 if structure is None else structure.num_samples
         structure = structure if count else None
-        if structure is not None and isinstance(loss, Loss):
+        if structure is not None and is_loss(loss):
             own = loss.weight(batch[1])
         given = () if sizes is None else tuple(map(int, sizes))
         if positions is not None and len(positions) != count:
             raise ValueError(f"positions: expected one for each of {count} samples, got {len(positions)}; give as many")
     except BaseException as error:  # noqa: BLE001 # raised in all processes, after they have agreed
         problem = problem or error
-    if weight is None and (isinstance(loss, Loss) or sizes is None):
+    if weight is None and (is_loss(loss) or sizes is None):
         found = processes.announce(count, own or 0.0, device)
         weight = None if own is None else found.weight
     else:

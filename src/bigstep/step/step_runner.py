@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bigstep.errors import RandomnessError
 from bigstep.randomness.keyed_randomness import KeyedRandomness, NativeRandomness, RandomCallsChangedError, StepRandomness
@@ -64,7 +64,7 @@ class StepRunner:
         """Run the micro-batches; once more with a new probe where the model's random calls have changed since the last."""
         settings, device = self._settings, self.device
         for attempt in range(attempts):
-            start, problem = self._empty(iter(())), None
+            start, problem = _Start(iter(()), None, NativeRandomness()), None
             try:
                 start = self._prepare(parts(), step, micro_batch_size, fresh=attempt > 0, only_once=attempts == 1)
             except BaseException as error:
@@ -72,7 +72,7 @@ class StepRunner:
                     raise
                 problem = error
             gradients = GradientSum(
-                start.parameters, apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
+                all_parameters(self._modules), apart=settings.noise == "every", shared_memory=is_distributed(settings.model)
             )
             loop = MicroBatchLoop(settings, gradients, device, divisor, start.randomness)
             with suppress(RandomCallsChangedError), ExitStack() as stack:
@@ -105,16 +105,11 @@ class StepRunner:
         iterator, device = iter(parts), self.device
         first = next(iterator, None)
         if first is None:
-            return self._empty(iterator)
-        parameters = all_parameters(self._modules)
-        check_usable(parameters, first.batch)
+            return _Start(iterator, None, NativeRandomness())
+        check_usable(all_parameters(self._modules), first.batch)
         if self._self_check is not None:
             self._self_check.check(first.batch, micro_batch_size, device)
-        randomness = self._step_randomness(first, step, device, fresh=fresh, only_once=only_once)
-        return _Start(iterator, first, randomness, parameters)
-
-    def _empty(self, rest: Iterator[MicroBatch]) -> "_Start":
-        return _Start(rest, None, NativeRandomness(), all_parameters(self._modules))
+        return _Start(iterator, first, self._step_randomness(first, step, device, fresh=fresh, only_once=only_once))
 
     def _step_randomness(
         self, first: MicroBatch, step: int, device: torch.device, *, fresh: bool, only_once: bool
@@ -134,12 +129,11 @@ class StepRunner:
 
 @dataclass(frozen=True)
 class _Start:
-    """The micro-batches of a step: the first one, which was looked at, and the others; its random numbers; all parameters."""
+    """The micro-batches of a step: the first one, which was looked at, and the others; and its random numbers."""
 
     others: Iterator[MicroBatch]
     first: MicroBatch | None
     randomness: StepRandomness
-    parameters: list[Tensor]
 
 
 def _add_all(loop: MicroBatchLoop, start: _Start, *, is_last_attempt: bool) -> None:

@@ -78,18 +78,18 @@ def start_delivery(*, expects_model: bool) -> DeliveryProcess | None:
 class ProcessDelivery:
     """The delivery of one spool by a :class:`DeliveryProcess`, and by a thread of this process if that one has ended."""
 
-    def __init__(self, spool: SpoolReader, process: Deliverer, *, has_spare_core: bool = False) -> None:
+    def __init__(self, spool: SpoolReader, process: Deliverer, *, imports_early: bool = False) -> None:
         """Deliver ``spool`` by ``process``.
 
         Args:
             spool: what to deliver.
             process: that delivers.
-            has_spare_core: whether it may import what a model's export needs beforehand, torch first of all. That takes
-                seconds, and would slow down a training that uses all cores by more than that.
+            imports_early: whether it imports what a model's export needs beforehand, torch first of all. That takes seconds,
+                by about which it slows down a training that uses all cores.
         """
         self.problem: str | None = None
         self._spool, self._process = spool, process
-        self._imports_early = has_spare_core and process.expects_model
+        self._imports_early = imports_early
 
     def start(self, wait_seconds: float = 0.0) -> None:
         """Start delivering; nothing is waited for."""

@@ -10,7 +10,7 @@ from bigstep.config.section import named_items
 from bigstep.config.train import TrainConfig
 from bigstep.config.yaml_files import nearest
 from bigstep.errors import ConfigError, ModelError
-from bigstep.step.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
+from bigstep.step.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, is_loss
 from bigstep.step.precision import PRECISIONS
 from bigstep.tasks.regression import Regression, StandardizedCall, StandardizedLoss
 from bigstep.tasks.targets import CLASSIFICATION, MULTILABEL, REGRESSION
@@ -143,7 +143,7 @@ def _try(loss: Any, name: str, train: TrainConfig, task: Task, outputs: Tensor) 
         kinds.append(torch.full((2, count), 1 / count))
     for targets in kinds:
         try:
-            loss.sum(outputs, targets.to(device)) if isinstance(loss, Loss) else loss(outputs, targets.to(device))
+            loss.sum(outputs, targets.to(device)) if is_loss(loss) else loss(outputs, targets.to(device))
         except ModelError:
             raise
         except Exception as error:

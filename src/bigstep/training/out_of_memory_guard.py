@@ -83,11 +83,13 @@ class OutOfMemoryGuard:
         )
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and give back what the training kept."""
         for worker in (self._worker, self._spare):
             if worker is not None:
                 worker.end()
         self._worker = self._spare = None
+        if self._threaded:
+            return_memory()
 
     def _recover(self) -> None:
         self.num_failures += 1

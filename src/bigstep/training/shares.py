@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bigstep.config.train import TrainConfig
 from bigstep.errors import ProjectError
-from bigstep.step.losses import Loss
+from bigstep.step.losses import is_loss
 from bigstep.step.process_group import Processes
 from bigstep.step.slicing import share_sizes, slices
 from bigstep.training.state import TrainingState
@@ -44,7 +44,7 @@ class WholeBatch:
 
         Mixed targets are probabilities, or numbers of which only the count enters.
         """
-        if not isinstance(loss, Loss):
+        if not is_loss(loss):
             return None
         return loss.weight(torch.zeros(len(self.labels), num_classes) if is_mixed else self.labels)
 

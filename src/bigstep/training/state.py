@@ -17,7 +17,7 @@ from bigstep.models.building import AUXILIARY_WEIGHTS
 from bigstep.models.classifier import Classifier
 from bigstep.step.accumulate import Accumulator
 from bigstep.step.batch_norm import DeferredStatistics
-from bigstep.step.losses import Loss
+from bigstep.step.losses import is_loss
 from bigstep.step.noise_scale import NoiseScale
 from bigstep.step.precision import PRECISIONS
 from bigstep.step.process_group import Processes, open_processes
@@ -163,7 +163,7 @@ def build_state(  # noqa: PLR0913 # keywords, each apart
 def _with_auxiliary_heads(loss: Any, model: ModelConfig) -> Any:
     if model.name not in AUXILIARY_WEIGHTS:
         return loss
-    if not isinstance(loss, Loss):
+    if not is_loss(loss):
         raise ConfigError(
             f"train.loss: expected null or CrossEntropyLoss with model.name {model.name}, which has auxiliary heads, got "
             "one that is called per sample; write null"

@@ -23,6 +23,7 @@ from bigstep.runs.tracked_run import TrackedRun, as_metrics_now, tracked_run
 from bigstep.runs.trained_model import model_card
 from bigstep.runs.training_run import ShouldStop, TrainingJob, TrainingRun
 from bigstep.runtime.environment import keep_compiled_code
+from bigstep.runtime.heap import return_memory
 from bigstep.runtime.stop_signals import Signals
 from bigstep.training.setup import build_training
 from bigstep.training.state import TrainingState
@@ -117,6 +118,7 @@ def _tracked(  # what train_trial was given
 ) -> TrialOutcome:
     params, batch = job.params, job.fit.batch
     device = state.classifier.mean.device
+    return_memory()  # of earlier trials in this process: the peak is this one's
     restart_peak_memory(device)
     flat = {**flatten(params), "hardware.micro_batch_size": batch.micro_batch_size}
     flat["hardware.accumulation_steps"] = batch.accumulation_steps
