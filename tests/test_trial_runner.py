@@ -73,6 +73,25 @@ def test_a_trial_is_linked_to_a_run_that_mlflow_starts_after_the_training(
     assert open_client(runner.request.uri).get_run(found.user_attrs["mlflow_run_id"]).info.status == "FINISHED"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_trials_peak_is_its_own_whatever_was_trained_before(digits: Store, empty_database: Path, tmp_path: Path) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    content = {
+        "model": {"width": 32},
+        "train": {"epochs": 1},
+        "search": {"space": "full", "objective": ["val_loss", "peak_bytes"], "micro_batch_size": [4, 1024]},
+    }
+    content["search"]["accumulation_steps"] = [1, 2]
+    runner = _runner(content, digits, tmp_path, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    study = optuna.create_study(directions=["minimize"] * 2)
+    for size in (1024, 4):
+        study.enqueue_trial({"learning_rate": 1e-3, "micro_batch_size": size, "accumulation_steps": 1})
+        runner.run_trial(study, study.ask())
+    large, small = (trial.values[1] for trial in study.get_trials())
+    assert large - small > 32 * 2**20
+
+
 def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: Store, tmp_path: Path) -> None:
     runner = _runner({}, digits, tmp_path)
     nothing = TrialOutcome(math.nan, math.nan, "accuracy", None, 0, 0, False, True, 0.0, 0.0, 2**20, None, 8, None, None)
