@@ -75,7 +75,7 @@ def bare_in_kept_heap(case: Case) -> Callable[[], object]:
 
 
 def accumulating(case: Case) -> Callable[[], object]:
-    """Return a step of the Accumulator in a loop of one's own."""
+    """Return a step of the Accumulator in a loop like the bare one."""
     images, labels = images_and_labels(case)
     model, optimizer = model_and_optimizer(case)
     loss = losses.CrossEntropy(label_smoothing=case.params.train.label_smoothing)

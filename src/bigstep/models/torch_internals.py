@@ -17,8 +17,8 @@ COMPILER = "torch._dynamo.utils"
 def import_torchvision() -> ModuleType:
     """Import torchvision without torch's compiler, which takes longer than torchvision itself.
 
-    Only ``torchvision.ops.roi_align`` imports it, for the question whether a device can compile: a stand-in asks it when that
-    is called. There is no public way around. Whatever else is asked of the stand-in it takes from the compiler.
+    One module imports it, to learn at some call whether a device can compile. A stand-in passes that call on to the compiler,
+    and any other use of it. There is no public way around.
     """
     with import_lock:
         if COMPILER not in sys.modules:

@@ -1,8 +1,8 @@
 """From a spool to MLflow: in order, in the background, without delaying the training.
 
 A thread delivers what is light while the stage works; models wait until the stage has ended, unless the thread is that of
-another process, which takes nothing from the stage. If the server is down, slow,
-locked or full, it is retried at longer and longer intervals; what could not be sent stays in the spool for the next start.
+another process. If the server is down, slow, locked or full, it is retried at longer and longer intervals; what could not be
+sent stays in the spool for the next start.
 """
 
 import contextlib
