@@ -17,8 +17,8 @@ COMPILER = "torch._dynamo.utils"
 def import_torchvision() -> ModuleType:
     """Import torchvision without torch's compiler, which takes longer than torchvision itself.
 
-    One module imports it, to learn at some call whether a device can compile. A stand-in passes that call on to the compiler,
-    and any other use of it. There is no public way around.
+    One module of it asks the compiler, when it is called, whether a device can compile. A stand-in passes that on, and any other
+    use of it. There is no public way around.
     """
     with import_lock:
         if COMPILER not in sys.modules:
