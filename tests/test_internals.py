@@ -306,15 +306,15 @@ def test_torchvision_without_the_compiler_is_the_same_and_does_not_import_it(fir
 
 
 def test_torchvision_still_imports_the_compiler() -> None:
-    """Otherwise ``import_torchvision`` is not needed any more; and what else it may ask of the stand-in is the compiler's."""
+    """Otherwise ``import_torchvision`` is not needed any more; and what else it may ask of the substitute is the compiler's."""
     code = "import torchvision, sys; assert 'torch._dynamo.utils' in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
     code = (
-        "import sys, types; from bigstep.models import torch_internals as ours; stand_in = types.ModuleType(ours.COMPILER)\n"
-        "stand_in.is_compile_supported, stand_in.__getattr__ = ours._is_compile_supported, ours._of_compiler\n"
-        "sys.modules[ours.COMPILER] = stand_in\n"
+        "import sys, types; from bigstep.models import torch_internals as ours; substitute = types.ModuleType(ours.COMPILER)\n"
+        "substitute.is_compile_supported, substitute.__getattr__ = ours._is_compile_supported, ours._of_compiler\n"
+        "sys.modules[ours.COMPILER] = substitute\n"
         "from torch._dynamo.utils import counters\n"
-        "assert sys.modules[ours.COMPILER] is not stand_in and counters is sys.modules[ours.COMPILER].counters\n"
+        "assert sys.modules[ours.COMPILER] is not substitute and counters is sys.modules[ours.COMPILER].counters\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

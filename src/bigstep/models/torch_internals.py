@@ -17,18 +17,18 @@ COMPILER = "torch._dynamo.utils"
 def import_torchvision() -> ModuleType:
     """Import torchvision without torch's compiler, which takes longer than torchvision itself.
 
-    One module of it asks the compiler, when it is called, whether a device can compile. A stand-in passes that on, and any other
-    use of it. There is no public way around.
+    It needs the compiler only to find out, at some calls, whether a device can compile. A substitute imports it then, and for
+    any other use. There is no public way around.
     """
     with import_lock:
         if COMPILER not in sys.modules:
-            stand_in = ModuleType(COMPILER)
-            vars(stand_in).update(is_compile_supported=_is_compile_supported, __getattr__=_of_compiler)
-            sys.modules[COMPILER] = stand_in
+            substitute = ModuleType(COMPILER)
+            vars(substitute).update(is_compile_supported=_is_compile_supported, __getattr__=_of_compiler)
+            sys.modules[COMPILER] = substitute
         try:
             import torchvision
         finally:
-            _remove_stand_in()
+            _remove_substitute()
     return torchvision
 
 
@@ -39,13 +39,13 @@ def _is_compile_supported(device_type: str) -> bool:
 def _of_compiler(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    _remove_stand_in()
+    _remove_substitute()
     from torch._dynamo import utils
 
     return getattr(utils, name)
 
 
-def _remove_stand_in() -> None:
+def _remove_substitute() -> None:
     with import_lock:
         if getattr(sys.modules.get(COMPILER), "is_compile_supported", None) is _is_compile_supported:
             sys.modules.pop(COMPILER, None)
