@@ -10,15 +10,24 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import mlflow
+import numpy as np
 import psutil
 import pytest
+import torch
 
+from bigstep.config.model import ModelConfig
 from bigstep.config.params import parse_params
+from bigstep.models.building import InputShape
+from bigstep.models.classifier import ServedClassifier
+from bigstep.models.model_files import build_classifier
 from bigstep.runs.tracked_run import tracked_run
 from bigstep.runtime.device import has_spare_core
 from bigstep.tracking.database import open_client
 from bigstep.tracking.delivery_process import DeliveryProcess, ProcessDelivery
-from bigstep.tracking.tracker import Metric
+from bigstep.tracking.exporting import export_module
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG
+from bigstep.tracking.tracker import Metric, ModelRecord
 from waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -98,6 +107,33 @@ def test_what_an_export_needs_is_imported_early_only_where_a_core_is_free(early:
             assert not _has_torch()
     process.close()
     assert tracked.delivered
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
+def test_a_model_that_was_exported_before_is_logged_without_torch(uri: str, tmp_path: Path) -> None:
+    classifier = build_classifier(ModelConfig(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,))
+    module, pixels = ServedClassifier(classifier, 8).eval(), np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
+    program = export_module(module, pixels, tmp_path)
+    (tmp_path / "model").mkdir()
+    record = ModelRecord(tmp_path / "model", pixels, ("a", "b", "c"), {"bigstep.weights_sha256": "w"}, program)
+    process = DeliveryProcess(expects_model=True)
+    told = {"params": {"a": 1}, "tags": {}, "delivery": partial(ProcessDelivery, process=process)}
+    with tracked_run(tmp_path / "spool", uri, "Default", **told) as tracked:
+        tracked.tracker.log_model(record)
+        program.path.unlink()
+        wait_until(lambda: tracked.run_id() and MODEL_URI_TAG in _tags(uri, tracked.run_id()), "no model was logged")
+        assert not _has_torch()
+    process.close()
+    source = _tags(uri, tracked.run_id())[MODEL_URI_TAG]
+    mlflow.set_tracking_uri(uri)
+    answers = mlflow.pyfunc.load_model(source).predict(pixels.astype(np.float32))
+    assert list(answers.columns) == ["a", "b", "c"]
+    np.testing.assert_allclose(answers.to_numpy(), module(torch.from_numpy(pixels)).detach().numpy(), rtol=1e-6)
+
+
+def _tags(uri: str, run_id: str | None) -> dict[str, str]:
+    assert run_id is not None
+    return dict(open_client(uri).get_run(run_id).data.tags)
 
 
 def _has_torch() -> bool:

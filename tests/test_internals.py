@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import optuna
 import pytest
@@ -40,6 +41,7 @@ from bigstep.search.dashboard_internals import note_of, open_ended
 from bigstep.step import torch_internals as step_internals
 from bigstep.tracking.database import open_client
 from bigstep.tracking.mlflow_internals import PACKAGES, forget_engine, known_packages, migrations_folder
+from bigstep.tracking.model_export import save_model
 from bigstep.training import torch_internals as training_internals
 from dvc_dependencies import ROOT
 
@@ -339,6 +341,48 @@ def test_the_compiler_knows_the_options_writes_one_code_for_all_sizes_and_has_er
     assert "no-such-backend" in (training_internals.compiler_problem(caught.value) or "")
     assert training_internals.compiler_problem(ValueError("no-such-backend")) is None
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
+def test_a_models_files_are_those_of_mlflows_own_flavor(tmp_path: Path) -> None:
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    module, example = torch.nn.Linear(3, 2).eval(), np.ones((2, 3), np.float32)
+    signature = ModelSignature(inputs=Schema([TensorSpec(example.dtype, (-1, 3))]))
+    pins = [f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "numpy", "torch")]
+    mlflow.pytorch.save_model(
+        module,
+        tmp_path / "theirs",
+        signature=signature,
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=pins,
+    )
+    model = Model()
+    save_model(
+        str(tmp_path / "ours"),
+        model,
+        program=tmp_path / "theirs" / "data" / "model.pt2",
+        torch_version=str(torch.__version__),
+        signature=signature,
+        names=["x", "y"],
+        input_example=example,
+        requirements=pins,
+        validate_serving_input=False,
+    )
+    ours, theirs = (
+        {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "ours", tmp_path / "theirs")
+    )
+    assert ours.keys() - theirs.keys() == {"names.json", "named_answers.py", "__pycache__"}
+    assert theirs.keys() <= ours.keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == ["MLmodel"]
+    same = Model.load(tmp_path / "theirs")
+    assert model.flavors["pytorch"] == same.flavors["pytorch"]
+    assert model.flavors["python_function"]["env"] == same.flavors["python_function"]["env"]
+    assert model.saved_input_example_info == same.saved_input_example_info
+    assert model.signature == same.signature
 
 
 def test_the_versions_of_known_packages_are_compared_without_listing_all_others(monkeypatch: pytest.MonkeyPatch) -> None:

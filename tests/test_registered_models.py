@@ -31,11 +31,12 @@ from bigstep.models.model_files import build_classifier
 from bigstep.project.parameters import check_params
 from bigstep.project.paths import ProjectPaths
 from bigstep.tracking.database import open_client
+from bigstep.tracking.exporting import export_module
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, open_run
 from bigstep.tracking.model_code import CODE_FILE, SHIPPED
 from bigstep.tracking.model_registry import Promotion, describe_version, promote
 from bigstep.tracking.sealing import SEAL_TAG, seal_source
-from bigstep.tracking.tracker import ModelPackage
+from bigstep.tracking.tracker import ModelRecord
 from dvc_dependencies import imported_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")]  # MLflow's own
@@ -61,7 +62,7 @@ def logged(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
     example = np.zeros((2, 8, 8, 1), np.uint8)
     tags = {"bigstep.weights_sha256": "w", "bigstep.validation_digest": "d", "bigstep.val_loss": "0.5"}
     module = ServedClassifier(classifier, 8).eval()
-    tracker.log_model(ModelPackage(module, example, ("cat", "dog"), tags))
+    tracker.log_program(ModelRecord(root, example, ("cat", "dog"), tags), export_module(module, example, root))
     assert promote(tracker.client, tracker.run_id, "pets", metric="val_loss", smaller_is_better=True)
     artifacts = next((root / "mlruns").rglob("MLmodel")).parent
     backup = tmp_path_factory.mktemp("backup") / "model"

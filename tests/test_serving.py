@@ -31,10 +31,11 @@ from bigstep.models.building import InputShape
 from bigstep.models.classifier import NO_PIXELS, CheckedClassifier, ServedClassifier
 from bigstep.models.model_files import build_classifier
 from bigstep.project.parameters import check_params
+from bigstep.tracking.exporting import export_module
 from bigstep.tracking.mlflow_tracker import open_run
 from bigstep.tracking.model_code import CODE_FILE
 from bigstep.tracking.model_registry import promote
-from bigstep.tracking.tracker import ModelPackage
+from bigstep.tracking.tracker import ModelRecord
 from conftest import random_images
 from dvc_dependencies import ROOT
 from serving import unused_port, wait_for_port
@@ -94,7 +95,7 @@ def _register(root: Path) -> ServedClassifier:
     tracker = open_run(f"sqlite:///{root / 'mlflow.db'}", run_id=None, experiment="models")
     module = ServedClassifier(build_classifier(ModelConfig(width=4), InputShape(1, 8, 3), mean=(0.3,), std=(0.4,)), 8).eval()
     tags = {"bigstep.weights_sha256": "w", "bigstep.validation_digest": "d", "bigstep.val_loss": "0.5"}
-    tracker.log_model(ModelPackage(module, PIXELS[:2], CLASSES, tags))
+    tracker.log_program(ModelRecord(root, PIXELS[:2], CLASSES, tags), export_module(module, PIXELS[:2], root))
     assert promote(tracker.client, tracker.run_id, "bigstep-digits", metric="val_loss", smaller_is_better=True)
     return module
 

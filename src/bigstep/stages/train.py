@@ -15,6 +15,7 @@ from bigstep.runs.helper_processes import helper_request, training_group
 from bigstep.runs.low_memory_marker import clear_marks, failed_micro_batch_size
 from bigstep.runs.tracked_run import as_metrics_now
 from bigstep.runs.training_run import TrainingJob, TrainingRun
+from bigstep.runtime.device import has_spare_core
 from bigstep.runtime.environment import keep_compiled_code
 from bigstep.runtime.heap import return_memory
 from bigstep.stages.attempt_checkpoints import open_checkpoints
@@ -91,7 +92,7 @@ def _train(stage: Stage, job: TrainingJob, state: TrainingState, fit: CheckedSli
         tracker.log_metrics(as_metrics_now({"training_seconds": run.log.seconds}, step=state.step))
         card = write_model(stage.paths, store, state, params, batch)
         stage.inputs.check()
-        log_model(stage.paths, tracker, store, card)
+        log_model(stage.paths, tracker, store, card, export=stage.delivery is not None and not has_spare_core(params))
         log_slicing(tracker, record_slicing(stage.project, stage.params, store, fit))
         write_results(stage.paths, state, run.log.rows)
         stage.inputs.check()

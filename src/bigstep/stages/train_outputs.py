@@ -1,7 +1,8 @@
 """Write a training run's outputs, which depend only on what was learned, and log them to MLflow."""
 
+import contextlib
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,19 @@ def write_results(paths: StagePaths, state: TrainingState, rows: list[dict[str, 
     write_metrics(metrics, folder / "metrics.json")
 
 
-def log_model(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard) -> None:
-    """Log the model, whose export takes long: as early as it can be."""
-    tracker.log_model(model_record(paths.train, store, card))
+def log_model(paths: StagePaths, tracker: Tracker, store: Store, card: ModelCard, *, export: bool) -> None:
+    """Log the model, whose export takes long: as early as it can be.
+
+    With ``export`` it is exported here, where torch is imported, and not by the process that delivers the run.
+    """
+    record = model_record(paths.train, store, card)
+    with tempfile.TemporaryDirectory(prefix="bigstep-export-") as scratch:
+        if export:
+            from bigstep.tracking.exporting import export_model  # imports what builds each kind of network
+
+            with contextlib.suppress(Exception):  # it is tried again where it is delivered, and the problem said there
+                record = replace(record, program=export_model(paths.train, record.example, Path(scratch)))
+        tracker.log_model(record)
 
 
 def log_results(paths: StagePaths, tracker: Tracker, store: Store) -> None:

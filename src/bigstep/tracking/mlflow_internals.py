@@ -3,12 +3,16 @@
 They are imported where they are used: importing MLflow takes seconds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["forget_engine", "known_packages", "migrations_folder"]
+if TYPE_CHECKING:
+    from mlflow.models import Model
+
+__all__ = ["forget_engine", "known_packages", "migrations_folder", "save_example", "write_environments"]
 
 PACKAGES = "_MODULES_TO_PACKAGES"
 
@@ -39,6 +43,27 @@ def forget_engine(uri: str) -> None:
     engine = SqlAlchemyStore._engine_map.pop(uri, None)  # noqa: SLF001
     if engine is not None:
         engine.dispose()
+
+
+def save_example(model: "Model", example: Any, path: str) -> None:
+    """Write an input example in MLflow's form, and name it in the model: only MLflow's flavors do so publicly."""
+    from mlflow.models.utils import _save_example
+
+    _save_example(model, example, path)
+
+
+def write_environments(folder: Path, requirements: Sequence[str]) -> dict[str, str]:
+    """Write the packages that a model needs in the three forms that MLflow reads: only its flavors do so publicly.
+
+    Returns:
+        What ``mlflow.pyfunc.add_to_model`` takes for them.
+    """
+    from mlflow.utils.environment import _mlflow_conda_env, _PythonEnv
+
+    _mlflow_conda_env(str(folder / "conda.yaml"), additional_pip_deps=list(requirements), install_mlflow=False)  # type: ignore[no-untyped-call]
+    _PythonEnv.current().to_yaml(str(folder / "python_env.yaml"))  # type: ignore[no-untyped-call]
+    (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
+    return {"conda_env": "conda.yaml", "python_env": "python_env.yaml"}
 
 
 def migrations_folder() -> Path:

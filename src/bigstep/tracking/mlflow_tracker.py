@@ -13,12 +13,12 @@ from bigstep.tracking.database import open_client
 from bigstep.tracking.mlflow_internals import known_packages
 from bigstep.tracking.runs_view import open_viewed_experiment
 from bigstep.tracking.sealing import seal_source
-from bigstep.tracking.tracker import DatasetRecord, Metric, ModelPackage, finite, split_params
+from bigstep.tracking.tracker import DatasetRecord, Metric, ModelProgram, ModelRecord, finite, split_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run", "preload_logging"]
+__all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run"]
 
 T = TypeVar("T")
 METRICS_A_MESSAGE, PARAMS_A_MESSAGE = 1000, 100  # MLflow's limits
@@ -47,11 +47,6 @@ def open_run(
         return MlflowTracker(client, uri, str(run.info.run_id))
     client.update_run(run_id, status="RUNNING")
     return MlflowTracker(client, uri, run_id)
-
-
-def preload_logging() -> None:
-    """Import what :meth:`MlflowTracker.log_model` imports."""
-    import mlflow.pytorch  # noqa: F401
 
 
 @final
@@ -107,29 +102,18 @@ class MlflowTracker:
         if path.is_file():
             self.client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_model(self, model: ModelPackage) -> None:
-        """Export the module (torch.export) with any number of images of any size, and record its place in a tag.
-
-        The signature of images says float32: only what the exported program gets uncast can it refuse. Other samples have
-        their own shape and type.
-        """
+    def log_program(self, model: ModelRecord, program: ModelProgram) -> None:
+        """Log an exported model, and record its place in a tag."""
         import mlflow
         import numpy as np
         from mlflow.models import Model, ModelSignature
         from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-        from bigstep.models.classifier import CheckedClassifier
-        from bigstep.models.serving import ServedArrays
         from bigstep.tracking import model_export
 
-        module: Any
-        if isinstance(model.module, ServedArrays):
-            module, example, taken = model.module, model.example, model.example.shape[1:]
-        else:
-            module, example = CheckedClassifier(model.module), model.example.astype(np.float32)
-            taken = (-1, -1, example.shape[3])
+        dtype = np.dtype(program.sample_dtype)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(example.dtype, (-1, *taken))]),
+            inputs=Schema([TensorSpec(dtype, (-1, *program.sample_shape))]),
             outputs=Schema([ColSpec(DataType.float, name) for name in model.classes]),
         )
         packages = ("mlflow", "numpy", "torch")
@@ -138,14 +122,14 @@ class MlflowTracker:
                 artifact_path=None,
                 name="model",
                 flavor=model_export,
-                pytorch_model=module.eval(),
+                program=program.path,
+                torch_version=program.torch_version,
                 names=model.classes,
                 signature=signature,
-                input_example=example,
-                validate_serving_input=False,  # it reads the model back and runs it, which takes as long as saving it
-                serialization_format="pt2",
-                pip_requirements=[f"{name}=={_public(name)}" for name in packages],
-                metadata={"classes": list(model.classes), "task": model.task, "output": model.output, **model.tags},
+                input_example=np.asarray(model.example, dtype),
+                validate_serving_input=False,  # it reads the model back and runs it, which takes as long as exporting it
+                requirements=[f"{name}=={_public(name)}" for name in packages],
+                metadata={"classes": list(model.classes), "task": program.task, "output": program.output, **model.tags},
             )
         self.client.update_run(self.run_id, status="RUNNING")
         source = str(info.model_uri)

@@ -7,20 +7,19 @@ sent stays in the spool for the next start.
 
 import contextlib
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
 from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
-from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run, preload_logging
+from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import describe_version, log_scores, produced_by, promote
 from bigstep.tracking.spool import Sent, SpoolReader
-from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, Metric, ModelPackage
+from bigstep.tracking.tracker import CHAMPION_TAG, DatasetRecord, Metric, ModelProgram, ModelRecord
 
 __all__ = ["SpoolDelivery", "deliver"]
 
@@ -58,11 +57,10 @@ def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None
 def preload_model() -> None:
     """Import what the delivery of a model needs, torch first of all; a run without one is delivered without torch."""
     with import_lock:
-        from bigstep.models import serving  # noqa: F401
         from bigstep.models.torch_internals import preload_export
+        from bigstep.tracking import exporting  # noqa: F401
 
         preload_export()
-        preload_logging()
 
 
 def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:
@@ -72,13 +70,15 @@ def _deliver_model(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) 
         return
     if not (folder / entry["path"]).exists():
         return  # sent long ago, and deleted since
+    given, record = entry.get("program"), ModelRecord(folder, entry["example"], tuple(entry["classes"]), entry["tags"])
+    if given is not None:
+        shape = tuple(given["sample_shape"])
+        tracker.log_program(record, ModelProgram(**{**given, "path": folder / given["path"], "sample_shape": shape}))
+        return
     with import_lock:
-        from bigstep.models.model_files import ANY_CODE, load_classifier
-        from bigstep.models.serving import serve
-    classifier, card = load_classifier(folder / entry["path"], code=ANY_CODE)
-    served = serve(classifier, card)
-    example = np.asarray(entry["example"], card.sample_dtype)
-    tracker.log_model(ModelPackage(served, example, tuple(entry["classes"]), entry["tags"], card.task, card.output.output))
+        from bigstep.tracking.exporting import export_model
+    with tempfile.TemporaryDirectory(prefix="bigstep-export-") as scratch:
+        tracker.log_program(record, export_model(folder / entry["path"], entry["example"], Path(scratch)))
 
 
 def _promote(tracker: MlflowTracker, name: str, weights_sha256: str, card: str) -> None:

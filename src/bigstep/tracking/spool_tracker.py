@@ -57,8 +57,10 @@ class SpoolTracker:
 
     def log_model(self, model: ModelRecord) -> None:
         """Keep a copy of the model's folder."""
-        kept = self.spool.copy_in(model.folder)
-        self._append("model", path=kept, example=model.example.tolist(), classes=list(model.classes), tags=dict(model.tags))
+        entry = {"path": self.spool.copy_in(model.folder), "example": model.example.tolist()}
+        if model.program is not None:
+            entry["program"] = {**asdict(model.program), "path": self.spool.copy_in(model.program.path)}
+        self._append("model", classes=list(model.classes), tags=dict(model.tags), **entry)
         self._wake()
 
     def promote(self, name: str, weights_sha256: str, card: str = "") -> None:

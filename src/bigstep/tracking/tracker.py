@@ -9,7 +9,7 @@ __all__ = [
     "CHAMPION_TAG",
     "DatasetRecord",
     "Metric",
-    "ModelPackage",
+    "ModelProgram",
     "ModelRecord",
     "NullTracker",
     "Tracker",
@@ -42,6 +42,20 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True)
+class ModelProgram:
+    """A model as it is served: a program of torch.export, and what it takes and gives."""
+
+    path: Path
+    torch_version: str
+    sample_shape: tuple[int, ...]
+    """-1 where any size is taken."""
+    sample_dtype: str
+    task: str = "classification"
+    output: str = "probabilities"
+    """What the outputs are, for the metadata."""
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """A trained model to be kept: the folder it was saved in, a raw batch it takes, and what is known about it."""
 
@@ -49,19 +63,8 @@ class ModelRecord:
     example: Any
     classes: tuple[str, ...]
     tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class ModelPackage:
-    """A model in the form that is exported: a module in evaluation mode, and the rest as in :class:`ModelRecord`."""
-
-    module: Any
-    example: Any
-    classes: tuple[str, ...]
-    tags: Mapping[str, str]
-    task: str = "classification"
-    output: str = "probabilities"
-    """What the outputs are, for the metadata."""
+    program: ModelProgram | None = None
+    """Where it has been exported already; else it is by whoever delivers it."""
 
 
 class Tracker(Protocol):
