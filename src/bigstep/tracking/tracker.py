@@ -64,7 +64,7 @@ class ModelRecord:
     classes: tuple[str, ...]
     tags: Mapping[str, str]
     program: ModelProgram | None = None
-    """Where it has been exported already; else it is by whoever delivers it."""
+    """Where it has been exported already; else its delivery exports it."""
 
 
 class Tracker(Protocol):
