@@ -376,9 +376,10 @@ def test_a_plan_is_measured_once_and_adopted_and_small_trainings_do_not_need_it(
     assert run.data.tags["bigstep.micro_batch_size"] == "32"
     assert run.data.tags["bigstep.memory_format"] == "contiguous"
     assert run.data.metrics["peak_memory_bytes"] <= 1300 * 2**20
-    # grey images lie in both layouts at once: oneDNN reorders the largest weight (295 kB), which fake tensors do not show
+    # grey images lie in both layouts at once: oneDNN reorders the largest weight (295 kB), on some processors into two copies,
+    # which fake tensors do not show
     measured, predicted = (run.data.metrics[key] for key in ("peak_tensor_bytes", "predicted_peak_bytes"))
-    assert measured == pytest.approx(predicted, abs=1.1 * 128 * 64 * 9 * 4)
+    assert measured == pytest.approx(predicted, abs=2.1 * 128 * 64 * 9 * 4)
     again = _run(trained, "python", "pipelines/plan.py", "--apply")
     assert f"hardware.memory_format is {chosen['memory_format']}" in again
     assert "measuring" not in again
