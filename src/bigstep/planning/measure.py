@@ -1,5 +1,6 @@
 """Measure speed and memory over micro-batch sizes, in a separate process."""
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -154,8 +155,9 @@ def ask(request: MeasurementRequest, model: str, seconds: float) -> list[dict[st
     timer = _killing(process, max(seconds, LONGEST_WAIT))
     lines: list[dict[str, Any]] = []
     try:
-        process.stdin.write(json.dumps(asdict(request)))
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed below
+            process.stdin.write(json.dumps(asdict(request)))
+            process.stdin.close()
         for answer in filter(None, map(read_answer, process.stdout)):
             lines.append(answer)
             if len(lines) == 2:  # what all sizes share, and the first of them
