@@ -20,6 +20,7 @@ from bigstep.data.store import Store
 from bigstep.project.attempts import attempt_key
 from bigstep.project.parameters import check_params, learning_values
 from bigstep.runs.low_memory_marker import mark_path
+from bigstep.runtime.device import usable_cores
 from bigstep.stages import train as stage
 from browser import look
 from conftest import copy_project, random_images, read_rows
@@ -379,7 +380,7 @@ def test_a_plan_is_measured_once_and_adopted_and_small_trainings_do_not_need_it(
     # grey images lie in both layouts at once: oneDNN reorders the largest weight (295 kB), on some processors into two copies,
     # which fake tensors do not show
     measured, predicted = (run.data.metrics[key] for key in ("peak_tensor_bytes", "predicted_peak_bytes"))
-    assert measured == pytest.approx(predicted, abs=2.1 * 128 * 64 * 9 * 4)
+    assert -1.1 <= (measured - predicted) / (128 * 64 * 9 * 4) <= 2.1, "copies of that weight"
     again = _run(trained, "python", "pipelines/plan.py", "--apply")
     assert f"hardware.memory_format is {chosen['memory_format']}" in again
     assert "measuring" not in again
@@ -389,6 +390,19 @@ def test_a_plan_is_measured_once_and_adopted_and_small_trainings_do_not_need_it(
     assert "# m, maximum samples per forward/backward pass" in text
     assert "Running" not in _run(trained, "dvc", "repro")
     (trained / "params.yaml").write_bytes(before)
+
+
+def test_where_a_training_uses_all_cores_its_stage_exports_the_model(trained: Path) -> None:
+    runs = _runs(trained)
+    cores = usable_cores()
+    _repro(
+        trained, "--stage", "train", "--set", f"hardware.threads={cores}", "--set", "train.epochs=1", "--set", "train.seed=8"
+    )
+    (run,) = _runs(trained)[len(runs) :]
+    journal = trained / ".bigstep/spools" / run.data.tags["bigstep.attempt"] / "journal.jsonl"
+    entries = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    assert [entry["program"]["sample_shape"] for entry in entries if entry["entry"] == "model"] == [[-1, -1, 1]]
+    assert "bigstep.model_uri" in run.data.tags
 
 
 def _look_at_plots(folder: Path, scratch: Path, *revisions: str) -> None:
