@@ -13,8 +13,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BANDWIDTH_SHARE = 0.92  # of a link that NCCL's ring reaches, by its own tuning table
 HOP_SECONDS = 50e-6  # of TCP
@@ -91,43 +93,73 @@ def table() -> list[str]:
     return lines
 
 
-ROUNDS, WIDTH, MICRO, PIXELS = 13, 32, 32, 28
+ROUNDS, WIDTH, MICRO, PIXELS = 21, 32, 32, 28
 MEASURED = (1, 2, 4, 8, 16)
 
 
-def _step(micro_batches: int, group: object = None) -> tuple[object, object]:
+def _network() -> Any:
     import torch
 
-    from bigstep import Accumulator, losses
     from bigstep.config.model import ModelConfig
     from bigstep.models.building import InputShape, build_network
 
     torch.manual_seed(0)
-    model = build_network(ModelConfig(width=WIDTH), InputShape(1, PIXELS, 10)).train()
-    inputs = torch.rand(micro_batches * MICRO, 1, PIXELS, PIXELS)
-    targets = torch.randint(0, 10, (len(inputs),))
+    return build_network(ModelConfig(width=WIDTH), InputShape(1, PIXELS, 10)).train()
+
+
+def _step(micro_batches: int, group: object = None) -> Callable[[], None]:
+    """Return a function that takes a step, shared ones with the weight of the whole effective batch, as a training does."""
+    import torch
+
+    from bigstep import Accumulator, losses
+
+    model, size = _network(), micro_batches * MICRO
+    inputs = torch.rand(size, 1, PIXELS, PIXELS) if size else None
+    targets = torch.randint(0, 10, (size,)) if size else None
     loss = losses.CrossEntropy()
     accumulator = Accumulator(model, loss, micro_batch_size=MICRO, seed=0, self_check=False, group=group)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    known: dict[str, Any] = {} if group is None else {"weight": 2.0 * size, "sizes": (size, size)}
 
     def run() -> None:
-        accumulator.backward(inputs, targets, step=0)
+        accumulator.backward(inputs, targets, step=0, **known)
         optimizer.step()
         optimizer.zero_grad()
 
-    return run, model
+    return run
 
 
-def _seconds(run: object) -> float:
+def _exchange(group: object) -> Callable[[], None]:
+    """Return a function that does what only a shared step does: its sums, and copying the gradients there and back."""
+    import torch
+
+    from bigstep.step.gradient_sum import GradientSum
+
+    sums, parameters = _step(0, group), list(_network().parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = GradientSum(parameters)
+
+    def run() -> None:
+        flat = gradients.vector()
+        gradients.fill(flat)
+        sums()
+        gradients.replace(flat, gradients.present())
+
+    return run
+
+
+def _seconds(run: Callable[[], None]) -> float:
     started = time.perf_counter()
-    run()  # type: ignore[operator]
+    run()
     return time.perf_counter() - started
 
 
 def _process(rank: int, folder: str) -> None:
-    """Measure, in turns: steps of this process alone while the other waits, the sums of a step, and shared steps.
+    """Measure, in turns: shared steps, steps of each process by itself, their sums, and steps of one while the other waits.
 
-    What both do at the same time counts as long as the slower one takes: the other waits for it in the next sum.
+    What both do at the same time counts as long as the slower one takes: the other waits for it in the next sum. The sums are
+    measured right after both have computed, as in a step: by then caches and threads are those of the passes.
     """
     import torch
     import torch.distributed as dist
@@ -136,36 +168,29 @@ def _process(rank: int, folder: str) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    shared = {count: _step(count, dist.group.WORLD)[0] for count in MEASURED}
-    alone = {count: _step(2 * count)[0] for count in MEASURED}
-    both = {count: _step(count)[0] for count in MEASURED}  # each by itself, beside the other: what memory both share costs
-    parameters = list(_step(1)[1].parameters())  # type: ignore[attr-defined]
-    gradients, numbers = torch.zeros(sum(map(torch.numel, parameters))), torch.zeros(len(parameters) + 12, dtype=torch.float64)
-    processes, host = Processes(dist.group.WORLD), torch.device("cpu")
+    shared = {count: _step(count, dist.group.WORLD) for count in MEASURED}
+    alone = {count: _step(2 * count) for count in MEASURED}
+    both = {count: _step(count) for count in MEASURED}  # each by itself, beside the other: what memory both share costs
+    exchange, processes = _exchange(dist.group.WORLD), Processes(dist.group.WORLD)
     found: dict[str, list[float]] = {}
 
-    def sums() -> None:
-        processes.announce(1, 1.0, host)
-        processes.add_up(numbers)
-        processes.add_up(gradients)
-
-    def note(name: str, run: object) -> None:
+    def note(name: str, run: Callable[[], None]) -> None:
         dist.barrier()
         own = torch.zeros(2, dtype=torch.float64)
         own[rank] = _seconds(run)
         found.setdefault(name, []).append(float(processes.add_up(own).max()))
 
     for _ in range(ROUNDS):
-        note("exchange", sums)
         for count in MEASURED:
             note(f"shared {count}", shared[count])
             note(f"both {count}", both[count])
+            note("exchange", exchange)
             dist.barrier()
             if rank == 0:
                 found.setdefault(f"alone {count}", []).append(_seconds(alone[count]))
             dist.barrier()
     if rank == 0:
-        medians = {name: statistics.median(times[1:]) for name, times in found.items()}
+        medians = {name: statistics.median(times[len(times) // ROUNDS :]) for name, times in found.items()}
         (Path(folder) / "found.json").write_text(json.dumps(medians), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -42,7 +42,7 @@ class HardwareConfig(Section):
     checkpoint_interval: Annotated[str, Field(pattern=DURATION)] = Field(
         "60s",
         description="maximum time between two checkpoints; the first is written after 5 s, and one at the end of "
-        "each epoch; none = at the end of each epoch only",
+        "each epoch if that costs at most 1 % of the time; none = at the end of such epochs only",
         json_schema_extra={"rule": "none or a duration such as 60s, 10min or 1h"},
     )
     max_time: Annotated[str, Field(pattern=DURATION)] = Field(
@@ -58,7 +58,8 @@ class HardwareConfig(Section):
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="CPU threads of torch, of all processes together; null = 1 in a training of seconds, else torch's default",
+        description="CPU threads of torch, of all processes together; null = 1 in a training of seconds on the CPU "
+        "(not in a search, nor where OMP_NUM_THREADS is set), else torch's default",
     )
     memory_format: Literal["auto", "contiguous", "channels_last"] = Field(
         "auto",

@@ -39,8 +39,8 @@ def _began_otherwise(known: str, data: str) -> str:
     if known.partition("-")[0] != data:
         return "an unfinished training was started with other data; this one starts from the first step"
     return (
-        "an unfinished training was started with other code in custom/model or in bigstep's step, tasks, data, models or "
-        "training; this one starts from the first step (--ignore-code-change resumes anyway, if you know that the change does "
+        "an unfinished training was started with other code in custom/model or in bigstep's randomness, step, tasks, data, "
+        "models or training; this one starts from the first step (--ignore-code-change resumes anyway, if you know that the change does "
         "not matter)"
     )
 
