@@ -46,8 +46,7 @@ def test_a_folder_named_train_beside_other_classes_is_a_class(tmp_path: Path) ->
 def test_links_to_folders_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
     root = _make(tmp_path / "root", "a/1.png", "b/2.png")
     (root / "a" / "up").symlink_to("..")
-    (_make(tmp_path, "far/3.png") / "far").rename(tmp_path / "far2")
-    (root / "b" / "far").symlink_to(tmp_path / "far2")
+    (root / "b" / "far").symlink_to(_make(root, ".far/3.png") / ".far")
     entries = {entry.name: entry.refusal for entry in list_folder(root).entries}
     assert entries["b/far/3.png"] is None
     assert "a loop of links" in entries.values()
@@ -88,13 +87,13 @@ def test_folders_joined_by_links_are_listed_once(tmp_path: Path) -> None:
     assert {entry.refusal for entry in entries} == {None, "a link to a folder that is listed elsewhere"}
 
 
-def test_pairs_of_links_outside_the_root_are_followed_once(tmp_path: Path) -> None:
-    root = _make(tmp_path / "root", "a/x.png", "b/y.png")
+def test_pairs_of_links_to_hidden_folders_are_followed_once(tmp_path: Path) -> None:
+    root = _make(tmp_path, "a/x.png", "b/y.png")
     for level in range(30):
-        _make(tmp_path, f"far/{level}/z.png")
+        _make(root, f".far/{level}/z.png")
         for side in ("left", "right"):
-            (tmp_path / "far" / str(level) / side).symlink_to(f"../{level + 1}")
-    (root / "b" / "far").symlink_to(tmp_path / "far" / "0")
+            (root / ".far" / str(level) / side).symlink_to(f"../{level + 1}")
+    (root / "b" / "far").symlink_to(root / ".far" / "0")
     entries = list_folder(root).entries
     assert len([entry for entry in entries if entry.name.endswith("z.png")]) == 30
 
@@ -124,17 +123,17 @@ def test_folders_nested_thousands_deep_are_refused_by_name(tmp_path: Path) -> No
 
 
 def _linked(tmp_path: Path) -> Path:
-    """Class folders with 7 entries of their own, and 60 behind a link."""
+    """Class folders with 7 entries of their own, and 60 behind a link to a hidden folder."""
     root = _make(tmp_path / "root", "a/x.png", "b/deep/y.png", "b/.hidden")
-    _make(tmp_path, *(f"far/{part}/{number}.png" for part in range(4) for number in range(14)))
-    (root / "a" / "all").symlink_to(tmp_path / "far")
+    _make(root / "b" / ".hidden.d", *(f"{part}/{number}.png" for part in range(4) for number in range(14)))
+    (root / "a" / "all").symlink_to(root / "b" / ".hidden.d")
     return root
 
 
 def test_a_link_to_more_entries_than_the_limit_is_named_in_one_line(tmp_path: Path) -> None:
     root = _linked(tmp_path)
-    assert len(list_folder(root, max_entries=67).entries) == 58
-    for limit in (66, 40):
+    assert len(list_folder(root, max_entries=68).entries) == 58
+    for limit in (67, 40):
         with pytest.raises(
             DataError, match=f"at most {limit} files and folders.*below the link '{root / 'a' / 'all'}'"
         ) as caught:
@@ -151,11 +150,21 @@ def test_what_the_root_itself_holds_counts_too(names: tuple[str, ...], tmp_path:
         list_folder(root, max_entries=count - 1)
 
 
-def test_nothing_is_walked_beyond_the_limit(tmp_path: Path) -> None:
-    root = _make(tmp_path / "root", "a/x.png", "b/y.png")
-    (root / "a" / "all").symlink_to("/proc")  # grows while it is read
-    with pytest.raises(DataError, match="at most 500 files and folders"):
-        list_folder(root, max_entries=500)
+@pytest.mark.parametrize("link", ["a/far", "c", "train", "a/proc"])
+def test_a_link_to_a_folder_outside_is_refused_because_dvc_does_not_look_behind_it(link: str, tmp_path: Path) -> None:
+    names = ("a/x.png", "b/y.png") if link != "train" else ("test/a/x.png", "test/b/y.png")
+    root = _make(tmp_path / "root", *names)
+    (root / link).symlink_to("/proc" if link == "a/proc" else _make(tmp_path, "far/a/1.png", "far/b/1.png") / "far")
+    with pytest.raises(DataError, match=f"expected folders that DVC follows, got the link '{root / link}.*; copy it there"):
+        list_folder(root)
+
+
+def test_the_root_itself_and_files_may_be_links(tmp_path: Path) -> None:
+    _make(tmp_path / "far", "a/x.png", "b/y.png")
+    (tmp_path / "far" / "a" / "z.png").symlink_to(_make(tmp_path, "z.png") / "z.png")
+    (tmp_path / "root").symlink_to(tmp_path / "far")
+    entries = {entry.name: entry.refusal for entry in list_folder(tmp_path / "root").entries}
+    assert entries == {"a/x.png": None, "a/z.png": None, "b/y.png": None}
 
 
 def test_files_are_kept_in_a_few_bytes_each() -> None:

@@ -22,7 +22,7 @@ def _values(tracker: RecordingTracker, key: str) -> list[float]:
 
 
 def _step(number: int, loss: float = 1.0) -> StepRecord:
-    return StepRecord(number, 0, 1000, torch.tensor(loss), 1.0, 0.1, None, applied=True, micro_batch_size=8)
+    return StepRecord(number, 0, 1000, torch.tensor(loss), 1000.0, 1.0, 0.1, None, applied=True, micro_batch_size=8)
 
 
 def test_a_resumed_training_counts_the_images_and_seconds_before_it() -> None:

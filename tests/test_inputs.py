@@ -49,6 +49,18 @@ def test_a_change_of_what_the_stage_depends_on_is_refused(folder: Path, name: st
         inputs.check()
 
 
+def test_a_change_behind_a_link_is_seen(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    target = tmp_path_factory.mktemp("elsewhere") / "image"
+    target.write_bytes(b"abc")
+    (folder / "raw" / "link").symlink_to(target)
+    (folder / "raw" / "broken").symlink_to("nowhere")
+    inputs = read_inputs(folder, "train")
+    inputs.check()
+    target.write_bytes(b"abcd")
+    with pytest.raises(ProjectError, match="raw changed"):
+        inputs.check()
+
+
 def test_what_the_stage_does_not_read_may_change(folder: Path) -> None:
     inputs = read_inputs(folder, "train")
     _edit(folder / "params.yaml", "bins: 3", "bins: 4")

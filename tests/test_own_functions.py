@@ -168,6 +168,12 @@ def flat(image):
 
 def broken(image):
     return image.no_such_thing
+
+
+def pixels(image):
+    image = image.float()
+    image[..., 0] = 1.0
+    return image
 """
 
 
@@ -343,6 +349,7 @@ def test_a_training_is_measured_with_its_own_loss() -> None:
     [
         ("custom/model/transforms.py:flat", "expected images of shape (1, 8, 8), got (64,)"),
         ("custom/model/transforms.py:broken", "custom/model/transforms.py:36: AttributeError"),
+        ("custom/model/transforms.py:pixels", "expected floating-point images of fractions from 0 to 1, got 1 to 200; divide"),
         ("custom/model/transforms.py:Alone", "expected transforms that return the same image for the same seed"),
         ({"custom/model/transforms.py:noisy": {"size": 3}}, "got an unexpected keyword argument 'size'"),
     ],

@@ -58,3 +58,15 @@ def test_classes_that_cannot_be_split_are_one_line(
 ) -> None:
     with pytest.raises(DataError, match=message):
         _split(labels, given, classes)
+
+
+def test_samples_that_are_given_to_training_stay_there() -> None:
+    given = [0] * 60 + [-1] * 40
+    parts = _split([0, 1] * 50, given)
+    assert (parts[:60] == Split.TRAIN).all()
+    assert np.bincount(parts[60:], minlength=3).tolist() == [28, 4, 8]
+
+
+def test_a_class_with_too_few_free_samples_gives_of_those_for_training() -> None:
+    parts = _split([0] * 20 + [1] * 20, [0] * 20 + [-1] * 20)
+    assert [np.bincount(parts[half], minlength=3).min() >= 1 for half in (slice(20), slice(20, 40))] == [True, True]

@@ -135,10 +135,11 @@ def test_a_group_is_in_one_part_and_classes_are_in_every_part(root: Path, table:
 def test_samples_of_a_data_set_of_the_projects_own_have_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").touch()
     (tmp_path / "custom" / "data").mkdir(parents=True)
-    text = "import numpy as np\nclass Made:\n    targets = ['x']\n    def __iter__(self):\n        for n in range(40):\n"
+    text = "import numpy as np\nimport pandas as pd\nNOTHING = (float('nan'), np.float32('nan'), pd.NA, pd.NaT)\n"
+    text += "class Made:\n    targets = ['x']\n    def __iter__(self):\n        for n in range(40):\n"
     text += "            yield np.full(3, n, np.float32), float(n), None, n // 5\n"
     text += "        for n in range(40, 60):\n"
-    text += "            yield np.full(3, n, np.float32), float(n), None, float('nan')\n"
+    text += "            yield np.full(3, n, np.float32), float(n), None, NOTHING[n % 4]\n"
     (tmp_path / "custom" / "data" / "made.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     section = DataConfig(source="custom/data/made.py:Made")
@@ -165,6 +166,14 @@ def test_shares_of_groups_are_near_those_asked_for(seed: int) -> None:
         groups, nothing, np.zeros(len(groups), np.int64), validation_fraction=0.15, test_fraction=0.2, seed=seed
     )
     assert (parts == again).all()
+
+
+def test_groups_that_are_given_to_training_stay_there() -> None:
+    groups = [f"{number // 5}" for number in range(200)]
+    given = np.array([0] * 100 + [-1] * 100, np.int8)
+    parts = split_groups(groups, given, np.zeros(200, np.int64), validation_fraction=0.15, test_fraction=0.2, seed=0)
+    assert (parts[:100] == Split.TRAIN).all()
+    assert np.bincount(parts[100:], minlength=3).tolist() == [70, 10, 20]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -293,6 +293,15 @@ def test_scores_of_numbers_are_those_of_scikit_learn() -> None:
     assert tally.result() == pytest.approx((scores.loss, scores.mae))
 
 
+@pytest.mark.parametrize(("errors", "expected"), [((0.01, 0.0, 0.0), 0.0), ((0.0, 0.0, 0.0), 1.0)])
+def test_a_number_that_is_always_the_same_in_the_test_part_has_no_share_explained(
+    errors: tuple[float, ...], expected: float
+) -> None:
+    actual = np.full((3, 1), 0.1)  # whose mean is not 0.1
+    predicted = actual + np.array(errors)[:, None]
+    assert score_numbers(NumberAnswers(predicted, actual), ("a",), (1.0,)).r2 == expected
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # MLflow's own
 @pytest.mark.parametrize("task", TASKS)

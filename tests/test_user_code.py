@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -375,6 +377,22 @@ def test_pixels_of_every_kind_of_image() -> None:
     assert np.array_equal(image_pixels(grey.astype(np.int64), 3), colour)
     assert np.array_equal(image_pixels(grey > 20)[:, :, 0], (grey > 20) * 255)
     assert image_pixels(colour, 1).shape == (6, 8, 1)
+    assert np.array_equal(image_pixels(Image.fromarray(grey.astype(np.int32)))[:, :, 0], grey)
+    assert np.array_equal(image_pixels(Image.fromarray((grey / 255).astype(np.float32)))[:, :, 0], grey)
+    assert np.array_equal(image_pixels(Image.fromarray(grey.astype(np.uint16) << 8))[:, :, 0], grey)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((4, 4), 240, np.uint16), "got at most 240; return mode L"),
+        (np.full((4, 4), 4000, np.int32), "expected int32 from 0 to 255, got 4000 to 4000"),
+        (np.full((4, 4), 200, np.float32), "expected float32 from 0 to 1, got 200.0 to 200.0"),
+    ],
+)
+def test_images_that_would_come_out_black_or_white_are_refused(array: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        image_pixels(Image.fromarray(array))
 
 
 def test_options_are_overridden_and_searched_by_their_own_names() -> None:

@@ -37,7 +37,7 @@ class TrainConfig(Section):
     warmup_fraction: float = Field(
         0.05, ge=0, lt=1, description="fraction of the optimizer steps used for linear warm-up; must be 0 with plateau"
     )
-    lr_decay_epochs: int = Field(10, ge=1, description="schedule step: epochs between reductions")
+    lr_decay_epochs: int = Field(10, ge=1, description="schedule step: epochs between reductions, from the start of training")
     lr_decay_factor: float = Field(0.1, gt=0, lt=1, description="schedules step and plateau: factor of each reduction")
     plateau_patience: int = Field(3, ge=0, description="schedule plateau: validations without improvement before a reduction")
     loss: Named | None = Field(

@@ -106,14 +106,20 @@ def image_pixels(image: Any, channels: int | None = None) -> NDArray[np.uint8]:
 
     Args:
         image: a PIL image, an array ``(height, width)`` or ``(height, width, 1 or 3)``, or a tensor ``(height, width)`` or
-            ``(1 or 3, height, width)``; integers from 0 to 255, or fractions from 0 to 1.
+            ``(1 or 3, height, width)``; integers from 0 to 255, or fractions from 0 to 1. A PIL image of mode I or F is
+            taken as its array, of mode I;16 the upper eight bits are kept.
         channels: 1 or 3; None: those of the image.
 
     Raises:
         ValueError: it is another object, or a number is out of range; the text says which.
     """
-    if isinstance(image, Image.Image):
-        return _to_array(image, channels or (1 if image.mode in ("1", "L", "I", "I;16") else 3)).copy()
+    if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
+        if image.mode.startswith("I") and 0 < (most := int(np.asarray(image).max())) < 256:
+            raise ValueError(
+                f"an image: expected 16 bits a pixel, of which the upper eight are kept, got at most {most}; "
+                "return mode L for integers from 0 to 255"
+            )
+        return _to_array(image, channels or (1 if image.mode in ("1", "L", "I;16") else 3)).copy()
     if hasattr(image, "detach"):  # a tensor; importing torch to ask takes seconds
         array = np.asarray(image.detach().cpu())
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array

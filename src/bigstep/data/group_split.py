@@ -26,8 +26,8 @@ def split_groups(
         groups: of each sample; a sample of none, with an empty name, is a group by itself.
         given: part that the source itself fixes, -1 where it fixes none, shape ``(n,)``; a group follows those of its samples.
         strata: such as class indices, shape ``(n,)``.
-        validation_fraction: share of the training samples, test samples not counted.
-        test_fraction: share of all samples.
+        validation_fraction: share of the samples that are drawn from, test samples not counted.
+        test_fraction: share of the samples that are drawn from.
         seed: of the draw.
 
     Raises:
@@ -40,7 +40,9 @@ def split_groups(
     draws = [(split, part) for split, part in draws if not (fixed == split).any()]
     parts = np.where(fixed == UNASSIGNED, Split.TRAIN, fixed).astype(np.uint8)
     for number, stratum in enumerate(_strata(which, strata, len(names))):
-        mine = stratum[parts[stratum] == Split.TRAIN]
+        mine = stratum[fixed[stratum] == UNASSIGNED]
+        if len(mine) < 1 + len(draws):  # as where there are a training and a test set
+            mine = stratum[parts[stratum] == Split.TRAIN]
         if len(mine) < 1 + len(draws):
             raise DataError(
                 f"groups: expected at least {1 + len(draws)} of them to split (for each class, if none has several classes), "

@@ -93,12 +93,12 @@ def list_folder(root: Path, max_entries: int = MAX_ENTRIES) -> Listing:
     the root: a link to a folder that is listed elsewhere is refused, as is a folder more than 64 deep.
 
     Raises:
-        DataError: there is no such folder or no class folder, two class names are alike, or there are more than ``max_entries``
-            files and folders.
+        DataError: there is no such folder or no class folder, two class names are alike, a link leads to a folder outside of
+            the root, or there are more than ``max_entries`` files and folders.
     """
     if not root.is_dir():
         raise DataError(f"data.root: {root} is not a directory; set it to a directory with one sub-directory per class")
-    count = EntryCount(max_entries)
+    root, count = root.resolve(), EntryCount(max_entries)  # it may be a link itself, to which DVC follows
     folders, ignored = _children(root, EntryCount(max_entries))
     splits = {name: FOLDER_SPLITS.get(name.lower()) for name in folders}
     if Split.TRAIN in splits.values() and None not in splits.values():
@@ -155,9 +155,21 @@ class _Seen:
     """Folders by identity: each is listed once, and by its own name rather than a link's."""
 
     def __init__(self, root: Path, count: EntryCount) -> None:
-        self.root = _identity(root)
+        self.home, self.root = root, _identity(root)
         self.real = frozenset(_real_folders(root, count))
         self.listed: set[Identity] = set()
+
+    def check_inside(self, folder: Path) -> None:
+        """Check that a folder lies in the root: DVC hashes what does, so a change elsewhere would go unnoticed.
+
+        Raises:
+            DataError: a link leads out of it.
+        """
+        if not folder.resolve().is_relative_to(self.home):
+            raise DataError(
+                f"data.root: expected folders that DVC follows, got the link {str(folder)!r} to one outside of data.root; "
+                "copy it there (cp -al takes no space), or write another data.root"
+            )
 
     def refusal(self, identity: Identity, above: tuple[Identity, ...], *, linked: bool) -> str | None:
         """Return why a folder is not listed at this place, or None if it is."""
@@ -205,6 +217,8 @@ def _files(top: Path, root: Path, seen: _Seen, count: EntryCount) -> Iterator[tu
         if not os.path.isdir(path):  # noqa: PTH112 # Path.is_dir raises for a name that is too long
             yield path, None
             continue
+        if linked:
+            seen.check_inside(path)
         identity = _identity(path)
         names: list[tuple[str, bool]] = []
         refusal = seen.refusal(identity, above, linked=linked)

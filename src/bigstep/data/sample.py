@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from bigstep.data.decoding import Decoded, Layout, Refusal
 from bigstep.data.manifest import SourceFile
 from bigstep.tasks.targets import Targets
@@ -13,8 +15,10 @@ __all__ = ["Sample", "Source", "is_missing"]
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell has no value: None, or NaN as pandas writes it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """Return whether a cell has no value: None, or as pandas writes that: NaN of Python or NumPy, NA, NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which need not be installed
+        return True
+    return isinstance(value, float | np.floating) and math.isnan(value)
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ def split_samples(
 
     Args:
         labels: class index of each sample, shape ``(n,)``.
-        given: part that the source itself fixes, -1 where it fixes none, shape ``(n,)``. Parts that occur here are not
-            drawn from the other samples.
+        given: part that the source itself fixes, -1 where it fixes none, shape ``(n,)``. Validation or test samples that occur
+            here are not drawn from the others. Those given to training stay there, unless a class has too few without a part.
         classes: names, for the messages.
-        validation_fraction: share of the training samples, test samples not counted.
-        test_fraction: share of all images.
+        validation_fraction: share of the samples that are drawn from, test samples not counted.
+        test_fraction: share of the samples that are drawn from.
         seed: of the draw.
 
     Raises:
@@ -72,8 +72,10 @@ def _draw(
     draw_test, draw_validation = not (given == Split.TEST).any(), not (given == Split.VALIDATION).any()
     parts = np.where(given == UNASSIGNED, Split.TRAIN, given).astype(np.uint8)
     for label, what in enumerate(whats):
-        mine = np.flatnonzero((strata == label) & (parts == Split.TRAIN))
         needed = 1 + draw_test + draw_validation
+        mine = np.flatnonzero((strata == label) & (given == UNASSIGNED))
+        if len(mine) < needed:  # as where there are a training and a test set
+            mine = np.flatnonzero((strata == label) & (parts == Split.TRAIN))
         if len(mine) < needed:
             raise DataError(
                 f"{what}: expected at least {needed} training samples to split, got {len(mine)}; "

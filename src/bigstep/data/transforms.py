@@ -19,6 +19,7 @@ from bigstep.user_places import user_code_line
 
 __all__ = ["build_transforms", "check_transforms", "transform_batch", "transform_sample"]
 
+FAR = 8.0  # from 0, which noise on fractions does not reach, nor normalised pixels
 ALLOCATOR = "DefaultCPUAllocator"  # names itself where memory ran out
 
 
@@ -43,10 +44,24 @@ def check_transforms(items: Sequence[str | dict[str, dict[str, Any]]], images: S
         dtypes |= {image.dtype for image in found}
         if p is None:
             _check_keyed(transforms, images, found, seed)
+        _check_range(found)
     if len(dtypes) > 1:
         raise ConfigError(
             "train.augmentation: expected either always uint8 or always floating-point images, got both, by chance; "
             "end with {ToDtype: {dtype: uint8, scale: true}}"
+        )
+
+
+def _check_range(found: Sequence[Tensor]) -> None:
+    """Check results, 255 times the fractions that a transform returned: noise leaves 0 to 1, whole pixels are far from it."""
+    floating = [image for image in found if image.is_floating_point()]
+    if not floating:
+        return
+    least, most = (float(value) / 255 for value in torch.stack(floating).aminmax())
+    if not (least >= -FAR and most <= FAR):  # or NaN
+        raise ConfigError(
+            f"train.augmentation: expected floating-point images of fractions from 0 to 1, got {least:g} to {most:g}; "
+            "divide by 255, or return uint8"
         )
 
 

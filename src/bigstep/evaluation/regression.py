@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigstep.evaluation.predictions import check_finite
+from bigstep.tasks.target_kinds import ROUNDING
 
 __all__ = ["NumberAnswers", "NumberScores", "OneNumberScores", "score_numbers"]
 
@@ -73,8 +74,10 @@ def score_numbers(answers: NumberAnswers, names: tuple[str, ...], std: tuple[flo
     each = []
     for column, name in enumerate(names):
         squares = math.fsum(errors[:, column] ** 2)
-        spread = math.fsum((actual[:, column] - math.fsum(actual[:, column]) / count) ** 2)
-        r2 = 1 - squares / spread if spread > 0 else float(squares == 0)
+        mean = math.fsum(actual[:, column]) / count
+        spread = math.fsum((actual[:, column] - mean) ** 2)
+        is_constant = math.sqrt(spread / count) <= ROUNDING * abs(mean)  # the mean of equal numbers may differ from them
+        r2 = float(squares == 0) if is_constant else 1 - squares / spread
         each.append(OneNumberScores(name, math.fsum(np.abs(errors[:, column])) / count, math.sqrt(squares / count), r2, count))
     return NumberScores(
         mae=math.fsum(item.mae for item in each) / len(each),

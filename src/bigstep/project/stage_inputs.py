@@ -153,7 +153,7 @@ def _signature(path: Path) -> str:
                 return hashlib.file_digest(file, _md5).hexdigest()
         digest = _md5()
         for item in sorted(path.rglob("*")):
-            status = item.lstat()
+            status = item.stat() if item.exists() else item.lstat()  # of what a link leads to, as DVC hashes it
             if not item.is_dir() and BYTECODE not in item.parts:
                 digest.update(f"{item.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="replace"))
         return digest.hexdigest()

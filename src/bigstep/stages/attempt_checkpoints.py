@@ -40,8 +40,8 @@ def _began_otherwise(known: str, data: str) -> str:
         return "an unfinished training was started with other data; this one starts from the first step"
     return (
         "an unfinished training was started with other code in custom/model or in bigstep's randomness, step, tasks, data, "
-        "models or training; this one starts from the first step (--ignore-code-change resumes anyway, if you know that the change does "
-        "not matter)"
+        "models or training; this one starts from the first step (--ignore-code-change resumes anyway, if you know that the "
+        "change does not matter)"
     )
 
 

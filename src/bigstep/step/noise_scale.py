@@ -135,7 +135,10 @@ def advise(summary: NoiseSummary | None, effective_batch_size: int, accumulation
     if accumulation_steps == 1:
         return "The noise scale needs at least two micro-batches a step, and there was one: nothing was accumulated."
     if summary is None or summary.relative_error > VAGUE:
-        return "The noise scale could not be estimated from these steps; train longer, or measure every micro-batch."
+        return (
+            "The noise scale could not be estimated from these steps; measure every micro-batch, train longer, or with a "
+            "larger effective batch."
+        )
     scale, ratio = summary.noise_scale, effective_batch_size / summary.noise_scale
     found = (
         f"The effective batch of {effective_batch_size} is {ratio:.2g} times the gradient noise scale of about {scale:,.0f} "

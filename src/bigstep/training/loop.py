@@ -28,7 +28,7 @@ from bigstep.training.state import Best, TrainingState
 from bigstep.training.transaction import apply_update, compute_gradient, rehearse
 from bigstep.training.validation import validate_state
 
-__all__ = ["EpochBatches", "set_training_mode", "take_step", "train_epochs"]
+__all__ = ["EpochBatches", "mean_loss", "set_training_mode", "take_step", "train_epochs"]
 
 MEASURED = 3  # micro-batches: from the second on gradients are alive, which is where the peak is
 
@@ -59,7 +59,7 @@ def train_epochs(
         start = len(state.epoch_losses)
         for number, (images, labels, *whole) in enumerate(batches.epoch(state.epoch, start), start):
             record = take_step(state, train, images, labels, *whole, measure_memory=number == 0)
-            state.epoch_losses.append((record.loss, record.num_samples))
+            state.epoch_losses.append((record.loss, record.weight))
             yield record
             if state.num_bad_in_a_row >= train.max_nonfinite_steps:
                 raise DivergedError(_diverged(state, train))
@@ -105,6 +105,7 @@ def take_step(
         epoch=state.epoch,
         num_samples=len(labels) if state.processes is None else result.num_samples,
         loss=result.loss,
+        weight=result.weight,
         gradient_norm=norm,
         learning_rate=learning_rate,
         noise_scale=state.noise.value,
@@ -210,13 +211,11 @@ def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> Epo
     state.epochs_without_gain = 0 if is_best else state.epochs_without_gain + 1
     if isinstance(state.schedule, ReduceLROnPlateau):
         state.schedule.step(value)
-    losses = state.epoch_losses
-    count = sum(samples for _, samples in losses)
     record = EpochRecord(
         epoch=state.epoch,
         num_updates=state.num_updates,
         num_dropped=state.num_dropped,
-        train_loss=float(sum(float(loss) * samples for loss, samples in losses) / count),
+        train_loss=mean_loss([(float(loss), weight) for loss, weight in state.epoch_losses]),
         validation=validation,
         is_best=is_best,
         peak_bytes=state.peak_bytes,
@@ -224,6 +223,13 @@ def _finish_epoch(state: TrainingState, train: TrainConfig, store: Store) -> Epo
     state.epoch += 1
     state.epoch_losses = []
     return record
+
+
+def mean_loss(losses: list[tuple[float, float]]) -> float:
+    """Return the mean of losses by their weights, over the steps in which the loss was a number; NaN if it never was."""
+    found = [(loss, weight) for loss, weight in losses if math.isfinite(loss)]
+    total = sum(weight for _, weight in found)
+    return sum(loss * weight for loss, weight in found) / total if total else math.nan
 
 
 def _out_of_patience(state: TrainingState, train: TrainConfig) -> bool:

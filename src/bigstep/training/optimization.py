@@ -9,11 +9,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
+    LambdaLR,
     LinearLR,
     LRScheduler,
     ReduceLROnPlateau,
     SequentialLR,
-    StepLR,
 )
 
 from bigstep.config.train import TrainConfig
@@ -63,21 +63,29 @@ def _prepared(optimizer: Optimizer) -> Optimizer:
 def build_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> LRScheduler | ReduceLROnPlateau:
     """Make the schedule; all but plateau are stepped once per applied update, plateau once per validation."""
     if train.schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=train.lr_decay_factor, patience=train.plateau_patience)
+        return ReduceLROnPlateau(
+            optimizer,
+            factor=train.lr_decay_factor,
+            patience=train.plateau_patience,
+            threshold=0.0,  # as early stopping compares; by torch's relative one an equal score, which is negative, is a gain
+            threshold_mode="abs",
+        )
     total = train.epochs * updates_per_epoch
     warmup = math.ceil(train.warmup_fraction * total)
-    main = _main_schedule(train, optimizer, updates_per_epoch, max(1, total - warmup))
+    main = _main_schedule(train, optimizer, updates_per_epoch, total, warmup)
     if warmup == 0:
         return main
     ramp = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
     return SequentialLR(optimizer, [ramp, main], milestones=[warmup])
 
 
-def _main_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: int, num_updates: int) -> LRScheduler:
+def _main_schedule(train: TrainConfig, optimizer: Optimizer, updates_per_epoch: int, total: int, warmup: int) -> LRScheduler:
+    num_updates = max(1, total - warmup)
     if train.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=num_updates)
     if train.schedule == "linear":
         return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=num_updates)
     if train.schedule == "step":
-        return StepLR(optimizer, step_size=train.lr_decay_epochs * updates_per_epoch, gamma=train.lr_decay_factor)
+        period = train.lr_decay_epochs * updates_per_epoch  # from the start of training, not from the end of the warm-up
+        return LambdaLR(optimizer, lambda update: train.lr_decay_factor ** ((update + warmup) // period))
     return ConstantLR(optimizer, factor=1.0)

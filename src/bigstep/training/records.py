@@ -18,6 +18,8 @@ class StepRecord:
     num_samples: int
     loss: Tensor
     """Weighted mean over the effective batch, on the model's device."""
+    weight: float
+    """Of the effective batch: what its sum of losses was divided by."""
     gradient_norm: float
     """Of the whole effective batch, before clipping."""
     learning_rate: float
@@ -49,7 +51,7 @@ class EpochRecord:
     num_dropped: int
     """Steps dropped so far."""
     train_loss: float
-    """Weighted mean over the epoch's samples, as trained (smoothing, class weights)."""
+    """Weighted mean over the epoch's samples, as trained (smoothing, class weights), but for steps whose loss is no number."""
     validation: Validation
     is_best: bool
     """Whether this epoch's weights are the best so far."""

@@ -4,7 +4,7 @@ Sample order, augmentation and dropout are functions of (seed, epoch, step, samp
 kept, which unkeyed dropout draws from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from bigstep.training.state import Best, TrainingState
 
-__all__ = ["KeptSlicing", "Snapshot", "is_finite", "kept_slicing", "restore_snapshot", "take_snapshot"]
+__all__ = ["KeptSlicing", "Snapshot", "in_device_order", "is_finite", "kept_slicing", "restore_snapshot", "take_snapshot"]
 
 COUNTERS = ("epoch", "step", "num_updates", "num_dropped", "num_bad_in_a_row", "epochs_without_gain", "peak_bytes")
 MODEL, AVERAGE, BEST, OPTIMIZER, RANDOM = "model.", "average.", "best.", "optimizer.", "random."
+DEVICE = f"{RANDOM}cuda."
 LOSSES = "epoch_losses"
 
 
@@ -64,7 +65,7 @@ def take_snapshot(state: TrainingState, *, micro_batch_size: int) -> Snapshot:
     tensors[LOSSES] = torch.tensor([float(loss) for loss, _ in state.epoch_losses], dtype=torch.float64)
     values = {
         "counters": {name: getattr(state, name) for name in COUNTERS},
-        "epoch_samples": [samples for _, samples in state.epoch_losses],
+        "epoch_weights": [weight for _, weight in state.epoch_losses],
         "best": None if state.best is None else [state.best.epoch, state.best.value, state.best.loss, state.best.score],
         "optimizer": plain,
         "rates": [[group["lr"], group.get("initial_lr")] for group in optimizer["param_groups"]],
@@ -96,7 +97,7 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
         state.noise.restore(values["noise"])
     for name in COUNTERS:
         setattr(state, name, values["counters"][name])
-    state.epoch_losses = list(zip(tensors[LOSSES].unbind(), values["epoch_samples"], strict=True))
+    state.epoch_losses = list(zip(tensors[LOSSES].unbind(), values["epoch_weights"], strict=True))
     if values["best"] is not None:
         epoch, value, loss, score = values["best"]
         state.best = Best(epoch, value, loss, score, {name: item.clone() for name, item in _below(BEST, tensors).items()})
@@ -142,15 +143,20 @@ def _loaded_schedule(schedule: Any, values: Mapping[str, Any]) -> dict[str, Any]
 def _random_state(*, with_devices: bool) -> dict[str, Tensor]:
     found = {f"{RANDOM}cpu": torch.get_rng_state()}
     if with_devices and torch.cuda.is_available():
-        found |= {f"{RANDOM}cuda.{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+        found |= {f"{DEVICE}{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
     return found
 
 
 def _set_random_state(tensors: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(tensors[f"{RANDOM}cpu"])
-    devices = [tensors[name] for name in sorted(tensors) if name.startswith(f"{RANDOM}cuda.")]
+    devices = [tensors[name] for name in in_device_order(tensors)]
     if devices and torch.cuda.device_count() == len(devices):
         torch.cuda.set_rng_state_all(devices)
+
+
+def in_device_order(names: Iterable[str]) -> list[str]:
+    """Return those that are of a device's random state, by the number of the device."""
+    return sorted((name for name in names if name.startswith(DEVICE)), key=lambda name: int(name.removeprefix(DEVICE)))
 
 
 def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Tensor]:

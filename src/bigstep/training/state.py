@@ -83,8 +83,8 @@ class TrainingState:
     num_updates: int = 0
     num_dropped: int = 0
     num_bad_in_a_row: int = 0
-    epoch_losses: list[tuple[Tensor, int]] = field(default_factory=list)
-    """Loss and samples of each step of this epoch so far: its length is the position in the epoch."""
+    epoch_losses: list[tuple[Tensor, float]] = field(default_factory=list)
+    """Loss and weight of each step of this epoch so far: its length is the position in the epoch."""
     epochs_without_gain: int = 0
     best: Best | None = field(default=None)
     peak_bytes: int | None = None
