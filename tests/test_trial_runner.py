@@ -9,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
@@ -17,8 +18,10 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runs.tracked_run import tracked_run
 from bigstep.runtime.device import choose_device, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
+from bigstep.search.confirmation import Rerun, compare, planned_reruns, standings
 from bigstep.search.request import SearchRequest
-from bigstep.search.space import build_space
+from bigstep.search.space import EFFECTIVE, RATE, build_space
+from bigstep.search.trial_queue import TrialQueue, is_feasible
 from bigstep.search.workers import trial_training
 from bigstep.search.workers.trial_runner import TrialRunner
 from bigstep.search.workers.trial_training import TrialOutcome
@@ -98,3 +101,38 @@ def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: St
     trained = TrialOutcome(2.0, 0.3, "accuracy", 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
     assert runner._values(trained, OBJECTIVES) == [2.0, 60.0, 2**30]
     assert all(bad > good for bad, good in zip(runner._values(nothing, OBJECTIVES), [2.0, 60.0, 2**30], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("fraction", [0.05, 0.0])
+def test_a_refused_trial_has_no_size_to_audit_and_ends_no_search(fraction: float, digits: Store, tmp_path: Path) -> None:
+    content = {
+        "model": {"width": 4},
+        "search": {"trials": 1, "parameters": {"train.schedule": ["cosine", "plateau"]}, "audit_fraction": fraction},
+    }
+    runner, study = _runner(content, digits, tmp_path), optuna.create_study()
+    study.enqueue_trial({RATE: 0.004, EFFECTIVE: 64, "train.schedule": "plateau"})
+    runner.run_trial(study, study.ask())
+    (found,) = study.get_trials()
+    assert "train.warmup_fraction: expected 0 with train.schedule plateau" in found.user_attrs["refused"]
+    assert found.state == TrialState.COMPLETE
+    assert planned_reruns(runner.params, runner.space, TrialQueue(study, 1, 10)) == []
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_planned_trial_that_does_not_fit_is_infeasible_and_so_is_its_retraining(digits: Store, tmp_path: Path) -> None:
+    runner = _runner({"model": {"width": 4}, "hardware": {"memory_budget": "1MiB"}}, digits, tmp_path)
+    study, again = optuna.create_study(), optuna.create_study()
+    study.enqueue_trial({RATE: 0.004, EFFECTIVE: 64})
+    runner.run_trial(study, study.ask())
+    for item in (Rerun("replicate", 0, 1), Rerun("audit", 0, 0, 8)):
+        again.enqueue_trial({"item": 0}, user_attrs=item.record.attributes)
+        runner.run_confirmation(study, again, again.ask())
+    trials, done = study.get_trials(), again.get_trials()
+    for found in (*trials, *done):
+        assert found.state == TrialState.COMPLETE
+        assert not is_feasible(found)
+        assert "expected a step that fits hardware.memory_budget" in found.user_attrs["refused"]
+        assert found.value > 2 * math.log(9)
+    assert compare(trials, done, 0.0, exact=True) == []
+    assert standings(trials, done, study.direction) == []

@@ -13,7 +13,7 @@ from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError
+from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.optuna_mlflow.trial_mapping import begin_tags
 from bigstep.planning.memory_budget import bytes_over_budget, predict
 from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing, kept_compilation
@@ -32,7 +32,7 @@ from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOu
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
 from bigstep.training.setup import task_of_store
-from bigstep.training.snapshot import kept_slicing
+from bigstep.training.snapshot import KeptSlicing, kept_slicing
 
 if TYPE_CHECKING:
     from bigstep.search.request import SearchRequest
@@ -112,22 +112,9 @@ class TrialRunner:
             return None
         values = latest_values(self._folder(trial) / CHECKPOINTS)
         kept = None if values is None else kept_slicing(values)
-        if self.space.kind == "full":
-            predicted = predict(self.project, params, self.store, params.batch)
-            excess = bytes_over_budget(params, predicted, self.resident) / MIB
-            format_name, compiled = possible_formats(params.hardware)[0], kept_compilation(params, kept)
-            fit = CheckedSlicing(params.batch, predicted.peak_bytes, format_name, compiled)
-            self._note_planned(trial, fit)
-            if excess > 0:
-                self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
-                return None
-            trial.set_constraint("memory", excess)
-            show_constraints(trial)
-        else:
-            by_rule = self.params.hardware.micro_batch_size == "auto"
-            fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
-            fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
-            self._note_planned(trial, fit)
+        fit = (self._as_asked if self.space.kind == "full" else self._planned)(trial, params, kept)
+        if fit is None:
+            return None
         params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
@@ -141,6 +128,32 @@ class TrialRunner:
             predicted_bytes=fit.predicted_bytes,
         ).write(trial)
         return params, fit
+
+    def _as_asked(self, trial: optuna.Trial, params: Params, kept: KeptSlicing | None) -> CheckedSlicing | None:
+        """Return the slicing of a point that has one; None if it exceeds the budget."""
+        predicted = predict(self.project, params, self.store, params.batch)
+        excess = bytes_over_budget(params, predicted, self.resident) / MIB
+        format_name, compiled = possible_formats(params.hardware)[0], kept_compilation(params, kept)
+        fit = CheckedSlicing(params.batch, predicted.peak_bytes, format_name, compiled)
+        self._note_planned(trial, fit)
+        if excess > 0:
+            self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
+            return None
+        trial.set_constraint("memory", excess)
+        show_constraints(trial)
+        return fit
+
+    def _planned(self, trial: optuna.Trial, params: Params, kept: KeptSlicing | None) -> CheckedSlicing | None:
+        """Choose the slicing of a point; None if not even the smallest fits."""
+        by_rule = self.params.hardware.micro_batch_size == "auto"
+        try:
+            fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
+        except OutOfMemoryError as error:
+            self._refuse(trial, "memory", 1.0, str(error).splitlines()[0])
+            return None
+        fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
+        self._note_planned(trial, fit)
+        return fit
 
     def _note_planned(self, trial: optuna.Trial, fit: CheckedSlicing) -> None:
         """Show the planned sizes as parameters of a trial of the search; attributes say what was used."""
