@@ -31,7 +31,7 @@ from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult
 from bigstep.search.results.verdict import verdict
 from bigstep.search.samplers import choose_sampler
-from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space
+from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space, is_inside
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.progress_table import ProgressTable
 
@@ -287,6 +287,29 @@ def test_a_warm_start_from_a_study_that_does_not_exist_names_those_that_do() -> 
     with pytest.raises(ConfigError, match="--warm-start: no study 'nosuch' in this storage; available: mine"):
         ensure_starts(ledger, params, build_space(params), "nosuch")
     assert ledger.trials() == []
+
+
+def test_a_warm_start_from_another_space_tries_the_nearest_points_of_this_one() -> None:
+    params = parse_params(
+        {"train": {"learning_rate": 0.001}, "search": {"parameters": {"train.schedule": ["cosine", "linear"]}}}
+    )
+    space, storage = build_space(params), optuna.storages.InMemoryStorage()
+    before = optuna.create_study(storage=storage, study_name="before")
+    kinds = {
+        RATE: optuna.distributions.FloatDistribution(0.01, 1, log=True),
+        EFFECTIVE: optuna.distributions.IntDistribution(8, 4096, log=True),
+        "train.schedule": optuna.distributions.CategoricalDistribution(("constant", "linear")),
+    }
+    best = {RATE: 0.09, EFFECTIVE: 2048, "train.schedule": "constant"}
+    before.add_trial(create_trial(value=0.1, params=best, distributions=kinds))
+    ledger = TrialQueue(optuna.create_study(storage=storage, study_name="now"), budget=20, max_asks=200)
+    ensure_starts(ledger, params, space, "before")
+    while (trial := ledger.take(None)) is not None:
+        space.suggest(trial)
+        ledger.study.tell(trial, 0.5)
+    trials = ledger.trials()
+    assert trials[-1].params == {RATE: 0.01, EFFECTIVE: 512, "train.schedule": "cosine"}
+    assert all(is_inside(trial, space.dimensions) for trial in trials)
 
 
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:
