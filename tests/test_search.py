@@ -201,6 +201,7 @@ def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:
     assert ranking[1].mean == pytest.approx(0.3)
     assert ranking[1].spread == pytest.approx(0.1)
     assert SeedStatistics(0, (1.0,)).spread == 0
+    assert SeedStatistics(0, (1.0, math.inf)).spread == 0
 
 
 @pytest.mark.parametrize(("value", "exact", "holds"), [(0.102, False, True), (0.104, False, False), (0.102, True, False)])
@@ -267,6 +268,22 @@ def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> N
         trial.set_constraint("memory", 1.0)
         hopeless.study.tell(trial, 1.0)
     assert len(hopeless.trials()) == 12
+
+
+def test_trials_that_fail_are_not_asked_for_without_end() -> None:
+    """A failed trial does not count toward the budget; each is retried once, which asks for no other point."""
+    queue = TrialQueue(optuna.create_study(), budget=3, max_asks=6)
+
+    def sampler(number: int) -> optuna.samplers.BaseSampler:
+        return choose_sampler("random", seed=number, space="full", num_objectives=1)
+
+    while (trial := queue.take(sampler)) is not None:
+        trial.suggest_float("x", 0, 1)
+        failed = queue.trials()[trial.number]
+        assert queue.fail(trial.number)
+        queue.requeue(failed, retries=1)
+        assert len(queue.trials()) <= 12
+    assert len(queue.trials()) == 12
 
 
 @pytest.mark.parametrize(("scale", "size"), [(700.0, 512), (1e9, 512), (30.0, 32), (0.3, None), (64.0, None), (None, None)])

@@ -136,3 +136,16 @@ def test_a_planned_trial_that_does_not_fit_is_infeasible_and_so_is_its_retrainin
         assert found.value > 2 * math.log(9)
     assert compare(trials, done, 0.0, exact=True) == []
     assert standings(trials, done, study.direction) == []
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_kept_epoch_without_a_finite_loss_counts_as_diverged(loss: float, digits: Store, tmp_path: Path) -> None:
+    """Another score chose it. Optuna fails a trial whose value is NaN, and the search would ask for another."""
+    runner = _runner({"train": {"monitor": "val_accuracy"}}, digits, tmp_path)
+    kept = TrialOutcome(loss, 0.3, "accuracy", 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
+    assert runner._values(kept, ["val_accuracy", "seconds"]) == [0.3, 60.0]
+    values = runner._values(kept, OBJECTIVES)
+    assert values == runner._worst(OBJECTIVES)
+    study = optuna.create_study(directions=["minimize"] * 3)
+    study.tell(study.ask(), values)
+    assert study.trials[0].state == TrialState.COMPLETE

@@ -73,8 +73,8 @@ class SeedStatistics:
 
     @property
     def spread(self) -> float:
-        """Standard deviation between seeds; 0 for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        """Standard deviation between seeds; 0 for one, or with an infinite value, as studies of earlier versions may have."""
+        return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else 0.0
 
 
 @dataclass(frozen=True)
