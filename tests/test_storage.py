@@ -12,10 +12,13 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.config.params import parse_params
 from bigstep.errors import ProjectError
+from bigstep.project.paths import ProjectPaths
 from bigstep.search import storage
 from bigstep.search import trial_queue as ledgers
-from bigstep.search.storage import open_storage, open_study, without_password
+from bigstep.search.storage import absolute_address, open_storage, open_study, without_password
+from bigstep.search.studies import study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from postgres import postgres
 from waiting import Clock
@@ -193,3 +196,18 @@ def test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(
     output = worker.communicate(timeout=60)[0]
     assert "Cannot tell a FAIL trial" in output or "already finished" in output, output[-500:]
     assert [trial.value for trial in ledger.trials() if trial.state == TrialState.COMPLETE] == [0.5]
+
+
+def test_a_relative_database_lies_in_the_project_wherever_a_command_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers run in the project's folder."""
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / "a folder")
+    address = study_address(ProjectPaths(tmp_path), parse_params({"search": {"storage": "sqlite:///study.db?timeout=9"}}))
+    assert address.endswith("?timeout=9")
+    _study(address)
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["study.db"]
+    assert (tmp_path / "study.db").exists()
+    for same in ("sqlite://", "sqlite:///:memory:", "sqlite:////a/study.db", "postgresql://me:secret@host/study", "://x"):
+        assert absolute_address(same, tmp_path) == same

@@ -25,7 +25,16 @@ from bigstep.optuna_mlflow.study_lock import alone_in
 from bigstep.runtime.file_locks import exclusive_lock, file_lock
 from bigstep.tracking.database import sqlite_file
 
-__all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
+__all__ = [
+    "STORAGE_ERRORS",
+    "RepairingLock",
+    "absolute_address",
+    "first_line",
+    "open_storage",
+    "open_study",
+    "storage_is_gone",
+    "without_password",
+]
 
 OPERATION = b'{"op_code"'  # how each line of a journal starts
 BUSY_SECONDS = 60
@@ -59,6 +68,20 @@ def open_study(storage: BaseStorage, name: str, directions: Sequence[str]) -> op
             f"study {name}: expected directions {', '.join(directions)}, got {', '.join(found)}; choose another name"
         )
     return study
+
+
+def absolute_address(address: str, root: Path) -> str:
+    """Return the address of a database; the relative path of an SQLite file counts from ``root``."""
+    from sqlalchemy.engine import make_url
+
+    try:
+        url = make_url(address)
+    except exc.ArgumentError:
+        return address  # opening it says what is wrong
+    name = url.database or ":memory:"
+    if url.get_backend_name() != "sqlite" or name == ":memory:" or name.startswith("file:"):
+        return address
+    return url.set(database=str(root / name)).render_as_string(hide_password=False)
 
 
 def without_password(address: str) -> str:
