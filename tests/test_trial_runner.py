@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
@@ -21,12 +22,15 @@ from bigstep.runtime.stop_signals import Signals
 from bigstep.search.confirmation import Rerun, compare, planned_reruns, standings
 from bigstep.search.request import SearchRequest
 from bigstep.search.space import EFFECTIVE, RATE, build_space
+from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue, is_feasible
 from bigstep.search.workers import trial_training
-from bigstep.search.workers.trial_runner import TrialRunner
+from bigstep.search.workers.trial_runner import TrialRunner, _pruning
 from bigstep.search.workers.trial_training import TrialOutcome
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
+from bigstep.training.records import Validation
+from postgres import postgres
 
 OBJECTIVES = ["val_loss", "seconds", "peak_bytes"]
 
@@ -149,3 +153,19 @@ def test_a_kept_epoch_without_a_finite_loss_counts_as_diverged(loss: float, digi
     study = optuna.create_study(directions=["minimize"] * 3)
     study.tell(study.ask(), values)
     assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_training_of_more_samples_than_postgresql_counts_is_reported_by_epochs(digits: Store, tmp_path: Path) -> None:
+    """Its column of steps has 32 bits; all trials of a study see as many samples, so all count alike."""
+    assert _runner({}, digits, tmp_path)._samples_per_step == 1
+    epochs, epoch = 2_000_000, len(digits.indices(Split.TRAIN))
+    runner = _runner({"train": {"epochs": epochs}}, digits, tmp_path)
+    with postgres() as address:
+        storage = open_storage(address)
+        study = open_study(storage, "study", ["minimize"])
+        report = _pruning(study.ask(), "val_loss", runner._samples_per_step, may_prune=True)
+        for number in (1, epochs):
+            assert not report(number * epoch, Validation(0.5, 0.9))
+        assert set(study.trials[0].intermediate_values) == {1, epochs}
+        storage.remove_session()
+        storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage

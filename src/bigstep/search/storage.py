@@ -30,6 +30,7 @@ __all__ = [
     "RepairingLock",
     "absolute_address",
     "first_line",
+    "is_outage",
     "open_storage",
     "open_study",
     "storage_is_gone",
@@ -41,6 +42,7 @@ BUSY_SECONDS = 60
 START_SECONDS = 10.0  # to wait for a database that is starting
 UNAVAILABLE = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
 STORAGE_ERRORS = (exc.OperationalError, exc.InterfaceError, optuna.exceptions.StorageInternalError)
+REFUSALS = (exc.DataError, exc.IntegrityError, exc.NotSupportedError, exc.ProgrammingError)
 
 
 def open_storage(address: str) -> BaseStorage:
@@ -188,16 +190,25 @@ def _open_database(
 
 
 def storage_is_gone(address: str, error: Exception) -> ProjectError:
-    """Return the error for a storage that does not answer; it shows no password."""
-    return ProjectError(
-        f"search.storage: expected an answer from {_shown(address)}, got {first_line(error)}; start it, or correct the address"
-    )
+    """Return the error for a storage that does not answer, or refuses; it shows no password."""
+    way_out = "start it, or correct the address" if is_outage(error) else "let its user write there, or choose another storage"
+    return ProjectError(f"search.storage: expected an answer from {_shown(address)}, got {first_line(error)}; {way_out}")
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether a storage did not answer; one that answered and refused does so again."""
+    return not isinstance(_cause(error), REFUSALS)
 
 
 def first_line(error: Exception) -> str:
     """Return the message of a database's error, in one line and without the failed statement."""
-    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
+    cause = _cause(error)
     return [*str(getattr(cause, "orig", None) or cause).strip().splitlines(), type(cause).__name__][0]
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the database's error, which Optuna puts into one of its own."""
+    return error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
 
 
 def _shown(address: str) -> str:

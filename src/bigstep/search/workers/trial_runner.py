@@ -42,6 +42,7 @@ __all__ = ["TrialRunner", "study_folder"]
 WORST_LOSS = 2.0  # times the loss or error of guessing: that of a trial that cannot be trained
 LOWEST_IMAGES_PER_SECOND = 0.1  # the speed of a trial that cannot be trained
 MIB = 2**20
+MAX_STEP = 2**31 - 1  # of a value that is reported: PostgreSQL's column has 32 bits
 
 
 def study_folder(project: ProjectPaths, study: str) -> Path:
@@ -73,7 +74,7 @@ class TrialRunner:
             return
         params, fit = found
         may_prune = len(objectives) == 1 and record.start != 0
-        report = _pruning(trial, objectives[0], may_prune=may_prune)
+        report = _pruning(trial, objectives[0], self._samples_per_step, may_prune=may_prune)
         outcome = self._train(study, trial, params, fit, report, {"bigstep.kind": "trial"})
         if outcome.pruned:
             study.tell(trial, state=TrialState.PRUNED)
@@ -214,23 +215,32 @@ class TrialRunner:
 
     def _worst(self, objectives: Sequence[str]) -> list[float]:
         """Return values that no trial that was trained to its end can be worse than."""
-        samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(Split.TRAIN))
         known = {
             **{name: WORST_LOSS * value for name, value in self.task.guessing.items()},
-            "seconds": samples / LOWEST_IMAGES_PER_SECOND,
+            "seconds": self._num_samples / LOWEST_IMAGES_PER_SECOND,
             "peak_bytes": float(total_memory_bytes(choose_device(self.params.hardware))),
         }
         return [known[name] for name in objectives]
 
+    @property
+    def _num_samples(self) -> int:
+        """Of a whole training."""
+        return (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(Split.TRAIN))
 
-def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ShouldStop:
+    @property
+    def _samples_per_step(self) -> int:
+        """Those of an epoch where a storage cannot count samples to the end, else 1; the same in all trials of a study."""
+        return 1 if self._num_samples <= MAX_STEP else len(self.store.indices(Split.TRAIN))
+
+
+def _pruning(trial: optuna.Trial, objective: str, samples_per_step: int, *, may_prune: bool) -> ShouldStop:
     """Report each epoch by the number of samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:
         value = validation.loss if objective == "val_loss" else validation.score
         if not may_prune or not math.isfinite(value):
             return False
-        trial.report(value, samples)
+        trial.report(value, samples // samples_per_step)
         return trial.should_prune()
 
     return report
