@@ -1,6 +1,5 @@
 """What a search writes when it ends, and what it prints."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,10 @@ def _result(*trials: FrozenTrial, standings: tuple[SeedStatistics, ...] = ()) ->
 
 def test_with_batch_norm_the_winners_micro_batch_is_its_ghost_batch() -> None:
     content = {"model": {"norm": "batch", "ghost_batch_size": 32}}
-    params, asked = check_params(content), deepcopy(content)  # overrides are applied in place
+    params = check_params(content)
     space = build_space(params, "with model.norm batch the micro-batch size affects training")
     point = {RATE: 0.01, MICRO: 8, ACCUMULATION: 4}
-    trained = trial_params(asked, space.overrides(point))
+    trained = trial_params(content, space.overrides(point))
     batch = trained.batch
     assert (batch, trained.model.ghost_batch_size) == (BatchSizes(32, 8, 4), 8)
     record = TrialRecord(effective_batch_size=32, micro_batch_size=8, accumulation_steps=4, learning_rate=0.01)

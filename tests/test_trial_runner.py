@@ -23,6 +23,7 @@ from bigstep.search.confirmation import Rerun, compare, planned_reruns, standing
 from bigstep.search.request import SearchRequest
 from bigstep.search.space import EFFECTIVE, RATE, build_space
 from bigstep.search.storage import open_storage, open_study
+from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_queue import TrialQueue, is_feasible
 from bigstep.search.workers import trial_training
 from bigstep.search.workers.trial_runner import TrialRunner, _pruning
@@ -121,6 +122,8 @@ def test_a_refused_trial_has_no_size_to_audit_and_ends_no_search(fraction: float
     assert "train.warmup_fraction: expected 0 with train.schedule plateau" in found.user_attrs["refused"]
     assert found.state == TrialState.COMPLETE
     assert planned_reruns(runner.params, runner.space, TrialQueue(study, 1, 10)) == []
+    possible = runner.space.overrides({RATE: 0.004, EFFECTIVE: 64, "train.schedule": "cosine"})
+    assert trial_params(runner.request.content, possible).train.schedule == "cosine", "the next trial's"
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -1,6 +1,7 @@
 """The parameters of a trial: params.yaml with the trial's point in it."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from bigstep.config.params import Params
@@ -11,7 +12,7 @@ __all__ = ["as_configured", "trial_params"]
 
 
 def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Params:
-    """Return the parameters of a training; with BatchNorm the micro-batch is the ghost batch.
+    """Return the parameters of a training; with BatchNorm the micro-batch is the ghost batch. ``content`` stays as it is.
 
     Raises:
         ConfigError: they contradict one another.
@@ -21,7 +22,7 @@ def trial_params(content: dict[str, Any], overrides: Mapping[str, Any]) -> Param
     if params.search.epochs is not None:
         values["train.epochs"] = params.search.epochs
     triples = tuple((*name.split(".", 1), value) for name, value in values.items())
-    return check_params(apply_overrides(content, triples), "a trial")
+    return check_params(apply_overrides(deepcopy(content), triples), "a trial")
 
 
 def as_configured(params: Params, values: Mapping[str, Any]) -> dict[str, Any]:
