@@ -1,11 +1,13 @@
 """Files that are written whole or not at all."""
 
 import csv
+import json
+import math
 from pathlib import Path
 
 import pytest
 
-from bigstep.atomic_files import write_csv
+from bigstep.atomic_files import write_csv, write_json
 
 
 def test_a_table_is_written_as_csv_writes_it_and_other_bytes_are_escaped(tmp_path: Path) -> None:
@@ -33,3 +35,9 @@ def test_a_table_whose_rows_fail_replaces_nothing(tmp_path: Path) -> None:
         write_csv(["number"], ([1 // number] for number in (1, 0)), path)
     assert path.read_text(encoding="utf-8") == "number\n1\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_that_json_cannot_hold_is_null(tmp_path: Path) -> None:
+    write_json({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf, "d": True}}, tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, 1.5, [None]], "b": {"c": None, "d": True}}

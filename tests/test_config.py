@@ -364,6 +364,23 @@ def test_overrides_keep_the_comments(tmp_path: Path) -> None:
     assert text.count("#") == (ROOT / "params.yaml").read_text(encoding="utf-8").count("#")
 
 
+@pytest.mark.parametrize(
+    "text", ["{since: 2020-01-01}", "{deep: [{since: 2020-01-01}]}", "{2020-01-01: a}", "{raw: !!binary aGk=}"]
+)
+def test_arguments_that_are_no_json_are_refused(text: str) -> None:
+    """They are sent to other processes, as by a search to its workers."""
+    options = load_plain(text)
+    with pytest.raises(
+        ConfigError, match=r"params\.yaml: model\.options: expected text, numbers, lists and mappings, got "
+    ) as caught:
+        parse_params({"model": {"name": "custom/model/net.py:Net", "options": options}})
+    assert str(caught.value).endswith("; put it in quotes")
+    assert "\n" not in str(caught.value)
+    parse_params(
+        {"model": {"name": "custom/model/net.py:Net", "options": load_plain("{since: '2020-01-01', deep: [1.5, {a: null}]}")}}
+    )
+
+
 def test_hardware_and_tracking_are_no_learning_values() -> None:
     before, after = (learning_values(parse_params(content)) for content in (_shipped(), _with("hardware.micro_batch_size=7")))
     assert before == after

@@ -1,8 +1,10 @@
 import copy
 import json
+import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +294,16 @@ def test_a_saved_model_comes_back_bit_for_bit_and_saves_to_the_same_bytes(tmp_pa
     assert card.classes == CARD.classes
     images = torch.from_numpy(random_images(5, 8, 1)).permute(0, 3, 1, 2)
     assert (loaded(images) == built(images)).all()
+
+
+def test_a_model_without_a_finite_loss_is_json_and_is_read(tmp_path: Path) -> None:
+    built = build_classifier(_model(), SMALL, mean=(0.3,), std=(0.4,))
+    save_model(built.network.state_dict(), replace(CARD, val_loss=math.nan), tmp_path)
+    written = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert written["val_loss"] is None
+    card = load_classifier(tmp_path)[1]
+    assert math.isnan(card.val_loss)
+    assert card.score == CARD.score
 
 
 def test_a_damaged_model_is_one_line(tmp_path: Path) -> None:

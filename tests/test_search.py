@@ -31,7 +31,7 @@ from bigstep.search.results.other_slicings import slicing_rows, slicing_table
 from bigstep.search.results.summary import SearchResult
 from bigstep.search.results.verdict import verdict
 from bigstep.search.samplers import choose_sampler
-from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space
+from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space, is_inside
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.progress_table import ProgressTable
 
@@ -201,6 +201,7 @@ def test_the_winner_is_best_in_the_mean_of_new_seeds_not_in_one() -> None:
     assert ranking[1].mean == pytest.approx(0.3)
     assert ranking[1].spread == pytest.approx(0.1)
     assert SeedStatistics(0, (1.0,)).spread == 0
+    assert SeedStatistics(0, (1.0, math.inf)).spread == 0
 
 
 @pytest.mark.parametrize(("value", "exact", "holds"), [(0.102, False, True), (0.104, False, False), (0.102, True, False)])
@@ -269,6 +270,22 @@ def test_infeasible_trials_do_not_count_but_are_not_asked_for_without_end() -> N
     assert len(hopeless.trials()) == 12
 
 
+def test_trials_that_fail_are_not_asked_for_without_end() -> None:
+    """A failed trial does not count toward the budget; each is retried once, which asks for no other point."""
+    queue = TrialQueue(optuna.create_study(), budget=3, max_asks=6)
+
+    def sampler(number: int) -> optuna.samplers.BaseSampler:
+        return choose_sampler("random", seed=number, space="full", num_objectives=1)
+
+    while (trial := queue.take(sampler)) is not None:
+        trial.suggest_float("x", 0, 1)
+        failed = queue.trials()[trial.number]
+        assert queue.fail(trial.number)
+        queue.requeue(failed, retries=1)
+        assert len(queue.trials()) <= 12
+    assert len(queue.trials()) == 12
+
+
 @pytest.mark.parametrize(("scale", "size"), [(700.0, 512), (1e9, 512), (30.0, 32), (0.3, None), (64.0, None), (None, None)])
 def test_the_noise_scale_is_a_start_point_where_none_lies_yet(scale: float | None, size: int | None) -> None:
     params = parse_params({"search": {"effective_batch_size": [16, 512]}, "train": {"effective_batch_size": 64}})
@@ -287,6 +304,29 @@ def test_a_warm_start_from_a_study_that_does_not_exist_names_those_that_do() -> 
     with pytest.raises(ConfigError, match="--warm-start: no study 'nosuch' in this storage; available: mine"):
         ensure_starts(ledger, params, build_space(params), "nosuch")
     assert ledger.trials() == []
+
+
+def test_a_warm_start_from_another_space_tries_the_nearest_points_of_this_one() -> None:
+    params = parse_params(
+        {"train": {"learning_rate": 0.001}, "search": {"parameters": {"train.schedule": ["cosine", "linear"]}}}
+    )
+    space, storage = build_space(params), optuna.storages.InMemoryStorage()
+    before = optuna.create_study(storage=storage, study_name="before")
+    kinds = {
+        RATE: optuna.distributions.FloatDistribution(0.01, 1, log=True),
+        EFFECTIVE: optuna.distributions.IntDistribution(8, 4096, log=True),
+        "train.schedule": optuna.distributions.CategoricalDistribution(("constant", "linear")),
+    }
+    best = {RATE: 0.09, EFFECTIVE: 2048, "train.schedule": "constant"}
+    before.add_trial(create_trial(value=0.1, params=best, distributions=kinds))
+    ledger = TrialQueue(optuna.create_study(storage=storage, study_name="now"), budget=20, max_asks=200)
+    ensure_starts(ledger, params, space, "before")
+    while (trial := ledger.take(None)) is not None:
+        space.suggest(trial)
+        ledger.study.tell(trial, 0.5)
+    trials = ledger.trials()
+    assert trials[-1].params == {RATE: 0.01, EFFECTIVE: 512, "train.schedule": "cosine"}
+    assert all(is_inside(trial, space.dimensions) for trial in trials)
 
 
 def test_it_is_queued_once_after_the_first_trial_and_within_the_budget() -> None:

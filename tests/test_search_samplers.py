@@ -17,6 +17,7 @@ from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import parse_params
 from bigstep.search.initial_points import start_points
 from bigstep.search.powers_of_two import PowersOfTwoSampler
+from bigstep.search.results.study_figures import importances
 from bigstep.search.samplers import AUTO, MAX_FITTED, best_and_newest, choose_sampler
 from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space, build_space, plain_values
 from bigstep.search.storage import open_storage, open_study
@@ -165,6 +166,20 @@ def test_a_trial_that_was_refused_for_a_reason_of_its_own_ends_no_search(name: s
         study.tell(trial, [5.0 if number in (2, 6) else _bowl(point)] * objectives)
     assert len(study.trials) == 12
     assert all(trial.state.is_finished() for trial in study.trials)
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_queued_point_outside_of_the_space_ends_no_search(name: str) -> None:
+    """Optuna keeps such a point as it is, and then refuses a trial with it in a study of its own."""
+    space, study = _space(learning_rate=[1e-4, 1e-2]), optuna.create_study()
+    study.enqueue_trial({RATE: 0.09, EFFECTIVE: 64})
+    for _ in range(12):
+        trial, point = _ask(study, name, space)
+        study.tell(trial, _bowl(point))
+    assert study.trials[0].params[RATE] == 0.09
+    assert all(1e-4 <= trial.params[RATE] <= 1e-2 for trial in study.trials[1:])
+    assert set(importances(study)) == {RATE, EFFECTIVE}
 
 
 @pytest.mark.parametrize("kind", ["planned", "full"])

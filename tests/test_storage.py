@@ -1,22 +1,32 @@
 """Where studies are kept: opened by many at once, torn by kills, and never losing what was whole."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.config.params import parse_params
+from bigstep.data.store import Store
 from bigstep.errors import ProjectError
+from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.stop_signals import Signals
 from bigstep.search import storage
 from bigstep.search import trial_queue as ledgers
-from bigstep.search.storage import open_storage, open_study, without_password
+from bigstep.search.patience import patiently
+from bigstep.search.request import SearchRequest
+from bigstep.search.storage import absolute_address, open_storage, open_study, without_password
+from bigstep.search.studies import study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
+from bigstep.search.workers.worker import Worker
 from postgres import postgres
 from waiting import Clock
 
@@ -193,3 +203,39 @@ def test_a_stopped_worker_is_given_up_by_its_signs_whatever_the_clock_says(
     output = worker.communicate(timeout=60)[0]
     assert "Cannot tell a FAIL trial" in output or "already finished" in output, output[-500:]
     assert [trial.value for trial in ledger.trials() if trial.state == TrialState.COMPLETE] == [0.5]
+
+
+def test_a_relative_database_lies_in_the_project_wherever_a_command_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers run in the project's folder."""
+    (tmp_path / "a folder").mkdir()
+    monkeypatch.chdir(tmp_path / "a folder")
+    address = study_address(ProjectPaths(tmp_path), parse_params({"search": {"storage": "sqlite:///study.db?timeout=9"}}))
+    assert address.endswith("?timeout=9")
+    _study(address)
+    assert [path.name for path in tmp_path.rglob("*.db")] == ["study.db"]
+    assert (tmp_path / "study.db").exists()
+    for same in ("sqlite://", "sqlite:///:memory:", "sqlite:////a/study.db", "postgresql://me:secret@host/study", "://x"):
+        assert absolute_address(same, tmp_path) == same
+
+
+def test_a_value_that_a_database_refuses_is_no_outage_and_is_retried_once(server: str, digits: Store, tmp_path: Path) -> None:
+    """PostgreSQL's column of steps has 32 bits."""
+    request = SearchRequest(str(tmp_path), str(digits.paths.root), {}, server, "", "e", "", "", "", None, math.inf)
+    worker, clock = Worker(request, Signals()), Clock()
+    for _ in range(2):
+        trial = worker.first.take(worker._sampler)
+        assert trial is not None
+        worker.space.suggest(trial)
+        too_far = partial(trial.report, 0.5, 2**31)
+        with pytest.raises(ProjectError, match="integer out of range; let its user write there, or choose another storage"):
+            patiently(too_far, server, clock=clock, sleep=clock.sleep)
+        with pytest.raises(ProjectError, match="integer out of range") as caught:
+            worker._hold(worker.first, trial, too_far)
+        assert "secret" not in str(caught.value)
+    assert clock.now == 100.0, "it waited"
+    assert [trial.state for trial in worker.first.trials()] == [TrialState.FAIL] * 2
+    for ledger in (worker.first, worker.again):
+        ledger.study._storage.remove_session()
+        ledger.study._storage._backend.engine.dispose()

@@ -9,7 +9,9 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
+from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.memory.measurement import resident_bytes
 from bigstep.project.parameters import check_params
@@ -17,13 +19,19 @@ from bigstep.project.paths import ProjectPaths
 from bigstep.runs.tracked_run import tracked_run
 from bigstep.runtime.device import choose_device, total_memory_bytes
 from bigstep.runtime.stop_signals import Signals
+from bigstep.search.confirmation import Rerun, compare, planned_reruns, standings
 from bigstep.search.request import SearchRequest
-from bigstep.search.space import build_space
+from bigstep.search.space import EFFECTIVE, RATE, build_space
+from bigstep.search.storage import open_storage, open_study
+from bigstep.search.trial_params import trial_params
+from bigstep.search.trial_queue import TrialQueue, is_feasible
 from bigstep.search.workers import trial_training
-from bigstep.search.workers.trial_runner import TrialRunner
+from bigstep.search.workers.trial_runner import TrialRunner, _pruning
 from bigstep.search.workers.trial_training import TrialOutcome
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
+from bigstep.training.records import Validation
+from postgres import postgres
 
 OBJECTIVES = ["val_loss", "seconds", "peak_bytes"]
 
@@ -98,3 +106,69 @@ def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: St
     trained = TrialOutcome(2.0, 0.3, "accuracy", 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
     assert runner._values(trained, OBJECTIVES) == [2.0, 60.0, 2**30]
     assert all(bad > good for bad, good in zip(runner._values(nothing, OBJECTIVES), [2.0, 60.0, 2**30], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("fraction", [0.05, 0.0])
+def test_a_refused_trial_has_no_size_to_audit_and_ends_no_search(fraction: float, digits: Store, tmp_path: Path) -> None:
+    content = {
+        "model": {"width": 4},
+        "search": {"trials": 1, "parameters": {"train.schedule": ["cosine", "plateau"]}, "audit_fraction": fraction},
+    }
+    runner, study = _runner(content, digits, tmp_path), optuna.create_study()
+    study.enqueue_trial({RATE: 0.004, EFFECTIVE: 64, "train.schedule": "plateau"})
+    runner.run_trial(study, study.ask())
+    (found,) = study.get_trials()
+    assert "train.warmup_fraction: expected 0 with train.schedule plateau" in found.user_attrs["refused"]
+    assert found.state == TrialState.COMPLETE
+    assert planned_reruns(runner.params, runner.space, TrialQueue(study, 1, 10)) == []
+    possible = runner.space.overrides({RATE: 0.004, EFFECTIVE: 64, "train.schedule": "cosine"})
+    assert trial_params(runner.request.content, possible).train.schedule == "cosine", "the next trial's"
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_planned_trial_that_does_not_fit_is_infeasible_and_so_is_its_retraining(digits: Store, tmp_path: Path) -> None:
+    runner = _runner({"model": {"width": 4}, "hardware": {"memory_budget": "1MiB"}}, digits, tmp_path)
+    study, again = optuna.create_study(), optuna.create_study()
+    study.enqueue_trial({RATE: 0.004, EFFECTIVE: 64})
+    runner.run_trial(study, study.ask())
+    for item in (Rerun("replicate", 0, 1), Rerun("audit", 0, 0, 8)):
+        again.enqueue_trial({"item": 0}, user_attrs=item.record.attributes)
+        runner.run_confirmation(study, again, again.ask())
+    trials, done = study.get_trials(), again.get_trials()
+    for found in (*trials, *done):
+        assert found.state == TrialState.COMPLETE
+        assert not is_feasible(found)
+        assert "expected a step that fits hardware.memory_budget" in found.user_attrs["refused"]
+        assert found.value > 2 * math.log(9)
+    assert compare(trials, done, 0.0, exact=True) == []
+    assert standings(trials, done, study.direction) == []
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_kept_epoch_without_a_finite_loss_counts_as_diverged(loss: float, digits: Store, tmp_path: Path) -> None:
+    """Another score chose it. Optuna fails a trial whose value is NaN, and the search would ask for another."""
+    runner = _runner({"train": {"monitor": "val_accuracy"}}, digits, tmp_path)
+    kept = TrialOutcome(loss, 0.3, "accuracy", 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
+    assert runner._values(kept, ["val_accuracy", "seconds"]) == [0.3, 60.0]
+    values = runner._values(kept, OBJECTIVES)
+    assert values == runner._worst(OBJECTIVES)
+    study = optuna.create_study(directions=["minimize"] * 3)
+    study.tell(study.ask(), values)
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_a_training_of_more_samples_than_postgresql_counts_is_reported_by_epochs(digits: Store, tmp_path: Path) -> None:
+    """Its column of steps has 32 bits; all trials of a study see as many samples, so all count alike."""
+    assert _runner({}, digits, tmp_path)._samples_per_step == 1
+    epochs, epoch = 2_000_000, len(digits.indices(Split.TRAIN))
+    runner = _runner({"train": {"epochs": epochs}}, digits, tmp_path)
+    with postgres() as address:
+        storage = open_storage(address)
+        study = open_study(storage, "study", ["minimize"])
+        report = _pruning(study.ask(), "val_loss", runner._samples_per_step, may_prune=True)
+        for number in (1, epochs):
+            assert not report(number * epoch, Validation(0.5, 0.9))
+        assert set(study.trials[0].intermediate_values) == {1, epochs}
+        storage.remove_session()
+        storage.engine.dispose()  # type: ignore[attr-defined] # of an RDBStorage

@@ -107,14 +107,22 @@ def sha256(path: Path) -> str:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write JSON atomically, with keys in the given order."""
+    """Write JSON atomically, with keys in the given order; a number that is not finite, which JSON has not, becomes null."""
     with whole_file(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
-    """Write metrics as JSON atomically; what is no finite number, which JSON cannot hold, becomes null."""
-    write_json({name: value if math.isfinite(value) else None for name, value in metrics.items()}, path)
+    """Write metrics as JSON atomically, as :func:`read_metrics` reads them."""
+    write_json(dict(metrics), path)
 
 
 def read_metrics(path: Path) -> dict[str, float]:

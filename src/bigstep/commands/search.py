@@ -185,7 +185,7 @@ def _conduct(
         hardware = check_params(request.content).hardware
         rungs = plan.curves({hardware.memory_format})[0].rungs if plan is not None else ()
         room = available_bytes(hardware, resident_bytes()) if plan is not None else None
-        write_findings(findings, space, rungs, room, folder)
+        write_findings(findings, params, space, rungs, room, folder)
         draw_plots(findings, params.search.objectives, folder)
         show_study(first.study, findings, params.search.objectives, rungs, room, request)
         for path in sorted(folder.iterdir()):
@@ -195,7 +195,7 @@ def _conduct(
     trim(project)
     print_findings(findings, params)
     if apply and code == 0:
-        _apply(project.root / "params.yaml", space, findings)
+        _apply(project.root / "params.yaml", params, space, findings)
     return code
 
 
@@ -229,10 +229,10 @@ def _tags(findings: SearchResult) -> dict[str, str]:
     return found if winner is None else {**found, "bigstep.winner": str(winner.number)}
 
 
-def _apply(path: Path, space: Space, findings: SearchResult) -> None:
+def _apply(path: Path, params: Params, space: Space, findings: SearchResult) -> None:
     if findings.winner is None:
         raise ProjectError("--apply: expected a winner, got no trial that was trained to the end; raise search.trials")
-    chosen = winning_params(space, findings.winner)
+    chosen = winning_params(params, space, findings.winner)
     triples = tuple((section, key, value) for section, values in chosen.items() for key, value in values.items())
     with whole_file(path) as beside:
         write_yaml(apply_overrides(read_params(path), triples), beside)

@@ -17,7 +17,7 @@ def print_findings(findings: SearchResult, params: Params) -> None:
     """Print means and spreads, the audit, and the winner."""
     objective = params.search.objectives[0]
     for item in findings.standings:
-        name = "baseline (current params.yaml)" if item.of == 0 else f"trial {item.of}"
+        name = "baseline (current params.yaml)" if item.of == findings.baseline else f"trial {item.of}"
         count = len(item.values)
         spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
         console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} {seeds}")

@@ -1,6 +1,7 @@
 """params.yaml, ``--set`` and presets, read by one parser: ``1e-3`` is a float wherever it is written."""
 
 import difflib
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -171,12 +172,25 @@ def parse_section(section: type[S], content: Mapping[str, Any], origin: str = "p
             f"{origin}: {section.title}: expected a mapping of keys, got {_shown(values)}; indent its keys below it"
         )
     try:
-        return section.model_validate(_plain(values))
+        found = section.model_validate(_plain(values))
     except ValidationError as error:
         lines = {
             problem["loc"][:1]: _line(section, values, dict(problem), origin) for problem in error.errors(include_url=False)
         }
         raise ConfigError("\n".join(lines.values())) from None
+    for key, value in values.items():
+        _check_json(f"{origin}: {section.title}.{key}", value)
+    return found
+
+
+def _check_json(name: str, value: Any) -> None:
+    """Refuse what YAML has and JSON has not, such as a date: arguments of your own code are sent to other processes."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise ConfigError(
+            f"{name}: expected text, numbers, lists and mappings, got {_shown(value)}; put it in quotes"
+        ) from None
 
 
 def problems_of_key(section: type[Section], key: str, value: Any, origin: str) -> list[str]:

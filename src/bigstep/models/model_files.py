@@ -4,9 +4,10 @@ import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from bigstep.atomic_files import read_record, sha256, whole_file, write_json
@@ -32,6 +33,7 @@ MAX_SIZE = 4096  # pixels a side
 LATER: dict[str, Any] = {"task": CLASSIFICATION, "val_score": None, "target_mean": (), "target_std": ()}
 LATER |= {"members": (), "temperature": 1.0, "sample_shape": (), "sample_dtype": "uint8"}
 ANY_CODE = "*"  # for a model that this project wrote itself
+Loss = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # JSON has no NaN
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class ModelCard:
     epoch: int
     """The best epoch, counted from 1."""
     num_updates: int
-    val_loss: float
+    val_loss: Loss
+    """NaN where the best epoch, by another score, has no finite one."""
     val_accuracy: float | None
     """None in tasks with another score, which is ``val_score``."""
     data_digest: str

@@ -73,8 +73,8 @@ class SeedStatistics:
 
     @property
     def spread(self) -> float:
-        """Standard deviation between seeds; 0 for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        """Standard deviation between seeds; 0 for one, or with an infinite value, as studies of earlier versions may have."""
+        return statistics.stdev(self.values) if len(self.values) > 1 and math.isfinite(self.mean) else 0.0
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,7 @@ def replicates(best: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> 
 
 def audits(trials: Sequence[FrozenTrial], search: SearchConfig, seed: int) -> list[Rerun]:
     """Draw the trials to retrain with another micro-batch size: a share, but at least one if there is another size."""
-    able = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE
-        and not _diverged(trial)
-        and TrialRecord.read(trial).batch.effective_batch_size > 1
-    ]
-    if not search.audit_fraction or not able:
-        return []
+    able = [trial for trial in trials if _has_other(trial)] if search.audit_fraction else []
     count = min(len(able), math.ceil(search.audit_fraction * search.trials))
     chosen = random.Random(search.seed).sample(able, count)  # noqa: S311 # not for secrets
     return [Rerun("audit", trial.number, seed, _other(trial)) for trial in sorted(chosen, key=lambda item: item.number)]
@@ -129,7 +121,9 @@ def standings(best: Sequence[FrozenTrial], done: Sequence[FrozenTrial], directio
     found = []
     for trial in best:
         again = sorted(
-            (TrialRecord.read(item).seed or 0, value_of(item)) for item in done if _is_of(item, "replicate", trial.number)
+            (TrialRecord.read(item).seed or 0, value_of(item))
+            for item in done
+            if _is_of(item, "replicate", trial.number) and is_feasible(item)
         )
         if again:
             found.append(SeedStatistics(trial.number, tuple(value for _, value in again), tuple(seed for seed, _ in again)))
@@ -144,13 +138,19 @@ def compare(
     found = []
     for item in done:
         record = TrialRecord.read(item)
-        if record.kind == "audit" and record.of is not None:
+        if record.kind == "audit" and record.of is not None and is_feasible(item):
             trial = known[record.of]
             values = value_of(trial), value_of(item)
             limit = ROUNDING * abs(values[0]) if exact else max(SPREAD_SHARE * spread, CHAOS * abs(values[0]))
             sizes = TrialRecord.read(trial).batch.micro_batch_size, record.batch.micro_batch_size
             found.append(SlicingComparison(trial.number, sizes, values, limit))
     return found
+
+
+def _has_other(trial: FrozenTrial) -> bool:
+    """Return whether a trial was trained with a micro-batch size that has another one."""
+    is_trained = trial.state == TrialState.COMPLETE and is_feasible(trial) and not _diverged(trial)
+    return is_trained and (TrialRecord.read(trial).effective_batch_size or 1) > 1
 
 
 def _other(trial: FrozenTrial) -> int:

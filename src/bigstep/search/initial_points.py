@@ -12,7 +12,7 @@ from bigstep.config.former_keys import new_values
 from bigstep.config.params import Params
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow.study_identity import storage_of
-from bigstep.search.space import EFFECTIVE, RATE, Space, plain_values
+from bigstep.search.space import EFFECTIVE, RATE, Space, nearest_value, plain_values
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, not_failed, sort_value, value_of
 from bigstep.search.trial_record import TrialRecord
 
@@ -94,7 +94,10 @@ def _best_of(ledger: TrialQueue, space: Space, warm_start: str | None, current: 
     direction = study.directions[0]
     best = sorted(done, key=lambda trial: (sort_value(value_of(trial), direction), trial.number))[:3]
     points = [plain_values(new_values(trial.params)) for trial in best]
-    return [{name: point.get(name, current[name]) for name in space.dimensions} for point in points]
+    return [
+        {name: nearest_value(kind, point.get(name, current[name])) for name, kind in space.dimensions.items()}
+        for point in points
+    ]
 
 
 def ensure_noise_start(ledger: TrialQueue, space: Space) -> None:

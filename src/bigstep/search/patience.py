@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from bigstep.console import console
-from bigstep.search.storage import STORAGE_ERRORS, first_line, storage_is_gone
+from bigstep.search.storage import STORAGE_ERRORS, first_line, is_outage, storage_is_gone
 
 __all__ = ["OUTAGE", "patiently"]
 
@@ -41,7 +41,7 @@ def patiently(
         What ``action`` returns.
 
     Raises:
-        ProjectError: the storage did not answer in time.
+        ProjectError: the storage did not answer in time, or refused.
     """
     since: float | None = None
     while True:
@@ -50,7 +50,7 @@ def patiently(
             return action()
         except STORAGE_ERRORS as error:
             now = clock()
-            if now - (now if since is None else since) >= seconds:
+            if now - (now if since is None else since) >= seconds or not is_outage(error):
                 raise storage_is_gone(address, error) from None
             if since is None:
                 since = now

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.errors import ConfigError
 from bigstep.search.powers_of_two import PowersOfTwoSampler
+from bigstep.search.space import is_inside
 
 __all__ = ["AUTO", "MAX_FITTED", "NoRepeatSampler", "PrunedTrialsSampler", "best_and_newest", "choose_sampler"]
 
@@ -125,7 +126,8 @@ def _one_thread() -> Iterator[None]:
 
 def _is_telling(trial: FrozenTrial, names: Sequence[str] | dict[str, BaseDistribution]) -> bool:
     ended = trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and bool(trial.intermediate_values))
-    return (ended or trial.state == TrialState.RUNNING) and all(name in trial.params for name in names)
+    known = (ended or trial.state == TrialState.RUNNING) and all(name in trial.params for name in names)
+    return known and is_inside(trial, names)
 
 
 def best_and_newest(trials: list[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:

@@ -4,19 +4,32 @@ Batch sizes are plain values, so that Optuna's pages show them as they are; `big
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
 from bigstep.config.search import Range
 from bigstep.errors import ConfigError
 
-__all__ = ["ACCUMULATION", "EFFECTIVE", "EXPONENTS", "MICRO", "RATE", "Space", "build_space", "plain_values", "powers_of_two"]
+__all__ = [
+    "ACCUMULATION",
+    "EFFECTIVE",
+    "EXPONENTS",
+    "MICRO",
+    "RATE",
+    "Space",
+    "build_space",
+    "is_inside",
+    "nearest_value",
+    "plain_values",
+    "powers_of_two",
+]
 
 RATE = "train.learning_rate"
 EFFECTIVE, MICRO, ACCUMULATION = "effective_batch_size", "micro_batch_size", "accumulation_steps"
@@ -77,7 +90,7 @@ class Space:
             ACCUMULATION: 2 ** round(math.log2(batch.accumulation_steps)),
         }
         values = {name: known[name] if name in known else _value(params, name) for name in self.dimensions}
-        return {name: _nearest(self.dimensions[name], value) for name, value in values.items()}
+        return {name: nearest_value(self.dimensions[name], value) for name, value in values.items()}
 
 
 def build_space(params: Params, reason: str = "") -> Space:
@@ -157,7 +170,13 @@ def _option(params: Params, name: str) -> Any:
     return options[key]
 
 
-def _nearest(kind: BaseDistribution, value: Any) -> Any:
+def is_inside(trial: FrozenTrial, names: Iterable[str]) -> bool:
+    """Return whether parameters of a trial are values of their dimensions: Optuna keeps a queued one that is not as it is."""
+    return all(nearest_value(trial.distributions[name], trial.params[name]) == trial.params[name] for name in names)
+
+
+def nearest_value(kind: BaseDistribution, value: Any) -> Any:
+    """Return the value of a dimension that is nearest to another; of choices the first, if the other is not among them."""
     if isinstance(kind, CategoricalDistribution):
         return value if value in kind.choices else kind.choices[0]
     assert isinstance(kind, FloatDistribution | IntDistribution)

@@ -25,13 +25,24 @@ from bigstep.optuna_mlflow.study_lock import alone_in
 from bigstep.runtime.file_locks import exclusive_lock, file_lock
 from bigstep.tracking.database import sqlite_file
 
-__all__ = ["STORAGE_ERRORS", "RepairingLock", "first_line", "open_storage", "open_study", "storage_is_gone", "without_password"]
+__all__ = [
+    "STORAGE_ERRORS",
+    "RepairingLock",
+    "absolute_address",
+    "first_line",
+    "is_outage",
+    "open_storage",
+    "open_study",
+    "storage_is_gone",
+    "without_password",
+]
 
 OPERATION = b'{"op_code"'  # how each line of a journal starts
 BUSY_SECONDS = 60
 START_SECONDS = 10.0  # to wait for a database that is starting
 UNAVAILABLE = re.compile(r"refused|starting up|shutting down|closed the connection|timeout|timed out", re.IGNORECASE)
 STORAGE_ERRORS = (exc.OperationalError, exc.InterfaceError, optuna.exceptions.StorageInternalError)
+REFUSALS = (exc.DataError, exc.IntegrityError, exc.NotSupportedError, exc.ProgrammingError)
 
 
 def open_storage(address: str) -> BaseStorage:
@@ -59,6 +70,20 @@ def open_study(storage: BaseStorage, name: str, directions: Sequence[str]) -> op
             f"study {name}: expected directions {', '.join(directions)}, got {', '.join(found)}; choose another name"
         )
     return study
+
+
+def absolute_address(address: str, root: Path) -> str:
+    """Return the address of a database; the relative path of an SQLite file counts from ``root``."""
+    from sqlalchemy.engine import make_url
+
+    try:
+        url = make_url(address)
+    except exc.ArgumentError:
+        return address  # opening it says what is wrong
+    name = url.database or ":memory:"
+    if url.get_backend_name() != "sqlite" or name == ":memory:" or name.startswith("file:"):
+        return address
+    return url.set(database=str(root / name)).render_as_string(hide_password=False)
 
 
 def without_password(address: str) -> str:
@@ -165,16 +190,25 @@ def _open_database(
 
 
 def storage_is_gone(address: str, error: Exception) -> ProjectError:
-    """Return the error for a storage that does not answer; it shows no password."""
-    return ProjectError(
-        f"search.storage: expected an answer from {_shown(address)}, got {first_line(error)}; start it, or correct the address"
-    )
+    """Return the error for a storage that does not answer, or refuses; it shows no password."""
+    way_out = "start it, or correct the address" if is_outage(error) else "let its user write there, or choose another storage"
+    return ProjectError(f"search.storage: expected an answer from {_shown(address)}, got {first_line(error)}; {way_out}")
+
+
+def is_outage(error: Exception) -> bool:
+    """Return whether a storage did not answer; one that answered and refused does so again."""
+    return not isinstance(_cause(error), REFUSALS)
 
 
 def first_line(error: Exception) -> str:
     """Return the message of a database's error, in one line and without the failed statement."""
-    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
+    cause = _cause(error)
     return [*str(getattr(cause, "orig", None) or cause).strip().splitlines(), type(cause).__name__][0]
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the database's error, which Optuna puts into one of its own."""
+    return error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
 
 
 def _shown(address: str) -> str:

@@ -13,7 +13,7 @@ from bigstep.errors import ConfigError
 from bigstep.project.paths import ProjectPaths
 from bigstep.runs.code_digest import digest_code
 from bigstep.search.space import EXPONENTS, Space
-from bigstep.search.storage import open_storage, open_study
+from bigstep.search.storage import absolute_address, open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue
 
 __all__ = ["ASKS", "CODE", "PARAMETERS", "check_same", "confirmation_study_name", "open_ledgers", "study_address"]
@@ -43,11 +43,11 @@ def open_ledgers(params: Params, address: str) -> tuple[TrialQueue, TrialQueue]:
 
 
 def study_address(project: ProjectPaths, params: Params) -> str:
-    """Return where the study is stored: a path, or the address of a database."""
+    """Return where the study is stored: a path, or the address of a database; what is relative counts from the project."""
     given = params.search.storage
     if given is None:
         return str(project.search / f"{params.search.study}.journal")
-    return given if "://" in given else str(project.resolve(given))
+    return absolute_address(given, project.root) if "://" in given else str(project.resolve(given))
 
 
 def check_same(study: optuna.Study, params: Params, space: Space, store: Store) -> None:

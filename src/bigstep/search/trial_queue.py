@@ -54,6 +54,12 @@ def counts_toward_budget(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in not_failed(trials) if is_feasible(trial)]
 
 
+def _num_asked(trials: Iterable[FrozenTrial]) -> int:
+    """Count the trials that were asked for: without those that retry another, and those dropped beyond the budget."""
+    records = map(TrialRecord.read, trials)
+    return sum(record.origin is None and record.failed is None for record in records)
+
+
 def _drawn(trial: FrozenTrial) -> dict[str, Any]:
     """Return the parameters without those of a single possible value: a plan of now may fix others."""
     return {name: value for name, value in trial.params.items() if not trial.distributions[name].single()}
@@ -74,7 +80,7 @@ def sort_value(value: float, direction: StudyDirection) -> float:
 class TrialQueue:
     """One worker's view of a study.
 
-    ``max_asks`` limits all trials, infeasible ones included. Workers count as dead by ``clock``, in seconds.
+    ``max_asks`` limits all trials, infeasible and failed ones included. Workers count as dead by ``clock``, in seconds.
     """
 
     study: optuna.Study
@@ -98,7 +104,7 @@ class TrialQueue:
         trials = self.trials()
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (
-            sampler is None or len(counts_toward_budget(trials)) >= self.budget or len(not_failed(trials)) >= self.max_asks
+            sampler is None or len(counts_toward_budget(trials)) >= self.budget or _num_asked(trials) >= self.max_asks
         ):
             return None
         if sampler is not None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from bigstep.config.params import Params
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.errors import UserError
 from bigstep.project.paths import ProjectPaths
 from bigstep.search.confirmation import SlicingComparison
 from bigstep.search.request import SearchRequest
@@ -70,7 +69,7 @@ def agree_in_float64(
             _few_steps(project, trial_params(content, {**values, **fixed, "hardware.micro_batch_size": size}), store)
             for size in sizes
         )
-    except (UserError, RuntimeError):  # such as a network of your own that needs float32
+    except Exception:  # noqa: BLE001 # a network of your own may need float32, and say so in any way
         return None
     return bool(torch.linalg.vector_norm(first - second) <= ROUNDING * torch.linalg.vector_norm(first - before))
 
@@ -83,9 +82,11 @@ def _few_steps(project: ProjectPaths, params: Params, store: Store) -> tuple[Ten
     total = params.train.epochs * -(-len(store.indices(Split.TRAIN)) // size)
     most = min(MOST_STEPS, max(FEWEST_STEPS, total // SHARE))
     set_training_mode(state)
-    for images, labels in islice(batches.epoch(0), most):
-        take_step(state, params.train, images, labels)
-    state.guard.close()
+    try:
+        for images, labels in islice(batches.epoch(0), most):
+            take_step(state, params.train, images, labels)
+    finally:
+        state.guard.close()
     return before, _weights(state)
 
 

@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from bigstep.planning.throughput import SizeMeasurement
+from bigstep.search.space import is_inside
 from bigstep.search.trial_queue import is_feasible, value_of
 
 __all__ = ["contour_figure", "front_figure", "importance_figure", "importances", "landscape_figure", "slicing_figure"]
@@ -134,7 +135,7 @@ def _feasible(study: optuna.Study) -> optuna.Study:
     """Return a view of the study: the first objective and what was searched, in feasible trials only."""
     view = optuna.create_study(direction=study.directions[0])
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if is_feasible(trial):
+        if is_feasible(trial) and is_inside(trial, trial.params):
             kinds = {name: kind for name, kind in trial.distributions.items() if not kind.single()}
             params = {name: trial.params[name] for name in kinds}
             view.add_trial(optuna.trial.create_trial(value=value_of(trial), params=params, distributions=kinds))

@@ -15,10 +15,13 @@ from bigstep.search.confirmation import SeedStatistics, SlicingComparison, best_
 from bigstep.search.results.other_slicings import slicing_rows
 from bigstep.search.results.verdict import verdict
 from bigstep.search.space import ACCUMULATION, EFFECTIVE, MICRO, RATE, Space
+from bigstep.search.trial_params import as_configured
 from bigstep.search.trial_queue import TrialQueue, is_feasible, value_of
 from bigstep.search.trial_record import MEASURED, SCORES, SIZES, SURPLUS, TrialRecord, learned
 
 __all__ = ["SearchResult", "find", "plot_rows", "winning_params", "write_findings"]
+
+OPTIONAL = ("best_params.yaml", "slicings.csv", "landscape.png", "front.png")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,16 @@ class SearchResult:
     front: tuple[FrozenTrial, ...]
 
     @property
+    def baseline(self) -> int | None:
+        """Number of the baseline's trial: not 0 where a first one was killed, and another took its place."""
+        return next((item.number for item in _complete(self.trials) if TrialRecord.read(item).start == 0), None)
+
+    @property
     def verdict(self) -> str:
         """Whether the winner beats the baseline beyond the spread of seeds; empty if that was not tried."""
-        baseline = next((item.number for item in self.trials if _is_baseline(item)), None)
-        if self.winner is None or baseline is None:
+        if self.winner is None or self.baseline is None:
             return ""
-        return verdict(self.standings, self.winner.number, baseline)
+        return verdict(self.standings, self.winner.number, self.baseline)
 
     @property
     def warnings(self) -> list[str]:
@@ -79,23 +86,27 @@ def find(params: Params, first: TrialQueue, again: TrialQueue) -> SearchResult:
     return SearchResult(winner, tuple(ranking), tuple(verdicts), tuple(trials), tuple(done), tuple(front))
 
 
-def winning_params(space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]]:
-    """Return the parameters of a trial as sections of params.yaml."""
+def winning_params(params: Params, space: Space, trial: FrozenTrial) -> dict[str, dict[str, Any]]:
+    """Return the parameters of a trial as sections of params.yaml; ``params`` are those that the search started with."""
     record = TrialRecord.read(trial)
     flat = {**space.overrides(trial.params), **(record.exact or {})}
-    flat["hardware.micro_batch_size"] = record.micro_batch_size
-    flat["hardware.accumulation_steps"] = None
+    flat |= {"hardware.micro_batch_size": record.micro_batch_size, "hardware.accumulation_steps": None}
     found: dict[str, dict[str, Any]] = {}
-    for name, value in flat.items():
+    for name, value in as_configured(params, flat).items():
         section, _, key = name.partition(".")
         found.setdefault(section, {})[key] = value
     return found
 
 
 def write_findings(
-    findings: SearchResult, space: Space, rungs: Sequence[SizeMeasurement], room: int | None, folder: Path
+    findings: SearchResult, params: Params, space: Space, rungs: Sequence[SizeMeasurement], room: int | None, folder: Path
 ) -> None:
-    """Write the tables to ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times."""
+    """Write the tables to ``folder``; ``trials.csv``, ``again.csv`` and ``best_params.yaml`` hold no times.
+
+    What not every search writes, the plots too, is removed first: it may be another study's.
+    """
+    for name in OPTIONAL:
+        (folder / name).unlink(missing_ok=True)
     names = [name for name in space.dimensions if "." in name and name != RATE]
     score = _score(findings.trials)
     columns = ["number", "state", "feasible", *SIZES, *names, *learned(score)]
@@ -105,16 +116,15 @@ def write_findings(
     _write_rows([_row(trial, columns) for trial in findings.again], columns, folder / "again.csv")
     columns = ["number", *MEASURED, "predicted_bytes"]
     _write_rows([_row(trial, columns) for trial in _complete(shown)], columns, folder / "measured.csv")
-    if rungs:
-        rows = [row for trial in _complete(shown) for row in slicing_rows(trial, rungs, room)]
-        if rows:
-            _write_rows(rows, list(rows[0]), folder / "slicings.csv")
+    rows = [row for trial in _complete(shown) for row in slicing_rows(trial, rungs, room)]
+    if rows:
+        _write_rows(rows, list(rows[0]), folder / "slicings.csv")
     write_json(_summary(findings, space), folder / "summary.json")
     if findings.winner is not None:
         with whole_file(folder / "best_params.yaml") as beside:
             triples = [
                 (section, key, value)
-                for section, values in winning_params(space, findings.winner).items()
+                for section, values in winning_params(params, space, findings.winner).items()
                 for key, value in values.items()
             ]
             write_yaml(apply_overrides({}, triples), beside)
@@ -124,11 +134,6 @@ def _score(trials: Sequence[FrozenTrial]) -> str:
     """Return the name of the score that the trials have beside the loss."""
     records = [TrialRecord.read(trial) for trial in trials]
     return next((name for name in SCORES if any(getattr(item, f"val_{name}") is not None for item in records)), SCORES[0])
-
-
-def _is_baseline(trial: FrozenTrial) -> bool:
-    """A baseline that was killed has failed, and another trial took its place."""
-    return trial.state == TrialState.COMPLETE and TrialRecord.read(trial).start == 0
 
 
 def _summary(findings: SearchResult, space: Space) -> dict[str, Any]:

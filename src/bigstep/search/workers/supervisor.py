@@ -77,9 +77,7 @@ class _WorkerPool:
             del self._workers[number]
             soon = self._clock() - self._started[number] < EARLY_DEATH_SECONDS
             self._deaths[number] = self._deaths.get(number, 0) + 1 if soon else 0
-            if code < 0 and self.received is None and self._deaths[number] < MAX_EARLY_DEATHS:
-                console.print(f"worker {number} was killed ({signal.Signals(-code).name}); restarting it")
-                self._start(number)
+            if code < 0 and self.received is None and self._was_restarted(number, signal.Signals(-code).name):
                 continue
             self._codes.append(code)
             if code > 0 and self.received is None:
@@ -90,7 +88,20 @@ class _WorkerPool:
     def code(self) -> int:
         if self.received is not None:
             return 128 + self.received
-        return next((code if code > 0 else 1 for code in self._codes if code), 0)
+        failed = [code for code in self._codes if code > 0]
+        return failed[0] if failed else int(0 not in self._codes)  # a worker that ends has left nothing to do
+
+    def _was_restarted(self, number: int, name: str) -> bool:
+        """Restart a worker that was killed by the signal of this name, unless that came early too often."""
+        if self._deaths[number] < MAX_EARLY_DEATHS:
+            console.print(f"worker {number} was killed ({name}); restarting it")
+            self._start(number)
+            return True
+        console.print(
+            f"worker {number} was killed ({name}) {MAX_EARLY_DEATHS} times in a row within {EARLY_DEATH_SECONDS:.0f} s of its "
+            "start; it is not restarted"
+        )
+        return False
 
     @contextmanager
     def signals_passed_on(self) -> Iterator[None]:
@@ -116,8 +127,8 @@ class _WorkerPool:
                 preexec_fn=set_parent_death_signal,  # no threads start processes here
             )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(self._request)))
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # it may have ended, which is noticed later
+            process.stdin.write(json.dumps(asdict(self._request)))
         self._workers[number], self._started[number] = process, self._clock()
 
     def _stop(self, number: int) -> None:

@@ -13,7 +13,7 @@ from bigstep.config.params import Params
 from bigstep.console import console
 from bigstep.data.split import Split
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError
+from bigstep.errors import ConfigError, OutOfMemoryError
 from bigstep.optuna_mlflow.trial_mapping import begin_tags
 from bigstep.planning.memory_budget import bytes_over_budget, predict
 from bigstep.planning.slicing_choice import CheckedSlicing, choose_slicing, kept_compilation
@@ -32,7 +32,7 @@ from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOu
 from bigstep.tracking.mlflow_links import run_page
 from bigstep.training.records import Validation
 from bigstep.training.setup import task_of_store
-from bigstep.training.snapshot import kept_slicing
+from bigstep.training.snapshot import KeptSlicing, kept_slicing
 
 if TYPE_CHECKING:
     from bigstep.search.request import SearchRequest
@@ -42,6 +42,7 @@ __all__ = ["TrialRunner", "study_folder"]
 WORST_LOSS = 2.0  # times the loss or error of guessing: that of a trial that cannot be trained
 LOWEST_IMAGES_PER_SECOND = 0.1  # the speed of a trial that cannot be trained
 MIB = 2**20
+MAX_STEP = 2**31 - 1  # of a value that is reported: PostgreSQL's column has 32 bits
 
 
 def study_folder(project: ProjectPaths, study: str) -> Path:
@@ -73,7 +74,7 @@ class TrialRunner:
             return
         params, fit = found
         may_prune = len(objectives) == 1 and record.start != 0
-        report = _pruning(trial, objectives[0], may_prune=may_prune)
+        report = _pruning(trial, objectives[0], self._samples_per_step, may_prune=may_prune)
         outcome = self._train(study, trial, params, fit, report, {"bigstep.kind": "trial"})
         if outcome.pruned:
             study.tell(trial, state=TrialState.PRUNED)
@@ -112,22 +113,9 @@ class TrialRunner:
             return None
         values = latest_values(self._folder(trial) / CHECKPOINTS)
         kept = None if values is None else kept_slicing(values)
-        if self.space.kind == "full":
-            predicted = predict(self.project, params, self.store, params.batch)
-            excess = bytes_over_budget(params, predicted, self.resident) / MIB
-            format_name, compiled = possible_formats(params.hardware)[0], kept_compilation(params, kept)
-            fit = CheckedSlicing(params.batch, predicted.peak_bytes, format_name, compiled)
-            self._note_planned(trial, fit)
-            if excess > 0:
-                self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
-                return None
-            trial.set_constraint("memory", excess)
-            show_constraints(trial)
-        else:
-            by_rule = self.params.hardware.micro_batch_size == "auto"
-            fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
-            fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
-            self._note_planned(trial, fit)
+        fit = (self._as_asked if self.space.kind == "full" else self._planned)(trial, params, kept)
+        if fit is None:
+            return None
         params = fit.applied_to(params)
         failed_at = failed_micro_batch_size(self._folder(trial) / "mark.json")
         if failed_at is not None and params.model.ghost_batch_size is None:
@@ -141,6 +129,32 @@ class TrialRunner:
             predicted_bytes=fit.predicted_bytes,
         ).write(trial)
         return params, fit
+
+    def _as_asked(self, trial: optuna.Trial, params: Params, kept: KeptSlicing | None) -> CheckedSlicing | None:
+        """Return the slicing of a point that has one; None if it exceeds the budget."""
+        predicted = predict(self.project, params, self.store, params.batch)
+        excess = bytes_over_budget(params, predicted, self.resident) / MIB
+        format_name, compiled = possible_formats(params.hardware)[0], kept_compilation(params, kept)
+        fit = CheckedSlicing(params.batch, predicted.peak_bytes, format_name, compiled)
+        self._note_planned(trial, fit)
+        if excess > 0:
+            self._refuse(trial, "memory", excess, f"its step exceeds the memory budget by {excess:,.0f} MiB")
+            return None
+        trial.set_constraint("memory", excess)
+        show_constraints(trial)
+        return fit
+
+    def _planned(self, trial: optuna.Trial, params: Params, kept: KeptSlicing | None) -> CheckedSlicing | None:
+        """Choose the slicing of a point; None if not even the smallest fits."""
+        by_rule = self.params.hardware.micro_batch_size == "auto"
+        try:
+            fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
+        except OutOfMemoryError as error:
+            self._refuse(trial, "memory", 1.0, str(error).splitlines()[0])
+            return None
+        fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
+        self._note_planned(trial, fit)
+        return fit
 
     def _note_planned(self, trial: optuna.Trial, fit: CheckedSlicing) -> None:
         """Show the planned sizes as parameters of a trial of the search; attributes say what was used."""
@@ -192,30 +206,41 @@ class TrialRunner:
         return outcome
 
     def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
-        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time."""
-        if outcome.diverged:
-            return self._worst(objectives)
-        return [float(outcome.values[name]) for name in objectives]
+        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time.
+
+        Without a finite value of each it counts as diverged: the epoch that another score chose may have no finite loss.
+        """
+        values = [float(outcome.values[name]) for name in objectives]
+        return self._worst(objectives) if outcome.diverged or not all(map(math.isfinite, values)) else values
 
     def _worst(self, objectives: Sequence[str]) -> list[float]:
         """Return values that no trial that was trained to its end can be worse than."""
-        samples = (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(Split.TRAIN))
         known = {
             **{name: WORST_LOSS * value for name, value in self.task.guessing.items()},
-            "seconds": samples / LOWEST_IMAGES_PER_SECOND,
+            "seconds": self._num_samples / LOWEST_IMAGES_PER_SECOND,
             "peak_bytes": float(total_memory_bytes(choose_device(self.params.hardware))),
         }
         return [known[name] for name in objectives]
 
+    @property
+    def _num_samples(self) -> int:
+        """Of a whole training."""
+        return (self.params.search.epochs or self.params.train.epochs) * len(self.store.indices(Split.TRAIN))
 
-def _pruning(trial: optuna.Trial, objective: str, *, may_prune: bool) -> ShouldStop:
+    @property
+    def _samples_per_step(self) -> int:
+        """Those of an epoch where a storage cannot count samples to the end, else 1; the same in all trials of a study."""
+        return 1 if self._num_samples <= MAX_STEP else len(self.store.indices(Split.TRAIN))
+
+
+def _pruning(trial: optuna.Trial, objective: str, samples_per_step: int, *, may_prune: bool) -> ShouldStop:
     """Report each epoch by the number of samples seen, so that batch sizes are compared at equal progress."""
 
     def report(samples: int, validation: Validation) -> bool:
         value = validation.loss if objective == "val_loss" else validation.score
         if not may_prune or not math.isfinite(value):
             return False
-        trial.report(value, samples)
+        trial.report(value, samples // samples_per_step)
         return trial.should_prune()
 
     return report

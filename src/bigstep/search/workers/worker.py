@@ -31,7 +31,7 @@ from bigstep.search.patience import patiently
 from bigstep.search.request import SearchRequest
 from bigstep.search.samplers import choose_sampler
 from bigstep.search.space import build_space
-from bigstep.search.storage import STORAGE_ERRORS, first_line
+from bigstep.search.storage import STORAGE_ERRORS, first_line, is_outage, storage_is_gone
 from bigstep.search.studies import open_ledgers
 from bigstep.search.trial_queue import HEARTBEAT_SECONDS, RETRIES, TrialQueue
 from bigstep.search.workers.trial_runner import TrialRunner
@@ -125,9 +125,7 @@ class Worker:
             with sending_heartbeats(ledger, trial):
                 train()
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            frozen = ledger.trials()[trial.number]
-            if ledger.fail(trial.number):
-                ledger.requeue(frozen, RETRIES)
+            if self._give_back(ledger, trial.number, RETRIES):
                 raise
             console.print(f"trial {trial.number} was reassigned: this worker's heartbeat timed out")
         except StopRequestedError:
@@ -135,19 +133,22 @@ class Worker:
                 self._give_back(ledger, trial.number)
             raise
         except STORAGE_ERRORS as error:
+            if not is_outage(error):
+                self._give_back(ledger, trial.number, RETRIES)
+                raise storage_is_gone(self.request.address, error) from None
             console.print(f"trial {trial.number} is requeued: the study's storage failed ({first_line(error)})")
             self._patiently(lambda: self._give_back(ledger, trial.number))
         except Exception:
-            frozen = ledger.trials()[trial.number]
-            if ledger.fail(trial.number):
-                ledger.requeue(frozen, RETRIES)
+            self._give_back(ledger, trial.number, RETRIES)
             raise
 
-    def _give_back(self, ledger: TrialQueue, number: int) -> None:
-        """Requeue a trial, unless it has ended."""
+    def _give_back(self, ledger: TrialQueue, number: int, retries: int | None = None) -> bool:
+        """Requeue a trial, at most ``retries`` times, and return True, unless it has ended."""
         frozen = ledger.trials()[number]
-        if ledger.fail(number):
-            ledger.requeue(frozen)
+        if not ledger.fail(number):
+            return False
+        ledger.requeue(frozen, retries)
+        return True
 
     def _patiently(self, action: Callable[[], T]) -> T:
         return patiently(action, self.request.address, check=self.signals.raise_if_received)
