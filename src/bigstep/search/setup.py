@@ -1,6 +1,7 @@
 """Before a search starts: what is searched, with how many workers, and on which share of the machine."""
 
 import os
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -111,7 +112,7 @@ def plan_slicings(project: ProjectPaths, content: dict[str, Any], space: Space, 
         ("hardware", "micro_batch_size", "auto"),
         ("hardware", "accumulation_steps", None),
     )
-    return find_plan(project, check_params(apply_overrides(content, asked)), store, seconds=PLANNING_SECONDS)
+    return find_plan(project, check_params(apply_overrides(deepcopy(content), asked)), store, seconds=PLANNING_SECONDS)
 
 
 def fix_memory_format(
