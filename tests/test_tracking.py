@@ -201,5 +201,24 @@ def test_the_store_is_the_environments_or_the_projects_always_absolute(tmp_path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(Path()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{root}/mlflow.db"),
+        ("sqlite+pysqlite:///runs/a b.db?timeout=60", "sqlite+pysqlite:///{root}/runs/a b.db?timeout=60"),
+        ("file:mlruns", "file:{root}/mlruns"),
+        ("./mlruns", "{root}/mlruns"),
+        ("mlruns", "{root}/mlruns"),
+        *((same, same) for same in ("sqlite:////a/b.db", "sqlite:///:memory:", "sqlite://", "/a/mlruns", "file:///a/mlruns")),
+        *((same, same) for same in ("http://127.0.0.1:5000", "postgresql://user:secret@host/b.db", "databricks", "uc")),
+    ],
+)
+def test_a_relative_store_is_below_the_project_wherever_a_stage_runs(
+    given: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri(tmp_path) == expected.format(root=tmp_path)

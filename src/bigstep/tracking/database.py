@@ -22,12 +22,22 @@ __all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "sql
 
 log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
+RELATIVE = re.compile(  # a database, a folder as an address, a bare folder; not Databricks, which MLflow knows by bare names
+    r"(?P<kind>sqlite[^:/]*:///(?!/|:memory:|file:)|file:(?!/)|(?!databricks|uc$)(?=[^:/]+(?:/|$)))(?P<path>.+)"
+)
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
 
 def tracking_uri(root: Path) -> str:
-    """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute."""
-    return read_variable(TRACKING_URI) or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute.
+
+    A relative path is one below the root: stages of a private copy run in its folder, and have the project's store.
+    """
+    given = read_variable(TRACKING_URI)
+    if not given:
+        return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    found = RELATIVE.fullmatch(given)
+    return given if found is None else f"{found['kind']}{root.resolve() / found['path']}"
 
 
 def open_client(uri: str) -> "MlflowClient":
