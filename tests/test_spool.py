@@ -11,12 +11,19 @@ import numpy as np
 import pytest
 
 from bigstep.atomic_files import read_record
+from bigstep.config.params import parse_params
 from bigstep.errors import ProjectError
+from bigstep.project.attempts import begin_stage
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.project.stage_inputs import StageInputs
 from bigstep.runs import tracked_run as tracked_runs
 from bigstep.runs.tracked_run import deliver_others, tracked_run
+from bigstep.runtime.stop_signals import Signals
+from bigstep.stages.attempt_run import stage_run
+from bigstep.stages.stage_runner import Stage
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
-from bigstep.tracking.spool import Sent, Spool, spool_lock, unfinished_spools
+from bigstep.tracking.spool import KEPT, Sent, Spool, delivered_spools, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, ModelRecord, Tracker
@@ -349,3 +356,24 @@ def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: st
     assert _history(uri, first) == [(0, 1.0), (1, 0.5)]
     assert _history(uri, second) == [(0, 1.0), (1, 0.5), (2, 0.25)]
     assert [client.get_run(run).info.status for run in (first, second)] == ["KILLED", "FINISHED"]
+
+
+def test_histories_of_trainings_that_may_be_resumed_stay_however_many_runs_end(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    project = ProjectPaths(tmp_path)
+    for number in range(KEPT + 1):
+        spool = Spool(project.spools / f"stopped{number}.1")
+        SpoolTracker(spool).finish("KILLED")
+        spool.sent = Sent("run", spool.path.stat().st_size)
+        spool.close()
+    begin_stage(project.attempts, "other", "evaluate")
+    inputs = StageInputs(tmp_path, "evaluate", {}, {})
+    stage = Stage("evaluate", StagePaths(tmp_path), project, parse_params({}), "other", Signals(), inputs)
+    with stage_run(stage, "spooled") as tracker:
+        tracker.set_tags({"a": "b"})
+    assert {path.name for path in delivered_spools(project.spools)} == {
+        "other.1",
+        *(f"stopped{number}.1" for number in range(KEPT + 1)),
+    }

@@ -94,7 +94,7 @@ def _checkpoints(project: ProjectPaths) -> Iterator[Unneeded]:
 
 def _spools(project: ProjectPaths, kept: int) -> Iterator[Unneeded]:
     found = delivered_spools(project.spools)
-    for folder in found[: len(found) - kept]:
+    for folder in found[: max(0, len(found) - kept)]:
         key, number = _parted(folder.name)
         lock = folder.with_name(f"{folder.name}.lock")
         with _alone(project.attempts / f"{key}.lock") as free, _alone(lock) as alone:
@@ -121,7 +121,7 @@ def _trials(project: ProjectPaths) -> Iterator[Unneeded]:
 def _workspaces(project: ProjectPaths, before: float, kept: int) -> Iterator[Unneeded]:
     folders = [path.parent for path in project.workspaces.glob("*/params.yaml")]
     folders.sort(key=lambda folder: (folder / "params.yaml").stat().st_mtime)
-    for folder in folders[: len(folders) - kept]:
+    for folder in folders[: max(0, len(folders) - kept)]:
         with _alone(folder.with_suffix(".lock")) as alone:
             if alone and (folder / "params.yaml").stat().st_mtime < before and not _is_resumable(project, folder):
                 yield Unneeded(folder, "a private copy; its results are in MLflow and DVC's cache", folder.with_suffix(".lock"))

@@ -38,7 +38,6 @@ __all__ = [
     "end_status",
     "is_complete",
     "is_in_use",
-    "prune_spools",
     "spool_lock",
     "unfinished_spools",
 ]
@@ -235,13 +234,6 @@ def is_complete(folder: Path) -> bool:
 
 def _by_age(folder: Path) -> list[Path]:
     return [path.parent for path in sorted(folder.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)]
-
-
-def prune_spools(folder: Path) -> None:
-    """Delete all but the newest spools of those that are delivered to the end."""
-    for path in delivered_spools(folder)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def end_status(folder: Path) -> str | None:
