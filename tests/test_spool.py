@@ -342,6 +342,34 @@ def test_an_entry_that_mlflow_refuses_is_set_aside_and_what_is_behind_it_arrives
     assert "unreachable" not in caplog.text
 
 
+def test_a_run_of_a_deleted_experiment_says_so_at_once_and_is_sent_when_it_is_restored(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, folder = open_client(uri), tmp_path / "spools" / "key.1"
+    deleted = client.create_experiment("gone")
+    client.delete_experiment(deleted)
+    line = (
+        "tracking.experiment: expected an experiment that exists, got gone, which was deleted in MLflow; "
+        f"run `mlflow experiments restore -x {deleted}`, or name another; "
+    )
+    started = time.monotonic()
+    with tracked_run(folder, uri, "gone", params={"a": 1}, tags={}, wait_seconds=60) as tracked:
+        wait_until(lambda: f"{line}training continues" in caplog.text, "the cause is not said")
+    assert time.monotonic() - started < delivery.PATIENCE / 2
+    assert not tracked.delivered
+    output = capsys.readouterr().out
+    assert output.startswith(f"{line}the history of this run waits on disk")
+    assert "unreachable" not in output
+    later = _begin(tmp_path / "spools" / "key.2", uri)
+    later.set_tags({"a": "b"})
+    later.spool.close()
+    assert deliver_others(tmp_path / "spools") == ["key.2"], "it does not wait for the first one"
+    client.restore_experiment(deleted)
+    assert deliver_others(tmp_path / "spools") == ["key.1"]
+    (run,) = client.search_runs([deleted])
+    assert run.data.params == {"a": "1"}
+
+
 def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: str, tmp_path: Path) -> None:
     client = open_client(uri)
     first, second = (client.create_run("0").info.run_id for _ in range(2))

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from bigstep.config.params import flatten, parse_params
+from bigstep.errors import ProjectError
 from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import promote
@@ -161,6 +162,15 @@ def test_a_store_that_refuses_tags_of_experiments_still_has_runs(uri: str, monke
     monkeypatch.setattr(MlflowClient, "set_experiment_tag", refuse)
     run = open_run(uri, run_id=None, experiment="models")
     assert run.client.get_run(run.run_id).info.experiment_id == number
+
+
+def test_a_deleted_experiment_is_one_line_with_the_way_out(uri: str) -> None:
+    client = open_client(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(
+        ProjectError, match=r"^tracking\.experiment: expected .*, got gone, .*`mlflow experiments restore -x 1`"
+    ):
+        open_experiment(client, uri, "gone")
 
 
 def _first_use(uri: str) -> str:

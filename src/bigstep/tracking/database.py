@@ -145,15 +145,28 @@ def open_experiment(client: "MlflowClient", uri: str, name: str, tags: Mapping[s
         uri: of the store.
         name: of the experiment.
         tags: of a new experiment.
+
+    Raises:
+        ProjectError: the experiment was deleted: MLflow then keeps its name, and takes no runs.
     """
     with _alone(uri):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+        known = _find_experiment(client, name)
+        if known is not None:
+            return known
         database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlruns").as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags={**kind, **(tags or {})}))
+
+
+def _find_experiment(client: "MlflowClient", name: str) -> str | None:
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != "active":
+        raise ProjectError(
+            f"tracking.experiment: expected an experiment that exists, got {name}, which was deleted in MLflow; "
+            f"run `mlflow experiments restore -x {found.experiment_id}`, or name another"
+        )
+    return None if found is None else str(found.experiment_id)
 
 
 @contextmanager
