@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from bigstep.config.params import flatten, parse_params
 from bigstep.errors import ProjectError
-from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri
+from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri, without_password
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import promote
 from bigstep.tracking.runs_view import viewed_experiments
@@ -232,3 +232,16 @@ def test_a_relative_store_is_below_the_project_wherever_a_stage_runs(
     monkeypatch.chdir(tmp_path / "copy")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     assert tracking_uri(tmp_path) == expected.format(root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("postgresql://me:sec/ret@host:5432/d", "postgresql://me:***@host:5432/d"),
+        ("postgresql+psycopg://me@host/d?password=secret&sslmode=require", "postgresql+psycopg://me@host/d?sslmode=require"),
+        ("postgresql://me:secret@host:port/d", "***"),
+        *((same, same) for same in ("postgresql://me@host/d?sslmode=require", "study.journal", "sqlite:///a b.db")),
+    ],
+)
+def test_a_databases_address_is_shown_without_its_password(address: str, expected: str) -> None:
+    assert without_password(address) == expected

@@ -18,7 +18,16 @@ from bigstep.tracking.mlflow_internals import forget_engine
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "sqlite_file", "tracking_uri", "without_login"]
+__all__ = [
+    "connect",
+    "open_client",
+    "open_experiment",
+    "set_aside_unused",
+    "sqlite_file",
+    "tracking_uri",
+    "without_login",
+    "without_password",
+]
 
 log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
@@ -108,6 +117,23 @@ def connect(
 def without_login(text: str) -> str:
     """Return a text with the user name and password of each address in it left out."""
     return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def without_password(address: str) -> str:
+    """Return a database's address with ``***`` for its password, and without one among its options; others as they are."""
+    if "://" not in address:
+        return address
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        return "***"  # it may hold a password anywhere
+    secret = [name for name in url.query if "password" in name.lower()]
+    if url.password is None and not secret:
+        return address
+    return url.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def set_aside_unused(path: Path | None) -> bool:
