@@ -1,6 +1,8 @@
+import getpass
 import inspect
 import json
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,34 @@ def test_a_deleted_experiment_is_one_line_with_the_way_out(uri: str) -> None:
         ProjectError, match=r"^tracking\.experiment: expected .*, got gone, .*`mlflow experiments restore -x 1`"
     ):
         open_experiment(client, uri, "gone")
+
+
+class _Late(MlflowClient):
+    """Looks for an experiment that another machine, with which it shares no lock, creates right after."""
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        found = super().get_experiment_by_name(name)
+        if found is None:
+            self.create_experiment(name)
+        return found
+
+
+def test_an_experiment_that_another_machine_has_just_created_is_used(uri: str) -> None:
+    client = open_client(uri)
+    experiment_id = open_experiment(_Late(uri), uri, "shared")
+    assert client.get_experiment(experiment_id).name == "shared"
+
+
+def test_a_user_without_a_name_as_in_a_container_has_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987654321)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    run = open_run(uri, run_id=None, experiment="x")
+    tags = run.client.get_run(run.run_id).data.tags
+    assert "mlflow.user" not in tags
+    assert tags["mlflow.source.name"] == "bigstep"
 
 
 def _first_use(uri: str) -> str:

@@ -8,7 +8,7 @@ from bigstep.errors import ProjectError
 from bigstep.runtime.child_process import run_child
 from bigstep.runtime.environment import SERVER_GUARDS, child_environment
 from bigstep.runtime.local_port import LOOPBACK, free_port
-from bigstep.tracking.database import open_client, tracking_uri
+from bigstep.tracking.database import connect, tracking_uri, without_login
 from bigstep.tracking.runs_view import viewed_experiments
 
 __all__ = ["mlflow_command", "serve_mlflow"]
@@ -18,12 +18,14 @@ def serve_mlflow(root: Path, *, port: int = 0, host: str | None = None) -> int:
     """Serve the MLflow UI until Ctrl-C.
 
     Raises:
-        ProjectError: MLflow is on a server already, or the port is taken.
+        ProjectError: MLflow is on a server already or does not answer, or the port is taken.
     """
     uri = tracking_uri(root)
     if uri.startswith(("http://", "https://")):
-        raise ProjectError(f"MLFLOW_TRACKING_URI: expected a database to serve, got {uri}; open this address in a browser")
-    client = open_client(uri)
+        raise ProjectError(
+            f"MLFLOW_TRACKING_URI: expected a database to serve, got {without_login(uri)}; open this address in a browser"
+        )
+    client = connect(uri)
     port = free_port(port, host or LOOPBACK)
     if host is not None:
         console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete runs (no authentication)")

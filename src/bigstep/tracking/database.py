@@ -22,6 +22,7 @@ __all__ = [
     "connect",
     "open_client",
     "open_experiment",
+    "reachable",
     "set_aside_unused",
     "sqlite_file",
     "tracking_uri",
@@ -98,20 +99,39 @@ def connect(
     Raises:
         ProjectError: it does not answer; one line, without a password that the address may hold.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     deadline = clock() + START_SECONDS
     while True:
         try:
             return open_client(uri)
-        except (MlflowException, OSError, SQLAlchemyError) as error:
+        except _unanswered() as error:
             if clock() > deadline:
-                cause = without_login(str(error)).splitlines()[0][:200]
-                raise ProjectError(
-                    f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI"
-                ) from None
+                raise _unreachable(uri, error) from None
             sleep(1.0)
+
+
+@contextmanager
+def reachable(uri: str) -> Iterator[None]:
+    """Within the block an error of MLflow is one line.
+
+    Raises:
+        ProjectError: the store does not answer; without a password that the address may hold.
+    """
+    try:
+        yield
+    except _unanswered() as error:
+        raise _unreachable(uri, error) from None
+
+
+def _unanswered() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, OSError, SQLAlchemyError
+
+
+def _unreachable(uri: str, error: Exception) -> ProjectError:
+    cause = (without_login(str(error)).splitlines() or [type(error).__name__])[0][:200]
+    return ProjectError(f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI")
 
 
 def without_login(text: str) -> str:
@@ -182,7 +202,14 @@ def open_experiment(client: "MlflowClient", uri: str, name: str, tags: Mapping[s
         database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlruns").as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=location, tags={**kind, **(tags or {})}))
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags={**kind, **(tags or {})}))
+        except Exception as error:
+            exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"  # made by another machine just now
+            known = _find_experiment(client, name) if exists else None
+            if known is None:
+                raise
+            return known
 
 
 def _find_experiment(client: "MlflowClient", name: str) -> str | None:
