@@ -50,6 +50,26 @@ def test_an_exported_model_answers_in_any_folder_with_class_names_and_no_warning
     assert "dog" in done.stdout
 
 
+def test_a_name_that_is_no_utf8_costs_no_answer(exported: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (exported / name).write_bytes((exported / "photo.png").read_bytes())
+    except OSError as error:
+        pytest.skip(f"this file system has no such names: {error}")
+    done = subprocess.run(
+        [sys.executable, "-m", "bigstep.cli", "predict", name, "photo.png", "--model", "model"],
+        cwd=exported,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as a terminal's is, where the locale is not C
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("\\udcff.png: ")
+    assert second.startswith("photo.png: ")
+
+
 def test_a_server_that_does_not_answer_is_one_line_without_its_password(
     tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
