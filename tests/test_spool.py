@@ -17,13 +17,14 @@ from bigstep.project.attempts import begin_stage
 from bigstep.project.paths import ProjectPaths, StagePaths
 from bigstep.project.stage_inputs import StageInputs
 from bigstep.runs import tracked_run as tracked_runs
+from bigstep.runs.cleaning import KEPT_SPOOLS
 from bigstep.runs.tracked_run import deliver_others, tracked_run
 from bigstep.runtime.stop_signals import Signals
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
-from bigstep.tracking.spool import KEPT, Sent, Spool, delivered_spools, spool_lock, unfinished_spools
+from bigstep.tracking.spool import Sent, Spool, delivered_spools, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, ModelRecord, Tracker
@@ -391,7 +392,7 @@ def test_histories_of_trainings_that_may_be_resumed_stay_however_many_runs_end(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     project = ProjectPaths(tmp_path)
-    for number in range(KEPT + 1):
+    for number in range(KEPT_SPOOLS + 1):
         spool = Spool(project.spools / f"stopped{number}.1")
         SpoolTracker(spool).finish("KILLED")
         spool.sent = Sent("run", spool.path.stat().st_size)
@@ -403,5 +404,5 @@ def test_histories_of_trainings_that_may_be_resumed_stay_however_many_runs_end(
         tracker.set_tags({"a": "b"})
     assert {path.name for path in delivered_spools(project.spools)} == {
         "other.1",
-        *(f"stopped{number}.1" for number in range(KEPT + 1)),
+        *(f"stopped{number}.1" for number in range(KEPT_SPOOLS + 1)),
     }

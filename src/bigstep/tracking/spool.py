@@ -29,7 +29,6 @@ from bigstep.tracking.entries import read_entry
 from bigstep.tracking.journal_lines import last_lines
 
 __all__ = [
-    "KEPT",
     "Origin",
     "Sent",
     "Spool",
@@ -44,7 +43,6 @@ __all__ = [
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
-KEPT = 20  # spools that are delivered: a run that is sent again needs them
 
 
 @dataclass(frozen=True)
