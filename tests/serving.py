@@ -26,6 +26,16 @@ def wait_for_port(port: int) -> None:
     wait_until(lambda: _answers(port), f"nothing answers on port {port}")
 
 
+def has_ipv6() -> bool:
+    """Return whether this machine has the IPv6 address of itself."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from bigstep.commands.compare import compare, seed_scores
+from bigstep.commands.compare import _texts, compare, seed_scores
 from bigstep.comparison.differences import compare_runs
 from bigstep.comparison.paired import mcnemar
 from bigstep.comparison.result import Predictions, RunResult, read_predictions
@@ -133,6 +133,16 @@ def _workspace(root: Path, *, predictions: str = "", metrics: str = "{}") -> Pat
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text, encoding="utf-8")
     return root
+
+
+def test_seeds_of_one_score_have_no_ratio_to_their_spread() -> None:
+    names = ("1", "2", "3", "4")
+    same = compare_runs(_result("x", np.ones(4), names), _result("y", np.ones(4), names))
+    ending = "spreads by 0.00 points (standard deviation)"
+    assert _texts(same, [0.9, 0.9])[-1] == f"between 2 seeds of x the test accuracy {ending}"
+    other = compare_runs(_result("x", np.ones(4), names), _result("y", np.array([1.0, 1, 1, 0]), names))
+    assert _texts(other, [0.9, 0.9])[-1].endswith(ending)
+    assert _texts(other, [0.5, 1.0])[-1].endswith("by 35.36 points (standard deviation); this difference is 0.7 times that")
 
 
 def test_names_of_samples_may_hold_what_separates_lines(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bigstep.search.optuna_dashboard import attach_file, note_ended, note_run, s
 from bigstep.search.storage import open_storage, open_study
 from browser import look
 from faults.project import Project
-from serving import unused_port
+from serving import has_ipv6, unused_port
 from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")]
@@ -104,6 +104,24 @@ def test_a_page_elsewhere_does_not_reach_the_study(page: tuple[str, optuna.Study
     for headers in ({"Host": "evil.com"}, {"Origin": "http://evil.com"}):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             _ask(f"{address}/api/studies", **headers)
+
+
+def test_a_study_is_served_on_ipv6_too(page: tuple[str, optuna.Study], tmp_path: Path) -> None:
+    del page  # which has shown that IPv4 is
+    if not has_ipv6():
+        pytest.skip("this machine has no ::1")
+    address, port = str(tmp_path / "study.journal"), unused_port()
+    open_study(open_storage(address), "six", ["minimize"])
+    server = make_dashboard(address, tmp_path / "artifacts", "::1", port)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        (study,) = _ask(f"http://[::1]:{port}/api/studies")["study_summaries"]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+    assert study["study_name"] == "six"
 
 
 def test_no_study_is_one_line(tmp_path: Path, empty_database: Path) -> None:

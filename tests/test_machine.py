@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from bigstep.runtime import process_identity
 from bigstep.runtime.process_identity import is_alive, process_name
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue
@@ -34,6 +35,28 @@ def test_a_name_without_a_namespace_is_judged_as_before() -> None:
     host, boot, number, started = older.split(" ")
     assert is_alive(f"{host} {boot} {number} {int(started) + 1}") is False
     assert is_alive(f"elsewhere {boot} {number} {started}") is None
+
+
+def test_without_proc_a_living_process_lives_and_a_killed_one_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS; a process of the same id and another start may be the one that is meant, after the clock was set."""
+    monkeypatch.setattr(process_identity, "PROC", tmp_path / "proc")
+    assert is_alive(process_name()) is True
+    code = (
+        "from pathlib import Path; from bigstep.runtime import process_identity as made; made.PROC = Path('/nothing'); "
+        "print(made.process_name(), flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert is_alive(name) is True
+        host, boot, number, started, namespace = name.split(" ")
+        assert (boot, number, namespace) == ("-", str(process.pid), "-")
+        assert is_alive(f"{host} {boot} {number} {float(started) + 3600:.2f} {namespace}") is None
+        assert is_alive(f"{host} {boot} {number}  {namespace}") is None, "the name that an earlier version wrote"
+        process.kill()
+        process.wait()
+        assert is_alive(name) is False
+    assert is_alive(f"elsewhere {boot} {number} {started} {namespace}") is None
 
 
 @pytest.mark.usefixtures("namespaces")

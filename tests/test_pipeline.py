@@ -55,8 +55,8 @@ def _run(root: Path, *command: str, code: int = 0, **extra: str) -> str:
     return finished.stdout
 
 
-def _repro(root: Path, *options: str, code: int = 0) -> str:
-    return _run(root, "python", "pipelines/repro.py", *options, code=code)
+def _repro(root: Path, *options: str, code: int = 0, **extra: str) -> str:
+    return _run(root, "python", "pipelines/repro.py", *options, code=code, **extra)
 
 
 def _set(root: Path, *texts: str) -> None:
@@ -269,7 +269,9 @@ def test_mlflow_run_refuses_unknown_names_and_bad_values(trained: Path) -> None:
 def test_batch_norm_is_named_recalibrated_and_tagged(trained: Path) -> None:
     runs = _runs(trained)
     settings = ["model.norm=batch", "model.ghost_batch_size=32", "model.batch_norm_statistics=recalibrated", "train.epochs=1"]
-    output = _repro(trained, "--stage", "train", *(part for text in settings for part in ("--set", text)))
+    options = (part for text in settings for part in ("--set", text))
+    relative = "sqlite:///mlflow.db"  # of the project, not of the private copy in which the stages run
+    output = _repro(trained, "--stage", "train", *options, MLFLOW_TRACKING_URI=relative)
     assert "network.features.2 (BatchNorm2d) normalises each micro-batch by its own mean and variance" in output
     assert "recalibrated: val_loss" in output
     (run,) = _runs(trained)[len(runs) :]

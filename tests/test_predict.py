@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigstep.atomic_files import write_json
+from bigstep.commands.mlflow_ui import serve_mlflow
 from bigstep.commands.predict import predict
+from bigstep.commands.repro import finish_pipeline
 from bigstep.config.model import ModelConfig
+from bigstep.config.params import parse_params
 from bigstep.errors import ProjectError
 from bigstep.models.building import InputShape
 from bigstep.models.model_files import ModelCard, build_classifier, save_model
+from bigstep.project.paths import StagePaths
 from bigstep.tracking import database
 from serving import unused_port
 
@@ -45,6 +50,26 @@ def test_an_exported_model_answers_in_any_folder_with_class_names_and_no_warning
     assert "dog" in done.stdout
 
 
+def test_a_name_that_is_no_utf8_costs_no_answer(exported: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (exported / name).write_bytes((exported / "photo.png").read_bytes())
+    except OSError as error:
+        pytest.skip(f"this file system has no such names: {error}")
+    done = subprocess.run(
+        [sys.executable, "-m", "bigstep.cli", "predict", name, "photo.png", "--model", "model"],
+        cwd=exported,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as a terminal's is, where the locale is not C
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("\\udcff.png: ")
+    assert second.startswith("photo.png: ")
+
+
 def test_a_server_that_does_not_answer_is_one_line_without_its_password(
     tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +83,38 @@ def test_a_server_that_does_not_answer_is_one_line_without_its_password(
     assert "MLflow is unreachable at http://127.0.0.1:9" in message
     assert "secret" not in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("uri", ["http://user:secret@127.0.0.1:9", "nosuch://user:secret@127.0.0.1:9"])
+def test_what_cannot_be_served_is_one_line_without_its_password(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "START_SECONDS", 0.0)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ProjectError) as caught:
+        serve_mlflow(tmp_path)
+    assert f"{uri.partition(':')[0]}://127.0.0.1:9" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("experiment", ["0", "1"], ids=["a run that points", "a given run"])
+def test_a_pipeline_that_ends_when_mlflow_is_gone_has_its_results(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    monkeypatch.setenv("COLUMNS", "1000")
+    write_json({"best_val_loss": 0.5, "num_updates": 3}, tmp_path / "results" / "train" / "metrics.json")
+    assert finish_pipeline(tmp_path, StagePaths(tmp_path), parse_params({}), "train") == 0
+    output = capsys.readouterr().out
+    assert "best_val_loss" in output
+    line = output.splitlines()[-1]
+    assert line.startswith("MLflow is unreachable at http://127.0.0.1:9: ")
+    assert line.endswith("; the run of `mlflow run` lacks these results")
+    assert "secret" not in output
 
 
 @pytest.mark.slow

@@ -19,11 +19,13 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from bigstep.commands.mlflow_ui import mlflow_command
+from bigstep.commands.search import _with_parent
 from bigstep.errors import ConfigError
 from bigstep.optuna_mlflow import callback as mlflow_callback
 from bigstep.optuna_mlflow.callback import RUN_ID, MLflowCallback, describe_trial, link_trial, parent_run, run_of
 from bigstep.optuna_mlflow.study_identity import database_name
 from bigstep.runtime.environment import SERVER_GUARDS, child_environment
+from bigstep.search.request import SearchRequest
 from bigstep.search.storage import open_storage
 from bigstep.tracking.database import open_client, open_experiment
 from dvc_dependencies import ROOT
@@ -303,6 +305,21 @@ def test_the_public_ends_tell_a_run_as_the_callback_does(uri: str) -> None:
     assert study.trials[0].user_attrs[RUN_ID] == "r"
 
 
+def test_a_search_whose_given_run_is_gone_has_one_of_its_own(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stages have it; $MLFLOW_RUN_ID of a store that was deleted, say."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "1")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    request = SearchRequest("", "", {}, "", uri, "digits", "", "", "", None, 0.0)
+    found = _with_parent(request, _study())
+    client = open_client(uri)
+    assert client.get_experiment(found.experiment_id).name == "digits"
+    assert client.get_run(found.parent_run).info.status == "RUNNING"
+    given = client.create_run(client.create_experiment("mine")).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", given.run_id)
+    found = _with_parent(request, _study())
+    assert (found.experiment, found.experiment_id, found.parent_run) == ("mine", given.experiment_id, given.run_id)
+
+
 def test_other_studies_have_runs_of_their_own(uri: str, tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path / 'o.db'}")
     first = _study(storage)
@@ -376,6 +393,7 @@ import os, signal, sys
 import optuna
 from mlflow import MlflowClient
 from bigstep.optuna_mlflow.callback import MLflowCallback
+from bigstep.search.request import SearchRequest
 from bigstep.search.storage import open_storage
 
 kind, name, count = {"client": MlflowClient, "study": optuna.Study}[sys.argv[3]], sys.argv[4], int(sys.argv[5])

@@ -1,17 +1,34 @@
 """`bigstep repro --seeds N`: runs that differ by their seed only, and the spread of their scores."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from bigstep.cli import main
-from bigstep.commands.seeds import spread_rows
+from bigstep.commands.seeds import _print, spread_rows
 
 
 def test_the_spread_is_the_sample_standard_deviation_of_each_score() -> None:
     rows = spread_rows([{"test_accuracy": 0.9, "best_epoch": 3}, {"test_accuracy": 0.8, "best_epoch": 5}])
     assert list(rows) == ["test_accuracy"]
     assert rows["test_accuracy"] == pytest.approx((0.85, 0.0707106781, 0.8, 0.9))
+
+
+def test_a_score_that_is_no_number_in_a_run_is_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [{"test_own": value, "test_all": math.nan, "test_loss": 0.5} for value in (0.9, math.nan, math.inf, 0.8)]
+    rows = spread_rows(found)
+    assert rows["test_own"] == pytest.approx((0.85, 0.0707106781, 0.8, 0.9))
+    assert all(math.isnan(value) for value in rows["test_all"])
+    assert rows["test_loss"] == (0.5, 0, 0.5, 0.5)
+    mean, deviation, smallest, largest = spread_rows(found[:2])["test_own"]
+    assert (mean, smallest, largest) == (0.9, 0.9, 0.9)
+    assert math.isnan(deviation)
+    _print(found, range(4))
+    printed = capsys.readouterr().out
+    assert "test_own, 2 of 4 runs" in printed
+    assert "test_all, 0 of 4 runs" in printed
+    assert "test_loss," not in printed
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 
 from bigstep.atomic_files import read_record
+from bigstep.config.params import parse_params
 from bigstep.errors import ProjectError
+from bigstep.project.attempts import begin_stage
+from bigstep.project.paths import ProjectPaths, StagePaths
+from bigstep.project.stage_inputs import StageInputs
 from bigstep.runs import tracked_run as tracked_runs
+from bigstep.runs.cleaning import KEPT_SPOOLS
 from bigstep.runs.tracked_run import deliver_others, tracked_run
+from bigstep.runtime.stop_signals import Signals
+from bigstep.stages.attempt_run import stage_run
+from bigstep.stages.stage_runner import Stage
 from bigstep.tracking import spool_delivery as delivery
 from bigstep.tracking.database import open_client
-from bigstep.tracking.spool import Sent, Spool, spool_lock, unfinished_spools
+from bigstep.tracking.spool import Sent, Spool, delivered_spools, spool_lock, unfinished_spools
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 from bigstep.tracking.tracker import Metric, ModelRecord, Tracker
@@ -335,6 +343,34 @@ def test_an_entry_that_mlflow_refuses_is_set_aside_and_what_is_behind_it_arrives
     assert "unreachable" not in caplog.text
 
 
+def test_a_run_of_a_deleted_experiment_says_so_at_once_and_is_sent_when_it_is_restored(
+    uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, folder = open_client(uri), tmp_path / "spools" / "key.1"
+    deleted = client.create_experiment("gone")
+    client.delete_experiment(deleted)
+    line = (
+        "tracking.experiment: expected an experiment that exists, got gone, which was deleted in MLflow; "
+        f"run `mlflow experiments restore -x {deleted}`, or name another; "
+    )
+    started = time.monotonic()
+    with tracked_run(folder, uri, "gone", params={"a": 1}, tags={}, wait_seconds=60) as tracked:
+        wait_until(lambda: f"{line}training continues" in caplog.text, "the cause is not said")
+    assert time.monotonic() - started < delivery.PATIENCE / 2
+    assert not tracked.delivered
+    output = capsys.readouterr().out
+    assert output.startswith(f"{line}the history of this run waits on disk")
+    assert "unreachable" not in output
+    later = _begin(tmp_path / "spools" / "key.2", uri)
+    later.set_tags({"a": "b"})
+    later.spool.close()
+    assert deliver_others(tmp_path / "spools") == ["key.2"], "it does not wait for the first one"
+    client.restore_experiment(deleted)
+    assert deliver_others(tmp_path / "spools") == ["key.1"]
+    (run,) = client.search_runs([deleted])
+    assert run.data.params == {"a": "1"}
+
+
 def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: str, tmp_path: Path) -> None:
     client = open_client(uri)
     first, second = (client.create_run("0").info.run_id for _ in range(2))
@@ -349,3 +385,24 @@ def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: st
     assert _history(uri, first) == [(0, 1.0), (1, 0.5)]
     assert _history(uri, second) == [(0, 1.0), (1, 0.5), (2, 0.25)]
     assert [client.get_run(run).info.status for run in (first, second)] == ["KILLED", "FINISHED"]
+
+
+def test_histories_of_trainings_that_may_be_resumed_stay_however_many_runs_end(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    project = ProjectPaths(tmp_path)
+    for number in range(KEPT_SPOOLS + 1):
+        spool = Spool(project.spools / f"stopped{number}.1")
+        SpoolTracker(spool).finish("KILLED")
+        spool.sent = Sent("run", spool.path.stat().st_size)
+        spool.close()
+    begin_stage(project.attempts, "other", "evaluate")
+    inputs = StageInputs(tmp_path, "evaluate", {}, {})
+    stage = Stage("evaluate", StagePaths(tmp_path), project, parse_params({}), "other", Signals(), inputs)
+    with stage_run(stage, "spooled") as tracker:
+        tracker.set_tags({"a": "b"})
+    assert {path.name for path in delivered_spools(project.spools)} == {
+        "other.1",
+        *(f"stopped{number}.1" for number in range(KEPT_SPOOLS + 1)),
+    }

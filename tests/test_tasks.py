@@ -313,7 +313,12 @@ def test_the_whole_pipeline(
 
     monkeypatch.chdir(project)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    content = {"data": {"source": SOURCES[task]}, "model": {"width": 4}, "train": {"epochs": 2, "effective_batch_size": 16}}
+    content = {
+        "data": {"source": SOURCES[task]},
+        "model": {"width": 4},
+        "train": {"epochs": 2, "effective_batch_size": 16},
+        "search": {"storage": "postgresql://me:secret@host/studies"},
+    }
     (project / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
     for name, body in (("prepare", prepare), ("train", train_stage), ("evaluate", evaluate)):
         assert run_stage(name, body) == 0, capsys.readouterr().err
@@ -346,7 +351,7 @@ def test_the_whole_pipeline(
         assert text not in (results / "report.html").read_text("utf-8")
     text = (results / "card.md").read_text("utf-8")
     assert version.description == text.partition("\n---\n")[2].strip()
-    assert (artifacts / "evaluate" / "card.md").read_text("utf-8") == text
+    _check_logged_files(artifacts, content, text)
     (header,) = yaml.safe_load(text.partition("\n---\n")[0].removeprefix("---"))["model-index"]
     assert header["results"][0]["metrics"][0] == {"type": "macro_f1" if score == "f1" else "mae", "value": ANY}
     for name in ("Intended use", "Data", "Procedure", "Metrics", "Calibration", "Limits", "How to load and serve"):
@@ -371,6 +376,13 @@ def test_the_whole_pipeline(
         answers.append(capsys.readouterr().out.split(":")[1].split())
     assert answers[0] == answers[1]
     assert {"top", "left" if score == "f1" else "mean"} <= set(answers[0])
+
+
+def _check_logged_files(artifacts: Path, content: dict[str, object], card: str) -> None:
+    """The model card, and params.yaml without the password."""
+    assert (artifacts / "evaluate" / "card.md").read_text("utf-8") == card
+    params = yaml.safe_load((artifacts / "params.yaml").read_text("utf-8"))
+    assert params == {**content, "search": {"storage": "postgresql://me:***@host/studies"}}
 
 
 def _check_served(project: Path, source: str, output: str, names: list[str]) -> None:

@@ -1,6 +1,8 @@
+import getpass
 import inspect
 import json
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from bigstep.config.params import flatten, parse_params
-from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri
+from bigstep.errors import ProjectError
+from bigstep.tracking.database import open_client, open_experiment, sqlite_file, tracking_uri, without_password
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
 from bigstep.tracking.model_registry import promote
 from bigstep.tracking.runs_view import viewed_experiments
@@ -163,6 +166,43 @@ def test_a_store_that_refuses_tags_of_experiments_still_has_runs(uri: str, monke
     assert run.client.get_run(run.run_id).info.experiment_id == number
 
 
+def test_a_deleted_experiment_is_one_line_with_the_way_out(uri: str) -> None:
+    client = open_client(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(
+        ProjectError, match=r"^tracking\.experiment: expected .*, got gone, .*`mlflow experiments restore -x 1`"
+    ):
+        open_experiment(client, uri, "gone")
+
+
+class _Late(MlflowClient):
+    """Looks for an experiment that another machine, with which it shares no lock, creates right after."""
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        found = super().get_experiment_by_name(name)
+        if found is None:
+            self.create_experiment(name)
+        return found
+
+
+def test_an_experiment_that_another_machine_has_just_created_is_used(uri: str) -> None:
+    client = open_client(uri)
+    experiment_id = open_experiment(_Late(uri), uri, "shared")
+    assert client.get_experiment(experiment_id).name == "shared"
+
+
+def test_a_user_without_a_name_as_in_a_container_has_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987654321)
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    run = open_run(uri, run_id=None, experiment="x")
+    tags = run.client.get_run(run.run_id).data.tags
+    assert "mlflow.user" not in tags
+    assert tags["mlflow.source.name"] == "bigstep"
+
+
 def _first_use(uri: str) -> str:
     client = open_client(uri)
     return open_experiment(client, uri, "shared")
@@ -201,5 +241,37 @@ def test_the_store_is_the_environments_or_the_projects_always_absolute(tmp_path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(Path()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking_uri(tmp_path) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{root}/mlflow.db"),
+        ("sqlite+pysqlite:///runs/a b.db?timeout=60", "sqlite+pysqlite:///{root}/runs/a b.db?timeout=60"),
+        ("file:mlruns", "file:{root}/mlruns"),
+        ("./mlruns", "{root}/mlruns"),
+        ("mlruns", "{root}/mlruns"),
+        *((same, same) for same in ("sqlite:////a/b.db", "sqlite:///:memory:", "sqlite://", "/a/mlruns", "file:///a/mlruns")),
+        *((same, same) for same in ("http://127.0.0.1:5000", "postgresql://user:secret@host/b.db", "databricks", "uc")),
+    ],
+)
+def test_a_relative_store_is_below_the_project_wherever_a_stage_runs(
+    given: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri(tmp_path) == expected.format(root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("postgresql://me:sec/ret@host:5432/d", "postgresql://me:***@host:5432/d"),
+        ("postgresql+psycopg://me@host/d?password=secret&sslmode=require", "postgresql+psycopg://me@host/d?sslmode=require"),
+        ("postgresql://me:secret@host:port/d", "***"),
+        *((same, same) for same in ("postgresql://me@host/d?sslmode=require", "study.journal", "sqlite:///a b.db")),
+    ],
+)
+def test_a_databases_address_is_shown_without_its_password(address: str, expected: str) -> None:
+    assert without_password(address) == expected

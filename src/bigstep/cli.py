@@ -1,6 +1,7 @@
 """The command `bigstep`: parse the arguments, call a command, print a user's error in one line."""
 
 import argparse
+import io
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after a user's error, 1 if a stage failed for another reason, 130 after Ctrl-C.
     """
     guard_libraries()
+    _escape_what_cannot_be_printed()
     given, lines = with_new_names(sys.argv[1:] if arguments is None else arguments)
     if not given:
         with printing_result():
@@ -56,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"bigstep: {problem}", file=sys.stderr)
         return UserError.exit_code
+
+
+def _escape_what_cannot_be_printed() -> None:
+    """Print names that the output's encoding cannot hold, as a file's may be, with escapes, as the standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _show_log() -> None:

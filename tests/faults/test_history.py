@@ -34,7 +34,7 @@ def test_a_full_disk_under_the_history_stops_no_training(round_number: int, proj
     assert project.history(project.runs()[-1].info.run_id) == undisturbed.metrics
 
 
-@pytest.mark.fault("27", "MLflow's database locked for 25 s", rounds=3, rare=True)
+@pytest.mark.fault("27", "MLflow's database locked for 15 s", rounds=3, rare=True)
 def test_a_locked_history_holds_nothing_up(round_number: int, project: Project, undisturbed: EndState) -> None:
     del round_number
     process = project.start("dvc", "repro", "train")
@@ -42,10 +42,10 @@ def test_a_locked_history_holds_nothing_up(round_number: int, project: Project, 
     connection = sqlite3.connect(project.root / "mlflow.db", timeout=30)
     connection.execute("BEGIN EXCLUSIVE")
     locked = time.monotonic()
-    timer = threading.Timer(25, lambda: None)
+    timer = threading.Timer(15, lambda: None)
     timer.start()
     lines = project.until(process, lambda line: line.startswith("trained in"))
-    assert time.monotonic() - locked < 24, "training waited for the database: " + "".join(lines)
+    assert time.monotonic() - locked < 14, "training waited for the database: " + "".join(lines)
     timer.join()
     connection.rollback()
     connection.close()

@@ -47,6 +47,8 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError(f"--seconds: expected 1 to 3600, got {options.seconds:g}; use for example 60")
     if not 0 <= getattr(options, "days", 30.0) <= 36500:
         raise ConfigError(f"--days: expected 0 to 36500, got {options.days:g}; use for example 30")
+    if not 0 <= getattr(options, "port", 0) <= 65535:
+        raise ConfigError(f"--port: expected 0 to 65535, got {options.port}; use for example 8080")
     if getattr(options, "budget", None) is not None:
         from bigstep.config.hardware import HardwareConfig
         from bigstep.config.yaml_files import parse_section

@@ -78,9 +78,10 @@ def _texts(item: RunDifference, seeds: Sequence[float]) -> list[str]:
             )
     if len(seeds) > 1 and MAIN in item.metrics:
         spread, gap = statistics.stdev(seeds), abs(item.metrics[MAIN][1] - item.metrics[MAIN][0])
+        times = f"; this difference is {gap / spread:.1f} times that" if spread else ""
         found.append(
             f"between {len(seeds)} seeds of {item.first.name} the test accuracy spreads by {100 * spread:.2f} points "
-            f"(standard deviation); this difference is {gap / spread if spread else float('inf'):.1f} times that"
+            f"(standard deviation){times}"
         )
     return found
 

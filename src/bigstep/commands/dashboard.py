@@ -1,6 +1,7 @@
 """`bigstep dashboard`: optuna-dashboard for the study, by default for this machine only."""
 
 import contextlib
+import socket
 import socketserver
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,10 +16,11 @@ from bigstep.config.params import parse_params, read_params
 from bigstep.console import console
 from bigstep.errors import ProjectError
 from bigstep.project.paths import ProjectPaths
-from bigstep.runtime.local_port import LOOPBACK, free_port
-from bigstep.search.storage import open_storage, without_password
-from bigstep.search.studies import study_address
+from bigstep.runtime.local_port import LOOPBACK, address_family, free_port, url_host
+from bigstep.search.storage import open_storage
+from bigstep.search.studies import storage_address, study_address
 from bigstep.search.trial_queue import is_feasible, sort_value, value_of
+from bigstep.tracking.database import without_password
 
 __all__ = ["make_dashboard", "serve_dashboard"]
 
@@ -38,17 +40,20 @@ def serve_dashboard(root: Path, *, storage: str | None, port: int = 0, host: str
         0
 
     Raises:
-        ProjectError: there is no study, its storage does not answer, or the port is taken.
+        ProjectError: there is no study, its storage does not answer, or the host or port cannot be had.
     """
     project = ProjectPaths(root)
-    address = storage or study_address(project, parse_params(read_params(root / "params.yaml")))
+    if storage is None:
+        address = study_address(project, parse_params(read_params(root / "params.yaml")))
+    else:
+        address = storage_address(project, storage)
     if "://" not in address and not Path(address).exists():
         raise ProjectError(f"search.storage: expected a study, got {address}, which does not exist; run `bigstep search` first")
     port = free_port(port, host or LOOPBACK, FIRST_PORT)
     if host is not None:
         console.print(f"WARNING: anyone who can reach {host}:{port} can modify or delete studies (no authentication)")
     server = make_dashboard(address, project.search / "artifacts", host or LOOPBACK, port)
-    console.print(f"http://{host or LOOPBACK}:{port} (Ctrl-C to stop), storage: {without_password(address)}")
+    console.print(f"http://{url_host(host or LOOPBACK)}:{port} (Ctrl-C to stop), storage: {without_password(address)}")
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
     return 0
@@ -63,8 +68,9 @@ def make_dashboard(address: str, artifacts: Path, host: str, port: int) -> WSGIS
     storage = open_storage(address)
     storage.get_best_trial = partial(_best_feasible, storage)  # type: ignore[method-assign] # the dashboard's own ignores constraints
     application = wsgi(storage, FileSystemArtifactStore(base_path=str(artifacts)))
-    names = {f"{name}:{port}" for name in (host, LOOPBACK, "localhost")}
-    return make_server(host, port, _guarded(application, names), _Server, _Handler)
+    names = {f"{name}:{port}" for name in (url_host(host), LOOPBACK, "localhost")}
+    server = _Server if address_family(host) == socket.AF_INET else _Server6
+    return make_server(host, port, _guarded(application, names), server, _Handler)
 
 
 def _best_feasible(storage: BaseStorage, study_id: int) -> FrozenTrial:
@@ -92,9 +98,13 @@ def _guarded(application: Any, names: set[str]) -> Callable[..., Iterable[bytes]
     return guarded
 
 
-@final
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+@final
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 @final

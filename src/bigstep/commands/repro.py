@@ -10,6 +10,7 @@ from bigstep.atomic_files import read_metrics
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten
 from bigstep.console import console
+from bigstep.errors import ProjectError
 from bigstep.machine_output import Report, no_report
 from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
 from bigstep.project.parameters import learning_values
@@ -41,14 +42,27 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str, r
         _print_table(values, params)
         kind, place = ("report", paths.evaluate / "report.html") if stage == "evaluate" else ("results", paths.train)
         console.print(f"{kind}: {os.path.relpath(place)}   runs: bigstep mlflow")
-    run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
     report({"metrics": values, "results": str(paths.root / "results"), "params": flatten(params)})
     trim(ProjectPaths(root))
-    if run_id is not None:
-        _complete_run(ProjectPaths(root), params, values, run_id, stage)
-    elif pointing is not None and values:
-        _point(ProjectPaths(root), params, values, pointing)
+    run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
+    if run_id is not None or (pointing is not None and values):
+        _follow_mlflow_run(ProjectPaths(root), params, values, stage)
     return 0
+
+
+def _follow_mlflow_run(project: ProjectPaths, params: Params, values: dict[str, float], stage: str) -> None:
+    """Complete the run of `mlflow run`, or link it; where MLflow does not answer now that is a line: the results are there."""
+    from bigstep.tracking.database import reachable, tracking_uri
+
+    run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
+    try:
+        with reachable(tracking_uri(project.root)):
+            if run_id is not None:
+                _complete_run(project, params, values, run_id, stage)
+            elif pointing is not None:
+                _point(project, params, values, pointing)
+    except ProjectError as error:
+        console.print(f"{error}; the run of `mlflow run` lacks these results")
 
 
 def _print_table(values: dict[str, float], params: Params) -> None:

@@ -44,13 +44,13 @@ from bigstep.search.setup import (
     why_in_full,
 )
 from bigstep.search.space import Space, build_space
-from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone, without_password
+from bigstep.search.storage import STORAGE_ERRORS, storage_is_gone
 from bigstep.search.studies import check_same, open_ledgers, study_address
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget
 from bigstep.search.workers.supervisor import watch_workers
-from bigstep.tracking.database import connect, tracking_uri
+from bigstep.tracking.database import connect, tracking_uri, without_password
 from bigstep.tracking.given_run import given_run, pointing_run
-from bigstep.tracking.mlflow_tracker import git_tags
+from bigstep.tracking.mlflow_tracker import git_tags, run_exists
 from bigstep.tracking.runs_view import open_viewed_experiment
 
 __all__ = ["search"]
@@ -215,7 +215,7 @@ def _with_parent(request: SearchRequest, study: optuna.Study) -> SearchRequest:
     """Find or create the run of the whole study; use the run of `mlflow run` if its experiment was named."""
     client = connect(request.uri)
     given = given_run(request.experiment)
-    if given is not None:
+    if given is not None and run_exists(client, given):
         experiment_id = str(client.get_run(given).info.experiment_id)
         name = str(client.get_experiment(experiment_id).name)
         return replace(request, experiment=name, experiment_id=experiment_id, parent_run=given)

@@ -1,5 +1,6 @@
 """`bigstep repro --seeds N`: the same pipeline with N seeds, and the spread of its metrics between them."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -67,11 +68,22 @@ def run_seeds(root: Path, request: Request, count: int, done: Callable[[StagePat
 
 
 def spread_rows(found: Sequence[dict[str, float]]) -> dict[str, tuple[float, float, float, float]]:
-    """Return mean, sample standard deviation, smallest and largest value of each score."""
-    columns = {name: [values[name] for values in found] for name in found[0] if name not in COUNTED}
-    return {
-        name: (statistics.fmean(values), statistics.stdev(values), min(values), max(values)) for name, values in columns.items()
-    }
+    """Return mean, sample standard deviation, smallest and largest value of each score, over the runs in which it is finite.
+
+    NaN where too few runs are left.
+    """
+    return {name: _spread(_finite_values(found, name)) for name in found[0] if name not in COUNTED}
+
+
+def _finite_values(found: Sequence[dict[str, float]], name: str) -> list[float]:
+    return [values[name] for values in found if math.isfinite(values.get(name, math.nan))]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float, float]:
+    if not values:
+        return math.nan, math.nan, math.nan, math.nan
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return statistics.fmean(values), deviation, min(values), max(values)
 
 
 def _print(found: Sequence[dict[str, float]], seeds: Sequence[int]) -> None:
@@ -79,5 +91,8 @@ def _print(found: Sequence[dict[str, float]], seeds: Sequence[int]) -> None:
     for name in ("metric", "mean", "standard deviation", "smallest", "largest"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, row in spread_rows(found).items():
-        table.add_row(name, *(f"{value:.4f}" for value in row))
+        count = len(_finite_values(found, name))
+        table.add_row(
+            name if count == len(found) else f"{name}, {count} of {len(found)} runs", *(f"{value:.4f}" for value in row)
+        )
     console.print(table)

@@ -20,12 +20,13 @@ from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
 from bigstep.project.parameters import learning_values
 from bigstep.project.paths import ProjectPaths
 from bigstep.runtime.file_locks import Timeout, exclusive_lock
-from bigstep.tracking.spool import KEPT, delivered_spools, end_status, is_complete
+from bigstep.tracking.spool import delivered_spools, end_status, is_complete
 
 __all__ = ["Unneeded", "find_unneeded", "trim"]
 
 DAYS = 30  # without use, after which copies, measurements and records of finished runs are unneeded
 RECENT_SECONDS = 3600.0  # the worker of a trial may still be reporting it
+KEPT_SPOOLS = 20  # that are delivered: a run that is sent again needs them
 KEPT_WORKSPACES = 50  # by default; `bigstep clean` keeps those of the last DAYS
 
 
@@ -58,7 +59,7 @@ class Unneeded:
 def trim(project: ProjectPaths) -> None:
     """Remove what is surely not needed, and keep the newest of what may be looked at; a failure changes nothing."""
     with contextlib.suppress(OSError):
-        for item in find_unneeded(project, kept_spools=KEPT, kept_workspaces=KEPT_WORKSPACES):
+        for item in find_unneeded(project, kept_spools=KEPT_SPOOLS, kept_workspaces=KEPT_WORKSPACES):
             item.remove()
 
 
@@ -94,7 +95,7 @@ def _checkpoints(project: ProjectPaths) -> Iterator[Unneeded]:
 
 def _spools(project: ProjectPaths, kept: int) -> Iterator[Unneeded]:
     found = delivered_spools(project.spools)
-    for folder in found[: len(found) - kept]:
+    for folder in found[: max(0, len(found) - kept)]:
         key, number = _parted(folder.name)
         lock = folder.with_name(f"{folder.name}.lock")
         with _alone(project.attempts / f"{key}.lock") as free, _alone(lock) as alone:
@@ -121,7 +122,7 @@ def _trials(project: ProjectPaths) -> Iterator[Unneeded]:
 def _workspaces(project: ProjectPaths, before: float, kept: int) -> Iterator[Unneeded]:
     folders = [path.parent for path in project.workspaces.glob("*/params.yaml")]
     folders.sort(key=lambda folder: (folder / "params.yaml").stat().st_mtime)
-    for folder in folders[: len(folders) - kept]:
+    for folder in folders[: max(0, len(folders) - kept)]:
         with _alone(folder.with_suffix(".lock")) as alone:
             if alone and (folder / "params.yaml").stat().st_mtime < before and not _is_resumable(project, folder):
                 yield Unneeded(folder, "a private copy; its results are in MLflow and DVC's cache", folder.with_suffix(".lock"))

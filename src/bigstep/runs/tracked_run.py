@@ -132,9 +132,10 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
                     continue
                 courier = SpoolDelivery(spool)
                 courier.start()
-                if not courier.flush(LAST_ROUND):
+                if courier.flush(LAST_ROUND):
+                    done.append(path.name)
+                elif not courier.waits_for_user:
                     break
-                done.append(path.name)
     return done
 
 
@@ -142,7 +143,7 @@ def _drain(courier: Delivery) -> bool:
     if courier.flush():
         return True
     console.print(
-        f"MLflow is unreachable ({courier.problem}); the history of this run waits on disk, and is sent at the next start, "
+        f"{courier.problem or 'MLflow does not answer'}; the history of this run waits on disk, and is sent at the next start, "
         "or by `bigstep doctor --fix`"
     )
     return False

@@ -23,7 +23,7 @@ from bigstep.errors import ProjectError
 from bigstep.optuna_mlflow.optuna_internals import BaseJournalFileLock
 from bigstep.optuna_mlflow.study_lock import alone_in
 from bigstep.runtime.file_locks import exclusive_lock, file_lock
-from bigstep.tracking.database import sqlite_file
+from bigstep.tracking.database import sqlite_file, without_password
 
 __all__ = [
     "STORAGE_ERRORS",
@@ -34,7 +34,6 @@ __all__ = [
     "open_storage",
     "open_study",
     "storage_is_gone",
-    "without_password",
 ]
 
 OPERATION = b'{"op_code"'  # how each line of a journal starts
@@ -84,15 +83,6 @@ def absolute_address(address: str, root: Path) -> str:
     if url.get_backend_name() != "sqlite" or name == ":memory:" or name.startswith("file:"):
         return address
     return url.set(database=str(root / name)).render_as_string(hide_password=False)
-
-
-def without_password(address: str) -> str:
-    """Return an address without its password."""
-    if "://" not in address:
-        return address
-    from sqlalchemy.engine import make_url
-
-    return make_url(address).render_as_string(hide_password=True)
 
 
 @final

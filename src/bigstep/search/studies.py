@@ -16,7 +16,16 @@ from bigstep.search.space import EXPONENTS, Space
 from bigstep.search.storage import absolute_address, open_storage, open_study
 from bigstep.search.trial_queue import TrialQueue
 
-__all__ = ["ASKS", "CODE", "PARAMETERS", "check_same", "confirmation_study_name", "open_ledgers", "study_address"]
+__all__ = [
+    "ASKS",
+    "CODE",
+    "PARAMETERS",
+    "check_same",
+    "confirmation_study_name",
+    "open_ledgers",
+    "storage_address",
+    "study_address",
+]
 ASKS = 10  # times the budget: infeasible trials are cheap, but must end
 PARAMETERS, CODE = "bigstep.parameters", "bigstep.code"  # attributes of a study
 
@@ -43,10 +52,13 @@ def open_ledgers(params: Params, address: str) -> tuple[TrialQueue, TrialQueue]:
 
 
 def study_address(project: ProjectPaths, params: Params) -> str:
-    """Return where the study is stored: a path, or the address of a database; what is relative counts from the project."""
+    """Return where the study is stored: a path, or the address of a database."""
     given = params.search.storage
-    if given is None:
-        return str(project.search / f"{params.search.study}.journal")
+    return str(project.search / f"{params.search.study}.journal") if given is None else storage_address(project, given)
+
+
+def storage_address(project: ProjectPaths, given: str) -> str:
+    """Return a storage's path or address, where what is relative counts from the project."""
     return absolute_address(given, project.root) if "://" in given else str(project.resolve(given))
 
 

@@ -16,7 +16,7 @@ from bigstep.tracking.delivery import Delivery
 from bigstep.tracking.delivery_process import ProcessDelivery
 from bigstep.tracking.given_run import given_run, pointing_run
 from bigstep.tracking.mlflow_tracker import git_tags
-from bigstep.tracking.spool import SpoolReader, prune_spools
+from bigstep.tracking.spool import SpoolReader
 from bigstep.tracking.spool_delivery import SpoolDelivery
 from bigstep.tracking.spool_tracker import SpoolTracker
 
@@ -61,7 +61,6 @@ def stage_run(stage: Stage, experiment: str) -> Iterator[SpoolTracker]:
         deliver_others(stage.project.spools, folder)
         if stage.name == "evaluate":
             shutil.rmtree(folder / "files", ignore_errors=True)
-            prune_spools(stage.project.spools)
 
 
 def _delivery(stage: Stage) -> Callable[[SpoolReader], Delivery]:

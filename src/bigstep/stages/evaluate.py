@@ -10,6 +10,7 @@ from bigstep.atomic_files import read_metrics, read_record
 from bigstep.config.data import short_source
 from bigstep.config.params import Params
 from bigstep.config.section import Section
+from bigstep.config.yaml_files import apply_overrides, read_yaml, write_yaml
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
@@ -32,6 +33,7 @@ from bigstep.runtime.environment import DVC_EXPERIMENT, read_variable
 from bigstep.runtime.heap import keep_heap, return_memory
 from bigstep.stages.attempt_run import stage_run
 from bigstep.stages.stage_runner import Stage, run_stage
+from bigstep.tracking.database import without_password
 from bigstep.tracking.delivery import Deliverer
 from bigstep.tracking.mlflow_tracker import git_tags
 from bigstep.tracking.spool_tracker import SpoolTracker
@@ -153,8 +155,21 @@ def _log_results(stage: Stage, tracker: SpoolTracker, store: Store, totals: dict
     for path in sorted(stage.paths.evaluate.iterdir()):
         if not path.name.startswith(".") and path.name != PAGE:
             tracker.log_file(path, "evaluate")
-    tracker.log_file(stage.paths.params)
+    _log_params(stage, tracker)
     tracker.log_file(stage.paths.lock)
+
+
+def _log_params(stage: Stage, tracker: SpoolTracker) -> None:
+    """Log params.yaml as it is, but for the password that the address of the study's storage may hold."""
+    storage = stage.params.search.storage
+    shown = storage if storage is None else without_password(storage)
+    if shown == storage:
+        tracker.log_file(stage.paths.params)
+        return
+    with tempfile.TemporaryDirectory(prefix="bigstep-params-") as scratch:
+        copy = Path(scratch, stage.paths.params.name)
+        write_yaml(apply_overrides(read_yaml(stage.paths.params), [("search", "storage", shown)]), copy)
+        tracker.log_file(copy)
 
 
 def _log_page(stage: Stage, tracker: SpoolTracker, card: ModelCard) -> None:

@@ -18,16 +18,36 @@ from bigstep.tracking.mlflow_internals import forget_engine
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["connect", "open_client", "open_experiment", "set_aside_unused", "sqlite_file", "tracking_uri", "without_login"]
+__all__ = [
+    "connect",
+    "open_client",
+    "open_experiment",
+    "reachable",
+    "set_aside_unused",
+    "sqlite_file",
+    "tracking_uri",
+    "without_login",
+    "without_password",
+]
 
 log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
+RELATIVE = re.compile(  # a database, a folder as an address, a bare folder; not Databricks, which MLflow knows by bare names
+    r"(?P<kind>sqlite[^:/]*:///(?!/|:memory:|file:)|file:(?!/)|(?!databricks|uc$)(?=[^:/]+(?:/|$)))(?P<path>.+)"
+)
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
 
 def tracking_uri(root: Path) -> str:
-    """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute."""
-    return read_variable(TRACKING_URI) or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    """Return ``$MLFLOW_TRACKING_URI``, else a database in the project's root; always absolute.
+
+    A relative path is one below the root: stages of a private copy run in its folder, and have the project's store.
+    """
+    given = read_variable(TRACKING_URI)
+    if not given:
+        return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    found = RELATIVE.fullmatch(given)
+    return given if found is None else f"{found['kind']}{root.resolve() / found['path']}"
 
 
 def open_client(uri: str) -> "MlflowClient":
@@ -79,25 +99,61 @@ def connect(
     Raises:
         ProjectError: it does not answer; one line, without a password that the address may hold.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     deadline = clock() + START_SECONDS
     while True:
         try:
             return open_client(uri)
-        except (MlflowException, OSError, SQLAlchemyError) as error:
+        except _unanswered() as error:
             if clock() > deadline:
-                cause = without_login(str(error)).splitlines()[0][:200]
-                raise ProjectError(
-                    f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI"
-                ) from None
+                raise _unreachable(uri, error) from None
             sleep(1.0)
+
+
+@contextmanager
+def reachable(uri: str) -> Iterator[None]:
+    """Within the block an error of MLflow is one line.
+
+    Raises:
+        ProjectError: the store does not answer; without a password that the address may hold.
+    """
+    try:
+        yield
+    except _unanswered() as error:
+        raise _unreachable(uri, error) from None
+
+
+def _unanswered() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, OSError, SQLAlchemyError
+
+
+def _unreachable(uri: str, error: Exception) -> ProjectError:
+    cause = (without_login(str(error)).splitlines() or [type(error).__name__])[0][:200]
+    return ProjectError(f"MLflow is unreachable at {without_login(uri)}: {cause}; start it, or fix $MLFLOW_TRACKING_URI")
 
 
 def without_login(text: str) -> str:
     """Return a text with the user name and password of each address in it left out."""
     return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def without_password(address: str) -> str:
+    """Return a database's address with ``***`` for its password, and without one among its options; others as they are."""
+    if "://" not in address:
+        return address
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        return "***"  # it may hold a password anywhere
+    secret = [name for name in url.query if "password" in name.lower()]
+    if url.password is None and not secret:
+        return address
+    return url.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def set_aside_unused(path: Path | None) -> bool:
@@ -135,15 +191,35 @@ def open_experiment(client: "MlflowClient", uri: str, name: str, tags: Mapping[s
         uri: of the store.
         name: of the experiment.
         tags: of a new experiment.
+
+    Raises:
+        ProjectError: the experiment was deleted: MLflow then keeps its name, and takes no runs.
     """
     with _alone(uri):
-        found = client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+        known = _find_experiment(client, name)
+        if known is not None:
+            return known
         database = sqlite_file(uri)
         location = None if database is None else (database.parent / "mlruns").as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=location, tags={**kind, **(tags or {})}))
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags={**kind, **(tags or {})}))
+        except Exception as error:
+            exists = getattr(error, "error_code", None) == "RESOURCE_ALREADY_EXISTS"  # made by another machine just now
+            known = _find_experiment(client, name) if exists else None
+            if known is None:
+                raise
+            return known
+
+
+def _find_experiment(client: "MlflowClient", name: str) -> str | None:
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != "active":
+        raise ProjectError(
+            f"tracking.experiment: expected an experiment that exists, got {name}, which was deleted in MLflow; "
+            f"run `mlflow experiments restore -x {found.experiment_id}`, or name another"
+        )
+    return None if found is None else str(found.experiment_id)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ class Delivery(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """What kept the last entries from being delivered."""
+        """What kept the last entries from being delivered, as the first clause of a line; None where nothing has."""
 
     def start(self, wait_seconds: float = 0.0) -> None:
         """Start; waits at most ``wait_seconds`` for the first entries to be delivered."""

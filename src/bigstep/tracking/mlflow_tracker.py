@@ -1,5 +1,6 @@
 """A run in MLflow 3."""
 
+import contextlib
 import getpass
 import json
 import subprocess
@@ -18,7 +19,7 @@ from bigstep.tracking.tracker import DatasetRecord, Metric, ModelProgram, ModelR
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["MODEL_URI_TAG", "MlflowTracker", "open_run"]
+__all__ = ["MODEL_URI_TAG", "MlflowTracker", "git_tags", "open_run", "run_exists"]
 
 T = TypeVar("T")
 METRICS_A_MESSAGE, PARAMS_A_MESSAGE = 1000, 100  # MLflow's limits
@@ -39,7 +40,7 @@ def open_run(
         key: tag of a new run; a run that already has it was started by a process that was then killed, and is used.
     """
     client = open_client(uri)
-    if run_id is None or not _exists(client, run_id):
+    if run_id is None or not run_exists(client, run_id):
         experiment_id = open_viewed_experiment(client, uri, experiment)
         known = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1) if key else []
         tags = {**_origin(), **({KEY_TAG: key} if key else {})}
@@ -137,12 +138,12 @@ class MlflowTracker:
 
     def is_there(self) -> bool:
         """Return whether the run still exists."""
-        return _exists(self.client, self.run_id)
+        return run_exists(self.client, self.run_id)
 
     def take_over(self, run_id: str) -> None:
         """Record that this run holds the history of ``run_id``, which was killed, and end that one."""
         self.set_tags({"continues": run_id})
-        if not _exists(self.client, run_id):
+        if not run_exists(self.client, run_id):
             return
         self.client.set_tag(run_id, "continued_by", self.run_id)
         if self.client.get_run(run_id).info.status == "RUNNING":
@@ -150,7 +151,7 @@ class MlflowTracker:
 
     def point_from(self, run_id: str) -> None:
         """Record in the run ``run_id`` that this one has the history."""
-        if not _exists(self.client, run_id):
+        if not run_exists(self.client, run_id):
             return
         experiment = self.client.get_experiment(self.client.get_run(self.run_id).info.experiment_id)
         link = f"[{self.run_id}](#/experiments/{experiment.experiment_id}/runs/{self.run_id})"
@@ -164,7 +165,8 @@ class MlflowTracker:
             self.client.set_terminated(self.run_id, status)
 
 
-def _exists(client: "MlflowClient", run_id: str) -> bool:
+def run_exists(client: "MlflowClient", run_id: str) -> bool:
+    """Return whether the store has a run, and it was not deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -176,7 +178,9 @@ def _exists(client: "MlflowClient", run_id: str) -> bool:
 
 
 def _origin() -> dict[str, str]:
-    tags = {"mlflow.user": getpass.getuser(), "mlflow.source.type": "PROJECT", "mlflow.source.name": "bigstep"}
+    tags = {"mlflow.source.type": "PROJECT", "mlflow.source.name": "bigstep"}
+    with contextlib.suppress(KeyError, OSError):  # a user without a name, as in a container
+        tags["mlflow.user"] = getpass.getuser()
     experiment = read_variable(DVC_EXPERIMENT)
     return {**tags, **({DVC_EXPERIMENT: experiment} if experiment else {})}
 

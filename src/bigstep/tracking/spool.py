@@ -29,7 +29,6 @@ from bigstep.tracking.entries import read_entry
 from bigstep.tracking.journal_lines import last_lines
 
 __all__ = [
-    "KEPT",
     "Origin",
     "Sent",
     "Spool",
@@ -38,14 +37,12 @@ __all__ = [
     "end_status",
     "is_complete",
     "is_in_use",
-    "prune_spools",
     "spool_lock",
     "unfinished_spools",
 ]
 
 
 ROWS = 1000  # of metrics in a message, MLflow's limit
-KEPT = 20  # spools that are delivered: a run that is sent again needs them
 
 
 @dataclass(frozen=True)
@@ -235,13 +232,6 @@ def is_complete(folder: Path) -> bool:
 
 def _by_age(folder: Path) -> list[Path]:
     return [path.parent for path in sorted(folder.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)]
-
-
-def prune_spools(folder: Path) -> None:
-    """Delete all but the newest spools of those that are delivered to the end."""
-    for path in delivered_spools(folder)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def end_status(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
+from bigstep.errors import UserError
 from bigstep.runtime.import_lock import import_lock
 from bigstep.tracking.database import without_login
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG, MlflowTracker, open_run
@@ -29,6 +30,7 @@ DEFERRED_ENTRIES = ("model", "promote", "finish")  # wait until the stage has en
 ABOUT_OTHERS = {"continues": MlflowTracker.take_over, "pointer": MlflowTracker.point_from}
 INTERVAL, LONGEST, LONGEST_DRAINING = 1.0, 60.0, 5.0  # seconds between two tries
 PATIENCE, STALL_TIMEOUT_SECONDS = 20.0, 600.0  # seconds without anything delivered: after an error, and without one
+USER_PATIENCE = 2.0  # after an error that waiting does not mend
 
 
 def deliver(tracker: MlflowTracker, entry: dict[str, Any], folder: Path) -> None:  # one branch a kind
@@ -122,6 +124,8 @@ class SpoolDelivery:
         self.spool = spool
         self._clock, self._interval = clock, interval
         self.problem: str | None = None
+        self.waits_for_user = False
+        """Whether the problem is one that the user has to mend."""
         self._tracker: MlflowTracker | None = None
         self._draining = self._warned = False
         self._at_once = at_once
@@ -144,10 +148,14 @@ class SpoolDelivery:
         self._moved, self._draining = self._clock(), True
         self._wake.set()
         while not self._done.wait(0.1):
-            waited = self._clock() - self._moved
-            if waited > (patience if self.problem is not None else STALL_TIMEOUT_SECONDS):
+            if self._clock() - self._moved > self._limit(patience):
                 return False
         return True
+
+    def _limit(self, patience: float) -> float:
+        if self.problem is None:
+            return STALL_TIMEOUT_SECONDS
+        return min(patience, USER_PATIENCE) if self.waits_for_user else patience
 
     def _work(self) -> None:
         pause = self._interval
@@ -171,7 +179,7 @@ class SpoolDelivery:
 
     def _warn(self) -> None:
         if not self._warned:
-            log.warning("MLflow is unreachable (%s); training continues, metrics are queued on disk", self.problem)
+            log.warning("%s; training continues, metrics are queued on disk", self.problem)
         self._warned = True
 
     def _deliver(self) -> bool:
@@ -186,7 +194,9 @@ class SpoolDelivery:
                     self.spool.sent = Sent(tracker.run_id, offset)
                     self._moved = self._clock()
         except Exception as error:  # noqa: BLE001 # whatever is wrong with the server, the stage continues
-            self.problem, self._tracker = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200], None
+            self._tracker, self.waits_for_user = None, isinstance(error, UserError)
+            cause = f"{type(error).__name__}: {without_login(str(error))}".splitlines()[0][:200]
+            self.problem = str(error) if self.waits_for_user else f"MLflow is unreachable ({cause})"
             return False
         self.problem = None
         return True
