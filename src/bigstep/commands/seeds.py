@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bigstep.atomic_files import read_metrics
 from bigstep.config.params import Params
-from bigstep.console import console
+from bigstep.console import console, format_score
 from bigstep.machine_output import Report, no_report
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.paths import StagePaths
@@ -79,5 +79,5 @@ def _print(found: Sequence[dict[str, float]], seeds: Sequence[int]) -> None:
     for name in ("metric", "mean", "standard deviation", "smallest", "largest"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, row in spread_rows(found).items():
-        table.add_row(name, *(f"{value:.4f}" for value in row))
+        table.add_row(name, *(format_score(value) for value in row))
     console.print(table)
