@@ -1,6 +1,7 @@
 """Samples that are no images: rows of numbers and of tokens, from a data set of the project's own to the served model."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -313,11 +314,14 @@ def test_the_whole_pipeline(
     sample, wrong = project / "sample.npy", project / "wrong.npy"
     np.save(sample, Store(project / "data" / "prepared").images[5])
     np.save(wrong, np.zeros(2))
+    unfit = Store(project / "data" / "prepared").images[5].astype(np.float64)
+    unfit.flat[1] = 1.5 if kind == "tokens" else np.nan
+    np.save(project / "unfit.npy", unfit)
     printed = capsys.readouterr().out
     assert "samples/s" in printed
     assert "image" not in printed
-    answers = []
-    for model in (str(project / "results" / "train"), f"bigstep-{SOURCES[kind].partition(':')[2]}"):
+    answers, models = [], (str(project / "results" / "train"), f"bigstep-{SOURCES[kind].partition(':')[2]}")
+    for model in models:
         assert predict(project, [sample], model) == 0
         answers.append(capsys.readouterr().out.split(":")[1].split())
     assert answers[0] == answers[1]
@@ -330,6 +334,9 @@ def test_the_whole_pipeline(
     _check_served(project, np.load(sample), model)
     assert predict(project, [wrong], str(project / "results" / "train")) == 2
     assert "expected an array of shape" in capsys.readouterr().err
+    for model in models:
+        assert predict(project, [project / "unfit.npy"], model) == 2
+        assert re.search(r"expected (whole|finite) numbers that \w+ can hold, got (1\.5|nan);", capsys.readouterr().err)
 
 
 def _check_served(project: Path, sample: Any, name: str) -> None:

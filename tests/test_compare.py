@@ -37,6 +37,11 @@ def test_the_probability_is_that_of_the_binomial_test(one: int, other: int) -> N
     assert mcnemar(one, other) == pytest.approx(expected, rel=1e-9 if one + other <= 1000 else 0.02)
 
 
+def test_errors_in_a_small_unit_keep_their_digits() -> None:
+    first, second = (RunResult(name, {}, {"test_mae": mae}, (), None) for name, mae in (("x", 1.5e-6), ("y", 1.25e-6)))
+    assert compare_runs(first, second).rows() == [("test_mae", "1.500e-06", "1.250e-06")]
+
+
 def _result(name: str, right: np.ndarray, names: tuple[str, ...]) -> RunResult:
     predicted = tuple("a" if value else "b" for value in right)
     return RunResult(

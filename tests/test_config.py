@@ -27,6 +27,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "data.columns": {"where": "x"},
     "data.validation_fraction": 1.0,
     "data.test_fraction": 0.0,
+    "data.root": "~/pics",
     "data.split_seed": -1,
     "data.max_megapixels": 0.0,
     "data.source": "mnist",
@@ -99,7 +100,6 @@ OUT_OF_RANGE: dict[str, Any] = {
     "search.storage": "",
 }
 UNBOUNDED = {
-    "data.root",
     "data.download",
     "model.name",
     "model.weights",
@@ -452,6 +452,16 @@ def test_a_preset_or_params_yaml_with_an_empty_section_takes_the_defaults(
     assert read_preset(tmp_path, "mine") == (("data", "split_seed", 3),)
     content = apply_overrides({**_shipped(), "train": None}, parse_overrides(["train.seed=5"]))
     assert check_params(content).train.seed == 5
+
+
+@pytest.mark.parametrize("section", ["[a]", "5"])
+def test_a_section_that_is_no_mapping_is_one_line_with_an_override_of_another_one_too(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (_project(tmp_path, monkeypatch) / "params.yaml").write_text(f"train: {section}\n", encoding="utf-8")
+    assert main(["repro", "--set", "evaluate.num_mistakes=5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bigstep: params.yaml: train: expected a mapping of keys, got ")
 
 
 def test_a_misspelt_command_is_one_line_and_none_is_help(capsys: pytest.CaptureFixture[str]) -> None:

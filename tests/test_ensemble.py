@@ -262,6 +262,8 @@ def test_members_that_do_not_fit_are_one_line(seeds: Path) -> None:
     members = read_members([("one", one), ("again", one)], code="")
     with pytest.raises(ModelError, match="again: expected other weights than those of one"):
         check_members(members, store)
+    with pytest.raises(ModelError, match="one: expected other weights than those of one"):
+        check_members([members[0], members[0]], store)
     with pytest.raises(ModelError, match="expected members that share their starting weights"):
         check_soup(members)
     for change in ({"data_digest": "0"}, {"precision": "float64"}):

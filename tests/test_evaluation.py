@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn import metrics
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -118,6 +119,14 @@ def test_pictures_are_the_same_bytes_again(tmp_path: Path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_of_a_loss_below_zero_shows_it(tmp_path: Path) -> None:
+    for last in (-1.0, -2.0):
+        losses = enumerate((1.0, -3.0, last, -3.0))
+        history = [{"epoch": n, "train_loss": loss, "val_loss": loss, "val_accuracy": 1.0} for n, loss in losses]
+        draw_curves(history, tmp_path / f"{last}.png")
+    assert (tmp_path / "-1.0.png").read_bytes() != (tmp_path / "-2.0.png").read_bytes()
+
+
 def test_names_from_the_data_are_escaped_on_the_page(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
     scores = Scores(0.5, 1.0, 0.7, 0.5, 0.1, (ClassScores(evil, 1, 1, 1, 3),))
@@ -207,6 +216,17 @@ def test_a_card_escapes_names_and_lists_few_of_many_classes(digits: Store, tmp_p
     assert "The 30 lowest F1 of 1,000; classes.csv has all." in many
     assert "| class number 999 |" in many
     assert len(many) < 5000
+
+
+def test_scores_in_a_small_unit_keep_their_digits(digits: Store, tmp_path: Path) -> None:
+    table = PageTable(("number", "MAE", "images"), [("a", "1e-6", "30")], [0], "worst")
+    text = _card(digits, ("a",), table, tmp_path / "c", task="regression", accuracy=1e-6)
+    assert "| accuracy | 1.000e-06 |" in text
+    (result,) = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 1e-6}]
+    write_page("small", {"mae": 2.34567e-6, "r2": 0.0, "loss": -0.5}, {}, table, {}, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(shown in page for shown in ("2.346e-06", "0.0000", "-0.5000"))
 
 
 def test_a_metric_of_the_projects_own_that_is_called_accuracy_is_no_share(digits: Store, tmp_path: Path) -> None:

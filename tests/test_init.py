@@ -103,8 +103,10 @@ def test_an_example_that_cannot_be_used_is_one_line_and_nothing_is_left(
 def test_the_current_folder_becomes_a_project_if_it_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Within another repository, too."""
+    """Within another repository, too, whose index stays as it is."""
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "mine").touch()
+    subprocess.run(["git", "add", "mine"], cwd=tmp_path, check=True)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(["init", "."]) == 0
@@ -112,6 +114,13 @@ def test_the_current_folder_becomes_a_project_if_it_is_empty(
     assert Path("dvc.yaml").is_file()
     assert not Path(".git").exists()
     assert find_project_root(Path.cwd()) == tmp_path / "here"
+    assert subprocess.check_output(["git", "diff", "--cached", "--name-only"], cwd=tmp_path, text=True) == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["trial: 2", "2024", "[a\\b]"])
+def test_a_name_that_means_something_in_yaml_is_the_name_in_mlproject(name: str, tmp_path: Path) -> None:
+    assert main(["init", str(tmp_path / name)]) == 0
+    assert read_plain(tmp_path / name / "MLproject")["name"] == name
 
 
 def test_without_git_there_is_one_line_and_no_folder(

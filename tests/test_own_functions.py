@@ -425,6 +425,11 @@ def test_a_metric_that_changes_what_it_is_given_changes_no_result() -> None:
     ((after, targets),) = found.watch(iter([(shares.copy(), labels.copy())]))
     assert (after == shares).all()
     assert (targets == labels).all()
+    rng = np.random.default_rng(0)
+    several, actual = rng.dirichlet(np.ones(3), 50).astype(np.float32), rng.integers(0, 3, 50)
+    worst = "custom/model/metrics.py:worst"
+    expected = _scores([worst], "classification", several, actual)["worst"]
+    assert _scores(["custom/model/metrics.py:Emptied", worst], "classification", several, actual)["worst"] == expected > 0
 
 
 @pytest.mark.parametrize(

@@ -526,7 +526,7 @@ def test_a_rule_broken_inside_a_stage_is_one_line_and_code_2_too(trained: Path) 
     (trained / "data/raw/one/only").mkdir(parents=True)
     (trained / "data/raw/one/only/a.png").write_bytes(encode(random_images(1, 8, 1)[0], "PNG"))
     output = _repro(trained, "--overrides", "data.source=image-folder data.root=data/raw/one data.image_size=8", code=2)
-    assert "bigstep: classes: expected at least two, got only 'only'; add another class folder" in output
+    assert "bigstep: classes: expected at least two, got only 'only'; add samples of another class" in output
     assert "Traceback" not in output
     assert _tree(trained) == before
     shutil.rmtree(trained / "data/raw/one")

@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,8 +17,9 @@ import zc.lockfile
 from dvc.fs import localfs
 from dvc.ignore import DvcIgnoreFilter
 
+from bigstep.config.yaml_files import parse_overrides, read_plain
 from bigstep.errors import DataError, ProjectError
-from bigstep.project.dvc import find_project_root, wait_for_dying, wait_for_lock
+from bigstep.project.dvc import Request, find_project_root, run_pipeline, wait_for_dying, wait_for_lock
 from bigstep.project.dvcignore import ignore_unhashable
 from bigstep.project.paths import ProjectPaths
 from bigstep.project.workspace import private_workspace
@@ -115,6 +117,18 @@ def test_dvcs_lock_is_waited_for_after_a_kill(tmp_path: Path, capsys: pytest.Cap
     timer.join()
     assert capsys.readouterr().out.count("waiting for its lock") == 2
     zc.lockfile.LockFile(str(lock)).close()  # it is free for dvc
+
+
+def test_sections_without_keys_take_the_defaults_in_a_private_copy_too(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    (root / "data" / "raw").mkdir(parents=True)
+    (root / "params.yaml").write_text("data:\ntrain:\nhardware:\nsearch:\n  # trials: 3\n", encoding="utf-8")
+    (root / "dvc.yaml").write_text("stages: {prepare: {cmd: touch ran, params: [train.epochs]}}\n", encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=root, check=True)
+    code, paths, params = run_pipeline(root, Request("prepare", (parse_overrides(["train.epochs=2"]),)))
+    assert (code, params.train.epochs) == (0, 2)
+    assert (paths.root / "ran").exists()
+    assert read_plain(paths.params)["search"] == {}
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from bigstep.closed_output import drop_output
 
-__all__ = ["LiveLine", "console", "follow", "format_bytes", "format_seconds", "live_line", "show_log"]
+__all__ = ["LiveLine", "console", "follow", "format_bytes", "format_score", "format_seconds", "live_line", "show_log"]
 
 T = TypeVar("T")
+SMALL_SCORE = 1e-3  # smaller ones have too few digits after the point
 
 
 @final
@@ -96,6 +97,11 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def format_score(value: float) -> str:
+    """Write a score with four digits: ``0.9876``, or of a small unit ``1.000e-06``, which YAML reads as a number."""
+    return f"{value:#.4g}" if 0 < abs(value) < SMALL_SCORE else f"{value:.4f}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -11,7 +11,7 @@ from bigstep.atomic_files import write_csv, write_metrics
 from bigstep.commands.seeds import run_seeds
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten, read_params
-from bigstep.console import console
+from bigstep.console import console, format_score
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.ensembles.building import Comparison, EnsemblePlan, build, compare, plan_ensemble
@@ -129,9 +129,9 @@ def _write(
     facts: dict[str, object] = {
         "members": ", ".join(f"{member.name} x {count}" for member, count in zip(members, plan.counts, strict=True) if count),
         **(
-            {"temperature": f"{card.temperature:.3f}", "validation loss before calibration": f"{card.val_loss:.4f}"}
+            {"temperature": f"{card.temperature:.3f}", "validation loss before calibration": format_score(card.val_loss)}
             if _is_calibrated(card)
-            else {"validation loss": f"{card.val_loss:.4f}"}
+            else {"validation loss": format_score(card.val_loss)}
         ),
         f"{measure.title} {'gained' if card.output.higher_is_better else 'saved'} over {best}": measure.gains[0].text(
             found.score
@@ -185,7 +185,7 @@ def _print(members: Sequence[Member], plan: EnsemblePlan, found: Comparison, car
     total = found.scores.summary()
     chosen_by = card.val_loss if card.output.champion == "val_loss" else card.score
     for row in [*_rows(members, plan, found), ["ensemble", "", chosen_by, total[measure.name], total["loss"]]]:
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+        table.add_row(*(format_score(value) if isinstance(value, float) else str(value) for value in row))
     console.print(table)
     verdict = "beyond chance" if found.score.is_beyond_chance else "no difference beyond chance"
     console.print(

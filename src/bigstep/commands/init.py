@@ -1,5 +1,6 @@
 """`bigstep init`: a new project that depends on the installed bigstep."""
 
+import json
 import platform
 import shutil
 import subprocess
@@ -77,7 +78,12 @@ def _check_target(target: Path) -> None:
 
 
 def _write_files(root: Path, name: str) -> None:
-    values = {"name": name, "version": __version__, "python": platform.python_version()}
+    values = {
+        "name": name,
+        "quoted_name": json.dumps(name, ensure_ascii=False),
+        "version": __version__,
+        "python": platform.python_version(),
+    }
     for path, source in _templates(files("bigstep") / "template", Path()):
         text = source.read_text(encoding="utf-8")
         for key, value in values.items():
@@ -135,6 +141,8 @@ def _start_git_and_dvc(root: Path) -> None:
     if not inside:
         _succeed(["git", "init", "--quiet"], root)
     _succeed([sys.executable, "-m", "dvc", "init", "--quiet", *(["--subdir"] if inside else [])], root)
+    if inside:  # DVC adds its files to the user's index, by the name of a folder that they do not stay in
+        _succeed(["git", "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", "."], root)
 
 
 def _succeed(command: Sequence[str], folder: Path) -> None:

@@ -37,6 +37,7 @@ class Predictor:
     channels: int
     task: str
     sample_shape: tuple[int, ...] = ()
+    sample_dtype: str = "uint8"
 
 
 def predict(root: Path | None, images: list[Path], model: str | None, report: Report = no_report) -> int:
@@ -60,7 +61,7 @@ def predict(root: Path | None, images: list[Path], model: str | None, report: Re
     layout = Layout(None, predictor.channels, params.data.max_megapixels * 1e6)
     refused, answers = 0, []
     for path in images:
-        decoded = decode_file(path, layout) if not predictor.sample_shape else _read_array(path, predictor.sample_shape)
+        decoded = decode_file(path, layout) if not predictor.sample_shape else _read_array(path, predictor)
         if isinstance(decoded, Refusal):
             print(f"bigstep: cannot read {path}: {decoded.reason}; use another file", file=sys.stderr)
             refused += 1
@@ -72,15 +73,27 @@ def predict(root: Path | None, images: list[Path], model: str | None, report: Re
     return 2 if refused else 0
 
 
-def _read_array(path: Path, shape: tuple[int, ...]) -> Decoded | Refusal:
+def _read_array(path: Path, predictor: Predictor) -> Decoded | Refusal:
     """Read one sample from a file of NumPy (.npy); nothing is unpickled."""
+    shape = predictor.sample_shape
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         return Refusal(f"expected a .npy file with an array of shape {shape}, got {type(error).__name__}")
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind not in "biuf":
         return Refusal(f"expected an array of shape {shape}, got {getattr(array, 'shape', type(array).__name__)}")
-    return Decoded(array, "")
+    return _converted(array, np.dtype(predictor.sample_dtype))
+
+
+def _converted(array: NDArray[Any], dtype: np.dtype[Any]) -> Decoded | Refusal:
+    """Return the array in the model's type, unless that changes an integer or makes a number that is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = array.astype(dtype)
+    is_wrong = ~np.isfinite(found) if dtype.kind == "f" else found != array
+    if is_wrong.any():
+        kind = "finite numbers" if dtype.kind == "f" else "whole numbers"
+        return Refusal(f"expected {kind} that {dtype} can hold, got {array[is_wrong][0]}")
+    return Decoded(found, "")
 
 
 def _answers(predictor: Predictor, found: NDArray[np.float32]) -> str:
@@ -111,7 +124,7 @@ def _from_folder(folder: Path, code: str) -> Predictor:
             answers: NDArray[np.float32] = served(torch.tensor(images.astype(card.sample_dtype))).numpy()
         return answers
 
-    return Predictor(predictions, card.classes, card.channels, card.task, card.sample_shape)
+    return Predictor(predictions, card.classes, card.channels, card.task, card.sample_shape, card.sample_dtype)
 
 
 def _from_registry(project: ProjectPaths, name: str) -> Predictor:
@@ -143,7 +156,7 @@ def _from_registry(project: ProjectPaths, name: str) -> Predictor:
         return answers
 
     if any(size > 0 for size in taken.shape[1:-1]) or len(taken.shape) != 4:
-        return Predictor(predictions, classes, 0, task, tuple(int(size) for size in taken.shape[1:]))
+        return Predictor(predictions, classes, 0, task, tuple(int(size) for size in taken.shape[1:]), taken.type.name)
 
     def of_images(images: NDArray[Any]) -> NDArray[np.float32]:
         # with a white image, since an exported model refuses images without a pixel above 1 (CheckedClassifier)

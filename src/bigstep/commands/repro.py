@@ -9,7 +9,7 @@ from rich.table import Table
 from bigstep.atomic_files import read_metrics
 from bigstep.config.data import short_source
 from bigstep.config.params import Params, flatten
-from bigstep.console import console
+from bigstep.console import console, format_score
 from bigstep.errors import ProjectError
 from bigstep.machine_output import Report, no_report
 from bigstep.project.attempts import PipelineAttempt, find_key, read_attempt
@@ -70,7 +70,7 @@ def _print_table(values: dict[str, float], params: Params) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in values.items():
-        table.add_row(key, f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
+        table.add_row(key, format_score(value) if isinstance(value, float) else f"{value:,}")
     console.print(table)
 
 

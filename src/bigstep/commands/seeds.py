@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bigstep.atomic_files import read_metrics
 from bigstep.config.params import Params
-from bigstep.console import console
+from bigstep.console import console, format_score
 from bigstep.machine_output import Report, no_report
 from bigstep.project.dvc import Request, run_pipeline
 from bigstep.project.paths import StagePaths
@@ -92,7 +92,6 @@ def _print(found: Sequence[dict[str, float]], seeds: Sequence[int]) -> None:
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, row in spread_rows(found).items():
         count = len(_finite_values(found, name))
-        table.add_row(
-            name if count == len(found) else f"{name}, {count} of {len(found)} runs", *(f"{value:.4f}" for value in row)
-        )
+        shown = name if count == len(found) else f"{name}, {count} of {len(found)} runs"
+        table.add_row(shown, *(format_score(value) for value in row))
     console.print(table)

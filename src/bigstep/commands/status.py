@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bigstep.config.params import Params, parse_params, read_params
 from bigstep.config.search import OBJECTIVES
-from bigstep.console import console, format_bytes, format_seconds
+from bigstep.console import console, format_bytes, format_score, format_seconds
 from bigstep.diagnostics.activity import INTERRUPTED, RUNNING, Activity, RunActivity, StudyActivity, find_activity
 from bigstep.errors import ExitCode, UserError
 from bigstep.machine_output import Report, no_report
@@ -91,7 +91,7 @@ def _run_line(run: RunActivity) -> str:
         parts.append(f"epoch {run.epoch or 0}/{run.epochs} done")
     if run.step is not None and run.stage == "train":
         parts.append(f"step {run.step + 1:,}")
-    parts += [f"{name} {value:.4f}" for name, value in run.scores.items()]
+    parts += [f"{name} {format_score(value)}" for name, value in run.scores.items()]
     if run.state == INTERRUPTED and run.checkpoint is not None:
         parts.append(f"resumes from step {run.checkpoint:,}")
     if run.unsent_bytes and run.state != RUNNING:

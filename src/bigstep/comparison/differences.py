@@ -8,6 +8,7 @@ import numpy as np
 
 from bigstep.comparison.paired import Interval, mcnemar, paired_interval
 from bigstep.comparison.result import Predictions, RunResult
+from bigstep.console import format_score
 
 __all__ = ["PairedResult", "RunDifference", "compare_runs"]
 
@@ -82,7 +83,7 @@ def compare_runs(first: RunResult, second: RunResult) -> RunDifference:
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name.startswith("num_") or "epoch" in name else f"{value:.4f}"
+    return f"{value:,.0f}" if name.startswith("num_") or "epoch" in name else format_score(value)
 
 
 def _pair(first: Predictions | None, second: Predictions | None) -> PairedResult | None:

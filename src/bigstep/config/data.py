@@ -81,6 +81,10 @@ class DataConfig(Section):
             raise ValueError(
                 f"data.options: expected {{}} with data.source {self.source}, which takes none, got {self.options}; write {{}}"
             )
+        if self.root.startswith("~"):
+            raise ValueError(
+                f"data.root: expected a path without ~, which DVC does not replace, got {self.root!r}; write the absolute path"
+            )
         if self.source in FILES and self.image_size is None:
             raise ValueError(
                 f"data.image_size: expected a number with data.source {self.source}, got null; write for example 64"

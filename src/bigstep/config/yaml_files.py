@@ -150,7 +150,9 @@ def _set(target: dict[str, Any], key: str, value: Any) -> None:
 def _giving_way(content: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Override]:
     slicing = ["hardware.micro_batch_size", "hardware.accumulation_steps"]
     given = [name for name in slicing if chosen.get(name) is not None]
-    whole = chosen.get("train.effective_batch_size", (content.get("train") or {}).get("effective_batch_size"))
+    train = content.get("train")
+    kept = train.get("effective_batch_size") if isinstance(train, dict) else None
+    whole = chosen.get("train.effective_batch_size", kept)
     if len(given) == 2 and "train.effective_batch_size" not in chosen:
         return [("train", "effective_batch_size", None)]
     if len(given) == 1 and whole is not None:

@@ -100,7 +100,7 @@ def check_classes(labels: NDArray[np.int64], given: NDArray[np.int8], classes: S
         DataError: one line that names it.
     """
     if len(classes) < 2:
-        raise DataError(f"classes: expected at least two, got only {classes[0]!r}; add another class folder")
+        raise DataError(f"classes: expected at least two, got only {classes[0]!r}; add samples of another class")
     counts = np.bincount(labels, minlength=len(classes))
     trainable = np.bincount(labels[(given == UNASSIGNED) | (given == Split.TRAIN)], minlength=len(classes))
     for label, name in enumerate(classes):

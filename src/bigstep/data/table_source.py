@@ -208,4 +208,4 @@ def _list(cell: Any) -> list[str]:
 
 
 def _wrong(table: Table, row: int, problem: str) -> DataError:
-    return DataError(f"{table.name}, row {row + 1}: {problem}; correct the table")
+    return DataError(f"{table.place(row)}: {problem}; correct the table")

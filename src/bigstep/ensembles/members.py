@@ -76,9 +76,10 @@ def check_members(members: Sequence[Member], store: Store) -> None:
         raise ModelError(f"members: expected at least two models, got {len(members)}; name more of them, or use --seeds 3")
     seen: dict[str, str] = {}
     for member in members:
-        known = seen.setdefault(member.card.weights_sha256, member.name)
-        if known != member.name:
+        known = seen.get(member.card.weights_sha256)
+        if known is not None:
             raise ModelError(f"{member.name}: expected other weights than those of {known}, got the same; leave one out")
+        seen[member.card.weights_sha256] = member.name
         if member.card.data_digest != store.manifest.digest:
             raise ModelError(
                 f"{member.name}: expected a model of the data in data/prepared, got one of other data; train it with "

@@ -56,7 +56,7 @@ class MoreMetrics:
     def watch(self, batches: Iterator[Predictions]) -> Iterator[Predictions]:
         """Yield the batches, and add each to every metric."""
         for predictions, targets in batches:
-            given, actual = torch.tensor(predictions), torch.tensor(targets)  # copies, which a metric may change
+            given, actual = torch.tensor(predictions), torch.tensor(targets)
             if self._task.name == MULTILABEL:
                 actual = actual.long()
             elif self._task.name != CLASSIFICATION:
@@ -65,7 +65,7 @@ class MoreMetrics:
                     given, actual = given[:, 0], actual[:, 0]
             for name, metric in self._metrics.values():
                 with _named(name):
-                    metric.update(given, actual)
+                    metric.update(given.clone(), actual.clone())  # a metric may change what it gets
             yield predictions, targets
 
     def values(self) -> dict[str, float]:

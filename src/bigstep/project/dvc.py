@@ -116,7 +116,8 @@ def _check_source(root: Path, params: Params) -> None:
 
 
 def _complete_batch(content: dict[str, Any], params: Params) -> None:
-    """Write B and m if another two of the three were given, so that DVC sees the learning key."""
+    """Write B and m if another two of the three were given, so that DVC sees the learning key; no section stays null."""
+    content.update({section: {} for section, values in content.items() if values is None})
     content.setdefault("train", {})["effective_batch_size"] = params.batch.effective_batch_size
     if params.model.ghost_batch_size is None and params.hardware.micro_batch_size != "auto":
         content.setdefault("hardware", {})["micro_batch_size"] = params.batch.micro_batch_size

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from bigstep.config.data import short_source
+from bigstep.console import format_score
 from bigstep.data.manifest import Manifest
 from bigstep.models.model_files import ModelCard
 from bigstep.report.card_text import MODEL_CARD
@@ -63,7 +64,7 @@ def write_card(story: CardStory, manifest: Manifest, tested: PartResult, path: P
         path: of the card.
     """
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701 # Markdown
-    environment.filters |= {"md": markdown_text, "yaml": json.dumps, "row": _row}
+    environment.filters |= {"md": markdown_text, "yaml": json.dumps, "row": _row, "score": format_score}
     source, card = short_source(manifest.source), story.model
     text = environment.from_string(MODEL_CARD).render(
         story=story,

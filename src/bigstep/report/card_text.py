@@ -15,7 +15,7 @@ model-index:
     dataset: {name: {{ source | yaml }}, type: {{ source | yaml }}, split: test, revision: {{ manifest.digest | yaml }}}
     metrics:
 {% for name, value in tested.totals.items() %}
-    - {type: {{ name | yaml }}, value: {{ "%.4f" | format(value) }}}
+    - {type: {{ name | yaml }}, value: {{ value | score }}}
 {% endfor %}
 ---
 
@@ -76,7 +76,7 @@ On the test part, which neither trained the model nor chose it:
 | metric | value |
 | --- | ---: |
 {% for name, value in tested.totals.items() %}
-{{ (name | replace("_", " "), "%.4f" | format(value)) | row }}
+{{ (name | replace("_", " "), value | score) | row }}
 {% endfor %}
 
 ## Metrics by {{ tested.table.header[0] }}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from bigstep.console import format_score
 from bigstep.report.house_style import PageSection, fact_list, fill, section, table, write_html
 
 __all__ = ["MANY_CLASSES", "NO_STORY", "THIS_RUN", "PageStory", "PageTable", "write_page"]
@@ -69,7 +70,7 @@ def write_page(
     rows = [shown.rows[number] for number in shown.worst_first[:WORST]] if is_cut else shown.rows
     parts = [
         fill('<p class="verdict">{{ text }}</p>', text=story.verdict) if story.verdict else Markup(),
-        fact_list({name.replace("_", " "): f"{value:.4f}" for name, value in totals.items()}, large=True),
+        fact_list({name.replace("_", " "): format_score(value) for name, value in totals.items()}, large=True),
         table((), list(facts.items()), caption="Model", words=True),
         *(section(part) for part in story.before),
         *(section(PageSection(caption, _picture(picture, caption, path.parent))) for caption, picture in pictures.items()),

@@ -15,7 +15,9 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path, score: str = "a
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["train_loss"] for row in history], color=ACCENT, label="training (as optimised)")
     left.plot(epochs, [row["val_loss"] for row in history], color=LINE, label="validation")
-    left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    left.set(xlabel="epoch", ylabel="loss")
+    if all(row[name] >= 0 for row in history for name in ("train_loss", "val_loss")):
+        left.set(ylim=(0, None))
     left.legend(frameon=False)
     right.plot(epochs, [row[f"val_{score}"] for row in history], color=LINE)
     right.set(xlabel="epoch", ylabel=f"validation {score}")

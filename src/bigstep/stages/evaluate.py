@@ -11,6 +11,7 @@ from bigstep.config.data import short_source
 from bigstep.config.params import Params
 from bigstep.config.section import Section
 from bigstep.config.yaml_files import apply_overrides, read_yaml, write_yaml
+from bigstep.console import format_score
 from bigstep.data.ordered_batches import ordered_batches
 from bigstep.data.split import Split
 from bigstep.data.store import Store
@@ -115,10 +116,14 @@ def _card_story(stage: Stage, card: ModelCard) -> CardStory:
         "optimizer": f"{train.optimizer}, learning rate {train.learning_rate:g}, schedule {train.schedule}",
         "epochs": f"{epochs}; the weights are those of epoch {card.epoch}, chosen by {train.monitor}",
         "optimizer steps": f"{card.num_updates:,}",
-        "validation": f"loss {card.val_loss:.4f}, {card.output.score} {card.score:.4f}",
+        "validation": _validation(card),
         "seed": train.seed,
     }
     return CardStory(card, procedure, changed_parameters(_deciding(stage.params)))
+
+
+def _validation(card: ModelCard) -> str:
+    return f"loss {format_score(card.val_loss)}, {card.output.score} {format_score(card.score)}"
 
 
 def _note(stage: Stage, card: ModelCard, found: str) -> str:
@@ -127,7 +132,7 @@ def _note(stage: Stage, card: ModelCard, found: str) -> str:
     experiment = read_variable(DVC_EXPERIMENT)
     lines = [
         f"**{found}** on the test part of {short_source(stage.params.data.source)}.",
-        f"Kept from epoch {card.epoch}: validation loss {card.val_loss:.4f}, {card.output.score} {card.score:.4f}.",
+        f"Kept from epoch {card.epoch}: validation {_validation(card)}.",
         "The report is the artifact `evaluate/report.html`.",
         *([f"Code: git commit `{commit[:10]}`."] if commit else []),
         *([f"DVC experiment: `{experiment}`."] if experiment else []),
@@ -140,8 +145,8 @@ def _facts(card: ModelCard) -> dict[str, object]:
         "architecture": card.model["name"],
         "effective batch": card.effective_batch_size,
         "best epoch": card.epoch,
-        "validation loss": f"{card.val_loss:.4f}",
-        f"validation {card.output.score}": f"{card.score:.4f}",
+        "validation loss": format_score(card.val_loss),
+        f"validation {card.output.score}": format_score(card.score),
     }
 
 
