@@ -1,6 +1,7 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,25 @@ def test_a_training_put_on_disk_anywhere_ends_in_the_same_bits(case: str, stop: 
     assert again.best is not None
     for name, tensor in whole.best.weights.items():
         assert torch.equal(again.best.weights[name], tensor), name
+
+
+def test_a_checkpoint_of_an_earlier_version_is_restored(digits: Store) -> None:
+    """It had torch's StepLR, and the number of samples where now the weight is."""
+    train, model = TrainConfig(**{"epochs": 3, "effective_batch_size": 200, **CASES["sgd nesterov step"]}), ModelConfig(width=4)
+    batch = BatchSizes(200, 64, 4)
+    expected = _records(_begin(digits, train, batch, model), train, digits, 200)
+    first = _begin(digits, train, batch, model)
+    for record in train_epochs(first, train, digits, TrainingBatches(digits, train, 200, 0)):
+        if isinstance(record, StepRecord) and record.step == 2:
+            break
+    snapshot = take_snapshot(first, micro_batch_size=64)
+    values = json.loads(json.dumps(snapshot.values))
+    values["epoch_samples"] = values.pop("epoch_weights")
+    del values["schedule"]["_schedulers"][1]["lr_lambdas"]
+    values["schedule"]["_schedulers"][1] |= {"step_size": 5, "gamma": 0.1}
+    again = _begin(digits, train, batch, model)
+    restore_snapshot(again, replace(snapshot, values=values), micro_batch_size=64)
+    assert _records(again, train, digits, 200) == expected[3:]
 
 
 @pytest.mark.parametrize("size", [200, 25])

@@ -67,6 +67,14 @@ def test_samples_that_are_given_to_training_stay_there() -> None:
     assert np.bincount(parts[60:], minlength=3).tolist() == [28, 4, 8]
 
 
-def test_a_class_with_too_few_free_samples_gives_of_those_for_training() -> None:
-    parts = _split([0] * 20 + [1] * 20, [0] * 20 + [-1] * 20)
-    assert [np.bincount(parts[half], minlength=3).min() >= 1 for half in (slice(20), slice(20, 40))] == [True, True]
+@pytest.mark.parametrize("free", range(5))
+def test_a_class_with_too_few_free_samples_gives_as_few_of_those_for_training(free: int) -> None:
+    parts = _split([0] * 20 + [1] * 1000, [-1] * 20 + [-1] * free + [0] * (1000 - free))
+    assert np.bincount(parts[:20], minlength=3).tolist() == [14, 2, 4]
+    assert np.bincount(parts[20:], minlength=3).tolist() == [998, 1, 1]
+    assert (parts[20 + max(free, 3) :] == Split.TRAIN).all() or free < 3
+
+
+def test_a_training_and_a_test_set_give_validation_its_share() -> None:
+    parts = _split([0, 1] * 50, [0] * 80 + [2] * 20)
+    assert np.bincount(parts, minlength=3).tolist() == [68, 12, 20]

@@ -50,10 +50,10 @@ def nothing_open() -> Iterator[None]:
         OPENED.pop().close()
 
 
-def _begin(folder: Path, uri: str) -> SpoolTracker:
+def _begin(folder: Path, uri: str, experiment: str = "spooled") -> SpoolTracker:
     spool = Spool(folder)
     OPENED.append(spool)
-    spool.begin(uri, "spooled")
+    spool.begin(uri, experiment)
     return SpoolTracker(spool)
 
 
@@ -361,14 +361,19 @@ def test_a_run_of_a_deleted_experiment_says_so_at_once_and_is_sent_when_it_is_re
     output = capsys.readouterr().out
     assert output.startswith(f"{line}the history of this run waits on disk")
     assert "unreachable" not in output
+    for number in range(8):  # of a search
+        trial = _begin(tmp_path / "spools" / f"key.1{number}", uri, "gone")
+        trial.set_tags({"a": "b"})
+        trial.spool.close()
     later = _begin(tmp_path / "spools" / "key.2", uri)
     later.set_tags({"a": "b"})
     later.spool.close()
+    started = time.monotonic()
     assert deliver_others(tmp_path / "spools") == ["key.2"], "it does not wait for the first one"
+    assert time.monotonic() - started < 4 * delivery.USER_PATIENCE, "the others of the same experiment are not tried"
     client.restore_experiment(deleted)
-    assert deliver_others(tmp_path / "spools") == ["key.1"]
-    (run,) = client.search_runs([deleted])
-    assert run.data.params == {"a": "1"}
+    assert deliver_others(tmp_path / "spools") == ["key.1", *(f"key.1{number}" for number in range(8))]
+    assert {run.data.params.get("a") for run in client.search_runs([deleted])} == {"1", None}
 
 
 def test_a_killed_run_has_its_whole_history_before_another_takes_it_over(uri: str, tmp_path: Path) -> None:

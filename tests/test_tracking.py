@@ -269,7 +269,7 @@ def test_a_relative_store_is_below_the_project_wherever_a_stage_runs(
     [
         ("postgresql://me:sec/ret@host:5432/d", "postgresql://me:***@host:5432/d"),
         ("postgresql+psycopg://me@host/d?password=secret&sslmode=require", "postgresql+psycopg://me@host/d?sslmode=require"),
-        ("postgresql://me:secret@host:port/d", "***"),
+        ("postgresql://me:secret@host:port/d", "postgresql://***"),
         *((same, same) for same in ("postgresql://me@host/d?sslmode=require", "study.journal", "sqlite:///a b.db")),
     ],
 )

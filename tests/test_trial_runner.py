@@ -150,8 +150,8 @@ def test_a_kept_epoch_without_a_finite_loss_counts_as_diverged(loss: float, digi
     """Another score chose it. Optuna fails a trial whose value is NaN, and the search would ask for another."""
     runner = _runner({"train": {"monitor": "val_accuracy"}}, digits, tmp_path)
     kept = TrialOutcome(loss, 0.3, "accuracy", 1, 1, 9, False, False, 60.0, 24.0, 2**30, None, 8, None, None)
-    assert runner._values(kept, ["val_accuracy", "seconds"]) == [0.3, 60.0]
-    values = runner._values(kept, OBJECTIVES)
+    assert runner._values(kept.judged_by(["val_accuracy", "seconds"]), ["val_accuracy", "seconds"]) == [0.3, 60.0]
+    values = runner._values(kept.judged_by(OBJECTIVES), OBJECTIVES)
     assert values == runner._worst(OBJECTIVES)
     study = optuna.create_study(directions=["minimize"] * 3)
     study.tell(study.ask(), values)

@@ -385,7 +385,6 @@ def test_pixels_of_every_kind_of_image() -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((4, 4), 240, np.uint16), "got at most 240; return mode L"),
         (np.full((4, 4), 4000, np.int32), "expected int32 from 0 to 255, got 4000 to 4000"),
         (np.full((4, 4), 200, np.float32), "expected float32 from 0 to 1, got 200.0 to 200.0"),
     ],
@@ -393,6 +392,14 @@ def test_pixels_of_every_kind_of_image() -> None:
 def test_images_that_would_come_out_black_or_white_are_refused(array: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         image_pixels(Image.fromarray(array))
+
+
+def test_images_that_all_come_out_the_same_are_refused(project: Callable[..., None], tmp_path: Path) -> None:
+    """As those of 8 bits in an image of 16, of which the upper eight are kept."""
+    sixteen = "from PIL import Image; return Image.fromarray(image.astype(np.uint16)),"
+    project("custom/data/stripes.py", DATASET.replace("return image,", sixteen))
+    with pytest.raises(DataError, match="expected images that differ, got 0 of 255 in all pixels of the training images"):
+        prepare(tmp_path)
 
 
 def test_options_are_overridden_and_searched_by_their_own_names() -> None:

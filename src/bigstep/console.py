@@ -99,9 +99,12 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def format_score(value: float) -> str:
-    """Write a score with four digits: ``0.9876``, or of a small unit ``1.000e-06``, which YAML reads as a number."""
-    return f"{value:#.4g}" if 0 < abs(value) < SMALL_SCORE else f"{value:.4f}"
+def format_score(value: float, sign: str = "") -> str:
+    """Write a score with four digits: ``0.9876``, or of a small unit ``1.000e-06``, which YAML reads as a number.
+
+    With ``+`` as ``sign`` positive ones have it, too.
+    """
+    return f"{value:{sign}#.4g}" if 0 < abs(value) < SMALL_SCORE else f"{value:{sign}.4f}"
 
 
 def format_seconds(seconds: float) -> str:

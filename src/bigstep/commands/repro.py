@@ -46,15 +46,17 @@ def finish_pipeline(root: Path, paths: StagePaths, params: Params, stage: str, r
     trim(ProjectPaths(root))
     run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
     if run_id is not None or (pointing is not None and values):
-        _follow_mlflow_run(ProjectPaths(root), params, values, stage)
+        _follow_mlflow_run(ProjectPaths(root), params, values, stage, (run_id, pointing))
     return 0
 
 
-def _follow_mlflow_run(project: ProjectPaths, params: Params, values: dict[str, float], stage: str) -> None:
+def _follow_mlflow_run(
+    project: ProjectPaths, params: Params, values: dict[str, float], stage: str, runs: tuple[str | None, str | None]
+) -> None:
     """Complete the run of `mlflow run`, or link it; where MLflow does not answer now that is a line: the results are there."""
     from bigstep.tracking.database import reachable, tracking_uri
 
-    run_id, pointing = given_run(params.tracking.experiment), pointing_run(params.tracking.experiment)
+    run_id, pointing = runs
     try:
         with reachable(tracking_uri(project.root)):
             if run_id is not None:

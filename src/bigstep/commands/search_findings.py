@@ -6,7 +6,7 @@ from typing import Any
 from bigstep.atomic_files import read_json
 from bigstep.config.params import Params
 from bigstep.config.yaml_files import read_plain
-from bigstep.console import console
+from bigstep.console import console, format_score
 from bigstep.search.results.summary import SearchResult
 from bigstep.search.trial_record import TrialRecord
 
@@ -19,8 +19,8 @@ def print_findings(findings: SearchResult, params: Params) -> None:
     for item in findings.standings:
         name = "baseline (current params.yaml)" if item.of == findings.baseline else f"trial {item.of}"
         count = len(item.values)
-        spread, seeds = (f" ± {item.spread:.4f}", "seeds") if count > 1 else ("", "seed")
-        console.print(f"{name}: {objective} {item.mean:.4f}{spread} over {count} {seeds}")
+        spread, seeds = (f" ± {format_score(item.spread)}", "seeds") if count > 1 else ("", "seed")
+        console.print(f"{name}: {objective} {format_score(item.mean)}{spread} over {count} {seeds}")
     for line in findings.audits:
         console.print(f"audit: {line}")
     for warning in findings.warnings:

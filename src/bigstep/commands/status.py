@@ -103,5 +103,5 @@ def _run_line(run: RunActivity) -> str:
 
 def _study_line(study: StudyActivity) -> str:
     states = ", ".join(f"{count} {name}" for name, count in sorted(study.trials.items())) or "no trials"
-    best = "" if study.best is None else f"; best {study.objective} {study.best:.4f}"
+    best = "" if study.best is None else f"; best {study.objective} {format_score(study.best)}"
     return f"study {study.name}: {states}{best}"

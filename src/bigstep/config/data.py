@@ -61,8 +61,13 @@ class DataConfig(Section):
     pixel_statistics: Literal["measured", "imagenet"] = Field(
         "measured", description="mean and standard deviation: of the training images, or ImageNet's"
     )
-    validation_fraction: Fraction = Field(0.15, description="fraction of the training samples held out for validation")
-    test_fraction: Fraction = Field(0.2, description="fraction held out for the test, if the source has no test set")
+    validation_fraction: Fraction = Field(
+        0.15, description="fraction of the training samples held out for validation; of those without a part, if there are any"
+    )
+    test_fraction: Fraction = Field(
+        0.2,
+        description="fraction held out for the test, if the source has no test set; of those without a part, if there are any",
+    )
     split_seed: int = Field(0, ge=0, description="seed of the split, independent of train.seed")
     on_bad_image: Literal["skip", "fail"] = Field(
         "skip", description="skip = leave out a damaged file and list it in skipped.csv; fail = stop the stage"

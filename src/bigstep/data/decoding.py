@@ -114,12 +114,7 @@ def image_pixels(image: Any, channels: int | None = None) -> NDArray[np.uint8]:
         ValueError: it is another object, or a number is out of range; the text says which.
     """
     if isinstance(image, Image.Image) and image.mode not in ("I", "F"):
-        if image.mode.startswith("I") and 0 < (most := int(np.asarray(image).max())) < 256:
-            raise ValueError(
-                f"an image: expected 16 bits a pixel, of which the upper eight are kept, got at most {most}; "
-                "return mode L for integers from 0 to 255"
-            )
-        return _to_array(image, channels or (1 if image.mode in ("1", "L", "I;16") else 3)).copy()
+        return _to_array(image, channels or (1 if image.mode in ("1", "L") or image.mode.startswith("I;16") else 3)).copy()
     if hasattr(image, "detach"):  # a tensor; importing torch to ask takes seconds
         array = np.asarray(image.detach().cpu())
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array

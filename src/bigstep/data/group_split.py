@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bigstep.data.split import SPLITS, UNASSIGNED, Split
+from bigstep.data.split import SPLITS, UNASSIGNED, Split, draw_order
 from bigstep.errors import DataError
 
 __all__ = ["split_groups"]
@@ -40,15 +40,12 @@ def split_groups(
     draws = [(split, part) for split, part in draws if not (fixed == split).any()]
     parts = np.where(fixed == UNASSIGNED, Split.TRAIN, fixed).astype(np.uint8)
     for number, stratum in enumerate(_strata(which, strata, len(names))):
-        mine = stratum[fixed[stratum] == UNASSIGNED]
-        if len(mine) < 1 + len(draws):  # as where there are a training and a test set
-            mine = stratum[parts[stratum] == Split.TRAIN]
-        if len(mine) < 1 + len(draws):
+        rest = draw_order(fixed, stratum, 1 + len(draws), np.random.default_rng([seed, number]))
+        if len(rest) < 1 + len(draws):
             raise DataError(
                 f"groups: expected at least {1 + len(draws)} of them to split (for each class, if none has several classes), "
-                f"got {len(mine)}; add samples, or give their parts"
+                f"got {len(rest)}; add samples, or give their parts"
             )
-        rest = np.random.default_rng([seed, number]).permutation(mine)
         for place, (split, share) in enumerate(draws):
             chosen = _choose(sizes[rest].tolist(), share, spare=len(draws) - place)
             parts[rest[chosen]], rest = split, rest[~chosen]

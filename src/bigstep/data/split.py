@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bigstep.errors import DataError
 
-__all__ = ["SPLITS", "UNASSIGNED", "Split", "check_classes", "split_alike", "split_samples"]
+__all__ = ["SPLITS", "UNASSIGNED", "Split", "check_classes", "draw_order", "split_alike", "split_samples"]
 
 
 class Split(IntEnum):
@@ -37,7 +37,8 @@ def split_samples(
     Args:
         labels: class index of each sample, shape ``(n,)``.
         given: part that the source itself fixes, -1 where it fixes none, shape ``(n,)``. Validation or test samples that occur
-            here are not drawn from the others. Those given to training stay there, unless a class has too few without a part.
+            here are not drawn from the others. Those given to training stay there, unless all have a part, or a class has too
+            few without one.
         classes: names, for the messages.
         validation_fraction: share of the samples that are drawn from, test samples not counted.
         test_fraction: share of the samples that are drawn from.
@@ -73,20 +74,30 @@ def _draw(
     parts = np.where(given == UNASSIGNED, Split.TRAIN, given).astype(np.uint8)
     for label, what in enumerate(whats):
         needed = 1 + draw_test + draw_validation
-        mine = np.flatnonzero((strata == label) & (given == UNASSIGNED))
-        if len(mine) < needed:  # as where there are a training and a test set
-            mine = np.flatnonzero((strata == label) & (parts == Split.TRAIN))
-        if len(mine) < needed:
+        order = draw_order(given, np.flatnonzero(strata == label), needed, np.random.default_rng([seed, label]))
+        if len(order) < needed:
             raise DataError(
-                f"{what}: expected at least {needed} training samples to split, got {len(mine)}; "
+                f"{what}: expected at least {needed} training samples to split, got {len(order)}; "
                 f"add samples{' or remove the class' if len(whats) > 1 else ''}"
             )
-        order = np.random.default_rng([seed, label]).permutation(mine)
-        num_test = _share(len(mine), test_fraction, spare=needed - 1) if draw_test else 0
-        num_validation = _share(len(mine) - num_test, validation_fraction, spare=1) if draw_validation else 0
+        num_test = _share(len(order), test_fraction, spare=needed - 1) if draw_test else 0
+        num_validation = _share(len(order) - num_test, validation_fraction, spare=1) if draw_validation else 0
         parts[order[:num_test]] = Split.TEST
         parts[order[num_test : num_test + num_validation]] = Split.VALIDATION
     return parts
+
+
+def draw_order(given: NDArray[np.int8], among: NDArray[np.int64], needed: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return those ``among`` the samples, or groups, that parts are drawn from, in random order.
+
+    They are those without a part or, if the source gives all of them one, those for training. Where these are fewer than
+    ``needed``, as many for training as are missing follow.
+    """
+    free, trained = (among[given[among] == part] for part in (UNASSIGNED, Split.TRAIN))
+    if not (given == UNASSIGNED).any():
+        free, trained = trained, trained[:0]
+    order = rng.permutation(free)
+    return order if len(order) >= needed else np.concatenate([order, rng.permutation(trained)[: needed - len(order)]])
 
 
 def _share(count: int, fraction: float, spare: int) -> int:

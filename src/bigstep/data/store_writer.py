@@ -187,6 +187,11 @@ def _measure(images: MappedArray, indices: NDArray[np.int64]) -> tuple[tuple[flo
     total = counts.sum(axis=1)
     mean = counts @ values / total
     std = np.sqrt(np.maximum(counts @ values**2 / total - mean**2, 0))
+    if (np.count_nonzero(counts, axis=1) == 1).all():
+        raise DataError(
+            f"data.source: expected images that differ, got {counts[0].argmax()} of 255 in all pixels of the training images; "
+            "check what they are made from (of 16 bits a pixel the upper eight are kept)"
+        )
     return tuple(mean.round(9).tolist()), tuple(np.where(std > 0, std, 1.0).round(9).tolist())
 
 

@@ -117,7 +117,7 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
     Returns:
         The names of the spools that were delivered.
     """
-    done = []
+    done, refused = [], set[tuple[str, str]]()
     for path in unfinished_spools(folder):
         if path == own:
             continue
@@ -128,13 +128,15 @@ def deliver_others(folder: Path, own: Path | None = None) -> list[str]:
                 last = spool.last()
                 if last is not None and last["entry"] != "finish":
                     SpoolTracker(spool).finish("KILLED")
-                if spool.origin is None:
+                if spool.origin is None or (spool.origin.uri, spool.origin.experiment) in refused:
                     continue
                 courier = SpoolDelivery(spool)
                 courier.start()
                 if courier.flush(LAST_ROUND):
                     done.append(path.name)
-                elif not courier.waits_for_user:
+                elif courier.waits_for_user:
+                    refused.add((spool.origin.uri, spool.origin.experiment))
+                else:
                     break
     return done
 

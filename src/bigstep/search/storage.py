@@ -182,7 +182,9 @@ def _open_database(
 def storage_is_gone(address: str, error: Exception) -> ProjectError:
     """Return the error for a storage that does not answer, or refuses; it shows no password."""
     way_out = "start it, or correct the address" if is_outage(error) else "let its user write there, or choose another storage"
-    return ProjectError(f"search.storage: expected an answer from {_shown(address)}, got {first_line(error)}; {way_out}")
+    return ProjectError(
+        f"search.storage: expected an answer from {without_password(address)}, got {first_line(error)}; {way_out}"
+    )
 
 
 def is_outage(error: Exception) -> bool:
@@ -199,13 +201,6 @@ def first_line(error: Exception) -> str:
 def _cause(error: Exception) -> BaseException:
     """Return the database's error, which Optuna puts into one of its own."""
     return error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__ else error
-
-
-def _shown(address: str) -> str:
-    try:
-        return without_password(address)
-    except Exception:  # noqa: BLE001 # an invalid address may hold a password anywhere
-        return address.partition("://")[0] + "://..."
 
 
 def _with_driver(address: str) -> str:

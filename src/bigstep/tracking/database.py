@@ -33,7 +33,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 START_SECONDS = 10.0  # a server that is just starting is waited for
 RELATIVE = re.compile(  # a database, a folder as an address, a bare folder; not Databricks, which MLflow knows by bare names
-    r"(?P<kind>sqlite[^:/]*:///(?!/|:memory:|file:)|file:(?!/)|(?!databricks|uc$)(?=[^:/]+(?:/|$)))(?P<path>.+)"
+    r"(?P<kind>sqlite[^:/]*:///(?!/|:memory:|file:)|file:(?!/)|(?!(?:databricks(?:-uc)?|uc)$)(?=[^:/]+(?:/|$)))(?P<path>.+)"
 )
 PASSING = re.compile("locked|full|disk I/O|unable to open")  # errors of SQLite that end without a repair of the file
 
@@ -103,7 +103,7 @@ def connect(
     while True:
         try:
             return open_client(uri)
-        except _unanswered() as error:
+        except _unanswered(OSError) as error:
             if clock() > deadline:
                 raise _unreachable(uri, error) from None
             sleep(1.0)
@@ -111,22 +111,22 @@ def connect(
 
 @contextmanager
 def reachable(uri: str) -> Iterator[None]:
-    """Within the block an error of MLflow is one line.
+    """Within the block an error of MLflow or its database is one line; one of files is not.
 
     Raises:
         ProjectError: the store does not answer; without a password that the address may hold.
     """
     try:
         yield
-    except _unanswered() as error:
+    except _unanswered(ConnectionError) as error:
         raise _unreachable(uri, error) from None
 
 
-def _unanswered() -> tuple[type[Exception], ...]:
+def _unanswered(other: type[Exception]) -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, OSError, SQLAlchemyError
+    return MlflowException, SQLAlchemyError, other
 
 
 def _unreachable(uri: str, error: Exception) -> ProjectError:
@@ -149,7 +149,7 @@ def without_password(address: str) -> str:
     try:
         url = make_url(address)
     except (ArgumentError, ValueError):
-        return "***"  # it may hold a password anywhere
+        return f"{address.partition('://')[0]}://***"  # it may hold a password anywhere
     secret = [name for name in url.query if "password" in name.lower()]
     if url.password is None and not secret:
         return address

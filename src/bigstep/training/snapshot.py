@@ -97,7 +97,8 @@ def restore_snapshot(state: TrainingState, snapshot: Snapshot, *, micro_batch_si
         state.noise.restore(values["noise"])
     for name in COUNTERS:
         setattr(state, name, values["counters"][name])
-    state.epoch_losses = list(zip(tensors[LOSSES].unbind(), values["epoch_weights"], strict=True))
+    weights = values["epoch_weights"] if "epoch_weights" in values else values["epoch_samples"]  # as earlier versions wrote
+    state.epoch_losses = list(zip(tensors[LOSSES].unbind(), weights, strict=True))
     if values["best"] is not None:
         epoch, value, loss, score = values["best"]
         state.best = Best(epoch, value, loss, score, {name: item.clone() for name, item in _below(BEST, tensors).items()})
@@ -137,7 +138,10 @@ def _plain_schedule(schedule: Any) -> dict[str, Any]:
 
 
 def _loaded_schedule(schedule: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {**schedule.state_dict(), **values}
+    """Return a schedule's state with the saved values in it, as the schedules of earlier versions had others."""
+    new = schedule.state_dict()
+    inner = zip(new.get("_schedulers", ()), values.get("_schedulers", ()), strict=False)
+    return {**new, **values, **({"_schedulers": [{**own, **saved} for own, saved in inner]} if "_schedulers" in new else {})}
 
 
 def _random_state(*, with_devices: bool) -> dict[str, Tensor]:

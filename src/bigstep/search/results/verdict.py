@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from bigstep.console import format_score
 from bigstep.search.confirmation import SeedStatistics
 
 __all__ = ["verdict"]
@@ -38,7 +39,8 @@ def _in_words(winner: int, differences: Sequence[float], *, gap: float) -> str:
         return f"trial {winner} beats the baseline, but over fewer than two seeds it may be chance; raise search.confirm_seeds"
     mean, half = statistics.fmean(differences), _half_width(differences)
     low, high = mean - half, mean + half
-    found = f"{mean:+.4f} over {len(differences)} paired seeds, 95 % interval {low:+.4f} to {high:+.4f}"
+    shown, lowest, highest = (format_score(value, "+") for value in (mean, low, high))
+    found = f"{shown} over {len(differences)} paired seeds, 95 % interval {lowest} to {highest}"
     if low <= 0 <= high or mean * gap < 0:  # the latter where a retraining is still missing
         return f"trial {winner} does not beat the baseline beyond the spread of seeds: {found}"
     return f"trial {winner} beats the baseline beyond the spread of seeds: {found}"

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from bigstep.config.params import Params
-from bigstep.console import console, format_bytes, format_seconds
+from bigstep.console import console, format_bytes, format_score, format_seconds
 from bigstep.search.trial_queue import TrialQueue, counts_toward_budget, is_feasible, not_failed, sort_value, value_of
 from bigstep.search.trial_record import SURPLUS, TrialRecord
 
@@ -67,7 +67,7 @@ class ProgressTable:
         for trial in rows[-SHOWN:]:
             table.add_row(*_cells(trial))
         best, new = _best(first), [trial for trial in again.trials() if trial.state == TrialState.COMPLETE]
-        parts = [] if best is None else [f"best so far: trial {best.number}, {best.values[0]:.4f}"]
+        parts = [] if best is None else [f"best so far: trial {best.number}, {format_score(best.values[0])}"]
         table.caption = "; ".join([*parts, *([f"{len(new)} retrained"] if new else [])])
         return table
 
@@ -110,7 +110,7 @@ def _cells(trial: FrozenTrial) -> tuple[str, ...]:
         f"{record.learning_rate:.3g}",
         str(record.effective_batch_size),
         f"{record.accumulation_steps} x {record.micro_batch_size}",
-        "" if value is None else f"{value:.4f}",
+        "" if value is None else format_score(value),
         "" if record.images_per_second is None else f"{record.images_per_second:,.0f}",
         "" if record.peak_bytes is None else format_bytes(record.peak_bytes),
         trial.state.name.lower() if is_feasible(trial) else "infeasible",

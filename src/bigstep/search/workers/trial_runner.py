@@ -206,12 +206,10 @@ class TrialRunner:
         return outcome
 
     def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
-        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time.
-
-        Without a finite value of each it counts as diverged: the epoch that another score chose may have no finite loss.
-        """
-        values = [float(outcome.values[name]) for name in objectives]
-        return self._worst(objectives) if outcome.diverged or not all(map(math.isfinite, values)) else values
+        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time."""
+        if outcome.diverged:
+            return self._worst(objectives)
+        return [float(outcome.values[name]) for name in objectives]
 
     def _worst(self, objectives: Sequence[str]) -> list[float]:
         """Return values that no trial that was trained to its end can be worse than."""

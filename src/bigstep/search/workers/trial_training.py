@@ -1,6 +1,7 @@
 """One training of a search: the same run as that of stage ``train``, with its results in memory."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ class TrialOutcome:
         """Everything that may be recorded or optimized, by name."""
         return {**vars(self), f"val_{self.score}": self.val_score}
 
+    def judged_by(self, objectives: Sequence[str]) -> "TrialOutcome":
+        """Return it, as diverged without a finite value of each: an epoch that another score chose may have no finite loss."""
+        is_finite = all(math.isfinite(self.values[name]) for name in objectives)
+        return self if is_finite else replace(self, diverged=True)
+
 
 def train_trial(
     project: ProjectPaths, store: Store, job: TrialJob, signals: Signals, report: ShouldStop, on_run_id: Callable[[str], None]
@@ -128,7 +134,7 @@ def _tracked(  # what train_trial was given
             on_run_id(at_start)
         tracked.tracker.log_metrics(as_metrics_now({"predicted_peak_bytes": job.fit.predicted_bytes}, step=0))
         outcome = _train(job, training, state, signals, report, tracked)
-        outcome = replace(outcome, peak_bytes=peak_memory_bytes(device))
+        outcome = replace(outcome, peak_bytes=peak_memory_bytes(device)).judged_by(params.search.objectives)
         _log_outcome(tracked, outcome)
     state.guard.close()
     run_id = tracked.run_id()

@@ -134,7 +134,8 @@ class Worker:
             raise
         except STORAGE_ERRORS as error:
             if not is_outage(error):
-                self._give_back(ledger, trial.number, RETRIES)
+                with contextlib.suppress(*STORAGE_ERRORS):  # it may refuse this, too
+                    self._give_back(ledger, trial.number, RETRIES)
                 raise storage_is_gone(self.request.address, error) from None
             console.print(f"trial {trial.number} is requeued: the study's storage failed ({first_line(error)})")
             self._patiently(lambda: self._give_back(ledger, trial.number))
