@@ -164,9 +164,11 @@ def _process(rank: int, folder: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from bigstep.runtime.heap import keep_heap
     from bigstep.step.process_group import Processes
 
     torch.set_num_threads(1)
+    keep_heap()  # as a training does
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     shared = {count: _step(count, dist.group.WORLD) for count in MEASURED}
     alone = {count: _step(2 * count) for count in MEASURED}
