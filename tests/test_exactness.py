@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bigstep import Accumulator, losses
+from bigstep.step.exactness import check_cuts
 from oracles import keyed_gradients, relative_error
 from strategies import sizes
 
@@ -87,3 +88,24 @@ def test_the_accumulated_gradient_is_exact(name: str, total: int, micro: int, no
     result = Accumulator(model, loss, micro_batch_size=micro, seed=seed).backward(inputs, targets, step=11)
     assert relative_error(model, expected) <= 1e-12
     torch.testing.assert_close(result.loss, value, rtol=1e-11, atol=1e-14)
+
+
+class TiedModules(nn.Module):
+    """Two modules own one matrix, and a number is complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 8), nn.Linear(8, 5, bias=False)
+        self.head.weight = self.embedding.weight
+        self.turn = nn.Parameter(torch.ones(8, dtype=torch.complex128))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head((self.embedding(tokens) * self.turn).real)
+
+
+def test_a_matrix_of_two_modules_and_a_complex_parameter_are_compared() -> None:
+    torch.manual_seed(0)
+    tokens = torch.arange(20) % 5
+    found = check_cuts(TiedModules().double(), losses.CrossEntropy(), tokens, tokens.flip(0), (3, 20))
+    assert {item.name for item in found} == {"", "embedding", "head"}
+    assert all(item.is_exact for item in found)

@@ -269,3 +269,38 @@ def test_a_loss_is_one_of_ours_by_its_methods_not_by_any_attribute() -> None:
     assert relative_error(model, expected) < 1e-12
     with pytest.raises(LossError, match="class weights"):
         Accumulator(model, weighed, micro_batch_size=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("loss", "mean", "targets"),
+    [
+        (
+            losses.CrossEntropy(torch.tensor([1.003, 0.3333, 2.01])),
+            lambda outputs, targets: F.cross_entropy(outputs, targets, torch.tensor([1.003, 0.3333, 2.01])),
+            torch.arange(8) % 3,
+        ),
+        (losses.CrossEntropy(), F.cross_entropy, torch.softmax(torch.arange(24.0).reshape(8, 3).sin(), dim=1)),
+        (losses.MeanSquaredError(), F.mse_loss, torch.arange(24.0).reshape(8, 3) * 1e4),
+        (
+            losses.BinaryCrossEntropy(pos_weight=torch.tensor([1.003, 0.3333, 2.01])),
+            lambda outputs, targets: F.binary_cross_entropy_with_logits(
+                outputs, targets, pos_weight=torch.tensor([1.003, 0.3333, 2.01])
+            ),
+            torch.linspace(0, 1, 24).reshape(8, 3),
+        ),
+    ],
+    ids=["class weights", "soft targets", "numbers", "binary"],
+)
+def test_targets_and_weights_are_not_rounded_to_the_16_bits_of_the_outputs(
+    loss: Any, mean: Any, targets: Tensor, dtype: torch.dtype
+) -> None:
+    """Under autocast torch takes the outputs in float32."""
+    outputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert float(loss.sum(outputs, targets)) / loss.weight(targets) == pytest.approx(float(mean(outputs.float(), targets)))
+
+
+def test_labels_in_uint8_are_labels_and_no_mask() -> None:
+    loss, labels = losses.CrossEntropy(torch.tensor([1.0, 2.0, 4.0])), torch.tensor([0, 1, 2], dtype=torch.uint8)
+    assert loss.weight(labels) == 7.0
+    assert loss.sample_weights(labels).tolist() == [1.0, 2.0, 4.0]

@@ -1,4 +1,5 @@
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -95,6 +96,19 @@ def test_a_step_that_is_discarded_leaves_no_trace() -> None:
     statistics.commit()
     assert all((before[name] == tensor).all() for name, tensor in model.state_dict().items())
     assert model[0].momentum == MOMENTUM
+
+
+def test_an_activation_that_is_not_finite_does_not_stay_in_the_running_statistics() -> None:
+    model = _model()
+    statistics = DeferredStatistics(model)
+    accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=16, statistics=statistics, self_check=False)
+    before = copy.deepcopy(model.state_dict())
+    inputs, labels = _batches(1)[0]
+    inputs = inputs.clone()
+    inputs.view(-1)[0] = math.inf
+    accumulator.backward(inputs, labels)
+    statistics.discard()
+    assert all((before[name] == tensor).all() for name, tensor in model.state_dict().items())
 
 
 def test_recomputation_is_not_counted_twice() -> None:

@@ -127,12 +127,21 @@ def test_imagenet_normalisation_and_channels_are_taken_as_asked(tmp_path: Path) 
     assert (repeated.images[:][..., 0] == repeated.images[:][..., 2]).all()
 
 
-def test_constant_images_do_not_divide_by_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_a_constant_channel_is_not_divided_by_zero_and_constant_images_are_refused(
+    tmp_path: Path, *, is_constant: bool
+) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4, :, 0] = 0 if is_constant else 255
     for label in "ab":
         (tmp_path / "images" / label).mkdir(parents=True)
         for number in range(4):
-            (tmp_path / "images" / label / f"{number}.png").write_bytes(encode(np.zeros((8, 8, 3), np.uint8), "PNG"))
-    assert _prepare(_image_folder(), tmp_path / "images", tmp_path / "store").manifest.std == (1.0, 1.0, 1.0)
+            (tmp_path / "images" / label / f"{number}.png").write_bytes(encode(image, "PNG"))
+    if is_constant:
+        with pytest.raises(DataError, match="expected images that differ, got 0 of 255 in all pixels"):
+            _prepare(_image_folder(), tmp_path / "images", tmp_path / "store")
+    else:
+        assert _prepare(_image_folder(), tmp_path / "images", tmp_path / "store").manifest.std == (0.5, 1.0, 1.0)
 
 
 def test_the_split_seed_changes_the_split_and_nothing_else(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bigstep import Accumulator, losses
 from bigstep.errors import ExactnessWarning, RandomnessError
 from bigstep.randomness.calls import find_random_calls
 from bigstep.randomness.counter_rng import bernoulli_mask, derive_seed, draw_words, normal_values, sample_states, uniform_values
+from bigstep.randomness.kernels import drawing_from
 from bigstep.randomness.keyed_randomness import KeyedRandomness
 from bigstep.step.batch_norm import freeze_statistics
 from oracles import keyed_gradients, probe, relative_error
@@ -399,3 +400,18 @@ def test_samples_are_hashed_once_however_the_batch_is_cut() -> None:
 def test_seeds_tell_their_parts_apart() -> None:
     assert len({derive_seed(a, b) for a in range(50) for b in range(50)}) == 2500
     assert 0 <= derive_seed(-5, 2**80) < 2**63
+
+
+class _Zeros:
+    """A source whose every bit is zero."""
+
+    def draw(self, _operation: str, shape: torch.Size, values: Callable[[Any, int], Tensor]) -> Tensor:
+        return values(lambda count: torch.zeros(1, count, dtype=torch.int64), shape.numel()).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_exponential_number_is_zero_as_none_of_torchs_is(dtype: torch.dtype) -> None:
+    with drawing_from(_Zeros()):
+        drawn = torch.empty(3, dtype=dtype).exponential_()
+        assert (drawn > 0).all()
+        assert F.gumbel_softmax(torch.zeros(2, 5, dtype=dtype)).isfinite().all()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bigstep import losses
+from bigstep import Accumulator, losses
+from bigstep.errors import ExactnessWarning
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.grouping import MAX_SAMPLES, Groups, choose_groups
 from bigstep.step.self_check import SelfCheck
@@ -91,3 +92,31 @@ def test_one_sample_comes_twice_in_a_pass_of_one_cut_and_never_in_the_other(size
 
 def test_two_samples_are_compared_as_they_are() -> None:
     assert choose_groups([3, 5], 1) == Groups((3, 5), (slice(0, 2),), (slice(0, 1), slice(1, 2)))
+
+
+class Masked(nn.Module):
+    """Makes its mask of minus infinity in the first forward pass, and has a number that is not known yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 4)
+        self.register_buffer("mask", None)
+        self.register_buffer("unknown", torch.tensor(float("nan")))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.mask = torch.full((4, 4), -torch.inf).triu(1)
+        self.unknown.mul_(1.0)
+        return self.inner(inputs)
+
+
+def test_a_buffer_that_holds_infinity_or_nan_and_stays_so_is_no_coupling() -> None:
+    batch = BatchStructure(torch.randn(N, 6), torch.randint(0, 4, (N,)))
+    SelfCheck(Masked(), losses.CrossEntropy(), seed=0).check(batch, 8, CPU)
+
+
+def test_a_model_that_runs_under_autocast_only_is_not_checked_and_trained() -> None:
+    model, inputs = nn.Linear(6, 4), torch.randn(N, 6).bfloat16()
+    accumulator = Accumulator(model, losses.CrossEntropy(), micro_batch_size=8, autocast=torch.bfloat16)
+    with pytest.warns(ExactnessWarning, match="not checked .* it failed without autocast"):
+        accumulator.backward(inputs, torch.randint(0, 4, (N,)))
+    assert model.weight.grad is not None

@@ -198,7 +198,10 @@ def _uniform_(source: RandomSource, target: Tensor, start: float = 0.0, end: flo
 
 
 def _exponential_(source: RandomSource, target: Tensor, lambd: float = 1.0) -> Tensor:
-    return target.copy_(-torch.log1p(-_uniform(source, "exponential_", target.shape, _wide(target.dtype))) / lambd)
+    dtype = _wide(target.dtype)
+    drawn = _uniform(source, "exponential_", target.shape, dtype)
+    positive = drawn.clamp(min=torch.finfo(dtype).eps / 4)  # torch draws no zero either
+    return target.copy_(-torch.log1p(-positive) / lambd)
 
 
 def _normal_(source: RandomSource, target: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

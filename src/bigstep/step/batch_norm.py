@@ -101,10 +101,15 @@ class DeferredStatistics:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep the running statistics as they are within the block, in forward, backward and recomputed passes."""
+        """Keep the running statistics as they are within the block, in forward, backward and recomputed passes.
+
+        A momentum of 0 leaves them as they are but for an activation that is not finite, of which 0 times is NaN.
+        """
         pools, pooled = {layer: replace(pool) for layer, pool in self._layers.items()}, self._pooled
         momenta = {layer: layer.momentum for layer in self._layers}
-        counts = {layer: layer.num_batches_tracked.clone() for layer in self._layers if layer.num_batches_tracked is not None}
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        found = [getattr(layer, name) for layer in self._layers for name in names]
+        kept = [(buffer, buffer.clone()) for buffer in found if buffer is not None]
         for layer in self._layers:
             layer.momentum = 0.0
         try:
@@ -116,8 +121,8 @@ class DeferredStatistics:
             for layer, momentum in momenta.items():
                 layer.momentum = momentum
             with torch.no_grad():
-                for layer, count in counts.items():
-                    layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr] # kept above where it is there
+                for buffer, value in kept:
+                    buffer.copy_(value)
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[None]:

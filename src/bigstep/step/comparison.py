@@ -123,7 +123,9 @@ def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
         return False
     if not first.is_floating_point():
         return torch.equal(first, second)
-    return float((first - second).norm()) <= tolerance * max(float(first.norm()), TINY)
+    same = (first == second) | (first.isnan() & second.isnan())  # such as -inf in a mask
+    size = first.masked_fill(~first.isfinite(), 0.0).norm()
+    return float((first - second).masked_fill(same, 0.0).norm()) <= tolerance * max(float(size), TINY)
 
 
 def _tolerance(dtypes: Iterable[torch.dtype], device: torch.device) -> float:

@@ -68,7 +68,7 @@ def check_cuts(
                 accumulator = Accumulator(model, loss, micro_batch_size=cut, seed=seed, shared=shared, self_check=False)
                 accumulator.backward(inputs, targets, step=0)
                 found.append(_take(model))
-    norm = sum(float(g.square().sum()) for g in reference.values()) ** 0.5
+    norm = sum(_square(g) for g in reference.values()) ** 0.5
     return tuple(
         LayerCheck(name, type(module).__name__, tuple(_error(module, name, other, reference, FLOOR * norm) for other in found))
         for name, module in model.named_modules()
@@ -101,7 +101,9 @@ def _whole_pass(model: nn.Module, loss: Any, batch: BatchStructure, seed: int | 
 
 
 def _take(model: nn.Module) -> dict[str, Tensor]:
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters(remove_duplicate=False)
+    }
     for parameter in model.parameters():
         parameter.grad = None
     return gradients
@@ -109,6 +111,10 @@ def _take(model: nn.Module) -> dict[str, Tensor]:
 
 def _error(module: nn.Module, name: str, found: dict[str, Tensor], reference: dict[str, Tensor], floor: float) -> float:
     names = [f"{name}.{key}" if name else key for key, p in module.named_parameters(recurse=False) if p.requires_grad]
-    difference = sum(float((found[key] - reference[key]).square().sum()) for key in names) ** 0.5
-    size: float = max(sum(float(reference[key].square().sum()) for key in names) ** 0.5, floor, 1e-300)
+    difference = sum(_square(found[key] - reference[key]) for key in names) ** 0.5
+    size: float = max(sum(_square(reference[key]) for key in names) ** 0.5, floor, 1e-300)
     return float(difference / size)
+
+
+def _square(gradient: Tensor) -> float:
+    return float(gradient.abs().square().sum())

@@ -54,7 +54,7 @@ class CrossEntropy:
         Raises:
             LossError: outputs or targets are of another kind or shape.
         """
-        logits, targets = _logits(outputs), _labels(targets)
+        logits, targets = widened(_logits(outputs)), _labels(targets)
         if targets.is_floating_point() and targets.shape != logits.shape:
             raise LossError(
                 f"targets: expected probabilities of the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}; "
@@ -78,14 +78,14 @@ class CrossEntropy:
         valid = targets[targets != self.ignore_index]
         if self._host_weights is None:
             return float(valid.numel())
-        return float(self._host_weights[valid.cpu()].sum())
+        return float(self._host_weights[valid.cpu().long()].sum())
 
     def sample_weights(self, targets: Tensor) -> Tensor:
         """Return the share of each sample in :meth:`weight`, shape ``(n,)``, float64 on the host."""
         targets = _labels(targets)
         if targets.is_floating_point():
             return _equal_weights(targets, targets.numel() / targets.shape[1])
-        labels = targets.cpu()
+        labels = targets.cpu().long()  # uint8 would be a mask
         valid = labels != self.ignore_index
         if self._host_weights is None:
             return valid.double() if valid.dim() == 1 else valid.double().reshape(len(labels), -1).sum(dim=1)
@@ -118,8 +118,7 @@ class CausalLM:
                 f"targets: expected token ids of shape (n, L) for logits of shape (n, L, V), got {tuple(targets.shape)} for "
                 f"{tuple(logits.shape)}; give the ids of the inputs, unshifted"
             )
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        return self._tokens.sum(wide[:, :-1].transpose(1, 2), targets[:, 1:])
+        return self._tokens.sum(widened(logits)[:, :-1].transpose(1, 2), targets[:, 1:])
 
     def weight(self, targets: Tensor) -> float:
         """Count the tokens that are predicted."""
@@ -148,7 +147,7 @@ class BinaryCrossEntropy:
         Raises:
             LossError: the shapes differ.
         """
-        logits, targets = _same_shape(_logits(outputs), targets)
+        logits, targets = _same_shape(widened(_logits(outputs)), targets)
         return F.binary_cross_entropy_with_logits(
             logits,
             targets.to(logits.dtype),
@@ -172,12 +171,17 @@ class MeanSquaredError:
         Raises:
             LossError: the shapes differ.
         """
-        values, targets = _same_shape(_logits(outputs), targets)
+        values, targets = _same_shape(widened(_logits(outputs)), targets)
         return F.mse_loss(values, targets.to(values.dtype), reduction="sum")
 
     def weight(self, targets: Tensor) -> float:
         """Count the elements."""
         return float(_tensor(targets).numel())
+
+
+def widened(outputs: Tensor) -> Tensor:
+    """Return outputs of 16 bits in float32, as torch's autocast does: targets and weights would be rounded to 16 bits."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 def is_loss(loss: Any) -> TypeGuard[Loss]:

@@ -97,7 +97,7 @@ class Slot:
             return self.copy.changed()
         if not isinstance(value, Tensor) or version_of(value) != self.version:
             return isinstance(value, Tensor)
-        return self.copy is not None and not torch.equal(value, self.copy)  # batch_norm writes without counting versions
+        return self.copy is not None and not _same(value, self.copy)  # batch_norm writes without counting versions
 
     def value_now(self) -> Tensor:
         """Return a copy of the tensor as it is now."""
@@ -110,8 +110,15 @@ class Slot:
         if isinstance(self.copy, _Contents):
             if self.copy.changed():
                 self.copy.restore()
-        elif self.copy is not None and not torch.equal(self.value, self.copy):
+        elif self.copy is not None and not _same(self.value, self.copy):
             self.value.copy_(self.copy)
+
+
+def _same(value: Tensor, before: Tensor) -> bool:
+    """Return whether two tensors are equal; what is not a number counts as the same."""
+    if torch.equal(value, before) or value.shape != before.shape or not value.is_floating_point():
+        return torch.equal(value, before)
+    return bool(((value == before) | (value.isnan() & before.isnan())).all())
 
 
 def _items(container: Any) -> list[tuple[Any, Any]]:

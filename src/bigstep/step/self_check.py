@@ -1,5 +1,6 @@
 """The accumulator's check of the user's own model: on the first batch, a few samples in one pass and cut must agree."""
 
+import re
 import warnings
 from typing import Any, final
 
@@ -17,6 +18,7 @@ from bigstep.step.processes import unwrapped
 
 __all__ = ["SelfCheck"]
 
+OTHER_TYPE = re.compile("dtype|scalar type|Input type|fp16|bf16|half", re.IGNORECASE)  # in torch's messages
 MAX_TRIES = 3  # batches on which nothing could be compared, before no more are tried
 
 
@@ -24,9 +26,9 @@ MAX_TRIES = 3  # batches on which nothing could be compared, before no more are 
 class SelfCheck:
     """Checks the first batch, and the first after modules or their modes changed."""
 
-    def __init__(self, model: nn.Module, loss: Any, seed: int | None) -> None:
-        """Check ``model`` with ``loss``; ``seed`` is that of the accumulator."""
-        self._model, self._loss, self._seed = unwrapped(model), loss, seed
+    def __init__(self, model: nn.Module, loss: Any, seed: int | None, autocast: torch.dtype | None = None) -> None:
+        """Check ``model`` with ``loss``; ``seed`` and ``autocast`` are those of the accumulator."""
+        self._model, self._loss, self._seed, self._autocast = unwrapped(model), loss, seed, autocast
         self._checked: set[Any] = set()
         self._tries = 0
 
@@ -63,6 +65,12 @@ class SelfCheck:
             return True
         except SingleSampleError as error:
             _warn(f"not checked whether gradients depend on micro_batch_size: the model takes no single sample ({error})")
+            return True
+        except RuntimeError as error:
+            if self._autocast is None or not OTHER_TYPE.search(str(error)):
+                raise
+            cause = str(error).split("\n", 1)[0]
+            _warn(f"not checked whether gradients depend on micro_batch_size: it failed without autocast ({cause})")
             return True
         if not comparison.is_exact:
             raise ExactnessError(describe(passes, comparison))

@@ -43,7 +43,7 @@ class StepRunner:
         self._randomness = None if seed is None else KeyedRandomness(unwrapped(model), seed)
         self._modules = tuple(module for module in (model, loss) if isinstance(module, nn.Module))
         self._state_guard = StateGuard(*self._modules)
-        self._self_check = SelfCheck(model, loss, seed) if self_check else None
+        self._self_check = SelfCheck(model, loss, seed, settings.autocast) if self_check else None
 
     @property
     def device(self) -> torch.device:

@@ -92,13 +92,13 @@ class StandardizedCall(nn.Module):
     """A callable loss of standardised numbers."""
 
     def __init__(self, inner: nn.Module, task: Regression) -> None:
-        """Standardise targets for ``inner``, and give them the type of the outputs."""
+        """Standardise targets for ``inner``, and give them the type of the outputs, at least float32."""
         super().__init__()
         self.inner, self.task = inner, task
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Any:
         """Return what ``inner`` returns."""
-        return self.inner(outputs, self.task.standardize(targets).to(outputs.dtype))
+        return self.inner(outputs, self.task.standardize(targets).to(torch.promote_types(outputs.dtype, torch.float32)))
 
 
 @final
