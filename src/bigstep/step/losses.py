@@ -54,7 +54,7 @@ class CrossEntropy:
         Raises:
             LossError: outputs or targets are of another kind or shape.
         """
-        logits, targets = widened(_logits(outputs)), _labels(targets)
+        logits, targets = _widened(_logits(outputs)), _labels(targets)
         if targets.is_floating_point() and targets.shape != logits.shape:
             raise LossError(
                 f"targets: expected probabilities of the logits' shape {tuple(logits.shape)}, got {tuple(targets.shape)}; "
@@ -118,7 +118,8 @@ class CausalLM:
                 f"targets: expected token ids of shape (n, L) for logits of shape (n, L, V), got {tuple(targets.shape)} for "
                 f"{tuple(logits.shape)}; give the ids of the inputs, unshifted"
             )
-        return self._tokens.sum(widened(logits)[:, :-1].transpose(1, 2), targets[:, 1:])
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return self._tokens.sum(wide[:, :-1].transpose(1, 2), targets[:, 1:])
 
     def weight(self, targets: Tensor) -> float:
         """Count the tokens that are predicted."""
@@ -147,7 +148,7 @@ class BinaryCrossEntropy:
         Raises:
             LossError: the shapes differ.
         """
-        logits, targets = _same_shape(widened(_logits(outputs)), targets)
+        logits, targets = _same_shape(_widened(_logits(outputs)), targets)
         return F.binary_cross_entropy_with_logits(
             logits,
             targets.to(logits.dtype),
@@ -171,7 +172,7 @@ class MeanSquaredError:
         Raises:
             LossError: the shapes differ.
         """
-        values, targets = _same_shape(widened(_logits(outputs)), targets)
+        values, targets = _same_shape(_widened(_logits(outputs)), targets)
         return F.mse_loss(values, targets.to(values.dtype), reduction="sum")
 
     def weight(self, targets: Tensor) -> float:
@@ -179,9 +180,10 @@ class MeanSquaredError:
         return float(_tensor(targets).numel())
 
 
-def widened(outputs: Tensor) -> Tensor:
-    """Return outputs of 16 bits in float32, as torch's autocast does: targets and weights would be rounded to 16 bits."""
-    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+def _widened(outputs: Tensor) -> Tensor:
+    """Return outputs in float32 where torch's autocast takes them so: targets and weights would be rounded to 16 bits."""
+    is_narrow = outputs.dtype in (torch.float16, torch.bfloat16)
+    return outputs.float() if is_narrow and torch.is_autocast_enabled(outputs.device.type) else outputs
 
 
 def is_loss(loss: Any) -> TypeGuard[Loss]:
