@@ -23,6 +23,7 @@ from bigstep.randomness.torch_internals import all_modules
 from bigstep.step.batch_norm import DeferredStatistics
 from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.noise_scale import NoiseScale
+from bigstep.step.preserved_state import StateGuard
 from bigstep.step.self_check import SelfCheck
 from bigstep.step.torch_internals import all_parameters
 from hostile import CLASSES, Average, Between, Codebook, LayerDrop, N, around, batch, dropping, mlp
@@ -266,6 +267,53 @@ def test_an_exception_leaves_everything_as_it_was(seed: int | None) -> None:
         assert parameter.grad is gradient
         assert (gradient == 7).all()
     assert _states()[0] == states[0]
+
+
+class Following(nn.Module):
+    """Has a second layer that follows the first in every forward pass, as the momentum encoders of BYOL and MoCo do."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.head, self.slow, self.fails = nn.Linear(6, CLASSES), nn.Linear(6, CLASSES).requires_grad_(False), False
+        self.share = share
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            for slow, fast in zip(self.slow.parameters(), self.head.parameters(), strict=True):
+                slow.data.lerp_(fast.detach(), 0.1)
+        if self.fails:
+            raise OSError("after the copy has moved")
+        return self.head(inputs) + self.share * self.slow(inputs)
+
+
+@pytest.mark.parametrize(
+    ("share", "found"), [(1.0, r"got 'slow' \(Linear\)"), (0.0, r"got the parameter 'slow\.(weight|bias)', which moves once")]
+)
+def test_parameters_without_gradient_that_forward_writes_are_as_before_and_refused(share: float, found: str) -> None:
+    model = seeded(lambda: Following(share))
+    before = [parameter.clone() for parameter in model.slow.parameters()]
+    with pytest.raises(ExactnessError, match=found):
+        Accumulator(model, CROSS_ENTROPY, micro_batch_size=4).backward(*batch())
+    for now, then in zip(model.slow.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_an_exception_gives_back_parameters_without_gradient() -> None:
+    model = seeded(Following)
+    accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=16, self_check=False)
+    for fails in (False, True, True):
+        model.fails = fails
+        before = [parameter.clone() for parameter in model.slow.parameters()]
+        with contextlib.suppress(OSError):
+            accumulator.backward(*batch())
+        for now, then in zip(model.slow.parameters(), before, strict=True):
+            assert torch.equal(now, then) is fails
+
+
+def test_a_frozen_network_below_an_adapter_is_not_copied() -> None:
+    model = nn.Sequential(nn.Linear(6, 512).requires_grad_(False), nn.Linear(512, CLASSES))
+    state = StateGuard(model).state()
+    assert not [slot for module in state.changing for slot in module.slots if isinstance(slot.value, Tensor)]
 
 
 class FailingLater(nn.Module):

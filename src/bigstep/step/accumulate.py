@@ -109,7 +109,7 @@ class Accumulator:
         scaler = torch.amp.GradScaler(enabled=False) if scaler is None else scaler
         statistics = DeferredStatistics(nn.Module()) if statistics is None else statistics  # of no layer
         self._settings = AccumulationSettings(model, loss, autocast, scaler, noise, statistics)
-        self._shared = tuple(shared)
+        self._structure = partial(BatchStructure, shared=tuple(shared), list_kinds=set[bool]())
         self._processes = open_processes(group)
         self._runner = StepRunner(self._settings, seed=seed, self_check=self_check, shares=self._processes is not None)
         self._next_step = 0
@@ -148,8 +148,9 @@ class Accumulator:
             OtherProcessError: another process failed. LostProcessError, LostStepError: one has ended, or is out of step.
         """
         if self._processes is not None:
-            return self._run_share((inputs, targets, self._shared), step, weight=weight, positions=positions, sizes=sizes)
-        batch = BatchStructure(inputs, targets, self._shared)
+            read = None if inputs is None else partial(self._structure, inputs, targets)
+            return self._run_share(read, step, weight=weight, positions=positions, sizes=sizes)
+        batch = self._structure(inputs, targets)
         total = batch.num_samples
         places = torch.arange(total) if positions is None else positions
         if total == 0:
@@ -181,7 +182,7 @@ class Accumulator:
             sizes: the same.
         """
         if self._processes is not None:
-            self._run_share((None, None, ()), weight=weight, positions=None, sizes=sizes, problem=problem)
+            self._run_share(None, weight=weight, positions=None, sizes=sizes, problem=problem)
         raise problem
 
     def backward_stream(
@@ -210,7 +211,7 @@ class Accumulator:
             nonlocal found
             place = start
             for inputs, targets in micro_batches:
-                batch = BatchStructure(inputs, targets, self._shared)
+                batch = self._structure(inputs, targets)
                 size = batch.num_samples
                 yield MicroBatch(batch, slice(0, size), torch.arange(place, place + size))
                 place, found = place + size, found + loss.weight(targets)
@@ -220,11 +221,11 @@ class Accumulator:
         with nullcontext() if self._processes is None else self._processes.step():
             return self._run(parts, weight or 1.0, step, self._end(weight, lambda: found), attempts=1)
 
-    def _run_share(self, given: tuple[Any, Any, Sequence[str | int]], step: int | None = None, **known: Any) -> BackwardResult:
-        """Run the step of one of several processes, whose inputs, targets and shared inputs are ``given``."""
+    def _run_share(self, read: Callable[[], BatchStructure] | None, step: int | None = None, **known: Any) -> BackwardResult:
+        """Run the step of one of several processes, whose samples ``read`` looks at."""
         assert self._processes is not None
         with self._processes.step():
-            share = open_share(self._processes, self._settings, self._runner.device, given, **known)
+            share = open_share(self._processes, self._settings, self._runner.device, read, **known)
             end = self._end(share.weight, lambda: share.own_weight)
             return self._run(partial(share.parts, self.micro_batch_size), share.divisor, step, end, attempts=2)
 
@@ -235,8 +236,7 @@ class Accumulator:
             if self._processes is None:
                 loss, whole, noise = loop.finish(weight)
                 return BackwardResult(loss, whole, noise, tuple(loop.sizes), sum(loop.sizes))
-            own = own_weight()
-            if own is not None:
+            if (own := own_weight()) is not None:
                 loop.find_weight(own)
             shared = SharedEnd(self._processes, self._settings, self._runner.device)
             try:

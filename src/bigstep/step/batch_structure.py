@@ -41,23 +41,31 @@ def find_tensors(batch: Any) -> Iterator[Tensor]:
 class BatchStructure:
     """How many samples inputs and targets have, and which parts of them are cut."""
 
-    def __init__(self, inputs: Any, targets: Any, shared: Sequence[str | int] = ()) -> None:
+    def __init__(
+        self, inputs: Any, targets: Any, shared: Sequence[str | int] = (), list_kinds: set[bool] | None = None
+    ) -> None:
         """Look at a batch; only shapes and lengths are read.
 
         Args:
             inputs: of the model.
             targets: of the loss.
             shared: keys or fields, or positions in a tuple, of those inputs that all samples share.
+            list_kinds: whether lists of tensors in earlier batches had one item a sample; what this batch shows is added.
+                It decides where a list could be both, such as 3 images of shape ``(3, H, W)``.
 
         Raises:
             ValueError: the number of samples does not follow, or differs.
         """
         self.inputs, self.targets, self.shared = inputs, targets, tuple(shared)
         self._shared = frozenset(shared)
+        self._list_kinds = set() if list_kinds is None else list_kinds
         self.num_samples = self._count()
         self._check(inputs, "inputs", top=True)
         self._check(targets, "targets")
         self._one_list = isinstance(inputs, list) and self._is_sample_list(inputs)
+        self._list_kinds.update(
+            self._is_sample_list(item) for item in self._lists() if set(self._sizes_within(item)) and not self._is_both(item)
+        )
 
     def take(self, part: slice | list[int], device: torch.device | None = None) -> tuple[Any, Any]:
         """Return inputs and targets of the samples ``part``, on ``device`` where one is given."""
@@ -96,9 +104,10 @@ class BatchStructure:
     def _count(self) -> int:
         direct = {*self._direct_sizes(self.inputs, top=True), *self._direct_sizes(self.targets)}
         if not direct:
-            lists = [item for batch in (self.inputs, self.targets) for item in _lists(batch)]
+            lists = list(self._lists())
+            plain = {len(item) for item in lists if not set(self._sizes_within(item))}
             within = {size for item in lists for size in self._sizes_within(item)}
-            direct = within if len(within) == 1 else {len(item) for item in lists}
+            direct = plain or (within if len(within) == 1 else {len(item) for item in lists})
         if len(direct) != 1:
             raise ValueError(
                 f"batch: expected inputs and targets of the same number of samples, got {sorted(direct)}; make their first "
@@ -127,7 +136,24 @@ class BatchStructure:
             return False
         if isinstance(batch, tuple):
             return bool(batch) and all(isinstance(item, (str, bytes)) for item in batch)
-        return set(self._sizes_within(batch)) != {self.num_samples}
+        return self._list_kinds == {True} if self._is_both(batch) else set(self._sizes_within(batch)) != {self.num_samples}
+
+    def _is_both(self, batch: Any) -> bool:
+        """Return whether a list could be one item a sample, and tensors of all samples as well."""
+        return len(batch) == self.num_samples and set(self._sizes_within(batch)) == {self.num_samples}
+
+    def _lists(self) -> Iterator[list[Any]]:
+        """Return the lists that are in no other list, without what all samples share."""
+        yield from self._lists_in(self.inputs, top=True)
+        yield from self._lists_in(self.targets)
+
+    def _lists_in(self, batch: Any, *, top: bool = False) -> Iterator[list[Any]]:
+        if isinstance(batch, list):
+            yield batch
+            return
+        for key, item in _parts(batch) or ():
+            if not self._is_shared(key, top=top):
+                yield from self._lists_in(item)
 
     def _check(self, batch: Any, name: str, *, top: bool = False) -> None:
         """Refuse what would be cut wrongly or not at all."""
@@ -135,7 +161,7 @@ class BatchStructure:
             raise ValueError(
                 f"{name}: expected samples that can be cut, got a {type(batch).__name__}; pad the sequences instead"
             )
-        if isinstance(batch, list) and len(batch) == self.num_samples and not self._is_sample_list(batch):
+        if isinstance(batch, list) and self._is_both(batch) and len(self._list_kinds) != 1:
             raise ValueError(
                 f"{name}: expected a list of one item per sample or of tensors of all samples, got one that could be both, "
                 f"{len(batch)} tensors of {self.num_samples} rows; use a tuple for tensors of all samples, or stack the items"
@@ -213,14 +239,6 @@ def _all_moved(batch: Any, device: torch.device | None) -> Any:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "__array_interface__") and hasattr(value, "ndim")
-
-
-def _lists(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, list):
-        yield batch
-    else:
-        for _, item in _parts(batch) or ():
-            yield from _lists(item)
 
 
 def _parts(batch: Any) -> list[tuple[Any, Any]] | None:

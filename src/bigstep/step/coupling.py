@@ -39,8 +39,9 @@ def describe(passes: Passes, comparison: Comparison) -> str:
     """Return the error's text: the layer or the loss that looks across samples, by how much, and the way out."""
     culprit = None if comparison.agrees else _find(passes)
     if comparison.buffer is not None and culprit is None:
+        kind = "parameter" if comparison.buffer in dict(passes.model.named_parameters()) else "buffer"
         return (
-            f"model: expected a state that does not depend on micro_batch_size, got the buffer '{comparison.buffer}', which "
+            f"model: expected a state that does not depend on micro_batch_size, got the {kind} '{comparison.buffer}', which "
             "moves once in every forward pass; freeze it (evaluation mode), or accept that with self_check=False"
         )
     off = f"{comparison.where} is off by {comparison.error:.2g} of its size"

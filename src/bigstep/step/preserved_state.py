@@ -1,4 +1,9 @@
-"""One way to put back what a pass through a model may change beside its gradients: buffers, attributes, random states."""
+"""One way to put back what a pass through a model may change beside its gradients: buffers, attributes, random states.
+
+Buffers include parameters that need no gradient, such as codes that move with the samples or a copy that follows the
+network. They are copied as long as they hold no more than the parameters that do: beyond that they are the frozen network
+below an adapter, which nothing writes to.
+"""
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,7 +16,7 @@ from torch import Tensor, nn
 
 from bigstep.randomness.torch_internals import all_modules
 from bigstep.step.preserved_values import IN_PLACE, PLAIN, Slot
-from bigstep.step.torch_internals import buffers_of
+from bigstep.step.torch_internals import all_parameters, buffers_of, parameters_of
 
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
 
@@ -24,6 +29,8 @@ class _Constant:
 
     values: frozenset[tuple[int, str]] = frozenset()
     modules: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    frozen: frozenset[int] = frozenset()
+    """Ids of the parameters that count as buffers."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,9 @@ class _ModuleBefore:
     slots: list[Slot]
 
     @classmethod
-    def of(cls, module: nn.Module, prefix: str, values: frozenset[tuple[int, str]]) -> "_ModuleBefore":
-        found = _state_of(module)
-        slots = [Slot.of(holder, name, prefix, copied=(id(holder), name) not in values) for holder, name in found]
+    def of(cls, module: nn.Module, prefix: str, known: _Constant) -> "_ModuleBefore":
+        found = _state_of(module, known.frozen)
+        slots = [Slot.of(holder, name, prefix, copied=(id(holder), name) not in known.values) for holder, name in found]
         return cls(module.__dict__, frozenset(module.__dict__), slots)
 
     def changed(self) -> bool:
@@ -62,7 +69,8 @@ class ModuleState:
     def named(cls, *models: nn.Module) -> "ModuleState":
         """Copy the tensors, and what containers hold, with their names."""
         named = [pair for model in models for pair in model.named_modules()]
-        return cls([_ModuleBefore.of(module, f"{name}." if name else "", frozenset()) for name, module in named], [])
+        known = _Constant(frozen=_frozen(models))
+        return cls([_ModuleBefore.of(module, f"{name}." if name else "", known) for name, module in named], [])
 
     @classmethod
     def copied(cls, *models: nn.Module) -> "ModuleState":
@@ -71,7 +79,7 @@ class ModuleState:
         for module in all_modules(models):
             attributes = module.__dict__
             if buffers_of(module) or any(isinstance(attributes[name], IN_PLACE) for name in attributes if name not in OWN):
-                changing.append(_ModuleBefore.of(module, "", frozenset()))
+                changing.append(_ModuleBefore.of(module, "", _Constant()))
             else:
                 constant.append((attributes, attributes.copy()))
         return cls(changing, constant)
@@ -85,7 +93,7 @@ class ModuleState:
             if known.modules.get(id(attributes)) == attributes.keys() and not buffers_of(module):
                 constant.append((attributes, attributes.copy()))
             else:
-                changing.append(_ModuleBefore.of(module, "", known.values))
+                changing.append(_ModuleBefore.of(module, "", known))
         return cls(changing, constant)
 
     def changed_buffers(self) -> dict[str, Tensor]:
@@ -100,7 +108,7 @@ class ModuleState:
         for now, before in self.constant:
             if len(now) == len(before) and all(map(is_, now.values(), before.values())):
                 whole[id(now)] = known.modules[id(now)]
-        return _Constant(frozenset(values), whole)
+        return _Constant(frozenset(values), whole, known.frozen)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -126,11 +134,13 @@ class StateGuard:
         """Return the state before a step."""
         modules = all_modules(self._models)
         self._mode = tuple([module.training for module in modules])
-        return ModuleState.of(modules, self._constant.get(self._mode, _Constant()))
+        if self._mode not in self._constant:
+            self._constant[self._mode] = _Constant(frozen=_frozen(self._models))
+        return ModuleState.of(modules, self._constant[self._mode])
 
     def learn(self, state: ModuleState) -> None:
         """Find out what a step has left as it was in ``state``, the last one that was asked for."""
-        self._constant[self._mode] = state.unchanged(self._constant.get(self._mode, _Constant()))
+        self._constant[self._mode] = state.unchanged(self._constant[self._mode])
 
     @contextlib.contextmanager
     def step(self, *, learns: bool = True) -> Iterator[None]:
@@ -173,8 +183,19 @@ def preserved_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _state_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+def _frozen(models: Iterable[nn.Module]) -> frozenset[int]:
+    """Return the ids of the parameters that need no gradient, if they are no larger than the others."""
+    parameters = all_parameters(models)
+    found = [parameter for parameter in parameters if not parameter.requires_grad]
+    is_small = 2 * sum(parameter.nbytes for parameter in found) <= sum(parameter.nbytes for parameter in parameters)
+    return frozenset(map(id, found)) if is_small else frozenset()
+
+
+def _state_of(module: nn.Module, frozen: frozenset[int]) -> Iterator[tuple[dict[str, Any], str]]:
     yield from ((buffers_of(module), name) for name in buffers_of(module))
+    if frozen:
+        parameters = parameters_of(module)
+        yield from ((parameters, name) for name in parameters if id(parameters[name]) in frozen)
     attributes = module.__dict__
     yield from ((attributes, name) for name in attributes if name not in OWN and isinstance(attributes[name], PLAIN))
 

@@ -1,8 +1,7 @@
 """What one of several processes adds to an effective batch: its samples, their positions, and what is divided by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ def open_share(
     processes: Processes,
     settings: AccumulationSettings,
     device: torch.device,
-    batch: tuple[Any, Any, Sequence[str | int]],
+    read: Callable[[], BatchStructure] | None,
     *,
     weight: float | None,
     positions: Tensor | None,
@@ -60,7 +59,7 @@ def open_share(
         processes: of the group.
         settings: of the accumulator.
         device: of the model.
-        batch: inputs (None: no sample), targets, and the inputs that all samples share.
+        read: returns the own samples; None: there are none.
         weight: of the whole effective batch; a callable loss, which does not say it beforehand, needs ``sizes`` only.
         positions: of the own samples.
         sizes: number of samples of each process.
@@ -71,11 +70,11 @@ def open_share(
     given: tuple[int, ...] = ()
     try:
         check_model(settings.model, settings.statistics)
-        structure = None if batch[0] is None else BatchStructure(*batch)
+        structure = None if read is None else read()
         count = 0 if structure is None else structure.num_samples
         structure = structure if count else None
         if structure is not None and is_loss(loss):
-            own = loss.weight(batch[1])
+            own = loss.weight(structure.targets)
         given = () if sizes is None else tuple(map(int, sizes))
         if positions is not None and len(positions) != count:
             raise ValueError(f"positions: expected one for each of {count} samples, got {len(positions)}; give as many")

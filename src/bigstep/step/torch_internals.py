@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bigstep.randomness.torch_internals import all_modules
 
-__all__ = ["all_parameters", "buffers_of", "scale_all", "vector_norms", "version_of"]
+__all__ = ["all_parameters", "buffers_of", "parameters_of", "scale_all", "vector_norms", "version_of"]
 
 
 def scale_all(tensors: list[Tensor], factor: float) -> None:
@@ -31,6 +31,12 @@ def buffers_of(module: nn.Module) -> dict[str, Any]:
     """Return the dictionary of a module's own buffers, in which an assigned buffer is a new object."""
     buffers: dict[str, Any] = module._buffers  # noqa: SLF001
     return buffers
+
+
+def parameters_of(module: nn.Module) -> dict[str, Any]:
+    """Return the dictionary of a module's own parameters, in which an assigned parameter is a new object."""
+    parameters: dict[str, Any] = module._parameters  # noqa: SLF001
+    return parameters
 
 
 def version_of(tensor: Tensor) -> int:
