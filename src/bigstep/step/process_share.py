@@ -59,7 +59,7 @@ def open_share(
         processes: of the group.
         settings: of the accumulator.
         device: of the model.
-        read: returns the own samples; None: there are none.
+        read: returns the own samples; None: this process has no samples.
         weight: of the whole effective batch; a callable loss, which does not say it beforehand, needs ``sizes`` only.
         positions: of the own samples.
         sizes: number of samples of each process.
