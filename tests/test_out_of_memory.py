@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bigstep import cli
 from bigstep.config.params import parse_params
 from bigstep.config.yaml_files import apply_overrides, parse_overrides, read_yaml, write_yaml
 from bigstep.data.split import Split
@@ -20,6 +21,8 @@ from bigstep.planning.memory_budget import OVERHEAD_BYTES
 from bigstep.planning.plan import find_plan
 from bigstep.planning.slicing_choice import choose_slicing
 from bigstep.project.paths import ProjectPaths
+from bigstep.runtime.failed_allocation import failed_allocation_line
+from bigstep.stages import stage_runner
 from bigstep.stages import train as stage
 from conftest import ROOT, copy_project
 
@@ -40,6 +43,27 @@ def test_limited_processes_recover_or_begin_smaller(tmp_path: Path, pytestconfig
         assert found["ended_with"] < 256
         assert found["failures"] or len(found["codes"]) > 1
         assert found["losses"] == pytest.approx([2.39689, 2.33812], rel=1e-4)
+
+
+def _allocate_too_much(*_: object) -> int:
+    return torch.empty(2**55).numel()
+
+
+def test_memory_that_runs_out_anywhere_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy_project(tmp_path / "project"))
+    assert stage_runner.run_stage("prepare", _allocate_too_much) == 2
+    monkeypatch.setitem(cli.COMMANDS, "status", _allocate_too_much)
+    assert cli.main(["status"]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith("bigstep: memory: expected model and data to fit, got:")
+        assert line.endswith("use a smaller model or batch, or close other programs")
+
+
+@pytest.mark.parametrize("error", [KeyError("out of memory"), RuntimeError("shapes differ"), OSError("not enough memory")])
+def test_other_errors_are_no_failed_allocations(error: Exception) -> None:
+    assert failed_allocation_line(error) is None
 
 
 def test_bug_10_predicting_and_planning_leave_random_numbers_and_files_alone(digits: Store, tmp_path: Path) -> None:

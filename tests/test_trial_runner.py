@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import resource
 import shutil
 import threading
 from functools import partial
@@ -26,7 +27,8 @@ from bigstep.search.space import EFFECTIVE, RATE, build_space
 from bigstep.search.storage import open_storage, open_study
 from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_queue import TrialQueue, is_feasible
-from bigstep.search.workers import trial_training
+from bigstep.search.trial_record import TrialRecord
+from bigstep.search.workers import trial_runner, trial_training
 from bigstep.search.workers.trial_runner import TrialRunner, _pruning
 from bigstep.search.workers.trial_training import TrialOutcome
 from bigstep.tracking import spool_delivery as delivery
@@ -104,6 +106,44 @@ def test_a_trials_peak_is_its_own_whatever_was_trained_before(digits: Store, emp
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # pytest's process holds what earlier tests left in its heap
         large, small = pool.apply(_peaks, (digits.paths.root, tmp_path, (1024, 4)))
     assert large - small > 32 * 2**20
+
+
+def _short_of_memory(store: Path, root: Path, at: str) -> tuple[Any, ...]:
+    """Run a trial that has 64 MiB left in one of its functions, and return how it and its run in MLflow ended."""
+    content = {"model": {"width": 512}, "train": {"epochs": 1}, "search": {"space": "full", "study": "s"}}
+    runner = _runner(content, Store(store), root, f"sqlite:///{root / 'mlflow.db'}")
+    study = optuna.create_study(direction="minimize")
+    module = {"predict": trial_runner, "build_training": trial_training, "_train": trial_training}[at]
+    original = getattr(module, at)
+
+    def limited(*args: Any, **options: Any) -> Any:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, resource.RLIM_INFINITY))
+        try:
+            return original(*args, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    setattr(module, at, limited)
+    study.enqueue_trial({"learning_rate": 1e-3, "micro_batch_size": 8, "accumulation_steps": 1})
+    runner.run_trial(study, study.ask())
+    (found,) = study.get_trials()
+    run_id = found.user_attrs.get("mlflow_run_id")
+    status = None if run_id is None else open_client(runner.request.uri).get_run(run_id).info.status
+    return found.state, found.values, found.constraints, TrialRecord.read(found).refused, status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "status"), [("predict", None), ("build_training", None), ("_train", "FAILED")])
+def test_a_trial_that_runs_out_of_memory_is_infeasible(
+    at: str, status: str | None, digits: Store, empty_database: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        state, values, constraints, refused, found = pool.apply(_short_of_memory, (digits.paths.root, tmp_path, at))
+    assert (state, constraints["fits"], found) == (TrialState.COMPLETE, 1.0, status)
+    assert values == [2 * math.log(10)], "twice that of guessing"
+    assert "memory" in refused
 
 
 def test_a_trial_that_diverged_at_once_does_not_win_by_its_short_time(digits: Store, tmp_path: Path) -> None:

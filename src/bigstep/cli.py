@@ -13,6 +13,7 @@ from bigstep.commands.arguments import STAGES, build_parser
 from bigstep.errors import ConfigError, UserError
 from bigstep.machine_output import reporting
 from bigstep.runtime.environment import GIVEN_RUN, guard_libraries, is_set
+from bigstep.runtime.failed_allocation import failed_allocation_line
 from bigstep.user_places import user_code_line
 
 __all__ = ["main"]
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bigstep: {line}; pip install 'bigstep[pipeline]'", file=sys.stderr)
         return UserError.exit_code
     except Exception as error:
-        problem = user_code_line(error)
+        problem = user_code_line(error) or failed_allocation_line(error)
         if problem is None:
             raise
         print(f"bigstep: {problem}", file=sys.stderr)

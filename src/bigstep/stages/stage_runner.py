@@ -21,6 +21,7 @@ from bigstep.project.parameters import check_followed_by_dvc, check_params, lear
 from bigstep.project.paths import ProjectPaths, StagePaths, find_project
 from bigstep.project.stage_inputs import StageInputs, check_earlier_stages, read_inputs
 from bigstep.runtime.environment import DVC_EXPERIMENT, DVC_STAGE, EXIT_FILE, INPUTS, guard_libraries, is_set, read_variable
+from bigstep.runtime.failed_allocation import failed_allocation_line
 from bigstep.runtime.parent_watchdog import exit_with_parent
 from bigstep.runtime.stop_signals import Signals, StopRequestedError
 from bigstep.tracking.delivery import Deliverer
@@ -86,7 +87,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
         print(f"bigstep: {stop}; run the same command to resume", file=sys.stderr)
         return _leave_code(stop.exit_code)
     except Exception as error:
-        line = user_code_line(error)
+        line = user_code_line(error) or failed_allocation_line(error)
         if line is None:
             raise
         return report_user_error(UserError(line))

@@ -14,12 +14,12 @@ from typing import Any, TypeVar, final
 import torch
 
 from bigstep.errors import OutOfMemoryError
+from bigstep.runtime.failed_allocation import is_failed_allocation
 from bigstep.runtime.heap import keep_heap, return_memory
 
 __all__ = ["MemoryExhaustedError", "OutOfMemoryGuard", "is_out_of_memory"]
 
 T = TypeVar("T")
-TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory")
 TRIES = 3  # of an action that needs no memory of its own
 THREAD_START_TIMEOUT_SECONDS = 10.0  # seconds that a thread may take to start
 
@@ -30,9 +30,7 @@ class MemoryExhaustedError(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a failed allocation: of a GPU's allocator, the CPU's, oneDNN's or Python's."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+    return isinstance(error, torch.OutOfMemoryError) or is_failed_allocation(error)
 
 
 @final

@@ -26,10 +26,12 @@ from bigstep.runtime.device import choose_device, possible_formats, total_memory
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, curve_of, note_run, show_constraints
 from bigstep.search.space import Space
+from bigstep.search.storage import first_line
 from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_record import MEASURED, TrialRecord, learned
 from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOutcome, train_trial
 from bigstep.tracking.mlflow_links import run_page
+from bigstep.training.out_of_memory_guard import is_out_of_memory
 from bigstep.training.records import Validation
 from bigstep.training.setup import task_of_store
 from bigstep.training.snapshot import KeptSlicing, kept_slicing
@@ -67,16 +69,11 @@ class TrialRunner:
         """Train a trial of the search and report the result to the study."""
         point, record = self.space.suggest(trial), TrialRecord.read(trial)
         overrides = {**self.space.overrides(point), **(record.exact or {})}
-        found = self._prepare(trial, overrides)
         objectives = self.params.search.objectives
-        if found is None:
-            study.tell(trial, self._worst(objectives))
-            return
-        params, fit = found
         may_prune = len(objectives) == 1 and record.start != 0
         report = _pruning(trial, objectives[0], self._samples_per_step, may_prune=may_prune)
-        outcome = self._train(study, trial, params, fit, report, {"bigstep.kind": "trial"})
-        if outcome.pruned:
+        outcome = self._run(study, trial, overrides, report, {"bigstep.kind": "trial"})
+        if outcome is not None and outcome.pruned:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, self._values(outcome, objectives))
@@ -94,22 +91,36 @@ class TrialRunner:
         if record.micro_batch_asked is not None:
             overrides["hardware.micro_batch_size"] = record.micro_batch_asked
         objectives = self.params.search.objectives[:1]
-        found = self._prepare(trial, overrides)
-        if found is None:
-            finish.tell(trial, self._worst(objectives))
-            return
-        params, fit = found
         tags = {"bigstep.kind": record.kind, "bigstep.again": f"{study.study_name} {first.number}"}
-        outcome = self._train(finish, trial, params, fit, never_stop, tags)
+        outcome = self._run(finish, trial, overrides, never_stop, tags)
         finish.tell(trial, self._values(outcome, objectives))
         clear_checkpoints(self._folder(trial) / CHECKPOINTS)
+
+    def _run(
+        self,
+        study: optuna.Study,
+        trial: optuna.Trial,
+        overrides: Mapping[str, Any],
+        report: ShouldStop,
+        kind: Mapping[str, str],
+    ) -> TrialOutcome | None:
+        """Train; None, with a violated constraint, if the parameters are infeasible or memory ran out."""
+        try:
+            found = self._prepare(trial, overrides)
+            return None if found is None else self._train(study, trial, *found, report, kind)
+        except Exception as error:
+            if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
+                raise
+            what = first_line(error) if isinstance(error, OutOfMemoryError) else f"memory ran out: {first_line(error)}"
+            self._refuse(trial, "fits", 1.0, what)  # "memory" may be set: Optuna would ignore another value
+            return None
 
     def _prepare(self, trial: optuna.Trial, overrides: Mapping[str, Any]) -> tuple[Params, CheckedSlicing] | None:
         """Return the parameters and the slicing; None, with a violated constraint, if they are infeasible."""
         try:
             params = trial_params(self.request.content, overrides)
         except ConfigError as error:
-            self._refuse(trial, "possible", 1.0, str(error).splitlines()[0])
+            self._refuse(trial, "possible", 1.0, first_line(error))
             return None
         values = latest_values(self._folder(trial) / CHECKPOINTS)
         kept = None if values is None else kept_slicing(values)
@@ -150,7 +161,7 @@ class TrialRunner:
         try:
             fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
         except OutOfMemoryError as error:
-            self._refuse(trial, "memory", 1.0, str(error).splitlines()[0])
+            self._refuse(trial, "fits", 1.0, first_line(error))  # "memory" may be set: Optuna would ignore another value
             return None
         fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
         self._note_planned(trial, fit)
@@ -205,9 +216,9 @@ class TrialRunner:
             note_run(trial, "\n\n".join(filter(None, (ended, link, curve_of(study, trial)))))
         return outcome
 
-    def _values(self, outcome: TrialOutcome, objectives: Sequence[str]) -> list[float]:
-        """Return the values of the objectives; a trial that diverged, perhaps at once, must not win by its short time."""
-        if outcome.diverged:
+    def _values(self, outcome: TrialOutcome | None, objectives: Sequence[str]) -> list[float]:
+        """Return the values of the objectives; a trial that ended early, perhaps at once, must not win by its short time."""
+        if outcome is None or outcome.diverged:
             return self._worst(objectives)
         return [float(outcome.values[name]) for name in objectives]
 
