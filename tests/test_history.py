@@ -73,6 +73,15 @@ def test_epochs_count_from_one_in_rows_in_mlflow_and_on_the_screen(capsys: pytes
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
 
 
+def test_losses_of_a_small_unit_keep_their_digits_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    clock, log = Clock(), _log(RecordingTracker(), Clock())
+    clock = Clock()
+    log = _log(RecordingTracker(), clock)
+    clock.now += 1.0
+    log.add(EpochRecord(0, 2, 0, 2.5e-6, Validation(1.25e-6, 0.75), is_best=True, peak_bytes=None))
+    assert "  loss 2.500e-06  val_loss 1.250e-06  val_accuracy 0.7500 best" in capsys.readouterr().out
+
+
 def test_rows_of_a_former_checkpoint_that_counted_from_zero_are_counted_from_one() -> None:
     log = _log(RecordingTracker(), Clock())
     rows = [{"epoch": number, "val_loss": 1.0 - number} for number in range(3)]

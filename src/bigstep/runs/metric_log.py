@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bigstep.console import console, format_bytes, format_seconds
+from bigstep.console import console, format_bytes, format_score, format_seconds
 from bigstep.memory.measurement import peak_memory_bytes
 from bigstep.tracking.tracker import Metric, Tracker
 from bigstep.training.records import EpochRecord, StepRecord
@@ -84,7 +84,7 @@ class MetricLog:
         """Write what a live line shows of a step."""
         left = self._left_seconds(record.step + 1)
         return (
-            f"epoch {record.epoch + 1}/{self.num_epochs}  loss {float(record.loss):.4f}  "
+            f"epoch {record.epoch + 1}/{self.num_epochs}  loss {format_score(float(record.loss))}  "
             f"{self.images_per_second:,.0f} samples/s  peak {format_bytes(peak_memory_bytes(self.device))}  "
             f"left {format_seconds(left)}"
         )
@@ -125,8 +125,9 @@ class MetricLog:
         self.flush()
         left = self._left_seconds(number * self.steps_per_epoch)
         console.print(
-            f"epoch {number}/{self.num_epochs}  loss {record.train_loss:.4f}  val_loss {record.validation.loss:.4f}  "
-            f"{self._score} {record.validation.score:.4f}{' best' if record.is_best else '     '}  "
+            f"epoch {number}/{self.num_epochs}  loss {format_score(record.train_loss)}  "
+            f"val_loss {format_score(record.validation.loss)}  "
+            f"{self._score} {format_score(record.validation.score)}{' best' if record.is_best else '     '}  "
             f"{shown['images_per_second']:,.0f} samples/s  peak {format_bytes(shown['peak_memory_bytes'])}  "
             f"left {format_seconds(left)}"
         )

@@ -8,7 +8,7 @@ from typing import final
 
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params
-from bigstep.console import console, live_line
+from bigstep.console import console, format_score, live_line
 from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import OutOfMemoryError
@@ -109,7 +109,8 @@ class TrainingRun:
         state = self.state
         if is_recalibrated(self.job.params.model) and state.best is not None:
             validation = recalibrate_best(state, self.job.store)
-            console.print(f"recalibrated: val_loss {validation.loss:.4f}  val_{state.task.score} {validation.score:.4f}")
+            loss, score = format_score(validation.loss), format_score(validation.score)
+            console.print(f"recalibrated: val_loss {loss}  val_{state.task.score} {score}")
 
     def save(self) -> None:
         """Write a checkpoint, after the metrics up to it."""

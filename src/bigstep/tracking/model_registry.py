@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bigstep.console import format_score
 from bigstep.errors import ModelError
 from bigstep.tracking.mlflow_tracker import MODEL_URI_TAG
 from bigstep.tracking.sealing import COUNT_TAG, SEAL_TAG
@@ -179,7 +180,8 @@ def _beats(new: dict[str, str], champion: Any | None, version: str, metric: str,
     old_value, value = float(champion.tags[metric]), float(new[metric])
     better = value < old_value if smaller else value > old_value
     verb = "beats" if better else "does not beat"
-    return better, f"{metric.removeprefix('bigstep.')} {value:.4f} {verb} {old_value:.4f} of version {champion.version}"
+    name, old = metric.removeprefix("bigstep."), f"{format_score(old_value)} of version {champion.version}"
+    return better, f"{name} {format_score(value)} {verb} {old}"
 
 
 def find_version(client: "MlflowClient", address: str, option: str) -> "ModelVersion":
