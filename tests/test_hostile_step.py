@@ -236,7 +236,7 @@ class Failing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head, self.passes = nn.Linear(6, CLASSES), 0
-        self.seen, self.by_size = [], {"sizes": [0]}
+        self.seen, self.by_size, self.shape = [], {"sizes": [0]}, (0, 0)
         self.register_buffer("assigned", torch.zeros(6))
         self.register_buffer("written", torch.zeros(6))
 
@@ -245,6 +245,7 @@ class Failing(nn.Module):
         self.assigned = 0.9 * self.assigned + inputs.detach().mean(0)
         self.written.add_(1)
         self.seen.append(len(inputs))
+        self.shape = tuple(inputs.shape)
         self.by_size["sizes"].append(len(inputs))
         if self.passes == 3:
             raise OSError("third pass")
@@ -261,7 +262,7 @@ def test_an_exception_leaves_everything_as_it_was(seed: int | None) -> None:
     states = _states()
     with pytest.raises(OSError, match="third pass"):
         Accumulator(model, CROSS_ENTROPY, micro_batch_size=2, seed=seed, self_check=False).backward(*batch())
-    assert (model.passes, model.seen, model.by_size) == (0, [], {"sizes": [0]})
+    assert (model.passes, model.seen, model.by_size, model.shape) == (0, [], {"sizes": [0]}, (0, 0))
     assert model.assigned.tolist() == model.written.tolist() == [0.0] * 6
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is gradient

@@ -13,7 +13,7 @@ __all__ = ["IN_PLACE", "PLAIN", "Slot"]
 
 CONTAINERS = (list, dict, set, deque)
 IN_PLACE = (Tensor, *CONTAINERS)  # may change without being assigned
-PLAIN = (int, float, bool, str, type(None), *IN_PLACE)
+PLAIN = (int, float, bool, str, tuple, type(None), *IN_PLACE)
 MAX_DEPTH = 3  # of containers in containers
 
 
