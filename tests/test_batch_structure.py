@@ -72,3 +72,30 @@ def test_a_list_that_all_samples_share_does_not_count_samples() -> None:
     batch = BatchStructure({"images": _images(5), "names": ["cat", "dog"]}, ["a"] * 5, shared=["names"])
     assert batch.num_samples == 5
     assert batch.take(slice(0, 2))[0]["names"] == ["cat", "dog"]
+
+
+def test_a_batch_is_read_in_one_way_whatever_later_batches_show() -> None:
+    kinds = {True}
+    first = BatchStructure(_images(3), torch.zeros(3), list_kinds=kinds)
+    kinds.add(False)
+    assert [image.shape for image in first.take(slice(0, 2))[0]] == [(3, 8, 8), (3, 9, 8)]
+
+
+def test_a_batch_that_the_model_does_not_take_teaches_nothing() -> None:
+    accumulator = Accumulator(Scenes(), losses.CrossEntropy(), micro_batch_size=2)
+    labels = torch.randint(0, 2, (3,))
+    with pytest.raises(TypeError):
+        accumulator.backward([torch.randn(3, 3, 8, 8), torch.randn(3, 3, 8, 8)], labels)
+    accumulator.backward(_images(5), torch.randint(0, 2, (5,)))
+    accumulator.backward(_images(3), labels)
+
+
+@pytest.mark.parametrize("extra", [[], None])
+def test_empty_lists_do_not_count_samples(extra: list[object] | None) -> None:
+    batch = BatchStructure({"images": [torch.randn(5, 3), torch.randn(5, 2)], "notes": extra}, [torch.zeros(5)])
+    assert batch.num_samples == 5
+
+
+def test_plain_lists_of_another_length_than_lists_of_tensors_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one item per sample \(5\), got 2 items"):
+        BatchStructure([torch.randn(5, 3), torch.randn(5, 2)], {"y": [torch.zeros(5)], "names": ["u", "v"]})

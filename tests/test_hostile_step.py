@@ -1,6 +1,8 @@
 """Threads, processes, the noise scale, and what a step leaves behind: what takes more than a model and a batch."""
 
 import contextlib
+import copy
+import itertools
 import random
 import sys
 import threading
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from bigstep import Accumulator, losses
@@ -314,7 +317,80 @@ def test_an_exception_gives_back_parameters_without_gradient() -> None:
 def test_a_frozen_network_below_an_adapter_is_not_copied() -> None:
     model = nn.Sequential(nn.Linear(6, 512).requires_grad_(False), nn.Linear(512, CLASSES))
     state = StateGuard(model).state()
-    assert not [slot for module in state.changing for slot in module.slots if isinstance(slot.value, Tensor)]
+    assert model[0].weight not in {slot.value for module in state.changing for slot in module.slots}
+
+
+def _shard(_rank: int, place: str) -> None:
+    """One process alone, with a frozen layer below FSDP2, whose loss fails once."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/group", rank=0, world_size=1)
+    plain = seeded(mlp)
+    plain[0].requires_grad_(requires_grad=False)
+    model = fully_shard(copy.deepcopy(plain), mesh=init_device_mesh("cpu", (1,)))
+    calls, failed = itertools.count(), []
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        if next(calls) == 4:
+            failed.append(True)
+            raise OSError("once")
+        return F.cross_entropy(outputs, labels, reduction="none")
+
+    accumulator = Accumulator(model, loss, micro_batch_size=8, seed=3)
+    for _ in range(3):
+        with contextlib.suppress(OSError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExactnessWarning)
+            accumulator.backward(*batch())
+            F.cross_entropy(plain(batch()[0]), batch()[1]).backward()
+    found = [parameter.grad.full_tensor() for parameter in model.parameters() if parameter.requires_grad]
+    expected = [parameter.grad for parameter in plain.parameters() if parameter.requires_grad]
+    torch.save((found, expected, failed), f"{place}/found.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_frozen_layer_below_fsdp2_is_left_to_it(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_shard, (str(tmp_path),), nprocs=1)
+    found, expected, failed = torch.load(tmp_path / "found.pt")
+    assert failed == [True]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Sparse(nn.Module):
+    """A fixed graph as a sparse parameter, and a small parameter beside a teacher that is as large as the student."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = nn.Parameter(torch.eye(6).to_sparse(), requires_grad=False)
+        self.head, self.teacher = nn.Linear(6, CLASSES), nn.Linear(6, CLASSES).requires_grad_(False)
+        self.center = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.center += 1
+        return self.head(torch.sparse.mm(self.graph, inputs.T).T)
+
+
+def test_small_frozen_parameters_are_put_back_beside_large_and_sparse_ones() -> None:
+    model = Sparse()
+    with pytest.raises(ExactnessError, match="got the parameter 'center'"):
+        Accumulator(model, CROSS_ENTROPY, micro_batch_size=4).backward(*batch())
+    assert model.center.item() == 0
+    Accumulator(model, CROSS_ENTROPY, micro_batch_size=4, self_check=False).backward(*batch())
+
+
+def test_a_parameter_that_is_frozen_later_is_put_back() -> None:
+    model = seeded(lambda: Following(0.0))
+    model.slow.requires_grad_()
+    accumulator = Accumulator(model, CROSS_ENTROPY, micro_batch_size=16, self_check=False)
+    accumulator.backward(*batch())
+    model.slow.requires_grad_(requires_grad=False)
+    before, model.fails = model.slow.weight.clone(), True
+    with pytest.raises(OSError, match="has moved"):
+        accumulator.backward(*batch())
+    assert torch.equal(model.slow.weight, before)
 
 
 class FailingLater(nn.Module):

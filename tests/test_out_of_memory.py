@@ -61,7 +61,15 @@ def test_memory_that_runs_out_anywhere_is_one_line(
         assert line.endswith("use a smaller model or batch, or close other programs")
 
 
-@pytest.mark.parametrize("error", [KeyError("out of memory"), RuntimeError("shapes differ"), OSError("not enough memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("out of memory"),
+        RuntimeError("shapes differ"),
+        RuntimeError("3 labels are out of memory bank range"),
+        OSError("not enough memory"),
+    ],
+)
 def test_other_errors_are_no_failed_allocations(error: Exception) -> None:
     assert failed_allocation_line(error) is None
 

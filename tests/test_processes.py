@@ -16,7 +16,7 @@ import pytest
 
 from bigstep.config.params import Params, parse_params
 from bigstep.data.store import Store
-from bigstep.errors import ConfigError, LostStepError, OtherProcessError, UserError
+from bigstep.errors import ConfigError, LostStepError, OtherProcessError, OutOfMemoryError, UserError
 from bigstep.models.small_cnn import SmallCNN
 from bigstep.planning.memory_budget import OVERHEAD_BYTES, available_bytes, predict
 from bigstep.project.paths import ProjectPaths
@@ -181,6 +181,30 @@ def _helpers() -> list[psutil.Process]:
 
 def _raise_memory_error(*_: object) -> None:
     raise MemoryError
+
+
+TOO_LARGE = """
+import torch
+from bigstep.training import setup
+
+setup.build_training = lambda *_, **options: torch.empty(2**55)
+"""
+
+
+@pytest.mark.slow
+def test_a_helper_whose_network_does_not_fit_is_an_out_of_memory_error(
+    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a search takes the trial as infeasible, and goes on."""
+    (tmp_path / "sitecustomize.py").write_text(TOO_LARGE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    params = parse_params({"hardware": {"processes": 2, "device": "cpu", "num_workers": 0}, "model": {"width": 4}})
+    job = TrainingJob(digits, params, params.batch, 0, CheckpointWriter(tmp_path / "none", 60, {}), tmp_path / "mark.json")
+    with (
+        pytest.raises(OutOfMemoryError, match="memory: expected model and data to fit"),
+        training_group(helper_request(job, None), Signals()) as group,
+    ):
+        check_same_start(build_training(digits, params.batch, params, weights=None, group=group))
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bigstep: {line}; pip install 'bigstep[pipeline]'", file=sys.stderr)
         return UserError.exit_code
     except Exception as error:
-        problem = user_code_line(error) or failed_allocation_line(error)
+        problem = failed_allocation_line(error) or user_code_line(error)
         if problem is None:
             raise
         print(f"bigstep: {problem}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigstep.step.batch_structure import map_tensors
+from bigstep.step.containers import map_tensors
 
 __all__ = ["DtypeTree", "ShapeTree", "build_inputs", "call_model", "check_shapes", "first_samples"]
 

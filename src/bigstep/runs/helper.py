@@ -20,11 +20,12 @@ import psutil
 from bigstep.config.batch_sizes import BatchSizes
 from bigstep.config.params import Params, parse_params
 from bigstep.data.store import Store
-from bigstep.errors import DivergedError, ExitCode, LostProcessError, OtherProcessError, UserError
+from bigstep.errors import DivergedError, ExitCode, LostProcessError, OtherProcessError, OutOfMemoryError, UserError
 from bigstep.runs.checkpoint_files import load_latest
 from bigstep.runs.marked_batches import open_batches
 from bigstep.runtime.device import choose_device
 from bigstep.runtime.environment import guard_libraries
+from bigstep.runtime.failed_allocation import failed_allocation_line
 from bigstep.runtime.process_group import is_lost_connection, join_group, leave_group
 from bigstep.training.loop import train_epochs
 from bigstep.training.setup import build_training
@@ -75,10 +76,13 @@ def main() -> int:
     except (OtherProcessError, LostProcessError):  # the first process finds out which
         return ExitCode.FAILED
     except UserError as error:
-        _write(answers, "error", text=str(error), code=int(error.exit_code))
+        _write(answers, "error", text=str(error), code=int(error.exit_code), memory=isinstance(error, OutOfMemoryError))
         return error.exit_code
-    except RuntimeError as error:
-        if not is_lost_connection(error):  # else another process has ended
+    except (RuntimeError, MemoryError) as error:
+        line = failed_allocation_line(error)
+        if line is not None:
+            _write(answers, "error", text=line, code=int(OutOfMemoryError.exit_code), memory=True)
+        elif not is_lost_connection(error):  # else another process has ended
             traceback.print_exc()
         return ExitCode.FAILED
     return ExitCode.OK

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, final
 
 from bigstep.console import console
-from bigstep.errors import LostProcessError, OtherProcessError, ProjectError, UserError
+from bigstep.errors import LostProcessError, OtherProcessError, OutOfMemoryError, ProjectError, UserError
 from bigstep.runs import helper as helper_module
 from bigstep.runs.helper import HelperRequest
 from bigstep.runs.low_memory_marker import mark_path
@@ -115,7 +115,7 @@ class _Helper:
             elif kind == "stop" and self._signals.received is None:
                 os.kill(os.getpid(), signal.SIGTERM)
             elif kind == "error":
-                self.error = UserError(answer["text"])
+                self.error = (OutOfMemoryError if answer["memory"] else UserError)(answer["text"])
                 self.error.exit_code = answer["code"]
         self.is_ready.set()  # it has ended: there is nothing to wait for
 

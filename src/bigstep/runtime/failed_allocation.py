@@ -2,7 +2,14 @@
 
 __all__ = ["failed_allocation_line", "is_failed_allocation"]
 
-TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc", "not enough memory", "out of memory")
+TEXTS = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "std::bad_alloc",
+    "not enough memory",
+    "out of memory. Tried to allocate",
+    "CUDA error: out of memory",
+)
 
 
 def is_failed_allocation(error: BaseException) -> bool:

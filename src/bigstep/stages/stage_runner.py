@@ -87,7 +87,7 @@ def run_stage(name: str, body: Callable[[Stage], None], started: float | None = 
         print(f"bigstep: {stop}; run the same command to resume", file=sys.stderr)
         return _leave_code(stop.exit_code)
     except Exception as error:
-        line = user_code_line(error) or failed_allocation_line(error)
+        line = failed_allocation_line(error) or user_code_line(error)
         if line is None:
             raise
         return report_user_error(UserError(line))

@@ -5,36 +5,20 @@ different shapes), or a tuple, list, dictionary, other mapping, named tuple or d
 like beside them are passed on as they are. Tensors that all samples share have to be named.
 """
 
-import dataclasses
 import enum
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["BatchStructure", "check_usable", "find_tensors", "map_tensors"]
+from bigstep.step.containers import find_tensors, map_tensors, parts_of, rebuilt
+
+__all__ = ["BatchStructure", "check_usable"]
 
 PLAIN = (str, bytes, numbers.Number, type(None), enum.Enum, torch.dtype, torch.device, torch.Size, slice)
-
-
-def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
-    """Apply ``function`` to every tensor in nested containers; anything else stays as it is."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    parts = _parts(batch)
-    return batch if parts is None else _rebuilt(batch, {key: map_tensors(function, item) for key, item in parts})
-
-
-def find_tensors(batch: Any) -> Iterator[Tensor]:
-    """Return every tensor in nested containers."""
-    if isinstance(batch, Tensor):
-        yield batch
-    else:
-        for _, item in _parts(batch) or ():
-            yield from find_tensors(item)
 
 
 @final
@@ -50,7 +34,8 @@ class BatchStructure:
             inputs: of the model.
             targets: of the loss.
             shared: keys or fields, or positions in a tuple, of those inputs that all samples share.
-            list_kinds: whether lists of tensors in earlier batches had one item a sample; what this batch shows is added.
+            list_kinds: whether lists of tensors in earlier batches had one item a sample; what this batch shows is added
+                once a model has taken it.
                 It decides where a list could be both, such as 3 images of shape ``(3, H, W)``.
 
         Raises:
@@ -58,12 +43,13 @@ class BatchStructure:
         """
         self.inputs, self.targets, self.shared = inputs, targets, tuple(shared)
         self._shared = frozenset(shared)
-        self._list_kinds = set() if list_kinds is None else list_kinds
+        self._known_kinds = frozenset(list_kinds or ())
+        self._learned_kinds = set[bool]() if list_kinds is None else list_kinds
         self.num_samples = self._count()
         self._check(inputs, "inputs", top=True)
         self._check(targets, "targets")
         self._one_list = isinstance(inputs, list) and self._is_sample_list(inputs)
-        self._list_kinds.update(
+        self._kinds = frozenset(
             self._is_sample_list(item) for item in self._lists() if set(self._sizes_within(item)) and not self._is_both(item)
         )
 
@@ -78,8 +64,11 @@ class BatchStructure:
     def call(self, model: torch.nn.Module, inputs: Any) -> Any:
         """Call with one tensor, the items of a tuple, the keywords of a mapping, or a list of samples as it is."""
         if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, (tuple, list)) and not self._one_list else model(inputs)
+            result = model(**inputs)
+        else:
+            result = model(*inputs) if isinstance(inputs, (tuple, list)) and not self._one_list else model(inputs)
+        self._learned_kinds |= self._kinds  # the model takes what it was given
+        return result
 
     def _take(self, batch: Any, part: slice | list[int], device: torch.device | None, *, top: bool = False) -> Any:
         if isinstance(batch, Tensor):
@@ -89,14 +78,14 @@ class BatchStructure:
         if isinstance(batch, (list, tuple)) and self._is_sample_list(batch):
             samples = batch[part] if isinstance(part, slice) else [batch[index] for index in part]
             return _all_moved(type(batch)(samples), device)
-        parts = _parts(batch)
+        parts = parts_of(batch)
         if parts is None:
             return batch
         items = {
             key: _all_moved(item, device) if self._is_shared(key, top=top) else self._take(item, part, device)
             for key, item in parts
         }
-        return _rebuilt(batch, items)
+        return rebuilt(batch, items)
 
     def _is_shared(self, key: Any, *, top: bool) -> bool:
         return key in self._shared and (top or isinstance(key, str))
@@ -105,9 +94,11 @@ class BatchStructure:
         direct = {*self._direct_sizes(self.inputs, top=True), *self._direct_sizes(self.targets)}
         if not direct:
             lists = list(self._lists())
-            plain = {len(item) for item in lists if not set(self._sizes_within(item))}
-            within = {size for item in lists for size in self._sizes_within(item)}
-            direct = plain or (within if len(within) == 1 else {len(item) for item in lists})
+            within = [set(self._sizes_within(item)) for item in lists]
+            lengths = {len(item) for item in lists if item} or {0}
+            has_plain = any(item and not sizes for item, sizes in zip(lists, within, strict=True))
+            sizes = set[int]().union(*within)
+            direct = lengths if len(sizes) != 1 or (has_plain and len(lengths) == 1) else sizes
         if len(direct) != 1:
             raise ValueError(
                 f"batch: expected inputs and targets of the same number of samples, got {sorted(direct)}; make their first "
@@ -120,14 +111,14 @@ class BatchStructure:
         if isinstance(batch, Tensor) or _is_array(batch):
             yield _first_dimension(batch)
         elif not isinstance(batch, list):
-            for key, item in _parts(batch) or ():
+            for key, item in parts_of(batch) or ():
                 if not self._is_shared(key, top=top):
                     yield from self._direct_sizes(item)
 
     def _sizes_within(self, batch: Any) -> Iterator[int]:
         if isinstance(batch, Tensor) or _is_array(batch):
             yield batch.shape[0] if batch.ndim else -1
-        for _, item in _parts(batch) or ():
+        for _, item in parts_of(batch) or ():
             yield from self._sizes_within(item)
 
     def _is_sample_list(self, batch: list[Any] | tuple[Any, ...]) -> bool:
@@ -136,7 +127,7 @@ class BatchStructure:
             return False
         if isinstance(batch, tuple):
             return bool(batch) and all(isinstance(item, (str, bytes)) for item in batch)
-        return self._list_kinds == {True} if self._is_both(batch) else set(self._sizes_within(batch)) != {self.num_samples}
+        return self._known_kinds == {True} if self._is_both(batch) else set(self._sizes_within(batch)) != {self.num_samples}
 
     def _is_both(self, batch: Any) -> bool:
         """Return whether a list could be one item a sample, and tensors of all samples as well."""
@@ -151,7 +142,7 @@ class BatchStructure:
         if isinstance(batch, list):
             yield batch
             return
-        for key, item in _parts(batch) or ():
+        for key, item in parts_of(batch) or ():
             if not self._is_shared(key, top=top):
                 yield from self._lists_in(item)
 
@@ -161,14 +152,14 @@ class BatchStructure:
             raise ValueError(
                 f"{name}: expected samples that can be cut, got a {type(batch).__name__}; pad the sequences instead"
             )
-        if isinstance(batch, list) and self._is_both(batch) and len(self._list_kinds) != 1:
+        if isinstance(batch, list) and self._is_both(batch) and len(self._known_kinds) != 1:
             raise ValueError(
                 f"{name}: expected a list of one item per sample or of tensors of all samples, got one that could be both, "
                 f"{len(batch)} tensors of {self.num_samples} rows; use a tuple for tensors of all samples, or stack the items"
             )
         if isinstance(batch, (list, tuple)) and self._is_sample_list(batch):
             return
-        parts = _parts(batch)
+        parts = parts_of(batch)
         if parts is None:
             self._check_leaf(batch, name)
             return
@@ -239,22 +230,3 @@ def _all_moved(batch: Any, device: torch.device | None) -> Any:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "__array_interface__") and hasattr(value, "ndim")
-
-
-def _parts(batch: Any) -> list[tuple[Any, Any]] | None:
-    """Return the items of a container with their keys, or None for anything else."""
-    if isinstance(batch, Mapping):
-        return list(batch.items())
-    if isinstance(batch, (tuple, list)) and not isinstance(batch, torch.Size):
-        return list(zip(getattr(batch, "_fields", range(len(batch))), batch, strict=True))
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return [(field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch) if field.init]
-    return None
-
-
-def _rebuilt(batch: Any, items: dict[Any, Any]) -> Any:
-    if isinstance(batch, Mapping):
-        return items if type(batch) is dict else type(batch)(items)  # type: ignore[call-arg] # as dict, OrderedDict, UserDict do
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(batch, **items)
-    return type(batch)(*items.values()) if hasattr(batch, "_fields") else type(batch)(items.values())

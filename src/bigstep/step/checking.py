@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bigstep.errors import ExactnessError, ExactnessWarning, LossError, RandomnessError
 from bigstep.step.batch_norm import find_batch_layers
-from bigstep.step.batch_structure import BatchStructure, check_usable, map_tensors
+from bigstep.step.batch_structure import BatchStructure, check_usable
+from bigstep.step.containers import map_tensors
 from bigstep.step.exactness import EXACT, LayerCheck, check_cuts
 from bigstep.step.loss_arguments import resolve_loss
 from bigstep.step.preserved_state import preserved_gradients, preserved_state

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bigstep.randomness.keyed_randomness import KeyedStep, RandomCallsChangedError
-from bigstep.step.batch_structure import find_tensors
 from bigstep.step.comparison import Comparison
+from bigstep.step.containers import find_tensors
 from bigstep.step.passes import Passes, evaluating
 from bigstep.step.preserved_state import preserved_state
 

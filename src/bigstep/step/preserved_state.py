@@ -1,8 +1,8 @@
 """One way to put back what a pass through a model may change beside its gradients: buffers, attributes, random states.
 
 Buffers include parameters that need no gradient, such as codes that move with the samples or a copy that follows the
-network. They are copied as long as they hold no more than the parameters that do: beyond that they are the frozen network
-below an adapter, which nothing writes to.
+network: the smallest of them, as long as together they hold no more than the parameters that do. The frozen network below
+an adapter is larger, and nothing writes to it.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bigstep.randomness.torch_internals import all_modules
 from bigstep.step.preserved_values import IN_PLACE, PLAIN, Slot
+from bigstep.step.processes import is_sharded
 from bigstep.step.torch_internals import all_parameters, buffers_of, parameters_of
 
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
@@ -128,12 +129,13 @@ class StateGuard:
         """Guard ``models``; the first step in each mode finds out what changes."""
         self._models = models
         self._constant: dict[tuple[bool, ...], _Constant] = {}
-        self._mode: tuple[bool, ...] = ()
+        self._mode: tuple[bool, ...] = ()  # of each module, and whether each parameter needs a gradient
 
     def state(self) -> ModuleState:
         """Return the state before a step."""
         modules = all_modules(self._models)
-        self._mode = tuple([module.training for module in modules])
+        trained = [parameter.requires_grad for parameter in all_parameters(self._models)]
+        self._mode = (*[module.training for module in modules], *trained)
         if self._mode not in self._constant:
             self._constant[self._mode] = _Constant(frozen=_frozen(self._models))
         return ModuleState.of(modules, self._constant[self._mode])
@@ -184,11 +186,26 @@ def preserved_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _frozen(models: Iterable[nn.Module]) -> frozenset[int]:
-    """Return the ids of the parameters that need no gradient, if they are no larger than the others."""
+    """Return the ids of the parameters that count as buffers: see above. Those of FSDP are replaced in every pass."""
     parameters = all_parameters(models)
-    found = [parameter for parameter in parameters if not parameter.requires_grad]
-    is_small = 2 * sum(parameter.nbytes for parameter in found) <= sum(parameter.nbytes for parameter in parameters)
-    return frozenset(map(id, found)) if is_small else frozenset()
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad and _is_plain(parameter)]
+    if not frozen or is_sharded(all_modules(models)):
+        return frozenset()
+    room, found = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad), []
+    for parameter in sorted(frozen, key=_bytes):
+        room -= _bytes(parameter)
+        if room < 0:
+            break
+        found.append(id(parameter))
+    return frozenset(found)
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    return type(parameter.data) is Tensor and parameter.layout == torch.strided  # comparing a DTensor is a collective
+
+
+def _bytes(parameter: Tensor) -> int:
+    return parameter.numel() * parameter.element_size()  # nbytes is not defined for sparse tensors
 
 
 def _state_of(module: nn.Module, frozen: frozenset[int]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -9,12 +10,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bigstep.errors import ExactnessWarning
 
-__all__ = ["exchange", "is_distributed", "unwrapped", "warn_of_shares"]
+__all__ = ["exchange", "is_distributed", "is_sharded", "unwrapped", "warn_of_shares"]
+
+SHARDING = ("FSDPModule", "FullyShardedDataParallel")  # importing them takes long
 
 
 def is_distributed(model: nn.Module) -> bool:
     """Return whether backward passes of ``model`` exchange gradients with other processes."""
     return isinstance(model, DistributedDataParallel)
+
+
+def is_sharded(modules: Iterable[nn.Module]) -> bool:
+    """Return whether one of ``modules`` is FSDP's, which has other parameters within its passes than outside."""
+    return any(base.__name__ in SHARDING for module in modules for base in type(module).__mro__)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

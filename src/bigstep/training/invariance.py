@@ -12,8 +12,9 @@ from bigstep.data.split import Split
 from bigstep.data.store import Store
 from bigstep.errors import ConfigError, RandomnessError
 from bigstep.step.batch_norm import BatchLayer, find_batch_layers
-from bigstep.step.batch_structure import BatchStructure, map_tensors
+from bigstep.step.batch_structure import BatchStructure
 from bigstep.step.comparison import compare_passes
+from bigstep.step.containers import map_tensors
 from bigstep.step.coupling import describe
 from bigstep.step.grouping import Groups
 from bigstep.step.passes import Passes, SingleSampleError

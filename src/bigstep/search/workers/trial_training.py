@@ -111,7 +111,10 @@ def train_trial(
     training = TrainingJob(store, params, batch, job.fit.predicted_bytes, checkpoints, job.folder / "mark.json")
     with training_group(helper_request(training, weights), signals) as group:
         state = build_training(store, batch, params, weights=weights, group=group)
-        return _tracked(job, training, state, signals, report, on_run_id)
+        try:
+            return _tracked(job, training, state, signals, report, on_run_id)
+        finally:
+            state.guard.close()
 
 
 def _tracked(  # what train_trial was given
@@ -136,7 +139,6 @@ def _tracked(  # what train_trial was given
         outcome = _train(job, training, state, signals, report, tracked)
         outcome = replace(outcome, peak_bytes=peak_memory_bytes(device)).judged_by(params.search.objectives)
         _log_outcome(tracked, outcome)
-    state.guard.close()
     run_id = tracked.run_id()
     if at_start is None and run_id is not None:  # MLflow answered late
         on_run_id(run_id)
