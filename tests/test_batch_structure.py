@@ -90,6 +90,16 @@ def test_a_batch_that_the_model_does_not_take_teaches_nothing() -> None:
     accumulator.backward(_images(3), labels)
 
 
+def test_two_images_with_three_boxes_each_are_two_samples_where_lists_are_known_to_hold_samples() -> None:
+    boxes = [{"boxes": torch.zeros(3, 4)} for _ in range(2)]
+    assert BatchStructure(_images(2), boxes, list_kinds={True}).num_samples == 2
+
+
+def test_lists_of_numbers_as_tensors_are_counted_by_their_length() -> None:
+    batch = BatchStructure([torch.tensor(1.0), torch.tensor(2.0)], [torch.tensor(0), torch.tensor(1)])
+    assert batch.take(slice(1, 2)) == ([torch.tensor(2.0)], [torch.tensor(1)])
+
+
 @pytest.mark.parametrize("extra", [[], None])
 def test_empty_lists_do_not_count_samples(extra: list[object] | None) -> None:
     batch = BatchStructure({"images": [torch.randn(5, 3), torch.randn(5, 2)], "notes": extra}, [torch.zeros(5)])

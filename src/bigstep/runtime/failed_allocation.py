@@ -9,6 +9,8 @@ TEXTS = (
     "not enough memory",
     "out of memory. Tried to allocate",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "backend out of memory",
 )
 
 

@@ -98,7 +98,8 @@ class BatchStructure:
             lengths = {len(item) for item in lists if item} or {0}
             has_plain = any(item and not sizes for item, sizes in zip(lists, within, strict=True))
             sizes = set[int]().union(*within)
-            direct = lengths if len(sizes) != 1 or (has_plain and len(lengths) == 1) else sizes
+            are_samples = has_plain or -1 in sizes or self._known_kinds == {True}
+            direct = lengths if len(sizes) != 1 or (are_samples and len(lengths) == 1) else sizes
         if len(direct) != 1:
             raise ValueError(
                 f"batch: expected inputs and targets of the same number of samples, got {sorted(direct)}; make their first "

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bigstep.randomness.torch_internals import all_modules
 from bigstep.step.preserved_values import IN_PLACE, PLAIN, Slot
@@ -21,6 +22,7 @@ from bigstep.step.torch_internals import all_parameters, buffers_of, parameters_
 
 __all__ = ["ModuleState", "StateGuard", "preserved_gradients", "preserved_state"]
 
+MAX_MODES = 64  # of which it is kept what changes
 OWN = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}  # what every module keeps: parameters, children, hooks, ...
 
 
@@ -30,8 +32,8 @@ class _Constant:
 
     values: frozenset[tuple[int, str]] = frozenset()
     modules: Mapping[int, frozenset[str]] = field(default_factory=dict)
-    frozen: frozenset[int] = frozenset()
-    """Ids of the parameters that count as buffers."""
+    frozen: frozenset[tuple[int, str]] = frozenset()
+    """Keys of the parameters that count as buffers."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class StateGuard:
         modules = all_modules(self._models)
         trained = [parameter.requires_grad for parameter in all_parameters(self._models)]
         self._mode = (*[module.training for module in modules], *trained)
+        if len(self._constant) == MAX_MODES:  # parameters are frozen at random
+            self._constant.clear()
         if self._mode not in self._constant:
             self._constant[self._mode] = _Constant(frozen=_frozen(self._models))
         return ModuleState.of(modules, self._constant[self._mode])
@@ -185,19 +189,21 @@ def preserved_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _frozen(models: Iterable[nn.Module]) -> frozenset[int]:
-    """Return the ids of the parameters that count as buffers: see above. Those of FSDP are replaced in every pass."""
+def _frozen(models: Iterable[nn.Module]) -> frozenset[tuple[int, str]]:
+    """Return the keys of the parameters that count as buffers: see above. Those of FSDP are replaced in every pass."""
     parameters = all_parameters(models)
     frozen = [parameter for parameter in parameters if not parameter.requires_grad and _is_plain(parameter)]
-    if not frozen or is_sharded(all_modules(models)):
+    modules = all_modules(models)
+    if not frozen or is_sharded(modules) or any(map(is_lazy, parameters)):  # those that are lazy are refused with a line
         return frozenset()
-    room, found = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad), []
+    room, found = sum(_bytes(parameter) for parameter in parameters if parameter.requires_grad), set()
     for parameter in sorted(frozen, key=_bytes):
         room -= _bytes(parameter)
         if room < 0:
             break
-        found.append(id(parameter))
-    return frozenset(found)
+        found.add(id(parameter))
+    named = ((parameters_of(module), name) for module in modules for name in parameters_of(module))
+    return frozenset((id(holder), name) for holder, name in named if id(holder[name]) in found)
 
 
 def _is_plain(parameter: Tensor) -> bool:
@@ -208,11 +214,11 @@ def _bytes(parameter: Tensor) -> int:
     return parameter.numel() * parameter.element_size()  # nbytes is not defined for sparse tensors
 
 
-def _state_of(module: nn.Module, frozen: frozenset[int]) -> Iterator[tuple[dict[str, Any], str]]:
+def _state_of(module: nn.Module, frozen: frozenset[tuple[int, str]]) -> Iterator[tuple[dict[str, Any], str]]:
     yield from ((buffers_of(module), name) for name in buffers_of(module))
     if frozen:
         parameters = parameters_of(module)
-        yield from ((parameters, name) for name in parameters if id(parameters[name]) in frozen)
+        yield from ((parameters, name) for name in parameters if (id(parameters), name) in frozen)
     attributes = module.__dict__
     yield from ((attributes, name) for name in attributes if name not in OWN and isinstance(attributes[name], PLAIN))
 

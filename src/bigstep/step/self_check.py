@@ -42,13 +42,13 @@ class SelfCheck:
         key = tuple((type(module), module.training) for module in self._model.modules())
         if key in self._checked:
             return
-        if is_sharded(self._model.modules()):  # a pass without its own backward leaves it with gradients of the check
-            _warn("not checked whether gradients depend on micro_batch_size: FSDP shards the model")
-            self._checked.add(key)
-            return
         if not self._tries:
             for layer in find_batch_layers(self._model):
                 _warn(f"{layer.dependent} depend on micro_batch_size: {layer.name} ({layer.kind}) {layer.reason}")
+        if is_sharded(self._model.modules()):  # the gradients of the check would stay in it
+            _warn("not checked whether gradients depend on micro_batch_size: FSDP shards the model")
+            self._checked.add(key)
+            return
         places = weighty_samples(batch, self._loss)
         settled = len(places) > 1 and self._compare(batch, places, micro_batch_size, device)
         self._tries += 1
