@@ -26,7 +26,6 @@ from bigstep.runtime.device import choose_device, possible_formats, total_memory
 from bigstep.runtime.stop_signals import Signals
 from bigstep.search.optuna_dashboard import attach_file, curve_of, note_run, show_constraints
 from bigstep.search.space import Space
-from bigstep.search.storage import first_line
 from bigstep.search.trial_params import trial_params
 from bigstep.search.trial_record import MEASURED, TrialRecord, learned
 from bigstep.search.workers.trial_training import CHECKPOINTS, TrialJob, TrialOutcome, train_trial
@@ -111,7 +110,8 @@ class TrialRunner:
         except Exception as error:
             if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
                 raise
-            what = first_line(error) if isinstance(error, OutOfMemoryError) else f"memory ran out: {first_line(error)}"
+            problem = (str(error).splitlines() or [type(error).__name__])[0]  # a MemoryError may have no text
+            what = problem if isinstance(error, OutOfMemoryError) else f"memory ran out: {problem}"
             self._refuse(trial, "fits", 1.0, what)  # "memory" may be set: Optuna would ignore another value
             return None
 
@@ -120,7 +120,7 @@ class TrialRunner:
         try:
             params = trial_params(self.request.content, overrides)
         except ConfigError as error:
-            self._refuse(trial, "possible", 1.0, first_line(error))
+            self._refuse(trial, "possible", 1.0, str(error).splitlines()[0])
             return None
         values = latest_values(self._folder(trial) / CHECKPOINTS)
         kept = None if values is None else kept_slicing(values)
@@ -161,7 +161,7 @@ class TrialRunner:
         try:
             fit = choose_slicing(self.project, params, self.store, kept=kept, always_measured=not by_rule)
         except OutOfMemoryError as error:
-            self._refuse(trial, "fits", 1.0, first_line(error))  # "memory" may be set: Optuna would ignore another value
+            self._refuse(trial, "memory", 1.0, str(error).splitlines()[0])
             return None
         fit = replace(fit, threads=None)  # as configured: here nothing is imported beside the training
         self._note_planned(trial, fit)
